@@ -1,0 +1,39 @@
+"""Train PyTorch models through photonic and analog accelerators, simulated or real.
+
+    import astralora as al
+
+    device = al.open_device("mrr", in_features=256, out_features=128, impairments="lab")
+    model = al.attach(model, {"classifier.1": device})
+
+From there on it is an ordinary PyTorch model in an ordinary training loop.
+"""
+
+from ._rooms import check_rooms
+
+check_rooms()
+
+import devices  # noqa: E402
+from devices import *  # noqa: E402, F403
+
+from .attachment import attach  # noqa: E402
+from .errors import ConfigurationError  # noqa: E402
+from .estimators import ESTIMATORS, Estimator, register_estimator  # noqa: E402
+from .layer import BlackBoxLinear  # noqa: E402
+from .methods import METHODS  # noqa: E402
+from .surrogates import SURROGATES, Surrogate, register_surrogate  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = [
+    *devices.__all__,
+    "ESTIMATORS",
+    "METHODS",
+    "SURROGATES",
+    "BlackBoxLinear",
+    "ConfigurationError",
+    "Estimator",
+    "Surrogate",
+    "attach",
+    "register_estimator",
+    "register_surrogate",
+]

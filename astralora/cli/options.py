@@ -1,0 +1,133 @@
+"""The options that `train` and `plan` share, and how they become a configuration."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import ConfigurationError
+from ..training import RunConfig
+
+__all__ = [
+    "BatchSize",
+    "BudgetPrograms",
+    "BudgetVectors",
+    "Config",
+    "Debug",
+    "DeviceName",
+    "Epochs",
+    "Impairments",
+    "InFeatures",
+    "Json",
+    "LearningRate",
+    "Method",
+    "OutFeatures",
+    "Rank",
+    "Samples",
+    "Seed",
+    "Set",
+    "Step",
+    "TaskName",
+    "run_config",
+]
+
+_DEVICE, _METHOD, _TRAINING = "Device", "Method", "Training"
+
+TaskName = Annotated[
+    str | None, typer.Option("--task", help="What to train. [default: digits]", rich_help_panel=_TRAINING)
+]
+DeviceName = Annotated[
+    str | None,
+    typer.Option(
+        "--device", help="Registered device; see 'astralora devices'. [default: mrr]", rich_help_panel=_DEVICE
+    ),
+]
+Impairments = Annotated[
+    str | None,
+    typer.Option(help="Of a simulated device: ideal, lab or harsh. [default: lab]", rich_help_panel=_DEVICE),
+]
+InFeatures = Annotated[
+    int | None, typer.Option(help="Inputs of the device layer. [default: 256]", rich_help_panel=_DEVICE)
+]
+OutFeatures = Annotated[
+    int | None, typer.Option(help="Outputs of the device layer. [default: 128]", rich_help_panel=_DEVICE)
+]
+BudgetPrograms = Annotated[int | None, typer.Option(help="The most programs to spend.", rich_help_panel=_DEVICE)]
+BudgetVectors = Annotated[int | None, typer.Option(help="The most vectors to spend.", rich_help_panel=_DEVICE)]
+Method = Annotated[
+    str | None,
+    typer.Option(help="How gradients are found: auto, paper or exact. [default: auto]", rich_help_panel=_METHOD),
+]
+Samples = Annotated[
+    int | None,
+    typer.Option(help="Perturbations a step, of zero-order estimators. [default: 100]", rich_help_panel=_METHOD),
+]
+Rank = Annotated[int | None, typer.Option(help="Of the 'psi' surrogate. [default: 10]", rich_help_panel=_METHOD)]
+Step = Annotated[
+    float | None,
+    typer.Option(
+        help="Size of a perturbation, in control units. [default: from the device's levels and range]",
+        rich_help_panel=_METHOD,
+    ),
+]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the data. [default: 10]", rich_help_panel=_TRAINING)]
+BatchSize = Annotated[int | None, typer.Option(help="Samples per step. [default: 50]", rich_help_panel=_TRAINING)]
+LearningRate = Annotated[
+    float | None,
+    typer.Option("--lr", help="Adam's, at the start. [default: 0.01]", rich_help_panel=_TRAINING),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="Of weights, data order and chip. [default: 0]", rich_help_panel=_TRAINING),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="A TOML file; options given here override it.", dir_okay=False),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any key of the configuration, such as device.options.response=power."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def run_config(config: Path | None, settings: list[str] | None, given: Mapping[str, Any]) -> RunConfig:
+    """Defaults, overridden by the file, overridden by what was given on the command line.
+
+    Args:
+        config: TOML file.
+        settings: of ``--set``, as KEY=VALUE.
+        given: dotted keys with their values; None where an option was not given.
+    """
+    overrides: dict[str, Any] = {}
+    for key, value in given.items():
+        if value is not None:
+            _put(overrides, key, value)
+    for setting in settings or ():
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise ConfigurationError(f"--set takes KEY=VALUE, not {setting!r}")
+        _put(overrides, key.strip(), _parse(value.strip()))
+    return RunConfig.load(config, overrides)
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for part in path:
+        below = tree.setdefault(part, {})
+        if not isinstance(below, dict):
+            raise ConfigurationError(f"{key} cannot be set: {part} has a value of its own")
+        tree = below
+    tree[last] = value
+
+
+def _parse(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a word without quotes

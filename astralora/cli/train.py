@@ -1,0 +1,227 @@
+"""``astralora train``: the main job."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, Self
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ..errors import ConfigurationError
+from ..reports import RunData, duration, percent, run_report, verdicts
+from ..training import Interrupted, RunConfig, RunFolder
+from ..training import train as run_training
+from ..training.checkpoint import write_atomically
+from . import options as o
+from .console import errors, one_sentence_errors, out, print_json
+
+__all__ = ["train"]
+
+_SIGINT_EXIT = 130
+
+
+@one_sentence_errors
+def train(
+    task: o.TaskName = None,
+    device: o.DeviceName = None,
+    impairments: o.Impairments = None,
+    in_features: o.InFeatures = None,
+    out_features: o.OutFeatures = None,
+    budget_programs: o.BudgetPrograms = None,
+    budget_vectors: o.BudgetVectors = None,
+    method: o.Method = None,
+    samples: o.Samples = None,
+    rank: o.Rank = None,
+    step: o.Step = None,
+    epochs: o.Epochs = None,
+    batch_size: o.BatchSize = None,
+    lr: o.LearningRate = None,
+    seed: o.Seed = None,
+    baseline: Annotated[
+        bool | None,
+        typer.Option(
+            "--baseline/--no-baseline",
+            help="Train the digital model beside it. [default: baseline]",
+            rich_help_panel="Training",
+        ),
+    ] = None,
+    config: o.Config = None,
+    settings: o.Set = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Run folder. [default: a new one in runs/]", file_okay=False),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", help="Go on with the interrupted run in this folder.", file_okay=False),
+    ] = None,
+    json: o.Json = False,
+    debug: o.Debug = False,  # noqa: ARG001
+) -> None:
+    """Train a model through a device, beside its digital baseline, and leave a run folder with a report.
+
+    Example: astralora train --device slm --impairments lab --epochs 10 --seed 1
+    """
+    given = {
+        "task": task,
+        "device.name": device,
+        "device.impairments": impairments,
+        "in_features": in_features,
+        "out_features": out_features,
+        "budget.programs": budget_programs,
+        "budget.vectors": budget_vectors,
+        "method.name": method,
+        "method.options.samples": samples,
+        "method.options.rank": rank,
+        "method.options.step": step,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": lr,
+        "seed": seed,
+        "baseline": baseline,
+    }
+    if resume is not None:
+        if config or settings or output or any(value is not None for value in given.values()):
+            raise ConfigurationError(
+                "--resume goes on with the run exactly as it was begun: no other options than --json and --debug"
+            )
+        folder = RunFolder.reopen(resume)
+        finished = folder.summary()
+        if finished is not None:
+            errors.print(f"The run in {resume} is complete; there is nothing to go on with.")
+            if json:
+                print_json(finished)
+            return
+    else:
+        run = o.run_config(config, settings, given)
+        folder = RunFolder.create(output or _new_folder(run), run)
+    try:
+        with _View(folder.config) as view:
+            result = run_training(folder, resume=resume is not None, listener=view.show)
+    except Interrupted as stop:
+        errors.print(
+            f"Interrupted after step {stop.step}. Go on with: astralora train --resume '{folder.path}'",
+            soft_wrap=True,
+        )
+        raise typer.Exit(_SIGINT_EXIT) from None
+    data = RunData(
+        result.summary,
+        result.metrics,
+        result.controls_before,
+        result.controls_after,
+        result.control_unit,
+    )
+    for name, content in run_report(data, folder.config.to_toml()).items():
+        write_atomically(folder.path / name, content)
+    if json:
+        print_json(result.summary)
+    else:
+        _print_result(data, folder.path)
+
+
+def _new_folder(run: RunConfig) -> Path:
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    name = f"{run.task}-{run.device.name}-{run.method.name}-seed{run.seed}-{stamp}"
+    folder, again = Path("runs") / name, 1
+    while folder.exists():
+        again += 1
+        folder = Path("runs") / f"{name}-{again}"
+    return folder
+
+
+class _View:
+    """Live progress on standard error, and a line for every epoch."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=errors,
+            transient=True,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._accuracy: float | None = None
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def show(self, record: dict[str, Any]) -> None:
+        """Show one record."""
+        if record["event"] == "baseline":
+            self._update("digital baseline", record["epoch"], self._config.epochs, _accuracy(record))
+            if record["epoch"] == self._config.epochs:
+                self._line("baseline", record)
+            return
+        if record["event"] == "epoch":
+            self._accuracy = record["test_accuracy"]
+            self._line(f"epoch {record['epoch']:>3}", record)
+            return
+        spent = (
+            f"test {percent(self._accuracy)}  {record['programs']:,} programs  {record['vectors']:,} vectors  "
+            f"{duration(record['hardware_seconds'])} on hardware"
+        )
+        position, of = record["epoch"], self._config.epochs
+        self._update(f"epoch {position}/{of}", record["step"], None, spent)
+
+    def steps(self, total: int) -> None:
+        """Announce the number of steps."""
+        self._tasks["steps"] = self._progress.add_task("", total=total, note="")
+
+    def _update(self, what: str, done: int, total: int | None, note: str) -> None:
+        key = "baseline" if what.startswith("digital") else "steps"
+        if key not in self._tasks:
+            self._tasks[key] = self._progress.add_task(what, total=total, note="")
+        self._progress.update(self._tasks[key], description=what, completed=done, note=note)
+
+    def _line(self, what: str, record: dict[str, Any]) -> None:
+        line = f"{what:<10} train loss {record['train_loss']:.4f}  test {percent(record['test_accuracy']):>7}"
+        if "programs" in record:
+            line += (
+                f"  {record['programs']:>9,} programs  {record['vectors']:>11,} vectors  "
+                f"{duration(record['hardware_seconds']):>8} on hardware  "
+                f"surrogate residual {percent(record['surrogate_residual'])}"
+            )
+        self._progress.console.print(line, highlight=False, soft_wrap=True)
+
+
+def _accuracy(record: dict[str, Any]) -> str:
+    return f"test {percent(record['test_accuracy'])}"
+
+
+def _print_result(data: RunData, folder: Path) -> None:
+    summary = data.summary
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    rows = {
+        "run": data.title,
+        "test accuracy": f"{percent(summary['test_accuracy'])} (best {percent(summary['best_test_accuracy'])})",
+        "digital baseline": percent(summary["baseline_test_accuracy"]),
+        "gradients by": f"{summary['estimator']} for controls, {summary['surrogate']} for inputs",
+        "programs": f"{summary['programs']:,} ({summary['programs_per_step'] or 0:.2f} per step)",
+        "vectors": f"{summary['vectors']:,}",
+        "time on hardware": f"{duration(summary['hardware_seconds'])} (predicted)",
+        "time here": duration(summary["wall_seconds"]),
+        "run folder": str(folder),
+        "report": str(folder / "report.html"),
+    }
+    for name, value in rows.items():
+        table.add_row(name, value, style="bold" if name == "test accuracy" else "")
+    out.print(table)
+    for warning in verdicts(data)[1:]:
+        out.print(f"[yellow]note:[/] {warning}")

@@ -1,0 +1,160 @@
+"""What every estimator of control gradients has in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from devices import Coupling, DeviceSpec, Session, derive_generator
+
+from ..errors import ConfigurationError
+
+__all__ = ["Estimator", "Step", "choose_step", "directions_per_call"]
+
+Step = float | Literal["auto"]
+
+# Numbers held at a time for perturbed settings or their answers: 64 MiB in float32.
+_CHUNK = 1 << 24
+
+
+class Estimator(ABC):
+    """Estimates the loss's gradient with respect to a device's controls, by operating the device.
+
+    Args:
+        seed: of the estimator's own random stream.
+
+    Attributes:
+        requires_linear: works on linear devices only.
+        couplings: the couplings that it can use; None for all.
+        measures_transfer_matrix: leaves it in `transfer_matrix`.
+        transfer_matrix: A(w) at the controls of the last estimate, (out_features, in_features), where it was
+            measured on the way.
+    """
+
+    requires_linear: ClassVar[bool] = False
+    couplings: ClassVar[tuple[Coupling, ...] | None] = None
+    measures_transfer_matrix: ClassVar[bool] = False
+
+    def __init__(self, *, seed: int = 0) -> None:
+        self.generator = derive_generator(seed, "estimator")
+        self.transfer_matrix: Tensor | None = None
+
+    @abstractmethod
+    def estimate(
+        self,
+        session: Session,
+        controls: Tensor,
+        inputs: Tensor,
+        outputs: Tensor,
+        grad_outputs: Tensor,
+    ) -> Tensor:
+        """Estimate d loss / d controls.
+
+        Args:
+            session: the device, which may hold any controls before and after.
+            controls: where to take the gradient, (num_controls,).
+            inputs: X, that went through the device, (batch, in_features).
+            outputs: Y, that came out at these controls, (batch, out_features).
+            grad_outputs: G = d loss / d Y, (batch, out_features).
+
+        Returns:
+            (num_controls,).
+
+        Raises:
+            BudgetExceeded: the budget does not cover the whole estimate; nothing was spent.
+        """
+
+    def check(self, session: Session) -> None:
+        """Refuse a device that this estimator cannot work on.
+
+        Raises:
+            ConfigurationError: says why, and what to use instead.
+        """
+        spec = session.spec
+        name = type(self).__name__.lower()
+        if self.requires_linear and not spec.linear:
+            raise ConfigurationError(
+                f"estimator {name!r} works on linear devices only, and {spec.name!r} is not linear; use 'gaussian'"
+            )
+        if self.couplings is not None and spec.coupling not in self.couplings:
+            raise ConfigurationError(
+                f"estimator {name!r} needs {' or '.join(self.couplings)} coupling, and that of "
+                f"{spec.name!r} is {spec.coupling}; use 'gaussian'"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next estimate depends on."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` returned."""
+        self.generator.set_state(state["generator"])
+
+    def _randn(self, count: int, like: Tensor) -> Tensor:
+        # Drawn on the CPU, so that a run does not depend on where the tensors live.
+        draw = torch.randn(count, len(like), generator=self.generator, dtype=like.dtype)
+        return draw.to(like.device)
+
+    def _signs(self, count: int, like: Tensor) -> Tensor:
+        bits = torch.randint(0, 2, (count, len(like)), generator=self.generator, dtype=torch.int8)
+        return bits.to(like.device, like.dtype).mul_(2).sub_(1)
+
+
+def choose_step(spec: DeviceSpec, step: Step, share: float) -> float:
+    """The size of a perturbation of the controls, in control units.
+
+    ``"auto"`` takes a share of the control range, and never less than two control levels: a smaller step on
+    a quantized control would be no step at all, or one of another size.
+
+    Args:
+        spec: of the device.
+        step: a size, or ``"auto"``.
+        share: of the control range; of 1 where there is none.
+
+    Raises:
+        ConfigurationError: the step is smaller than one control level, or larger than half the range.
+    """
+    low, high = spec.control_range or (0.0, 1.0)
+    level = spec.control_step
+    if step == "auto":
+        size = max(share * (high - low), 2 * (level or 0.0))
+        # Whole levels: then a step is the same wherever between two codes it starts.
+        return round(size / level) * level if level else size
+    size = float(step)
+    if not size > 0:
+        raise ConfigurationError(f"a step must be positive, not {size:g}; or leave it at 'auto'")
+    if level is not None and size < level:
+        raise ConfigurationError(
+            f"a step of {size:g} is below one control level of {spec.name!r}, {level:.4g} {spec.control_unit}: "
+            f"it would be no step at all; use 'auto' or at least {2 * level:.4g}"
+        )
+    if spec.control_range is not None and size > (high - low) / 2:
+        raise ConfigurationError(
+            f"a step of {size:g} is more than half the control range of {spec.name!r}, {low:g} to {high:g}"
+        )
+    return size
+
+
+def within(spec: DeviceSpec, controls: Tensor) -> Tensor:
+    """Controls moved to the nearest legal ones."""
+    return controls if spec.control_range is None else controls.clamp(*spec.control_range)
+
+
+def directions_per_call(total: int, controls: int, answers: int) -> Generator[int]:
+    """Split a number of perturbed settings into calls of bounded memory.
+
+    Args:
+        total: settings.
+        controls: numbers in one setting.
+        answers: numbers in the answer to one setting.
+
+    Yields:
+        The number of settings of each call.
+    """
+    most = max(1, _CHUNK // max(controls, answers))
+    for start in range(0, total, most):
+        yield min(most, total - start)

@@ -1,0 +1,268 @@
+"""The torch layer that drives a device: forward through the hardware, backward around it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from devices import Device, Session, SuggestsControls, derive_generator
+
+from .encoding import choose_encoding
+from .errors import ConfigurationError
+from .estimators import Estimator
+from .methods import choose_method
+from .surrogates import Surrogate
+
+__all__ = ["BlackBoxLinear"]
+
+# Vectors spent on finding out how strong the device's outputs are.
+_LEVEL_VECTORS = 16
+
+
+class BlackBoxLinear(nn.Module):
+    """A layer whose product is computed by a device: y = gain * f_w(x) + bias.
+
+    Takes the place of an `nn.Linear`. The forward pass goes through the device. In the backward pass a
+    surrogate gives d loss / d input, and an estimator operates the device for d loss / d controls; both end
+    up in ``.grad``, for any torch optimizer. Controls that an optimizer has moved out of the device's range
+    are put back at its edge in the next training step.
+
+    Args:
+        device: what computes. It is opened, programmed and asked for a few vectors on the way.
+        bias: add a trainable bias to each output.
+        gain: multiply by a trainable number, started where random inputs leave the layer as strong as they
+            leave a
+            freshly initialised `nn.Linear`; without it the outputs stay in device units.
+        method: how gradients are found; see `astralora.methods.METHODS`.
+        estimator: takes the place of the method's, by name or as an object.
+        surrogate: takes the place of the method's, by name or as an object.
+        encoding: how activations are fitted into the input range; see `astralora.encoding.ENCODINGS`.
+        seed: of everything random here.
+        dtype: of the parameters, float32 or float64.
+        **options: for the estimator and the surrogate, such as ``samples``, ``rank`` and ``step``.
+
+    Shape:
+        (..., in_features) -> (..., out_features).
+
+    Attributes:
+        session: the guarded device; its ``usage_by_purpose`` tells what the layer has spent.
+        controls: (num_controls,), in control units.
+
+    Raises:
+        ConfigurationError: the method does not suit the device; nothing was spent.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        *,
+        bias: bool = True,
+        gain: bool = True,
+        method: str = "auto",
+        estimator: str | Estimator | None = None,
+        surrogate: str | Surrogate | None = None,
+        encoding: str = "auto",
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if dtype not in (torch.float32, torch.float64):
+            raise ConfigurationError(f"dtype must be float32 or float64, not {dtype}")
+        self.session = device if isinstance(device, Session) else Session(device)
+        spec = self.session.spec
+        self.in_features = spec.in_features
+        self.out_features = spec.out_features
+        self.encoding = choose_encoding(spec, encoding)
+        self.estimator, self.surrogate = choose_method(spec, method, estimator, surrogate, seed=seed, **options)
+        self.estimator.check(self.session)
+        self.surrogate.check(self.session, self.estimator)
+        self.saturation = 0.0
+        generator = derive_generator(seed, "layer")
+        self.controls = nn.Parameter(self._initial_controls(generator).to(dtype))
+        self.session.open()
+        self._known: Tensor | None = None  # the controls that the surrogate knows
+        level = self._start(generator)
+        # What nn.Linear's default initialisation gives for inputs of +-1: entries of variance 1 / (3 n).
+        self.gain = nn.Parameter(torch.tensor(sqrt(1 / 3) / level, dtype=dtype)) if gain else None
+        self.bias = nn.Parameter(torch.zeros(self.out_features, dtype=dtype)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pass activations through the device: (..., in_features) -> (..., out_features)."""
+        if x.shape[-1:] != (self.in_features,):
+            raise ConfigurationError(
+                f"the layer on {self.session.spec.name!r} takes (..., {self.in_features}), "
+                f"but was given {tuple(x.shape)}"
+            )
+        kind = x.device.type
+        mixed = torch.is_autocast_enabled(kind)
+        if x.dtype != self.controls.dtype and not mixed:
+            raise ConfigurationError(
+                f"the layer on {self.session.spec.name!r} is {self.controls.dtype}, but was given {x.dtype}; "
+                f"convert one to the other, or use autocast"
+            )
+        with torch.autocast(kind, enabled=False):
+            vectors = x.reshape(-1, self.in_features).to(self.controls.dtype)
+            inputs, factors = self.encoding.encode(vectors)
+            self._project()
+            # An evaluation must not teach the surrogate anything, nor be booked as training.
+            learning = self.training and torch.is_grad_enabled()
+            outputs: Tensor = _Through.apply(inputs, self.controls, self, learning)  # type: ignore[no-untyped-call]
+            y = self.encoding.decode(outputs, factors)
+            if self.gain is not None:
+                y = y * self.gain
+            if self.bias is not None:
+                y = y + self.bias
+        return y.to(torch.get_autocast_dtype(kind) if mixed else x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        """What stands in the brackets of the layer's repr."""
+        spec = self.session.spec
+        return (
+            f"{spec.name!r}, in_features={self.in_features}, out_features={self.out_features}, "
+            f"controls={spec.num_controls}, estimator={type(self.estimator).__name__}, "
+            f"surrogate={type(self.surrogate).__name__}, bias={self.bias is not None}"
+        )
+
+    # -- state ------------------------------------------------------------------------------
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What estimator and surrogate remember, and of which device."""
+        return {
+            "serial_number": self.session.spec.serial_number,
+            "kinds": self._kinds(),
+            "estimator": self.estimator.state_dict(),
+            "surrogate": self.surrogate.state_dict(),
+            "known": self._known,
+        }
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Put back what `get_extra_state` returned.
+
+        What was learned of another chip, or by another method, is of no use here: then the surrogate gets
+        to know this device anew at the next training step.
+        """
+        self._known = None
+        if state["kinds"] == self._kinds() and state["serial_number"] == self.session.spec.serial_number:
+            self.estimator.load_state_dict(state["estimator"])
+            self.surrogate.load_state_dict(state["surrogate"])
+            self._known = state["known"]
+
+    def _kinds(self) -> list[str]:
+        return [type(self.estimator).__name__, type(self.surrogate).__name__]
+
+    # -- driving the device -----------------------------------------------------------------
+
+    def _initial_controls(self, generator: torch.Generator) -> Tensor:
+        spec = self.session.spec
+        source = self.session.capability(SuggestsControls)
+        if source is not None:
+            return source.initial_controls(generator)
+        low, high = spec.control_range or (-1.0, 1.0)
+        return torch.empty(spec.num_controls).uniform_(low, high, generator=generator)
+
+    @torch.no_grad()
+    def _start(self, generator: torch.Generator) -> float:
+        """Meet the device; returns the root mean square of its answers to inputs of +-1."""
+        session, controls = self.session, self.controls.detach()
+        signs = torch.randint(0, 2, (_LEVEL_VECTORS, self.in_features), generator=generator)
+        vectors = signs.to(controls) * 2 - 1
+        inputs, factors = self.encoding.encode(vectors)
+        with session.purpose("startup"), session.transaction():
+            answers = self.encoding.decode(session.apply(controls, inputs), factors)
+            self.surrogate.start(session, controls)
+        self._known = controls.clone()
+        level = float(answers.square().mean().sqrt())
+        return level if level > 0 else 1.0
+
+    @torch.no_grad()
+    def _project(self) -> None:
+        bounds = self.session.spec.control_range
+        if bounds is not None:
+            # On .data: no autograd graph is to notice, and none exists yet for this step.
+            self.controls.data.clamp_(*bounds)
+
+    def _learn_forward(self, inputs: Tensor, controls: Tensor, wants_inputs: bool) -> Tensor:
+        session = self.session
+        with session.transaction():
+            with session.purpose("forward"):
+                session.program(controls)
+            if wants_inputs and not (self._known is not None and torch.equal(self._known, controls)):
+                with session.purpose("inputs"):
+                    if self._known is None:
+                        self.surrogate.start(session, controls)
+                    else:
+                        self.surrogate.controls_changed(session, controls)
+                self._known = controls.clone()
+            with session.purpose("forward"):
+                outputs = session.query(inputs)
+        if wants_inputs:
+            self.surrogate.observe(inputs, outputs)
+        self._watch(outputs)
+        return outputs
+
+    def _evaluate(self, inputs: Tensor, controls: Tensor) -> Tensor:
+        with self.session.purpose("evaluation"):
+            return self.session.apply(controls, inputs)
+
+    def _backward(
+        self,
+        inputs: Tensor,
+        outputs: Tensor,
+        controls: Tensor,
+        grad_outputs: Tensor,
+        wants_inputs: bool,
+        wants_controls: bool,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        session = self.session
+        grad_inputs = grad_controls = None
+        with session.transaction():
+            if wants_inputs and wants_controls:
+                with session.purpose("inputs"):
+                    session.program(controls)
+                    self.surrogate.prepare(session)
+            if wants_controls:
+                with session.purpose("controls"):
+                    grad_controls = self.estimator.estimate(session, controls, inputs, outputs, grad_outputs)
+                if self.estimator.transfer_matrix is not None:
+                    self.surrogate.adopt(self.estimator.transfer_matrix)
+            if wants_inputs:
+                self.surrogate.recall(inputs)
+                grad_inputs = self.surrogate.vjp(grad_outputs)
+        return grad_inputs, grad_controls
+
+    def _watch(self, outputs: Tensor) -> None:
+        bounds = self.session.spec.output_range
+        if bounds is not None and outputs.numel():
+            margin = (self.session.spec.output_step or 0.0) / 2
+            inside = (outputs > bounds[0] + margin) & (outputs < bounds[1] - margin)
+            self.saturation = 1.0 - float(inside.sum()) / inside.numel()
+
+
+class _Through(torch.autograd.Function):
+    """Forward through the device, backward around it."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, controls: Tensor, layer: BlackBoxLinear, learning: bool) -> Tensor:
+        ctx.layer = layer
+        wants_inputs, wants_controls, *_ = ctx.needs_input_grad
+        inputs, controls = inputs.detach(), controls.detach()
+        if learning and (wants_inputs or wants_controls):
+            outputs = layer._learn_forward(inputs, controls, wants_inputs)
+        else:
+            outputs = layer._evaluate(inputs, controls)
+        ctx.save_for_backward(inputs, outputs, controls)
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, outputs, controls = ctx.saved_tensors
+        wants_inputs, wants_controls, *_ = ctx.needs_input_grad
+        grads = ctx.layer._backward(inputs, outputs, controls, grad_outputs, wants_inputs, wants_controls)
+        return (*grads, None, None)

@@ -1,0 +1,93 @@
+"""Named pairs of an estimator and a surrogate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from devices import DeviceSpec
+
+from .errors import ConfigurationError
+from .estimators import ESTIMATORS, Estimator
+from .surrogates import SURROGATES, Surrogate
+
+__all__ = ["METHODS", "choose_method", "method_options"]
+
+
+def _auto(spec: DeviceSpec) -> tuple[str, str]:
+    if spec.linear and spec.coupling == "elementwise":
+        return "elementwise", "measured"
+    if spec.coupling in ("elementwise", "output"):
+        return "output", "online"
+    return "gaussian", "online"
+
+
+def _paper(_: DeviceSpec) -> tuple[str, str]:
+    return "gaussian", "psi"
+
+
+def _exact(_: DeviceSpec) -> tuple[str, str]:
+    return "exact", "exact"
+
+
+METHODS: dict[str, Callable[[DeviceSpec], tuple[str, str]]] = {
+    "auto": _auto,
+    "paper": _paper,
+    "exact": _exact,
+}
+"""Names of estimator and surrogate for a device, by method.
+
+``auto`` takes the best for what the spec promises. ``paper`` is the published algorithm, arXiv 2509.15113,
+kept as the reference. ``exact`` needs a simulator: the gradient that the others try to find.
+"""
+
+
+def choose_method(
+    spec: DeviceSpec,
+    method: str = "auto",
+    estimator: str | Estimator | None = None,
+    surrogate: str | Surrogate | None = None,
+    **options: Any,
+) -> tuple[Estimator, Surrogate]:
+    """The estimator and the surrogate for a device.
+
+    Args:
+        spec: of the device.
+        method: names both; see `METHODS`.
+        estimator: takes the place of the method's, by name or as an object.
+        surrogate: takes the place of the method's, by name or as an object.
+        **options: for either of the two, given to the one that takes it.
+
+    Raises:
+        ConfigurationError: a name or an option that neither knows.
+    """
+    if method not in METHODS:
+        raise ConfigurationError(f"there is no method named {method!r}; known are {', '.join(METHODS)}")
+    default_estimator, default_surrogate = METHODS[method](spec)
+    estimator = estimator or default_estimator
+    surrogate = surrogate or default_surrogate
+    taken = method_options(estimator, surrogate)
+    for option in options:
+        if option not in taken:
+            raise ConfigurationError(
+                f"neither estimator {_name(estimator)} nor surrogate {_name(surrogate)} takes an option "
+                f"{option!r}; they take {', '.join(sorted(taken)) or 'none'}"
+            )
+    return (
+        ESTIMATORS.make(estimator, **options) if isinstance(estimator, str) else estimator,
+        SURROGATES.make(surrogate, **options) if isinstance(surrogate, str) else surrogate,
+    )
+
+
+def method_options(estimator: str | Estimator, surrogate: str | Surrogate) -> set[str]:
+    """The options that these two take between them; objects are made already, and take none."""
+    taken: set[str] = {"seed"}
+    if isinstance(estimator, str):
+        taken |= ESTIMATORS.takes(estimator)
+    if isinstance(surrogate, str):
+        taken |= SURROGATES.takes(surrogate)
+    return taken
+
+
+def _name(choice: object) -> str:
+    return repr(choice) if isinstance(choice, str) else type(choice).__name__

@@ -1,0 +1,139 @@
+"""Asking a linear device for its answer to vectors of any size and sign."""
+
+from __future__ import annotations
+
+from math import pi, sqrt
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from devices import DeviceSpec, Session
+
+from .encoding import choose_encoding
+from .errors import ConfigurationError
+
+__all__ = ["LinearProbe", "TransferProbe", "orthogonal_probes"]
+
+# Share of the detector's range that a probe is to use: room for noise and for the next change of controls.
+_FILL = 0.7
+# A probe that saturates is asked again with a quarter of the light, at most this often.
+_ATTEMPTS = 4
+
+
+def orthogonal_probes(count: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, float]:
+    """Probes V of full input power: a (count, count) matrix within +-1 with V^T V = power I.
+
+    Hadamard rows where count is a power of two (every input at full power in every probe: power = count),
+    rows of the discrete Hartley transform elsewhere (power = count / 2).
+
+    Returns:
+        V and its power.
+    """
+    if count & (count - 1) == 0:
+        from scipy.linalg import hadamard  # here, since importing astralora need not wait for it
+
+        return torch.from_numpy(hadamard(count).astype(np.float64)).to(dtype), float(count)
+    angles = 2 * pi / count * torch.outer(*[torch.arange(count, dtype=torch.float64)] * 2)
+    return ((torch.cos(angles) + torch.sin(angles)) / sqrt(2)).to(dtype), count / 2
+
+
+class LinearProbe:
+    """Asks a linear device for V A^T, whatever its input range and however small its detector's.
+
+    Each row is scaled to the input range, split by sign where the range has only one, and weakened as far as it
+    would saturate the detector (learned from the answers); the answer is scaled back.
+
+    Args:
+        spec: of the device.
+        rows: V, (count, in_features).
+    """
+
+    def __init__(self, spec: DeviceSpec, rows: Tensor) -> None:
+        if not spec.linear:
+            raise ConfigurationError(f"probing needs a linear device, and {spec.name!r} does not claim to be one")
+        self._spec = spec
+        self._encoding = choose_encoding(spec)
+        self.rows = rows
+        self.amplitude = rows.new_ones(len(rows), 1)
+        self._peaks = rows.new_zeros(len(rows))
+        low, high = spec.output_range or (-float("inf"), float("inf"))
+        margin = (spec.output_step or 1e-6 * (high - low)) / 2 if spec.output_range else 0.0
+        self._centre = (low + high) / 2 if spec.output_range else 0.0
+        self._reach = (high - low) / 2
+        self._ceiling = self._reach - margin
+
+    def ask(self, session: Session) -> Tensor:
+        """The answer at the controls that the device holds, weakening probes that saturate.
+
+        Returns:
+            V A^T, (count, out_features).
+        """
+        answers, peaks = self._ask(session, slice(None))
+        if self._spec.output_range is None:
+            return answers
+        for _ in range(_ATTEMPTS):
+            loud = (peaks >= self._ceiling).nonzero()[:, 0]
+            if not len(loud):
+                break
+            self.amplitude[loud] /= 4
+            answers[loud], peaks[loud] = self._ask(session, loud)
+        self._peaks = peaks
+        return answers
+
+    def ask_again(self, session: Session) -> Tensor:
+        """The answer after a small change of controls, with the very same probes as before."""
+        return self._ask(session, slice(None))[0]
+
+    def ask_each(self, session: Session, settings: Tensor) -> Tensor:
+        """The answers at several settings, with the very same probes as before.
+
+        Args:
+            session: guards the device.
+            settings: (settings, num_controls).
+
+        Returns:
+            (settings, count, out_features).
+        """
+        inputs, factors = self._encoding.encode(self.rows, self.amplitude)
+        return self._encoding.decode(session.query_each(settings, inputs), factors)
+
+    def adapt(self) -> None:
+        """Set each probe's strength for the next time, so that its answer fills the detector well."""
+        if self._spec.output_range is not None:
+            share = (self._peaks / self._reach).clamp_min(1e-6).unsqueeze(1)
+            self.amplitude = (self.amplitude * _FILL / share).clamp_max(1.0)
+
+    def _ask(self, session: Session, which: slice | Tensor) -> tuple[Tensor, Tensor]:
+        inputs, factors = self._encoding.encode(self.rows[which], self.amplitude[which])
+        outputs = session.query(inputs)
+        excursion = (outputs - self._centre).abs().amax(dim=1)
+        # Both signs of a split probe have to stay within range.
+        peaks = excursion.view(-1, len(factors)).amax(dim=0)
+        return self._encoding.decode(outputs, factors), peaks
+
+
+class TransferProbe(LinearProbe):
+    """Measures the whole transfer matrix with as many vectors as there are inputs.
+
+    Every probe lights all inputs, so each entry's error is that of one output divided by the square root of
+    the number of inputs.
+
+    Args:
+        spec: of the device.
+        dtype: of the probes.
+        device: torch device of the probes.
+    """
+
+    def __init__(
+        self,
+        spec: DeviceSpec,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        rows, self._power = orthogonal_probes(spec.in_features, dtype)
+        super().__init__(spec, rows.to(device))
+
+    def matrix(self, answers: Tensor) -> Tensor:
+        """The transfer matrix behind the answers V A^T: (out_features, in_features)."""
+        return answers.mT @ (self.rows / self._power)

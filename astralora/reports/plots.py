@@ -1,0 +1,141 @@
+"""Pictures of a run. Figures are made without pyplot, so nothing global is touched."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from .text import percent
+
+__all__ = ["PLOTS", "RunData", "overview_png", "plot_png"]
+
+_DEVICE = "#1b5e91"
+_BASELINE = "#8a8a8a"
+_ACCENT = "#d9730d"
+
+
+@dataclass(frozen=True, slots=True)
+class RunData:
+    """What there is to draw of a run.
+
+    Attributes:
+        summary: as in summary.json.
+        metrics: as in metrics.jsonl.
+        controls_before: of each device layer, (num_controls,).
+        controls_after: of each device layer, (num_controls,).
+        control_unit: of both.
+    """
+
+    summary: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, Any]]
+    controls_before: Sequence[Tensor]
+    controls_after: Sequence[Tensor]
+    control_unit: str
+
+    def series(self, event: str, x: str, y: str) -> tuple[list[float], list[float]]:
+        """Two fields of all records of one kind that have both."""
+        records = [r for r in self.metrics if r["event"] == event and x in r and y in r]
+        return [r[x] for r in records], [r[y] for r in records]
+
+    @property
+    def title(self) -> str:
+        """The run in a few words."""
+        s = self.summary
+        return f"{s['task']} through {s['device']} ({s['impairments']}), method {s['method']}, seed {s['seed']}"
+
+
+def _accuracy_by_epoch(ax: Axes, run: RunData) -> None:
+    epochs, digital = run.series("baseline", "epoch", "test_accuracy")
+    if epochs:
+        ax.plot(epochs, digital, "o--", color=_BASELINE, ms=4, label="digital baseline")
+    epochs, accuracy = run.series("epoch", "epoch", "test_accuracy")
+    ax.plot(epochs, accuracy, "o-", color=_DEVICE, ms=5, label="through the device")
+    ax.set(xlabel="epoch", ylabel="test accuracy", title="Accuracy by epoch")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _accuracy_axis(ax)
+
+
+def _accuracy_by_programs(ax: Axes, run: RunData) -> None:
+    programs, accuracy = run.series("epoch", "programs", "test_accuracy")
+    ax.plot(programs, accuracy, "o-", color=_DEVICE, ms=5, label="through the device")
+    baseline = run.summary.get("baseline_test_accuracy")
+    if baseline is not None:
+        ax.axhline(baseline, ls="--", color=_BASELINE, label=f"digital baseline, {percent(baseline)}")
+    ax.set(xlabel="programs spent", ylabel="test accuracy", title="Accuracy by hardware operations")
+    ax.set_xlim(left=0)
+    _accuracy_axis(ax)
+
+
+def _accuracy_axis(ax: Axes) -> None:
+    ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    ax.legend(loc="lower right", frameon=False)
+
+
+def _surrogate_residual(ax: Axes, run: RunData) -> None:
+    steps, residual = run.series("step", "step", "surrogate_residual")
+    ax.plot(steps, residual, ".", color=_DEVICE, ms=3, alpha=0.5, label="each step")
+    steps, residual = run.series("epoch", "step", "surrogate_residual")
+    ax.plot(steps, residual, "-", color=_ACCENT, lw=2, label="mean of the epoch")
+    ax.set(
+        xlabel="step",
+        ylabel="|Y - predicted| / |Y|",
+        title="Surrogate residual on the newest batch",
+    )
+    ax.set_ylim(bottom=0)
+    ax.legend(frameon=False)
+
+
+def _controls(ax: Axes, run: RunData) -> None:
+    before = [value for part in run.controls_before for value in part.tolist()]
+    after = [value for part in run.controls_after for value in part.tolist()]
+    edges = (min(*before, *after), max(*before, *after))
+    ax.hist(before, bins=60, range=edges, color=_BASELINE, alpha=0.6, label="before training")
+    ax.hist(after, bins=60, range=edges, color=_DEVICE, histtype="step", lw=1.8, label="after")
+    unit = f" ({run.control_unit})" if run.control_unit else ""
+    ax.set(xlabel=f"control{unit}", ylabel="number of controls", title="Controls before and after")
+    ax.legend(frameon=False)
+
+
+PLOTS: dict[str, Callable[[Axes, RunData], None]] = {
+    "accuracy_by_epoch": _accuracy_by_epoch,
+    "accuracy_by_programs": _accuracy_by_programs,
+    "surrogate_residual": _surrogate_residual,
+    "controls": _controls,
+}
+"""Every picture of a run by name."""
+
+
+def plot_png(name: str, run: RunData) -> bytes:
+    """One picture as PNG."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    _draw(figure.add_subplot(), name, run)
+    return _png(figure)
+
+
+def overview_png(run: RunData) -> bytes:
+    """All pictures on one sheet, as PNG."""
+    figure = Figure(figsize=(11, 7.2), layout="constrained")
+    figure.suptitle(run.title, fontsize=13)
+    for place, name in enumerate(PLOTS, start=1):
+        _draw(figure.add_subplot(2, 2, place), name, run)
+    return _png(figure)
+
+
+def _draw(ax: Axes, name: str, run: RunData) -> None:
+    ax.grid(color="#e4e4e4")
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    PLOTS[name](ax, run)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()

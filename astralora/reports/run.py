@@ -1,0 +1,73 @@
+"""The report of a training run: pictures, and one page that needs no network."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+
+from .plots import PLOTS, RunData, overview_png, plot_png
+from .text import duration, percent
+
+__all__ = ["run_report", "verdicts"]
+
+# Where advice is due: a fifth of the outputs at the end of the converter's range, and a surrogate that explains little.
+_SATURATED = 0.2
+_ASTRAY = 0.5
+
+
+def verdicts(run: RunData) -> list[str]:
+    """What the run comes to, in sentences; the result first, then what deserves attention."""
+    summary = run.summary
+    accuracy, baseline = summary["test_accuracy"], summary["baseline_test_accuracy"]
+    beside = f", against {percent(baseline)} for the digital baseline" if baseline is not None else ""
+    found = [
+        f"Test accuracy {percent(accuracy)}{beside}, with {summary['programs']:,} programs and "
+        f"{summary['vectors']:,} vectors: about {duration(summary['hardware_seconds'])} on hardware."
+    ]
+    if summary["stopped_early"]:
+        found.append(f"Stopped early: {summary['stopped_early']}.")
+    if summary["device_state"] == "reopened":
+        found.append("Resumed on a device whose inner state could not be restored.")
+    last: Mapping[str, Any] = next((r for r in reversed(run.metrics) if r["event"] == "epoch"), {})
+    if last.get("saturation", 0.0) > _SATURATED:
+        found.append(
+            f"{percent(last['saturation'])} of the device's outputs were at the end of its output range: "
+            f"normalise the activations before the device to zero mean."
+        )
+    if last.get("surrogate_residual", 0.0) > _ASTRAY:
+        found.append(
+            f"The surrogate leaves {percent(last['surrogate_residual'])} of the device's answer unexplained: "
+            f"gradients for the layers before the device are rough."
+        )
+    return found
+
+
+def run_report(run: RunData, config: str) -> Mapping[str, bytes]:
+    """All files of the report by name: report.html, overview.png, and a PNG for each plot.
+
+    Args:
+        run: what to show.
+        config: the run's configuration, as TOML.
+    """
+    pictures = {name: plot_png(name, run) for name in PLOTS}
+    page = _template().render(
+        title=run.title,
+        verdicts=verdicts(run),
+        pictures={name: base64.b64encode(png).decode() for name, png in pictures.items()},
+        summary=run.summary,
+        hardware_time=duration(run.summary["hardware_seconds"]),
+        config=config,
+    )
+    return {
+        "report.html": page.encode(),
+        "overview.png": overview_png(run),
+        **{f"{name}.png": png for name, png in pictures.items()},
+    }
+
+
+def _template() -> Any:
+    environment = Environment(loader=PackageLoader("astralora", "reports"), autoescape=True)
+    return environment.get_template("run.html.j2")

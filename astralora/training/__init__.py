@@ -1,0 +1,18 @@
+"""Runs from the command line: configuration, planning, training, and the run folder."""
+
+from .config import DeviceConfig, MethodConfig, RunConfig
+from .folder import RunFolder
+from .plan import Plan, plan
+from .trainer import Interrupted, RunResult, train
+
+__all__ = [
+    "DeviceConfig",
+    "Interrupted",
+    "MethodConfig",
+    "Plan",
+    "RunConfig",
+    "RunFolder",
+    "RunResult",
+    "plan",
+    "train",
+]

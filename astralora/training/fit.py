@@ -1,0 +1,158 @@
+"""One model's way through its epochs, stoppable after any step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from devices import derive_generator
+
+from ..layer import BlackBoxLinear
+from ..tasks import Splits, Task
+from .config import RunConfig
+
+__all__ = ["Fit", "Record"]
+
+Record = dict[str, Any]
+"""One line of metrics.jsonl."""
+
+
+class Fit:
+    """Trains one model; the same loop serves the digital baseline and the model with devices.
+
+    Args:
+        config: the run.
+        task: gives loss and score.
+        splits: the data.
+        model: to be trained, in place.
+    """
+
+    def __init__(self, config: RunConfig, task: Task, splits: Splits, model: nn.Module) -> None:
+        self.config = config
+        self.task = task
+        self.splits = splits
+        self.model = model
+        self.layers = [layer for layer in model.modules() if isinstance(layer, BlackBoxLinear)]
+        self.steps_per_epoch = ceil(len(splits.train_inputs) / config.batch_size)
+        self.total_steps = config.epochs * self.steps_per_epoch
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self.optimizer, self.total_steps, eta_min=config.final_learning_rate
+        )
+        self.step = 0
+        self.wall_seconds = 0.0
+        self._sums = {"loss": 0.0, "correct": 0, "samples": 0, "residual": 0.0, "saturation": 0.0}
+
+    def run(self) -> Iterator[Record]:
+        """Train to the end, from wherever it stands; yields a record after each step and each epoch."""
+        while self.step < self.total_steps:
+            start = time.perf_counter()
+            epoch, position = divmod(self.step, self.steps_per_epoch)
+            rows = self._order(epoch)[position * self.config.batch_size :][: self.config.batch_size]
+            record = self.train_step(rows)
+            self.step += 1
+            record = {"event": "step", "step": self.step, "epoch": epoch + 1, **record}
+            ends = position + 1 == self.steps_per_epoch
+            summary = self._close_epoch(epoch + 1) if ends else None
+            self.wall_seconds += time.perf_counter() - start
+            yield {**record, **self._spent(), "wall_seconds": self.wall_seconds}
+            if summary is not None:
+                yield {**summary, **self._spent(), "wall_seconds": self.wall_seconds}
+
+    def train_step(self, rows: Tensor) -> Record:
+        """One update from the training samples ``rows``."""
+        self.model.train()
+        targets = self.splits.train_targets[rows]
+        self.optimizer.zero_grad(set_to_none=True)
+        outputs = self.model(self.splits.train_inputs[rows])
+        loss = self.task.loss(outputs, targets)
+        loss.backward()
+        self.optimizer.step()
+        self.scheduler.step()
+        sums = self._sums
+        sums["loss"] += float(loss.detach()) * len(rows)
+        sums["correct"] += self.task.correct(outputs.detach(), targets)
+        sums["samples"] += len(rows)
+        record: Record = {"loss": float(loss.detach())}
+        if self.layers:
+            residuals = [layer.surrogate.residual or 0.0 for layer in self.layers]
+            record["surrogate_residual"] = sum(residuals) / len(residuals)
+            record["saturation"] = max(layer.saturation for layer in self.layers)
+            sums["residual"] += record["surrogate_residual"] * len(rows)
+            sums["saturation"] += record["saturation"] * len(rows)
+        return record
+
+    @torch.no_grad()
+    def evaluate(self) -> tuple[float, float]:
+        """Mean loss and accuracy on the test split."""
+        self.model.eval()
+        inputs, targets = self.splits.test_inputs, self.splits.test_targets
+        loss, correct = 0.0, 0
+        size = max(self.config.batch_size, 512)
+        for x, y in zip(inputs.split(size), targets.split(size), strict=True):
+            outputs = self.model(x)
+            loss += float(self.task.loss(outputs, y)) * len(x)
+            correct += self.task.correct(outputs, y)
+        return loss / len(inputs), correct / len(inputs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on, devices aside."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "step": self.step,
+            "sums": dict(self._sums),
+            "wall_seconds": self.wall_seconds,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` returned."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.step = state["step"]
+        self._sums = dict(state["sums"])
+        self.wall_seconds = state["wall_seconds"]
+
+    def _order(self, epoch: int) -> Tensor:
+        # From the epoch's number alone, so that a resumed run needs no history.
+        generator = derive_generator(self.config.seed, "order", epoch)
+        return torch.randperm(len(self.splits.train_inputs), generator=generator)
+
+    def _close_epoch(self, epoch: int) -> Record:
+        test_loss, test_accuracy = self.evaluate()
+        sums, samples = self._sums, self._sums["samples"]
+        record: Record = {
+            "event": "epoch",
+            "epoch": epoch,
+            "step": self.step,
+            "train_loss": sums["loss"] / samples,
+            "train_accuracy": sums["correct"] / samples,
+            "test_loss": test_loss,
+            "test_accuracy": test_accuracy,
+            "learning_rate": self.scheduler.get_last_lr()[0],
+        }
+        if self.layers:
+            record["surrogate_residual"] = sums["residual"] / samples
+            record["saturation"] = sums["saturation"] / samples
+        self._sums = dict.fromkeys(sums, 0)
+        return record
+
+    def _spent(self) -> Record:
+        sessions = {id(layer.session): layer.session for layer in self.layers}.values()
+        if not sessions:
+            return {}
+        usages = [session.usage for session in sessions]
+        return {
+            "programs": sum(usage.programs for usage in usages),
+            "queries": sum(usage.queries for usage in usages),
+            "vectors": sum(usage.vectors for usage in usages),
+            "retries": sum(usage.retries for usage in usages),
+            "hardware_seconds": sum(session.usage.hardware_seconds(session.spec) for session in sessions),
+        }

@@ -1,0 +1,101 @@
+"""The run on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from ..errors import ConfigurationError
+from .checkpoint import load_state, save_state, write_atomically
+from .config import RunConfig
+
+__all__ = ["RunFolder"]
+
+
+class RunFolder:
+    """A run's folder: config.toml, metrics.jsonl, summary.json, checkpoint/, report.html and pictures.
+
+    Args:
+        path: the folder.
+        config: of the run in it.
+    """
+
+    def __init__(self, path: Path, config: RunConfig) -> None:
+        self.path = path
+        self.config = config
+
+    @classmethod
+    def create(cls, path: Path, config: RunConfig) -> Self:
+        """A folder for a new run.
+
+        Raises:
+            ConfigurationError: the folder holds something already, or cannot be made.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise ConfigurationError(
+                    f"{path} is not empty; give another folder, or go on with its run by --resume {path}"
+                )
+            write_atomically(path / "config.toml", config.to_toml())
+        except OSError as error:
+            raise ConfigurationError(f"{path} cannot be used: {error.strerror or error}") from None
+        return cls(path, config)
+
+    @classmethod
+    def reopen(cls, path: Path) -> Self:
+        """The folder of a run that was begun earlier.
+
+        Raises:
+            ConfigurationError: there is no run in it.
+        """
+        if not (path / "config.toml").is_file():
+            raise ConfigurationError(f"{path} holds no run: it has no config.toml")
+        return cls(path, RunConfig.load(path / "config.toml"))
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add a line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl."""
+        return [json.loads(line) for line in self._lines()]
+
+    def rewind(self, step: int | None) -> None:
+        """Drop the metrics that will be taken again: of steps after ``step``, or all where it is None."""
+        kept: list[str] = []
+        for line in self._lines() if step is not None else []:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                break  # the line that the interruption cut short
+            if record["event"] == "baseline" or record["step"] <= step:
+                kept.append(line + "\n")
+        write_atomically(self.path / "metrics.jsonl", "".join(kept))
+
+    def _lines(self) -> list[str]:
+        file = self.path / "metrics.jsonl"
+        return file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint."""
+        save_state(self.path / "checkpoint", state)
+
+    def load(self) -> dict[str, Any] | None:
+        """The checkpoint; None where the run was interrupted before its first."""
+        return load_state(self.path / "checkpoint")
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json."""
+        write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+    def summary(self) -> dict[str, Any] | None:
+        """summary.json; None where the run has not ended."""
+        file = self.path / "summary.json"
+        if not file.exists():
+            return None
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return content

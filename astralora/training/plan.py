@@ -1,0 +1,140 @@
+"""What a run is going to ask of its device, found out by rehearsing its steps without the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+import torch
+
+from devices import BudgetExceeded, DeviceSpec, RehearsalDevice, Session, Usage
+
+from ..tasks import Splits, Task
+from .config import RunConfig
+from .fit import Fit
+from .setup import attach_device, make_task, raw_device
+
+__all__ = ["Plan", "check_budget", "plan"]
+
+Spending = dict[str, Usage]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The price of a run.
+
+    Attributes:
+        spec: of the device that would be used.
+        steps: updates in all.
+        first_step: what startup and one step take.
+        by_purpose: everything, by what it is for.
+    """
+
+    spec: DeviceSpec
+    steps: int
+    first_step: Usage
+    by_purpose: Spending
+
+    @property
+    def total(self) -> Usage:
+        """All purposes together."""
+        return _total(self.by_purpose)
+
+    @property
+    def hardware_seconds(self) -> float:
+        """Time on hardware at the spec's own rates."""
+        return self.total.hardware_seconds(self.spec)
+
+
+def plan(config: RunConfig) -> Plan:
+    """Price a configuration without opening its device.
+
+    Raises:
+        DeviceError, ConfigurationError: the configuration cannot be run.
+    """
+    task = make_task(config)
+    return _rehearse(config, task, raw_device(config).spec, task.splits())
+
+
+def check_budget(config: RunConfig, task: Task, spec: DeviceSpec) -> None:
+    """Refuse a run whose budget does not even cover its start and one step.
+
+    Raises:
+        BudgetExceeded: says what they take; nothing was spent.
+    """
+    if all(limit is None for limit in config.budget.model_dump().values()):
+        return
+    first = _rehearse(config, task, spec, task.splits(), first_step_only=True).first_step
+    reason = config.budget.shortfall(first, spec)
+    if reason is not None:
+        raise BudgetExceeded(
+            f"start and first step alone would come to {reason}; raise the budget, "
+            f"or see what the run takes with 'astralora plan'",
+            device=spec.name,
+            operation="train",
+        )
+
+
+def _rehearse(
+    config: RunConfig,
+    task: Task,
+    spec: DeviceSpec,
+    splits: Splits,
+    *,
+    first_step_only: bool = False,
+) -> Plan:
+    session = Session(RehearsalDevice(spec))
+    model = attach_device(config, task.model(config.seed), task, session)
+    fit = Fit(config, task, splits, model)
+    startup = session.usage_by_purpose
+    seen = startup
+
+    def spent() -> Spending:
+        nonlocal seen
+        before, seen = seen, session.usage_by_purpose
+        return {name: usage - before.get(name, Usage()) for name, usage in seen.items()}
+
+    def step(rows: int) -> Spending:
+        fit.train_step(torch.arange(rows))
+        for layer in fit.layers:
+            # Answers of zero teach nothing; a real update would have moved the controls.
+            with torch.no_grad():
+                layer.controls.copy_(layer.controls.flip(0))
+        return spent()
+
+    samples, batch = len(splits.train_inputs), min(config.batch_size, len(splits.train_inputs))
+    steps = ceil(samples / config.batch_size)
+    first = step(batch)
+    once = _total(startup) + _total(first)
+    if first_step_only:
+        return Plan(spec, 1, once, _sum((1, startup), (1, first)))
+    steady = step(batch)
+    rest = samples - (steps - 1) * batch
+    last = step(rest)
+    fit.evaluate()
+    evaluation = spent()
+    after_evaluation = step(batch)
+    epochs = config.epochs
+    if steps == 1:
+        parts = _sum((1, first), (epochs - 1, after_evaluation))
+    else:
+        parts = _sum(
+            (1, first),
+            (epochs - 1, after_evaluation),
+            (epochs * (steps - 2), steady),
+            (epochs, last),
+        )
+    by_purpose = _sum((1, startup), (1, parts), (epochs, evaluation))
+    return Plan(spec, epochs * steps, once, by_purpose)
+
+
+def _sum(*parts: tuple[int, Spending]) -> Spending:
+    names = {name for _, part in parts for name in part}
+    return {
+        name: _total({str(i): part.get(name, Usage()).scaled(n) for i, (n, part) in enumerate(parts)})
+        for name in sorted(names)
+    }
+
+
+def _total(parts: Spending) -> Usage:
+    return sum(parts.values(), Usage())

@@ -1,0 +1,62 @@
+"""From a configuration to the objects of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from devices import Device, DeviceError, Session, find_device, make_device
+
+from ..attachment import attach
+from ..tasks import TASKS, Task
+from .config import RunConfig
+
+__all__ = ["attach_device", "make_task", "raw_device"]
+
+
+def make_task(config: RunConfig) -> Task:
+    """The task, with the device layer as wide as configured."""
+    return TASKS.make(config.task, in_features=config.in_features, out_features=config.out_features)
+
+
+def raw_device(config: RunConfig) -> Device:
+    """The configured device, closed.
+
+    Width, impairments and seed are offered to every device and given to those that take them. What the user
+    asked for by name is passed on in any case, so that it is refused where it has no meaning.
+
+    Raises:
+        DeviceError: no such device, or an option that it does not take.
+    """
+    chosen = config.device
+    entry = find_device(chosen.name)
+    offered: dict[str, Any] = {
+        "in_features": config.in_features,
+        "out_features": config.out_features,
+        "impairments": chosen.impairments,
+        "seed": config.seed if chosen.seed is None else chosen.seed,
+    }
+    asked = chosen.model_fields_set | (config.model_fields_set & {"in_features", "out_features"})
+    options = {name: value for name, value in offered.items() if entry.accepts(name) or name in asked}
+    for name in options.keys() & chosen.options.keys():
+        raise DeviceError(
+            f"the option {name!r} has a place of its own in the configuration",
+            device=chosen.name,
+            operation="open",
+        )
+    return make_device(chosen.name, **options, **chosen.options)
+
+
+def attach_device(config: RunConfig, model: nn.Module, task: Task, session: Session) -> nn.Module:
+    """The task's model with the device in its place."""
+    return attach(
+        model,
+        dict.fromkeys(task.device_layers, session),
+        method=config.method.name,
+        estimator=config.method.estimator,
+        surrogate=config.method.surrogate,
+        encoding=config.method.encoding,
+        seed=config.seed,
+        **config.method.options,
+    )

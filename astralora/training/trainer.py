@@ -1,0 +1,229 @@
+"""A whole run: baseline, device, checkpoints, and what is left on disk."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from torch import Tensor
+
+from devices import BudgetExceeded, Session
+
+from .config import RunConfig
+from .fit import Fit, Record
+from .folder import RunFolder
+from .plan import check_budget
+from .setup import attach_device, make_task, raw_device
+from .tracking import Tracker
+
+__all__ = ["Interrupted", "RunResult", "train"]
+
+# Between the ends of epochs, which may be hours apart on hardware.
+_CHECKPOINT_SECONDS = 300.0
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and did after a whole step; everything is saved.
+
+    Args:
+        step: the last step that was made.
+    """
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"interrupted after step {step}")
+        self.step = step
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run has come to.
+
+    Attributes:
+        summary: as in summary.json.
+        metrics: as in metrics.jsonl.
+        controls_before: of each device layer before training, (num_controls,).
+        controls_after: and after.
+        control_unit: of both.
+    """
+
+    summary: dict[str, Any]
+    metrics: list[Record]
+    controls_before: list[Tensor]
+    controls_after: list[Tensor]
+    control_unit: str
+
+
+def train(folder: RunFolder, *, resume: bool = False, listener: Callable[[Record], None] | None = None) -> RunResult:
+    """Run the training that a folder's configuration describes, and leave its metrics and summary there.
+
+    Args:
+        folder: new, or of an interrupted run.
+        resume: go on from the folder's checkpoint.
+        listener: told every record as it is made.
+
+    Raises:
+        Interrupted: by SIGINT or SIGTERM; can be resumed.
+        DeviceError, ConfigurationError: the configuration cannot be run, or the device failed.
+    """
+    config = folder.config
+    task = make_task(config)
+    device = raw_device(config)
+    if not resume:
+        check_budget(config, task, device.spec)
+    state = folder.load() if resume else None
+    folder.rewind(state["fit"]["step"] if state else None)
+
+    def tell(record: Record) -> None:
+        folder.append(record)
+        if listener is not None:
+            listener(record)
+
+    splits = task.splits()
+    with _stoppable() as stop_asked:
+        baseline: float | None = None
+        if state is not None:
+            baseline = state["baseline"]
+        elif config.baseline:
+            baseline = _baseline(Fit(config, task, splits, task.model(config.seed)), tell, stop_asked)
+        with Session(device, budget=config.budget) as session, Tracker(folder.path) as tracker:
+            model = attach_device(config, task.model(config.seed), task, session)
+            fit = Fit(config, task, splits, model)
+            before = [layer.controls.detach().clone() for layer in fit.layers]
+            continuous = True
+            if state is not None:
+                before = state["controls_before"]
+                fit.load_state_dict(state["fit"])
+                continuous = session.load_state_dict(state["session"]) and state["continuous"]
+
+            def save() -> None:
+                folder.save(
+                    {
+                        "fit": fit.state_dict(),
+                        "session": session.state_dict(),
+                        "baseline": baseline,
+                        "controls_before": before,
+                        "continuous": continuous,
+                    }
+                )
+
+            save()
+            stopped = _run(fit, tell, tracker, save, stop_asked)
+            metrics = folder.metrics()
+            summary = _summary(config, session, fit, metrics, baseline, continuous, stopped)
+    folder.write_summary(summary)
+    after = [layer.controls.detach().clone() for layer in fit.layers]
+    return RunResult(summary, metrics, before, after, device.spec.control_unit)
+
+
+def _run(
+    fit: Fit,
+    tell: Callable[[Record], None],
+    tracker: Tracker,
+    save: Callable[[], None],
+    stop_asked: threading.Event,
+) -> str | None:
+    saved = time.monotonic()
+    try:
+        for record in fit.run():
+            tell(record)
+            tracker.write(record)
+            ends_epoch = record["step"] % fit.steps_per_epoch == 0
+            if record["event"] == "step" and ends_epoch:
+                continue  # its epoch's record follows, and belongs to the same state
+            stop = stop_asked.is_set() and fit.step < fit.total_steps
+            if stop or ends_epoch or time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                save()
+                saved = time.monotonic()
+            if stop:
+                raise Interrupted(fit.step)
+    except BudgetExceeded as error:
+        return str(error)
+    return None
+
+
+def _baseline(
+    fit: Fit,
+    tell: Callable[[Record], None],
+    stop_asked: threading.Event,
+) -> float:
+    accuracy = 0.0
+    for record in fit.run():
+        if record["event"] == "epoch":
+            accuracy = record["test_accuracy"]
+            tell({**record, "event": "baseline"})
+        if stop_asked.is_set():
+            raise Interrupted(0)
+    return accuracy
+
+
+def _summary(
+    config: RunConfig,
+    session: Session,
+    fit: Fit,
+    metrics: list[Record],
+    baseline: float | None,
+    continuous: bool,
+    stopped: str | None,
+) -> dict[str, Any]:
+    usage, spec = session.usage, session.spec
+    epochs = [record for record in metrics if record["event"] == "epoch"]
+    layer = fit.layers[0]
+    summary: dict[str, Any] = {
+        "task": config.task,
+        "device": config.device.name,
+        "impairments": config.device.impairments,
+        "method": config.method.name,
+        "estimator": type(layer.estimator).__name__.lower(),
+        "surrogate": type(layer.surrogate).__name__.lower(),
+        "seed": config.seed,
+        "epochs": len(epochs),
+        "steps": fit.step,
+        "test_accuracy": epochs[-1]["test_accuracy"] if epochs else None,
+        "best_test_accuracy": max((r["test_accuracy"] for r in epochs), default=None),
+        "baseline_test_accuracy": baseline,
+        "programs": usage.programs,
+        "queries": usage.queries,
+        "vectors": usage.vectors,
+        "retries": usage.retries,
+        "programs_per_step": usage.programs / fit.step if fit.step else None,
+        "hardware_seconds": usage.hardware_seconds(spec),
+        "wall_seconds": fit.wall_seconds,
+        "device_state": "continuous" if continuous else "reopened",
+        "serial_number": spec.serial_number,
+        "stopped_early": stopped,
+        "usage_by_purpose": {
+            name: {"programs": part.programs, "queries": part.queries, "vectors": part.vectors}
+            for name, part in sorted(session.usage_by_purpose.items())
+        },
+    }
+    return summary
+
+
+@contextmanager
+def _stoppable() -> Generator[threading.Event]:
+    """An event that SIGINT and SIGTERM set; the second one stops at once, as usual."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    earlier = {number: signal.getsignal(number) for number in signals}
+
+    def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        asked.set()
+        for each in signals:
+            signal.signal(each, earlier[each])
+
+    for number in signals:
+        signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        for number in signals:
+            signal.signal(number, earlier[number])

@@ -1,0 +1,65 @@
+"""The `Device` protocol and everything that stands around a device, whatever it is made of."""
+
+from .device import (
+    Device,
+    Differentiable,
+    HardwareDevice,
+    ProgramsMany,
+    Reciprocal,
+    Snapshots,
+    SuggestsControls,
+)
+from .errors import (
+    BudgetExceeded,
+    CalibrationMismatch,
+    DeviceError,
+    DeviceTimeout,
+    NotConnected,
+    OutOfRange,
+    ProtocolError,
+)
+from .random import derive_generator, derive_seed
+from .registry import (
+    DeviceEntry,
+    find_device,
+    list_devices,
+    make_device,
+    open_device,
+    register_device,
+)
+from .rehearsal import RehearsalDevice
+from .session import Session
+from .spec import Coupling, DeviceSpec, Range
+from .usage import Budget, Usage
+
+__all__ = [
+    "Budget",
+    "BudgetExceeded",
+    "CalibrationMismatch",
+    "Coupling",
+    "Device",
+    "DeviceEntry",
+    "DeviceError",
+    "DeviceSpec",
+    "DeviceTimeout",
+    "Differentiable",
+    "HardwareDevice",
+    "NotConnected",
+    "OutOfRange",
+    "ProgramsMany",
+    "ProtocolError",
+    "Range",
+    "Reciprocal",
+    "RehearsalDevice",
+    "Session",
+    "Snapshots",
+    "SuggestsControls",
+    "Usage",
+    "derive_generator",
+    "derive_seed",
+    "find_device",
+    "list_devices",
+    "make_device",
+    "open_device",
+    "register_device",
+]

@@ -1,0 +1,173 @@
+"""Finding devices by name: installed ones by entry point, a notebook's own by one call."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from pydantic import ValidationError
+
+from .device import Device
+from .errors import DeviceError
+from .session import Session
+from .usage import Budget
+
+__all__ = ["DeviceEntry", "find_device", "list_devices", "make_device", "open_device", "register_device"]
+
+ENTRY_POINT_GROUP = "astralora.devices"
+
+DeviceFactory = Callable[..., Device]
+"""Makes a closed device from keyword options."""
+
+_registered: dict[str, DeviceFactory] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceEntry:
+    """One registered device.
+
+    Attributes:
+        name: what `open_device` calls it.
+        source: who registered it: a distribution, or ``"this process"``.
+        factory: makes the device; None where it cannot be loaded.
+        problem: why it cannot be loaded, in one sentence.
+    """
+
+    name: str
+    source: str
+    factory: DeviceFactory | None
+    problem: str | None = None
+
+    @property
+    def summary(self) -> str:
+        """First line of what the factory says of itself."""
+        doc = inspect.getdoc(self.factory) if self.factory else None
+        return doc.splitlines()[0].rstrip(".") if doc else ""
+
+    def accepts(self, option: str) -> bool:
+        """Whether the factory takes a keyword of this name."""
+        if self.factory is None:
+            return False
+        parameters = inspect.signature(self.factory).parameters
+        return option in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+
+
+def register_device(name: str, factory: DeviceFactory, *, replace: bool = False) -> None:
+    """Make a device known by name in this process.
+
+    A package registers its devices for everyone with an entry point in the group ``astralora.devices``.
+
+    Args:
+        name: what `open_device` will call it.
+        factory: called with the options given to `open_device`, returns a `Device`. astralora's own trainer
+            offers ``in_features``, ``out_features``, ``impairments`` and ``seed``, and passes those
+            that the factory accepts.
+        replace: allow taking over a name that is in use.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if not replace and name in _known():
+        raise ValueError(f"a device named {name!r} exists already; pass replace=True to take it over")
+    _registered[name] = factory
+
+
+def list_devices() -> list[DeviceEntry]:
+    """Every registered device by name, also those that cannot be loaded, with the reason."""
+    return [_entry(name, point) for name, point in sorted(_known().items())]
+
+
+def find_device(name: str) -> DeviceEntry:
+    """The registered device of this name.
+
+    Raises:
+        DeviceError: there is none, with the nearest names; or it cannot be loaded, with the reason.
+    """
+    known = _known()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = (
+            f"did you mean {' or '.join(map(repr, near))}?"
+            if near
+            else f"known are {', '.join(sorted(known)) or 'none'}"
+        )
+        raise DeviceError(f"there is no device named {name!r}; {hint}")
+    entry = _entry(name, known[name])
+    if entry.factory is None:
+        raise DeviceError(f"cannot be loaded from {entry.source}: {entry.problem}", device=name, operation="open")
+    return entry
+
+
+def make_device(name: str, **options: Any) -> Device:
+    """Make the device of this name, without connecting to it.
+
+    Args:
+        name: a registered name; see `list_devices`.
+        **options: for the device's factory, such as ``in_features``.
+
+    Raises:
+        DeviceError: unknown name, or options that the factory refuses.
+    """
+    factory = find_device(name).factory
+    assert factory is not None
+    signature = inspect.signature(factory)
+
+    def refused(reason: str) -> DeviceError:
+        return DeviceError(reason, device=name, operation="open")
+
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        known = [key for key, item in signature.parameters.items() if item.kind is not item.VAR_KEYWORD]
+        raise refused(f"{error}; its options are {', '.join(known)}") from None
+    try:
+        return factory(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise refused(f"option {place}: {first['msg']}") from None
+    except ValueError as error:
+        raise refused(str(error)) from None
+
+
+def open_device(name: str, *, budget: Budget | None = None, **options: Any) -> Session:
+    """Make the device of this name, connect to it, and put a session in front of it.
+
+    Args:
+        name: a registered name; see `list_devices`.
+        budget: the most that may be spent through the session.
+        **options: for the device's factory, such as ``in_features``.
+
+    Returns:
+        An open session.
+
+    Raises:
+        DeviceError: unknown name, options that the factory refuses, or the device cannot be opened.
+    """
+    session = Session(make_device(name, **options), budget=budget)
+    session.open()
+    return session
+
+
+def _known() -> dict[str, DeviceFactory | EntryPoint]:
+    installed = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+    return {**installed, **_registered}
+
+
+def _entry(name: str, point: DeviceFactory | EntryPoint) -> DeviceEntry:
+    if not isinstance(point, EntryPoint):
+        return DeviceEntry(name, "this process", point)
+    source = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+    try:
+        factory = point.load()
+    except Exception as error:
+        # A plugin may fail in any way at all, and must not take the others with it.
+        return DeviceEntry(name, source, None, f"{type(error).__name__}: {error}".split("\n")[0])
+    if not callable(factory):
+        problem = f"{point.value} is a {type(factory).__name__}, not something that makes a device"
+        return DeviceEntry(name, source, None, problem)
+    return DeviceEntry(name, source, factory)

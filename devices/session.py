@@ -1,0 +1,367 @@
+"""The one door to every device: checks, counts, budgets and locks."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from math import ceil
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from .checks import check_controls, check_inputs, check_outputs
+from .device import Device, ProgramsMany, Snapshots
+from .errors import BudgetExceeded, DeviceError, NotConnected
+from .spec import DeviceSpec
+from .usage import Budget, Usage
+
+__all__ = ["Session"]
+
+_log = logging.getLogger(__name__)
+_purpose: ContextVar[str] = ContextVar("astralora_purpose", default="other")
+_Capability = TypeVar("_Capability")
+
+
+class Session:
+    """Guards a device; is itself a device.
+
+    It refuses bad requests before they cost anything, splits batches to the device's ``max_batch``,
+    skips a program that would change nothing, counts every operation by purpose, keeps the budget, and
+    lets nobody in between a program and its query. Use it as a context manager, or call `open` and `close`.
+
+    Args:
+        device: the device to guard.
+        budget: the most that may be spent through this session.
+    """
+
+    def __init__(self, device: Device, *, budget: Budget | None = None) -> None:
+        if not isinstance(device, Device):
+            raise TypeError(f"{type(device).__name__} is not a Device: it needs spec, open, close, program and query")
+        self.device = device
+        self.budget = budget
+        self._lock = threading.RLock()
+        self._is_open = False
+        self._programmed: Tensor | None = None
+        self._spent: dict[str, Usage] = {}
+
+    def __repr__(self) -> str:
+        return f"Session({self.spec.name!r}, {'open' if self._is_open else 'closed'})"
+
+    # -- what it is -------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> DeviceSpec:
+        """What the guarded device promises."""
+        return self.device.spec
+
+    @property
+    def usage(self) -> Usage:
+        """All that this session has asked of the device."""
+        return sum(self._spent.values(), Usage())
+
+    @property
+    def usage_by_purpose(self) -> dict[str, Usage]:
+        """The same, by what it was spent on; see `purpose`."""
+        return dict(self._spent)
+
+    def capability(self, protocol: type[_Capability]) -> _Capability | None:
+        """The guarded device if it implements ``protocol``, else None.
+
+        Only for abilities that cost no hardware operation, such as `Differentiable`; everything
+        that does cost one goes through the session's own methods.
+        """
+        if isinstance(self.device, Session):
+            return self.device.capability(protocol)
+        return self.device if isinstance(self.device, protocol) else None
+
+    # -- opening and closing ----------------------------------------------------------------
+
+    def open(self) -> None:
+        """Connect; does nothing when connected already."""
+        with self._lock:
+            if not self._is_open:
+                self.device.open()
+                self._is_open = True
+                self._programmed = None
+
+    def close(self) -> None:
+        """Leave the device in its safe state; does nothing when closed already."""
+        with self._lock:
+            if self._is_open:
+                self._is_open = False
+                self._programmed = None
+                self.device.close()
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- operations -------------------------------------------------------------------------
+
+    def program(self, controls: Tensor) -> None:
+        """Set all controls, unless the device holds exactly these already.
+
+        Args:
+            controls: (num_controls,), in control units.
+
+        Raises:
+            OutOfRange, BudgetExceeded, NotConnected: before anything is sent.
+        """
+        with self._lock:
+            self._require_open("program")
+            check_controls(self.spec, controls, "program")
+            if self._holds(controls):
+                return
+            self._afford("program", programs=1)
+            self._program(controls.detach())
+
+    def query(self, inputs: Tensor) -> Tensor:
+        """Pass vectors through the device as it is programmed.
+
+        Args:
+            inputs: (batch, in_features), in input units.
+
+        Returns:
+            (batch, out_features), in output units, of the inputs' dtype.
+
+        Raises:
+            OutOfRange, BudgetExceeded, NotConnected: before anything is sent.
+            ProtocolError: the answer has the wrong shape or is not finite.
+        """
+        with self._lock:
+            self._require_programmed("query")
+            check_inputs(self.spec, inputs, "query")
+            self._afford("query", queries=self._calls(len(inputs)), vectors=len(inputs))
+            return self._query(inputs.detach())
+
+    def apply(self, controls: Tensor, inputs: Tensor) -> Tensor:
+        """Program and query as one transaction, which no other thread can tear apart.
+
+        Args:
+            controls: (num_controls,).
+            inputs: (batch, in_features).
+
+        Returns:
+            (batch, out_features).
+        """
+        with self._lock:
+            self._require_open("apply")
+            check_controls(self.spec, controls, "apply")
+            check_inputs(self.spec, inputs, "apply")
+            controls, inputs = controls.detach(), inputs.detach()
+            changed = not self._holds(controls)
+            self._afford(
+                "apply",
+                programs=int(changed),
+                queries=self._calls(len(inputs)),
+                vectors=len(inputs),
+            )
+            if changed:
+                self._program(controls)
+            return self._query(inputs)
+
+    def query_each(self, controls: Tensor, inputs: Tensor) -> Tensor:
+        """Program each setting in turn and pass the same vectors through.
+
+        Counts one program a setting; a device that `ProgramsMany` runs them in one call. The device is left
+        at the last setting.
+
+        Args:
+            controls: (settings, num_controls).
+            inputs: (batch, in_features).
+
+        Returns:
+            (settings, batch, out_features).
+        """
+        with self._lock:
+            self._require_open("query_each")
+            check_controls(self.spec, controls, "query_each", ndim=2)
+            check_inputs(self.spec, inputs, "query_each")
+            controls, inputs = controls.detach(), inputs.detach()
+            settings, batch = len(controls), len(inputs)
+            self._afford(
+                "query_each",
+                programs=settings,
+                queries=settings * self._calls(batch),
+                vectors=settings * batch,
+            )
+            if not settings or not batch:
+                return inputs.new_empty(settings, batch, self.spec.out_features)
+            if isinstance(self.device, ProgramsMany) and self._calls(batch) == 1:
+                return self._query_each(self.device, controls, inputs)
+            answers = []
+            for setting in controls:
+                self._program(setting)
+                answers.append(self._query(inputs))
+            return torch.stack(answers)
+
+    def afford(self, operation: str, *, programs: int = 0, vectors: int = 0) -> None:
+        """Make sure that the budget covers a plan of several operations before its first is sent.
+
+        Raises:
+            BudgetExceeded: it does not; nothing was spent.
+        """
+        with self._lock:
+            queries = max(programs, 1) * self._calls(ceil(vectors / max(programs, 1)))
+            self._afford(operation, programs=programs, queries=queries, vectors=vectors)
+
+    @contextmanager
+    def transaction(self) -> Generator[Self]:
+        """Keep other threads out for the length of a ``with`` block."""
+        with self._lock:
+            yield self
+
+    @contextmanager
+    def purpose(self, name: str) -> Generator[None]:
+        """Book what this thread spends in a ``with`` block under ``name``."""
+        token = _purpose.set(name)
+        try:
+            yield
+        finally:
+            _purpose.reset(token)
+
+    # -- saving and going on ----------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Usage so far, and the device's inner state where it `Snapshots`."""
+        with self._lock:
+            snapshot = self.capability(Snapshots)
+            return {
+                "usage": {name: usage.to_dict() for name, usage in self._spent.items()},
+                "programmed": self._programmed,
+                "device": snapshot.state_dict() if snapshot else None,
+            }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> bool:
+        """Put back what `state_dict` returned.
+
+        Returns:
+            Whether the device's inner state came back too. If not, only the counters did, and the
+            next program is sent whatever the device may still hold.
+        """
+        with self._lock:
+            self._spent = {name: Usage(**counts) for name, counts in state["usage"].items()}
+            snapshot = self.capability(Snapshots)
+            if snapshot is None or state["device"] is None:
+                self._programmed = None
+                return False
+            snapshot.load_state_dict(state["device"])
+            self._programmed = state["programmed"]
+            return True
+
+    # -- inside the lock --------------------------------------------------------------------
+
+    def _program(self, controls: Tensor) -> None:
+        # Until the device has said yes, nobody knows what it holds.
+        self._programmed = None
+        with self._timed("program", programs=1, moved=_size(controls)):
+            self.device.program(controls)
+        self._programmed = controls.clone()
+
+    def _query(self, inputs: Tensor) -> Tensor:
+        limit = self.spec.max_batch
+        if not len(inputs):
+            return inputs.new_empty(0, self.spec.out_features)
+        if limit is None or len(inputs) <= limit:
+            return self._query_once(inputs)
+        return torch.cat([self._query_once(part) for part in inputs.split(limit)])
+
+    def _query_once(self, inputs: Tensor) -> Tensor:
+        shape = (len(inputs), self.spec.out_features)
+        moved = _size(inputs) + shape[0] * shape[1] * inputs.element_size()
+        with self._timed("query", queries=1, vectors=shape[0], moved=moved):
+            outputs = self.device.query(inputs)
+        check_outputs(self.spec, outputs, shape)
+        return outputs.to(inputs)
+
+    def _query_each(self, device: ProgramsMany, controls: Tensor, inputs: Tensor) -> Tensor:
+        settings, batch = len(controls), len(inputs)
+        shape = (settings, batch, self.spec.out_features)
+        self._programmed = None
+        with self._timed(
+            "query_each",
+            programs=settings,
+            queries=settings,
+            vectors=settings * batch,
+            moved=_size(controls) + settings * (_size(inputs) + batch * shape[2] * inputs.element_size()),
+        ):
+            outputs = device.query_each(controls, inputs)
+        check_outputs(self.spec, outputs, shape)
+        self._programmed = controls[-1].clone()
+        return outputs.to(inputs)
+
+    def _holds(self, controls: Tensor) -> bool:
+        held = self._programmed
+        return held is not None and held.dtype == controls.dtype and torch.equal(held, controls)
+
+    def _calls(self, vectors: int) -> int:
+        return ceil(vectors / self.spec.max_batch) if self.spec.max_batch else min(vectors, 1)
+
+    def _require_open(self, operation: str) -> None:
+        if not self._is_open:
+            raise NotConnected(
+                "the session is closed; call open() or use it in a with statement",
+                device=self.spec.name,
+                operation=operation,
+            )
+
+    def _require_programmed(self, operation: str) -> None:
+        self._require_open(operation)
+        if self._programmed is None:
+            raise NotConnected(
+                "no controls are set yet; call program(controls) first",
+                device=self.spec.name,
+                operation=operation,
+            )
+
+    def _afford(self, operation: str, *, programs: int = 0, queries: int = 0, vectors: int = 0) -> None:
+        if self.budget is None:
+            return
+        wanted = self.usage + Usage(programs=programs, queries=queries, vectors=vectors)
+        reason = self.budget.shortfall(wanted, self.spec)
+        if reason is not None:
+            raise BudgetExceeded(
+                f"this would come to {reason}; raise the budget or ask for less",
+                device=self.spec.name,
+                operation=operation,
+            )
+
+    @contextmanager
+    def _timed(
+        self, operation: str, *, programs: int = 0, queries: int = 0, vectors: int = 0, moved: int
+    ) -> Generator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        except DeviceError as error:
+            error.device = error.device or self.spec.name
+            error.operation = error.operation or operation
+            raise
+        finally:
+            seconds = time.perf_counter() - start
+            spent = Usage(programs, queries, vectors, seconds, 0, moved)
+            name = _purpose.get()
+            self._spent[name] = self._spent.get(name, Usage()) + spent
+            if _log.isEnabledFor(logging.DEBUG):
+                _log.debug(
+                    "%s %s for %s: %d programs, %d vectors, %d bytes, %.3f ms",
+                    self.spec.name, operation, name, programs, vectors, moved, 1e3 * seconds,
+                )  # fmt: skip
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

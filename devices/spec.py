@@ -1,0 +1,105 @@
+"""What a device promises about itself."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, model_validator
+
+__all__ = ["Coupling", "DeviceSpec", "Range"]
+
+Range = tuple[FiniteFloat, FiniteFloat]
+"""Lowest and highest value, both included."""
+
+Coupling = Literal["elementwise", "output", "dense"]
+"""What one control can reach: one matrix entry, one output, or anything."""
+
+_Levels = Annotated[int, Field(ge=2)]
+_NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class DeviceSpec(BaseModel):
+    """What a device promises about itself; the defaults promise the least.
+
+    A range of ``None`` means that the device sets no limit; levels of ``None`` mean that it
+    does not quantize. Levels are counted over the whole range, both ends included, so 8 bits are
+    256 levels.
+
+    Attributes:
+        name: the device's name, used in every message about it.
+        in_features: length n of one input vector.
+        out_features: length m of one output vector.
+        num_controls: number P of programmable controls.
+        input_range: legal input values, in input units.
+        control_range: legal control values, in ``control_unit``.
+        output_range: values that the detector can report; it saturates beyond, in output units.
+        input_levels: distinct input codes over ``input_range`` (DAC).
+        control_levels: distinct control codes over ``control_range``.
+        output_levels: distinct output codes over ``output_range`` (ADC).
+        control_unit: unit of the controls, such as ``"rad"`` or ``"V"``.
+        linear: the outputs are a linear function of the inputs, ``y = A(w) x``.
+        coupling: what one control can reach. ``"elementwise"``: control ``i * in_features + j`` moves
+            entry (i, j) of the transfer matrix alone. ``"output"``: the controls stand in ``out_features``
+            equal runs, and run i moves output i alone. ``"dense"``: anything.
+        noise_std: standard deviation of one output of one query, in output units.
+        max_batch: the most vectors that one query takes.
+        program_seconds: time to set all controls once, settling included.
+        vector_seconds: time to pass one vector.
+        serial_number: identity of the physical unit, which its calibrations are bound to.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(min_length=1)]
+    in_features: PositiveInt
+    out_features: PositiveInt
+    num_controls: PositiveInt
+    input_range: Range | None = None
+    control_range: Range | None = None
+    output_range: Range | None = None
+    input_levels: _Levels | None = None
+    control_levels: _Levels | None = None
+    output_levels: _Levels | None = None
+    control_unit: str = ""
+    linear: bool = False
+    coupling: Coupling = "dense"
+    noise_std: _NonNegative = 0.0
+    max_batch: PositiveInt | None = None
+    program_seconds: _NonNegative = 0.0
+    vector_seconds: _NonNegative = 0.0
+    serial_number: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for what in ("input", "control", "output"):
+            bounds: Range | None = getattr(self, f"{what}_range")
+            if bounds is not None and not bounds[0] < bounds[1]:
+                raise ValueError(f"{what}_range must rise, but is {bounds}")
+            if bounds is None and getattr(self, f"{what}_levels") is not None:
+                raise ValueError(f"{what}_levels needs an {what}_range to count them over")
+        entries = self.in_features * self.out_features
+        if self.coupling == "elementwise" and self.num_controls != entries:
+            raise ValueError(
+                f"elementwise coupling needs one control per matrix entry, {entries}, "
+                f"but num_controls is {self.num_controls}"
+            )
+        if self.coupling == "output" and self.num_controls % self.out_features:
+            raise ValueError(
+                f"output coupling needs num_controls to be a multiple of out_features, "
+                f"{self.out_features}, but it is {self.num_controls}"
+            )
+        return self
+
+    @property
+    def control_step(self) -> float | None:
+        """Distance between neighbouring control codes, in control units; None if continuous."""
+        if self.control_levels is None or self.control_range is None:
+            return None
+        return (self.control_range[1] - self.control_range[0]) / (self.control_levels - 1)
+
+    @property
+    def output_step(self) -> float | None:
+        """Distance between neighbouring output codes, in output units; None if continuous."""
+        if self.output_levels is None or self.output_range is None:
+            return None
+        return (self.output_range[1] - self.output_range[0]) / (self.output_levels - 1)

@@ -1,0 +1,77 @@
+"""Simulated devices: physics as torch functions, inside the impairments of real chips.
+
+`KINDS` is the table of what there is. A kind of your own is one `Physics` class with one method;
+`device_factory` turns it into something that `devices.register_device` takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from devices import Range
+
+from .chip import Chip
+from .elementwise import MRR, SLM, MatVec
+from .impairments import PRESETS, Impairments
+from .mesh import MZI
+from .physics import LinearPhysics, Physics
+from .simulator import SimulatedDevice
+
+__all__ = [
+    "KINDS",
+    "MRR",
+    "MZI",
+    "PRESETS",
+    "SLM",
+    "Chip",
+    "Impairments",
+    "LinearPhysics",
+    "MatVec",
+    "Physics",
+    "SimulatedDevice",
+    "device_factory",
+]
+
+KINDS: dict[str, type[Physics]] = {"matvec": MatVec, "slm": SLM, "mrr": MRR, "mzi": MZI}
+"""Every kind of simulated device by name."""
+
+
+def device_factory(kind: type[Physics]) -> Callable[..., SimulatedDevice]:
+    """A factory of simulated devices of one kind, for `devices.register_device` or an entry point.
+
+    Options that `SimulatedDevice` does not take go to the kind, which refuses those that it does not know.
+    """
+
+    def make(
+        in_features: int,
+        out_features: int,
+        *,
+        impairments: str | Impairments | dict[str, Any] = "ideal",
+        seed: int = 0,
+        input_range: Range = (-1.0, 1.0),
+        max_batch: int | None = None,
+        torch_device: str = "cpu",
+        **physics: Any,
+    ) -> SimulatedDevice:
+        if isinstance(impairments, dict):
+            impairments = Impairments(**impairments)
+        return SimulatedDevice(
+            kind(**physics),
+            in_features,
+            out_features,
+            impairments=impairments,
+            seed=seed,
+            input_range=input_range,
+            max_batch=max_batch,
+            torch_device=torch_device,
+        )
+
+    make.__doc__ = kind.__doc__
+    return make
+
+
+open_matvec = device_factory(MatVec)
+open_slm = device_factory(SLM)
+open_mrr = device_factory(MRR)
+open_mzi = device_factory(MZI)

@@ -1,0 +1,85 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import devices.registry as registry
+from devices import DeviceError, find_device, list_devices, open_device, register_device
+
+
+@pytest.fixture(autouse=True)
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registered", {})
+
+
+def test_finds_the_simulators_by_entry_point() -> None:
+    entry = find_device("mrr")
+    assert entry.source.startswith("astralora ")
+    assert entry.summary.startswith("Microring")
+    assert {"matvec", "slm", "mrr", "mzi"} <= {entry.name for entry in list_devices()}
+
+
+def test_opens_a_device_registered_in_a_notebook(matrix_device: Any) -> None:
+    register_device("my-chip", matrix_device)
+    with open_device("my-chip", in_features=8, out_features=2) as session:
+        assert session.spec.in_features == 8
+        assert session.device.log == ["open"]  # type: ignore[attr-defined]
+
+
+def test_does_not_take_a_name_over_by_accident(matrix_device: Any) -> None:
+    with pytest.raises(ValueError, match="exists already"):
+        register_device("mrr", matrix_device)
+    register_device("mrr", matrix_device, replace=True)
+    assert find_device("mrr").source == "this process"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "complaint"),
+    [
+        ("mmr", {}, "no device named 'mmr'; did you mean 'mrr'"),
+        ("telescope", {}, "known are .*matvec"),
+        ("mrr", {}, "'in_features'; its options are in_features, out_features, impairments"),
+        ("mrr", {"in_features": 4, "out_features": 4, "colour": 1}, "option colour"),
+        ("mrr", {"in_features": 4, "out_features": 4, "a": 1.5}, "option a: .*less than 1"),
+        ("mrr", {"in_features": 4, "out_features": 4, "impairments": "lap"}, "known are ideal, lab, harsh"),
+    ],
+)
+def test_says_in_one_sentence_why_a_device_cannot_be_made(name: str, options: Any, complaint: str) -> None:
+    with pytest.raises(DeviceError, match=complaint) as error:
+        open_device(name, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_a_broken_plugin_is_listed_with_its_reason_and_harms_nobody(tmp_path: Path) -> None:
+    # A real installed distribution, as pip would leave it.
+    (tmp_path / "broken_chip.py").write_text("import no_such_vendor_sdk\n")
+    (tmp_path / "odd_chip.py").write_text("device = 42\n")
+    info = tmp_path / "lab_chips-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lab-chips\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[astralora.devices]\nbroken = broken_chip:Chip\nodd = odd_chip:device\nmissing = odd_chip:nothing\n"
+    )
+    code = (
+        "import devices as d\n"
+        "for entry in d.list_devices(): print(entry.name, '|', entry.source, '|', entry.problem)\n"
+        "d.open_device('slm', in_features=2, out_features=2)\n"
+        "try: d.open_device('broken')\n"
+        "except d.DeviceError as error: print(error)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = run.stdout.splitlines()
+    assert "broken | lab-chips 1.0 | ModuleNotFoundError: No module named 'no_such_vendor_sdk'" in lines
+    assert "odd | lab-chips 1.0 | odd_chip:device is a int, not something that makes a device" in lines
+    assert any(line.startswith("missing | lab-chips 1.0 | AttributeError") for line in lines)
+    assert any(line.startswith("slm | astralora") and line.endswith("None") for line in lines)
+    assert "cannot be loaded from lab-chips 1.0: ModuleNotFoundError" in lines[-1]
