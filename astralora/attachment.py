@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import sqrt
 from typing import Any
 
@@ -58,10 +58,10 @@ def attach(model: nn.Module, layers: Mapping[str, Device], **options: Any) -> nn
 
 def _check(name: str, device: Device, linear: Mapping[str, nn.Linear]) -> None:
     if name not in linear:
-        near = difflib.get_close_matches(name, linear, n=3, cutoff=0.5) or list(linear)
+        near = difflib.get_close_matches(name, linear, n=1, cutoff=0.6)
+        guess = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigurationError(
-            f"the model has no nn.Linear named {name!r}; "
-            f"{'it has ' + ', '.join(map(repr, near)) if near else 'it has none at all'}"
+            f"the model has no nn.Linear named {name!r}; {guess}it has {_listed(list(linear)) or 'none at all'}"
         )
     spec, layer = device.spec, linear[name]
     if (spec.in_features, spec.out_features) != (layer.in_features, layer.out_features):
@@ -69,3 +69,8 @@ def _check(name: str, device: Device, linear: Mapping[str, nn.Linear]) -> None:
             f"layer {name!r} maps {layer.in_features} to {layer.out_features} features, "
             f"but device {spec.name!r} maps {spec.in_features} to {spec.out_features}"
         )
+
+
+def _listed(names: Sequence[str], most: int = 20) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more

@@ -13,7 +13,7 @@ from devices import DeviceSpec, Session
 from .encoding import choose_encoding
 from .errors import ConfigurationError
 
-__all__ = ["LinearProbe", "TransferProbe", "orthogonal_probes"]
+__all__ = ["LinearProbe", "TransferProbe", "answer_variance", "orthogonal_probes"]
 
 # Share of the detector's range that a probe is to use: room for noise and for the next change of controls.
 _FILL = 0.7
@@ -36,6 +36,11 @@ def orthogonal_probes(count: int, dtype: torch.dtype = torch.float32) -> tuple[T
         return torch.from_numpy(hadamard(count).astype(np.float64)).to(dtype), float(count)
     angles = 2 * pi / count * torch.outer(*[torch.arange(count, dtype=torch.float64)] * 2)
     return ((torch.cos(angles) + torch.sin(angles)) / sqrt(2)).to(dtype), count / 2
+
+
+def answer_variance(spec: DeviceSpec) -> float:
+    """Variance of one output of one query: declared noise, and rounding to codes a step apart (step^2 / 12)."""
+    return spec.noise_std**2 + (spec.output_step or 0.0) ** 2 / 12
 
 
 class LinearProbe:
@@ -133,6 +138,13 @@ class TransferProbe(LinearProbe):
     ) -> None:
         rows, self._power = orthogonal_probes(spec.in_features, dtype)
         super().__init__(spec, rows.to(device))
+
+    def entry_variance(self) -> float:
+        """Variance of the noise on one entry, from the declared noise and the rounding of the outputs."""
+        inputs, factors = self._encoding.encode(self.rows, self.amplitude)
+        passes = len(inputs) / len(factors)
+        share = float(factors.square().reciprocal().mean()) / self._power
+        return passes * share * answer_variance(self._spec)
 
     def matrix(self, answers: Tensor) -> Tensor:
         """The transfer matrix behind the answers V A^T: (out_features, in_features)."""

@@ -53,6 +53,10 @@ class Session:
     def __repr__(self) -> str:
         return f"Session({self.spec.name!r}, {'open' if self._is_open else 'closed'})"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Itself: a copy of a model still drives the one chip that there is."""
+        return self
+
     # -- what it is -------------------------------------------------------------------------
 
     @property
@@ -209,14 +213,23 @@ class Session:
                 answers.append(self._query(inputs))
             return torch.stack(answers)
 
-    def afford(self, operation: str, *, programs: int = 0, vectors: int = 0) -> None:
+    def afford(self, operation: str, *, programs: int = 0, vectors: int = 0, first: Tensor | None = None) -> None:
         """Make sure that the budget covers a plan of several operations before its first is sent.
+
+        Args:
+            operation: what to call the plan in the error.
+            programs: settings, each of which is passed the same number of vectors.
+            vectors: vectors in all.
+            first: the first of the settings, which is free where the device holds it already.
 
         Raises:
             BudgetExceeded: it does not; nothing was spent.
         """
         with self._lock:
-            queries = max(programs, 1) * self._calls(ceil(vectors / max(programs, 1)))
+            settings = max(programs, 1)
+            queries = settings * self._calls(ceil(vectors / settings))
+            if first is not None and self._holds(first):
+                programs -= 1
             self._afford(operation, programs=programs, queries=queries, vectors=vectors)
 
     @contextmanager

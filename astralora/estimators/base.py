@@ -104,7 +104,7 @@ class Estimator(ABC):
         return bits.to(like.device, like.dtype).mul_(2).sub_(1)
 
 
-def choose_step(spec: DeviceSpec, step: Step, share: float) -> float:
+def choose_step(spec: DeviceSpec, step: Step, share: float, noise: float | None = None) -> float:
     """The size of a perturbation of the controls, in control units.
 
     ``"auto"`` takes a share of the control range, and never less than two control levels: a smaller step on
@@ -114,6 +114,7 @@ def choose_step(spec: DeviceSpec, step: Step, share: float) -> float:
         spec: of the device.
         step: a size, or ``"auto"``.
         share: of the control range; of 1 where there is none.
+        noise: the step below which the answer would drown in noise, where that is known.
 
     Raises:
         ConfigurationError: the step is smaller than one control level, or larger than half the range.
@@ -121,7 +122,7 @@ def choose_step(spec: DeviceSpec, step: Step, share: float) -> float:
     low, high = spec.control_range or (0.0, 1.0)
     level = spec.control_step
     if step == "auto":
-        size = max(share * (high - low), 2 * (level or 0.0))
+        size = max(share * (high - low), 2 * (level or 0.0), min(noise or 0.0, (high - low) / 8))
         # Whole levels: then a step is the same wherever between two codes it starts.
         return round(size / level) * level if level else size
     size = float(step)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import sqrt
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from devices import Session
+from devices import DeviceSpec, Session
 
 from ..probing import TransferProbe
 from .base import Estimator, Step, choose_step
+from .pooling import pool_slopes
 
 __all__ = ["Elementwise"]
 
@@ -19,35 +21,38 @@ __all__ = ["Elementwise"]
 class Elementwise(Estimator):
     """Moves all controls by one step at once, and sees every entry's own derivative in the transfer matrix.
 
-    One extra program and 2 n vectors, whatever the number of controls: measure A(w), then A(w + mu s) with
-    random signs s, and
+    One extra program and 2 n vectors, whatever the number of controls: measure A(w), then A(w + mu s) with random
+    signs s, and
 
         d loss / d w_ij = (G^T X)_ij (A(w + mu s) - A(w))_ij / (mu s_ij).
 
-    The signs make the curvature's share, mu s A'' / 2, average out from step to step instead of adding up,
-    and that of crosstalk between neighbours as well. A(w) itself is left in `transfer_matrix`, exact input
-    gradients for free.
+    Random signs keep the errors of curvature and of crosstalk between neighbours from adding up over the steps. On
+    devices with many elements the slopes are then sharpened by what elements of like setting have in common, see
+    `astralora.estimators.pooling.pool_slopes`. A(w) itself is left in `transfer_matrix`: input gradients for free.
 
     Args:
-        step: size mu of the move in control units; see `choose_step`.
+        step: size mu of the move in control units; see `choose_step`. ``"auto"`` also keeps the expected change of an
+            entry above the noise of its measurement.
+        pooling: sharpen the slopes.
         seed: of the estimator's own random stream.
     """
 
     requires_linear = True
     couplings = ("elementwise",)
     measures_transfer_matrix = True
-    step_share = 1 / 32
+    step_share = 1 / 64
 
-    def __init__(self, *, step: Step = "auto", seed: int = 0) -> None:
+    def __init__(self, *, step: Step = "auto", pooling: bool = True, seed: int = 0) -> None:
         super().__init__(seed=seed)
         self.step = step
+        self.pooling = pooling
         self._probe: TransferProbe | None = None
         self._amplitude: Tensor | None = None
 
     def check(self, session: Session) -> None:
         """Refuse a device that is not linear and elementwise, or a step that it would not notice."""
         super().check(session)
-        choose_step(session.spec, self.step, self.step_share)
+        self._step_for(session.spec)
 
     def estimate(
         self,
@@ -59,8 +64,8 @@ class Elementwise(Estimator):
     ) -> Tensor:
         """The exact product of data and measured derivatives; see the class."""
         spec = session.spec
-        step = choose_step(spec, self.step, self.step_share)
-        session.afford("estimate", programs=2, vectors=2 * spec.in_features)
+        step = self._step_for(spec)
+        session.afford("estimate", programs=2, vectors=2 * spec.in_features, first=controls)
         probe = self._probe_for(session, controls)
         signs = self._signs(1, controls)[0]
         if spec.control_range is not None:
@@ -75,8 +80,19 @@ class Elementwise(Estimator):
         probe.adapt()
         self._amplitude = probe.amplitude
         self.transfer_matrix = probe.matrix(before)
-        slope = probe.matrix(after - before).flatten() * (signs / step)
-        return (grad_outputs.mT @ inputs).flatten() * slope
+        slopes = probe.matrix(after - before).flatten() * (signs / step)
+        if self.pooling:
+            slopes = pool_slopes(
+                slopes,
+                2 * probe.entry_variance() / step**2,
+                controls,
+                self.transfer_matrix.flatten(),
+                signs,
+                step,
+                spec.control_range or (float(controls.min()), float(controls.max()) + step),
+                self.generator,
+            )
+        return (grad_outputs.mT @ inputs).flatten() * slopes
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next estimate depends on."""
@@ -87,6 +103,15 @@ class Elementwise(Estimator):
         super().load_state_dict(state)
         self._amplitude = state["amplitude"]
         self._probe = None
+
+    def _step_for(self, spec: DeviceSpec) -> float:
+        noise = None
+        if spec.output_range is not None and spec.input_range is not None:
+            # Full scale of the detector over the root of the width is about what one entry can reach.
+            low, high = spec.control_range or (0.0, 1.0)
+            entry = spec.output_range[1] / sqrt(spec.in_features)
+            noise = (high - low) / (2 * entry) * sqrt(2 / spec.in_features) * spec.noise_std
+        return choose_step(spec, self.step, self.step_share, noise)
 
     def _probe_for(self, session: Session, like: Tensor) -> TransferProbe:
         probe = self._probe

@@ -10,6 +10,7 @@ from torch import Tensor
 from devices import Session
 
 from ..errors import ConfigurationError
+from ..probing import answer_variance
 from .base import MatrixSurrogate, measure_transfer_matrix
 
 __all__ = ["Online"]
@@ -44,8 +45,7 @@ class Online(MatrixSurrogate):
     def start(self, session: Session, controls: Tensor) -> None:
         """Measure the device, or assume nothing."""
         spec = session.spec
-        # Rounding to codes a step apart is noise of step^2 / 12.
-        self._noise_variance = spec.noise_std**2 + (spec.output_step or 0.0) ** 2 / 12
+        self._noise_variance = answer_variance(spec)
         if self._how == "measure" and spec.linear:
             self.matrix = measure_transfer_matrix(session, controls)
         else:

@@ -1,0 +1,57 @@
+from math import sqrt
+from typing import Any
+
+import pytest
+import torch
+
+from astralora import ConfigurationError
+from astralora.probing import LinearProbe, TransferProbe, orthogonal_probes
+from simulators import Impairments
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 12, 16, 64, 100])
+def test_probes_are_orthogonal_and_within_range(count: int) -> None:
+    V, power = orthogonal_probes(count, torch.float64)
+    torch.testing.assert_close(V.T @ V, power * torch.eye(count, dtype=torch.float64))
+    assert float(V.abs().max()) <= 1 + 1e-12
+    assert power >= count / 2
+
+
+@pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.0, 1.0), (0.25, 0.75)])
+@pytest.mark.parametrize(("n", "m"), [(8, 5), (6, 9)])
+def test_measures_the_transfer_matrix(bounds: Any, n: int, m: int, simulated: Any, generator: torch.Generator) -> None:
+    session = simulated("slm", n, m, input_range=bounds)
+    controls = torch.rand(n * m, dtype=torch.float64, generator=generator)
+    session.program(controls)
+    probe = TransferProbe(session.spec, torch.float64)
+    torch.testing.assert_close(probe.matrix(probe.ask(session)), torch.cos(controls).reshape(m, n) / sqrt(n))
+    assert session.usage.vectors == n * (1 if bounds[0] < 0 else 2)
+
+
+def test_the_error_of_an_entry_is_the_noise_over_the_root_of_the_width(simulated: Any) -> None:
+    session = simulated("matvec", 64, 64, impairments=Impairments(output_noise_fraction=0.01))
+    controls = torch.zeros(64 * 64)
+    session.program(controls)
+    probe = TransferProbe(session.spec)
+    error = probe.matrix(probe.ask(session))
+    expected = session.spec.noise_std / sqrt(64)
+    assert float(error.std()) == pytest.approx(expected, rel=5 / sqrt(2 * error.numel()))
+
+
+def test_weakens_probes_that_saturate_the_detector(simulated: Any) -> None:
+    # All weights 0.9: the all-ones probe comes to 57.6 on a detector that ends at 8.
+    session = simulated("matvec", 64, 8, impairments=Impairments(output_levels=4097))
+    session.program(torch.full((512,), 0.9))
+    probe = TransferProbe(session.spec)
+    matrix = probe.matrix(probe.ask(session))
+    assert float((matrix - 0.9).abs().max()) < 16 * session.spec.output_step
+    spent = session.usage.vectors
+    assert spent > 64, "the first time it has to find out"
+    probe.adapt()
+    probe.ask(session)
+    assert session.usage.vectors == spent + 64, "then it knows"
+
+
+def test_needs_a_linear_device(matrix_device: Any) -> None:
+    with pytest.raises(ConfigurationError, match="needs a linear device"):
+        LinearProbe(matrix_device(linear=False).spec, torch.ones(1, 4))

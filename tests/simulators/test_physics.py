@@ -1,0 +1,124 @@
+"""The laws of the kinds, against their formulas and their invariants."""
+
+from math import cos, pi, sin, sqrt
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from simulators import KINDS, MRR, MZI, SLM, LinearPhysics, MatVec
+
+
+def controls_for(physics: Any, n: int, m: int, generator: torch.Generator, *leading: int) -> torch.Tensor:
+    low, high = physics.control_range
+    shape = (*leading, physics.num_controls(n, m))
+    return torch.empty(shape, dtype=torch.float64).uniform_(low, high, generator=generator)
+
+
+def test_matvec_is_its_controls() -> None:
+    controls = torch.arange(6.0)
+    assert torch.equal(MatVec().matrix(controls, 3, 2), controls.reshape(2, 3))
+
+
+def test_slm_is_a_cosine_over_the_root_of_the_width(generator: torch.Generator) -> None:
+    controls = controls_for(SLM(), 3, 2, generator)
+    expected = [[cos(controls[3 * i + j]) / sqrt(3) for j in range(3)] for i in range(2)]
+    np.testing.assert_allclose(SLM().matrix(controls, 3, 2), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("response", ["field", "power"])
+def test_mrr_follows_the_add_drop_formula(response: Any, generator: torch.Generator) -> None:
+    a, r = 0.925, 0.93
+    controls = controls_for(MRR(), 4, 4, generator)
+    for phi, weight in zip(controls, MRR(response=response, a=a, r=r).matrix(controls, 4, 4).flatten(), strict=True):
+        T = (a**2 + r**2 - 2 * a * r * cos(phi)) / (1 + a**2 * r**2 - 2 * a * r * cos(phi))
+        assert float(weight) == pytest.approx(2 * sqrt(T) - 1 if response == "field" else 2 * T - 1, abs=1e-12)
+
+
+def test_the_published_mrr_reaches_what_was_published() -> None:
+    ends = MRR().matrix(torch.tensor([0.0, pi], dtype=torch.float64), 2, 1)
+    np.testing.assert_allclose(ends, [[-0.29, 0.98]], atol=0.005)
+
+
+def test_a_critically_coupled_ring_is_dark_on_resonance() -> None:
+    matrix = MRR(response="power", a=0.9, r=0.9).matrix(torch.zeros(1, dtype=torch.float64), 1, 1)
+    assert float(matrix) == pytest.approx(-1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("phases", [1, 2])
+@pytest.mark.parametrize(("n", "m"), [(2, 2), (6, 6), (5, 7), (8, 3)])
+def test_the_mesh_is_unitary(phases: Any, n: int, m: int, generator: torch.Generator) -> None:
+    physics = MZI(phases_per_cell=phases)
+    ports = physics.ports(n, m)
+    U = physics.unitary(controls_for(physics, n, m, generator), n, m)
+    assert U.shape == (ports, n)
+    # Light enters n of the ports: their columns of U stay orthonormal.
+    torch.testing.assert_close((U.mH @ U).real, torch.eye(n, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("phases", "count"), [(1, 2016), (2, 4032)])
+def test_a_mesh_of_64_ports_has_as_many_controls_as_published(phases: Any, count: int) -> None:
+    assert MZI(phases_per_cell=phases).num_controls(64, 64) == count
+
+
+def test_the_mesh_is_the_product_of_its_cells(generator: torch.Generator) -> None:
+    physics, ports = MZI(), 6
+    controls = controls_for(physics, ports, ports, generator)
+    U, cell = np.eye(ports, dtype=complex), 0
+    for column in range(ports):
+        for port in range(column % 2, ports - 1, 2):
+            theta, phi = controls[2 * cell].item(), controls[2 * cell + 1].item()
+            turn = np.exp(1j * theta)
+            block = np.eye(ports, dtype=complex)
+            block[port : port + 2, port : port + 2] = [
+                [turn * sin(phi), turn * cos(phi)],
+                [cos(phi), -sin(phi)],
+            ]
+            U, cell = block @ U, cell + 1
+    np.testing.assert_allclose(physics.unitary(controls, ports, ports), U, atol=1e-12)
+    np.testing.assert_allclose(physics.matrix(controls, ports, ports), U.real, atol=1e-12)
+
+
+def test_every_control_of_a_mesh_has_one_place_on_the_chip() -> None:
+    layout = MZI().layout(6, 6)
+    assert sorted(layout[layout >= 0].tolist()) == list(range(MZI().num_controls(6, 6)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_those_of_the_law(kind: str, generator: torch.Generator) -> None:
+    physics = KINDS[kind]()
+    controls = controls_for(physics, 3, 4, generator).requires_grad_()
+    inputs = torch.rand(2, 3, dtype=torch.float64, generator=generator).requires_grad_()
+    assert torch.autograd.gradcheck(lambda w, x: physics.transfer(w, x, 4), (controls, inputs))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_settings_equal_one_after_the_other(kind: str, generator: torch.Generator) -> None:
+    physics = KINDS[kind]()
+    controls = controls_for(physics, 3, 4, generator, 5)
+    inputs = torch.rand(2, 3, dtype=torch.float64, generator=generator)
+    together = physics.transfer(controls, inputs, 4)
+    torch.testing.assert_close(together, torch.stack([physics.transfer(w, inputs, 4) for w in controls]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_starts_within_the_range(kind: str, generator: torch.Generator) -> None:
+    physics = KINDS[kind]()
+    controls = physics.initial_controls(8, 8, generator)
+    assert controls.shape == (physics.num_controls(8, 8),)
+    assert controls.min() >= physics.control_range[0]
+    assert controls.max() <= physics.control_range[1]
+
+
+def test_a_kind_of_ones_own_is_one_class_with_one_method(simulated: Any) -> None:
+    from simulators import SimulatedDevice
+
+    class Doubler(LinearPhysics):
+        def matrix(self, controls: torch.Tensor, in_features: int, out_features: int) -> torch.Tensor:
+            return 2 * controls.reshape(*controls.shape[:-1], out_features, in_features)
+
+    device = SimulatedDevice(Doubler(), 3, 2)
+    device.open()
+    device.program(torch.ones(6))
+    assert torch.equal(device.query(torch.ones(1, 3)), torch.full((1, 2), 6.0))

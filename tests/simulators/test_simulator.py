@@ -1,0 +1,321 @@
+"""Impairments, clock and manners of simulated devices.
+
+Statistical bounds are five standard errors of what is estimated: one false alarm in a million.
+"""
+
+from math import exp, sqrt
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from devices import Device, Differentiable, NotConnected, OutOfRange, ProgramsMany, Snapshots, SuggestsControls
+from simulators import KINDS, PRESETS, Impairments, MatVec, SimulatedDevice
+from simulators.chip import quantize
+from simulators.wander import Wander
+
+
+def start(session: Any) -> torch.Tensor:
+    controls: torch.Tensor = session.device.initial_controls(torch.Generator().manual_seed(0))
+    session.program(controls)
+    return controls
+
+
+def vectors(count: int, width: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.empty(count, width).uniform_(-1, 1, generator=generator)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_is_a_device_with_all_abilities_of_a_simulator(kind: str, simulated: Any) -> None:
+    device = simulated(kind, 4, 4).device
+    for protocol in (Device, ProgramsMany, Differentiable, SuggestsControls, Snapshots):
+        assert isinstance(device, protocol)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_ideal_device_is_its_physics(kind: str, simulated: Any, generator: torch.Generator) -> None:
+    session = simulated(kind, 6, 4)
+    controls, inputs = start(session), vectors(5, 6, generator)
+    expected = KINDS[kind]().transfer(controls, inputs, 4)
+    torch.testing.assert_close(session.query(inputs), expected)
+    torch.testing.assert_close(session.device.transfer(controls, inputs), expected)
+
+
+# -- which chip ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_seed_is_the_same_chip_with_the_same_noise(
+    kind: str, simulated: Any, generator: torch.Generator
+) -> None:
+    inputs = vectors(5, 6, generator)
+    answers = []
+    for _ in range(2):
+        session = simulated(kind, 6, 4, impairments="harsh", seed=3)
+        start(session)
+        answers.append(torch.stack([session.query(inputs) for _ in range(3)]))
+    assert torch.equal(*answers)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_seed_is_another_chip(kind: str, simulated: Any, generator: torch.Generator) -> None:
+    inputs = vectors(5, 6, generator)
+    first, second = (simulated(kind, 6, 4, impairments="lab", seed=seed) for seed in (0, 1))
+    controls = start(first)
+    # The law itself differs, not just the noise on it.
+    assert not torch.allclose(first.device.transfer(controls, inputs), second.device.transfer(controls, inputs))
+    assert first.spec.serial_number != second.spec.serial_number
+
+
+def test_one_impairment_more_leaves_the_others_as_they_were(generator: torch.Generator) -> None:
+    inputs, controls = vectors(5, 6, generator), torch.linspace(-1, 1, 24)
+    biased, both = (
+        SimulatedDevice(MatVec(), 6, 4, impairments=Impairments(phase_bias_std=0.1, gamma_std=gamma), seed=1)
+        for gamma in (0.0, 1e-9)
+    )
+    torch.testing.assert_close(biased.transfer(controls, inputs), both.transfer(controls, inputs))
+
+
+# -- the signal's way ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", [2, 5, 256])
+def test_quantizing_leaves_so_many_codes_and_is_done_once(levels: int, generator: torch.Generator) -> None:
+    values = torch.empty(20_000, dtype=torch.float64).uniform_(-3, 3, generator=generator)
+    codes = quantize(values, (-2.0, 1.0), levels)
+    assert len(codes.unique()) == levels
+    assert (float(codes.min()), float(codes.max())) == (-2.0, 1.0)
+    torch.testing.assert_close(quantize(codes, (-2.0, 1.0), levels), codes)
+    inside = values.clamp(-2, 1)
+    assert float((codes - inside).abs().max()) <= 1.5 / (levels - 1) + 1e-12
+
+
+def test_controls_are_rounded_to_the_declared_levels(simulated: Any) -> None:
+    session = simulated("matvec", 64, 1, impairments=Impairments(control_levels=5))
+    session.program(torch.linspace(-1, 1, 64))
+    weights = session.query(torch.eye(64))[:, 0]
+    torch.testing.assert_close(weights.unique(), torch.linspace(-1, 1, 5))
+
+
+def test_inputs_are_rounded_to_the_declared_levels(simulated: Any) -> None:
+    session = simulated("matvec", 1, 1, impairments=Impairments(input_levels=5))
+    session.program(torch.ones(1))
+    answers = session.query(torch.linspace(-1, 1, 99).unsqueeze(1))
+    torch.testing.assert_close(answers.unique(), torch.linspace(-1, 1, 5))
+
+
+def test_output_noise_is_as_strong_as_declared(simulated: Any) -> None:
+    session = simulated("matvec", 16, 16, impairments=Impairments(output_noise_fraction=0.02))
+    start(session)
+    answers = session.query(torch.zeros(1, 16).expand(4000, 16))
+    assert session.spec.noise_std == pytest.approx(0.02 * session.spec.output_range[1])
+    count = answers.numel()
+    # The standard error of a standard deviation is itself over sqrt(2 count).
+    assert float(answers.std()) == pytest.approx(session.spec.noise_std, rel=5 / sqrt(2 * count))
+    assert abs(float(answers.mean())) < 5 * session.spec.noise_std / sqrt(count)
+
+
+def test_the_detector_saturates(simulated: Any) -> None:
+    session = simulated("matvec", 16, 1, impairments=Impairments(output_levels=255))
+    session.program(torch.ones(16))
+    assert float(session.query(torch.ones(1, 16))) == pytest.approx(4.0), "full scale is the root of 16, the sum 16"
+
+
+def test_insertion_loss_is_a_loss_of_power(simulated: Any) -> None:
+    session = simulated("matvec", 1, 1, impairments=Impairments(insertion_loss_db=3.0103))
+    session.program(torch.ones(1))
+    assert float(session.query(torch.ones(1, 1))) == pytest.approx(1 / sqrt(2), rel=1e-4)
+
+
+def test_control_noise_is_drawn_at_each_program(simulated: Any) -> None:
+    session = simulated("matvec", 32, 32, impairments=Impairments(control_noise_std=0.05))
+    seen = []
+    for sign in (1, -1):
+        session.program(torch.full((1024,), 0.5 * sign))
+        first, second = session.query(torch.eye(32)), session.query(torch.eye(32))
+        assert torch.equal(first, second)
+        seen.append(first - 0.5 * sign)
+    assert float(seen[0].std()) == pytest.approx(0.05, rel=5 / sqrt(2 * 1024))
+    assert abs(float((seen[0] * seen[1]).mean())) < 5 * 0.05**2 / sqrt(1024)
+
+
+@pytest.mark.parametrize("kind", ["matvec", "mzi"])
+def test_crosstalk_reaches_the_four_neighbours(kind: str) -> None:
+    share, physics = 0.01, KINDS[kind]()
+    device = SimulatedDevice(physics, 6, 6, impairments=Impairments(crosstalk=share))
+    layout = physics.layout(6, 6)
+    places = {int(c): (i, j) for i, row in enumerate(layout) for j, c in enumerate(row) if c >= 0}
+    count = len(places)
+    expected = torch.eye(count)
+    for control, (i, j) in places.items():
+        for other, (k, n) in places.items():
+            if abs(i - k) + abs(j - n) == 1:
+                expected[other, control] = share
+    torch.testing.assert_close(device._chip.act(torch.eye(count)).T, expected)
+
+
+def test_dead_and_stuck_controls_do_not_answer() -> None:
+    law = Impairments(dead_fraction=0.02, stuck_fraction=0.03)
+    device = SimulatedDevice(MatVec(), 20, 20, impairments=law)
+    low, high = (device._chip.act(torch.full((400,), value)) for value in (-0.5, 0.5))
+    silent = low == high
+    assert int(silent.sum()) == 8 + 12
+    assert int((low[silent] == -1).sum()) == 8, "the dead ones sit at the low end"
+
+
+# -- the virtual clock -----------------------------------------------------------------------
+
+
+def test_programs_and_vectors_move_the_clock(simulated: Any) -> None:
+    law = Impairments(program_seconds=0.2, settle_seconds=0.3, vector_seconds=0.01)
+    session = simulated("slm", 4, 4, impairments=law)
+    start(session)
+    session.query(torch.zeros(7, 4))
+    assert session.device.clock_seconds == pytest.approx(0.5 + 0.07)
+    session.query_each(torch.zeros(3, 16), torch.zeros(2, 4))
+    assert session.device.clock_seconds == pytest.approx(0.57 + 3 * 0.52)
+    assert session.usage.hardware_seconds(session.spec) == pytest.approx(session.device.clock_seconds)
+
+
+def test_wander_is_an_ornstein_uhlenbeck_process() -> None:
+    count, std, seconds = 20_000, 0.3, 2.0
+    wander = Wander(count, std, seconds, torch.Generator().manual_seed(0))
+    assert wander.value is not None
+    before = wander.value.clone()
+    for step in range(1, 6):
+        wander.advance(0.2 * step)
+    after = wander.value
+    # Steady state: the variance stays, and correlation falls by exp(-dt / seconds).
+    assert float(after.std()) == pytest.approx(std, rel=5 / sqrt(2 * count))
+    correlation = float((before * after).mean()) / std**2
+    assert correlation == pytest.approx(exp(-1.0 / seconds), abs=5 * sqrt(2 / count))
+
+
+def test_wander_looks_the_same_however_often_it_is_looked_at() -> None:
+    count, std, seconds = 20_000, 0.3, 2.0
+    changes = []
+    for looks in (1, 50):
+        wander = Wander(count, std, seconds, torch.Generator().manual_seed(looks))
+        assert wander.value is not None
+        before = wander.value.clone()
+        for look in range(1, looks + 1):
+            wander.advance(look / looks)
+        changes.append(float((wander.value - before).var()))
+    expected = 2 * std**2 * (1 - exp(-1.0 / seconds))
+    assert changes == [pytest.approx(expected, rel=5 * sqrt(2 / count))] * 2
+
+
+def test_a_device_wanders_while_it_is_used(simulated: Any) -> None:
+    law = Impairments(wander_std=0.05, wander_seconds=1.0, program_seconds=0.1)
+    session = simulated("matvec", 32, 32, impairments=law)
+    first = torch.zeros(1024)
+    session.program(first)
+    before = session.query(torch.eye(32))
+    for step in range(20):
+        session.program(first + 1e-3 * (step % 2 + 1))
+    session.program(first)
+    change = session.query(torch.eye(32)) - before
+    expected = 0.05 * sqrt(2 * (1 - exp(-2.1)))
+    assert float(change.std()) == pytest.approx(expected, rel=5 / sqrt(2 * 1024))
+
+
+# -- many settings ---------------------------------------------------------------------------
+
+STILL = Impairments(control_levels=64, gamma_std=0.01, phase_bias_std=0.1, crosstalk=0.01, input_levels=63)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_query_each_equals_program_and_query(kind: str, simulated: Any, generator: torch.Generator) -> None:
+    one, many = (simulated(kind, 6, 4, impairments=STILL, seed=2) for _ in range(2))
+    controls, inputs = start(one), vectors(5, 6, generator)
+    settings = controls * torch.linspace(0.5, 1, 7).unsqueeze(1)
+    expected = torch.stack([one.apply(setting, inputs) for setting in settings])
+    torch.testing.assert_close(many.query_each(settings, inputs), expected)
+    # `one` had been programmed once before.
+    assert one.device.clock_seconds == pytest.approx(many.device.clock_seconds + one.spec.program_seconds)
+    torch.testing.assert_close(many.query(inputs), expected[-1])
+
+
+def test_query_each_in_small_parts_gives_the_same(
+    simulated: Any, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, inputs = torch.rand(7, 24, generator=generator), vectors(5, 6, generator)
+    whole = simulated("slm", 6, 4, impairments=STILL).query_each(settings, inputs)
+    monkeypatch.setattr("simulators.simulator._CHUNK", 50)
+    torch.testing.assert_close(simulated("slm", 6, 4, impairments=STILL).query_each(settings, inputs), whole)
+
+
+def test_settings_of_one_call_have_noise_of_their_own(simulated: Any) -> None:
+    session = simulated("matvec", 16, 16, impairments=Impairments(output_noise_fraction=0.02))
+    answers = session.query_each(torch.zeros(2, 256), torch.zeros(500, 16))
+    correlation = float((answers[0] * answers[1]).mean()) / session.spec.noise_std**2
+    assert abs(correlation) < 5 / sqrt(answers[0].numel())
+
+
+# -- manners ---------------------------------------------------------------------------------
+
+
+def test_refuses_what_hardware_would_refuse(generator: torch.Generator) -> None:
+    device = SimulatedDevice(MatVec(), 6, 4)
+    with pytest.raises(NotConnected):
+        device.program(torch.zeros(24))
+    device.open()
+    with pytest.raises(NotConnected, match="no controls"):
+        device.query(torch.zeros(1, 6))
+    with pytest.raises(OutOfRange):
+        device.program(torch.full((24,), 1.5))
+    device.program(torch.zeros(24))
+    device.close()
+    device.open()
+    with pytest.raises(NotConnected, match="no controls"):
+        device.query(torch.zeros(1, 6))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_answers_in_the_precision_of_the_question(dtype: torch.dtype, simulated: Any) -> None:
+    session = simulated("mzi", 6, 4, impairments="lab")
+    session.program(torch.ones(session.spec.num_controls, dtype=dtype))
+    assert session.query(torch.zeros(2, 6, dtype=dtype)).dtype == dtype
+
+
+def test_a_saved_state_goes_on_exactly(simulated: Any, generator: torch.Generator) -> None:
+    inputs = vectors(5, 6, generator)
+    law = PRESETS["harsh"].model_copy(update={"wander_seconds": 0.05})
+    first, second = (simulated("mrr", 6, 4, impairments=law, seed=1) for _ in range(2))
+    controls = start(first)
+    first.query(inputs)
+    assert second.load_state_dict(first.state_dict()) is True
+    futures = []
+    for session in (first, second):
+        answers = [session.query(inputs)]
+        answers += [session.apply(controls * scale, inputs) for scale in (0.9, 0.8)]
+        futures.append(torch.stack(answers))
+    assert torch.equal(*futures)
+
+
+def test_does_not_take_the_state_of_another_chip(simulated: Any) -> None:
+    with pytest.raises(ValueError, match="belongs to sim-mrr-6x4-1, not to sim-mrr-6x4-2"):
+        simulated("mrr", 6, 4, seed=2).load_state_dict(simulated("mrr", 6, 4, seed=1).state_dict())
+
+
+def test_refuses_an_impairment_that_does_not_exist() -> None:
+    with pytest.raises(ValidationError, match="colour"):
+        Impairments(colour=1)  # type: ignore[call-arg]
+
+
+def test_the_presets_are_what_they_are_called() -> None:
+    assert PRESETS["ideal"] == Impairments()
+    lab, harsh = PRESETS["lab"], PRESETS["harsh"]
+    assert (lab.control_levels, lab.output_noise_fraction, lab.crosstalk) == (256, 0.01, 0.005)
+    assert (harsh.control_levels, harsh.output_noise_fraction) == (64, 0.05)
+    assert harsh.dead_fraction == harsh.stuck_fraction == 0.01
+
+
+def test_an_exact_gradient_is_that_of_this_very_chip(simulated: Any, generator: torch.Generator) -> None:
+    # Central differences on the device's own smooth law, dead and stuck controls included.
+    session = simulated("mrr", 4, 3, impairments="harsh", seed=5)
+    device = session.device
+    controls = start(session).double().requires_grad_()
+    inputs = vectors(5, 4, generator).double()
+    assert torch.autograd.gradcheck(lambda w: device.transfer(w, inputs), (controls,))
