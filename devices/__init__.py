@@ -1,6 +1,7 @@
 """The `Device` protocol and everything that stands around a device, whatever it is made of."""
 
 from .device import (
+    ChecksRequests,
     Device,
     Differentiable,
     HardwareDevice,
@@ -36,6 +37,7 @@ __all__ = [
     "Budget",
     "BudgetExceeded",
     "CalibrationMismatch",
+    "ChecksRequests",
     "Coupling",
     "Device",
     "DeviceEntry",

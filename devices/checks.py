@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from math import inf, isfinite
+
 import torch
 from torch import Tensor
 
-from .errors import DeviceError, OutOfRange, ProtocolError
+from .errors import OutOfRange, ProtocolError
 from .spec import DeviceSpec, Range
 
 __all__ = ["check_controls", "check_inputs", "check_outputs"]
@@ -38,21 +40,21 @@ def check_outputs(spec: DeviceSpec, outputs: Tensor, shape: tuple[int, ...]) -> 
     Raises:
         ProtocolError: the device or its driver is at fault.
     """
-
-    def fault(message: str) -> ProtocolError:
-        return ProtocolError(message, device=spec.name, operation="query")
-
+    problem = None
     if not isinstance(outputs, Tensor):
-        raise fault(f"answered a {type(outputs).__name__} where its driver must return a tensor")
-    if tuple(outputs.shape) != shape:
-        raise fault(f"answered shape {tuple(outputs.shape)} where {shape} was due")
-    if not outputs.is_floating_point():
-        raise fault(f"answered {outputs.dtype} where a floating-point tensor was due")
-    if outputs.numel():
-        low, high = torch.aminmax(outputs)
-        if not torch.isfinite(high - low):
-            rows = (~torch.isfinite(outputs)).reshape(-1, shape[-1]).any(dim=1)
-            raise fault(f"{_first(rows)} of the answer is not finite; check the detector chain")
+        problem = f"answered a {type(outputs).__name__} where its driver must return a tensor"
+    elif outputs.shape != shape:
+        problem = f"answered shape {tuple(outputs.shape)} where {shape} was due"
+    elif not outputs.is_floating_point():
+        problem = f"answered {outputs.dtype} where a floating-point tensor was due"
+    # One pass over numbers that are nearly always fine; a sum that overflows is looked at more closely.
+    elif not isfinite(outputs.detach().sum().item()):
+        bad = ~torch.isfinite(outputs)
+        if bool(bad.any()):
+            row = _first(bad.reshape(-1, shape[-1]).any(dim=1))
+            problem = f"{row} of the answer is not finite; check the detector chain"
+    if problem is not None:
+        raise ProtocolError(problem, device=spec.name, operation="query")
 
 
 def _check(
@@ -64,32 +66,36 @@ def _check(
     ndim: int,
     bounds: Range | None,
 ) -> None:
-    def refuse(message: str) -> DeviceError:
-        return OutOfRange(message, device=spec.name, operation=operation)
-
-    leading = {"inputs": ("batch",), "controls": () if ndim == 1 else ("settings",)}[what]
+    # On the way of every operation: what is only needed to complain is made when complaining.
     if not isinstance(value, Tensor):
-        raise refuse(f"{what} must be a torch tensor, not {type(value).__name__}")
-    if value.ndim != ndim or value.shape[-1] != width:
-        due = "(" + ", ".join((*leading, str(width))) + ("," if ndim == 1 else "") + ")"
-        raise refuse(f"{what} must have shape {due}, but have {tuple(value.shape)}")
-    if value.dtype not in (torch.float32, torch.float64):
-        raise refuse(f"{what} must be float32 or float64, not {value.dtype}")
-    if not value.numel():
+        problem = f"{what} must be a torch tensor, not {type(value).__name__}"
+    elif value.ndim != ndim or value.shape[-1] != width:
+        leading = "" if ndim == 1 else "batch, " if what == "inputs" else "settings, "
+        due = f"({leading}{width}{',' if ndim == 1 else ''})"
+        problem = f"{what} must have shape {due}, but have {tuple(value.shape)}"
+    elif value.dtype not in (torch.float32, torch.float64):
+        problem = f"{what} must be float32 or float64, not {value.dtype}"
+    elif not value.numel():
         return
-    low, high = (float(end) for end in torch.aminmax(value.detach()))  # NaN comes through as NaN
-    if not (-float("inf") < low and high < float("inf")):
-        bad = ~torch.isfinite(value)
-        where = f" in {_first(bad.any(dim=1))}" if ndim == 2 else f" at index {_index(bad)}"
-        raise refuse(f"{what} hold NaN or infinity{where}; they must be finite")
-    if bounds is not None:
-        slack = _ROUNDING * (bounds[1] - bounds[0])
-        if low < bounds[0] - slack or high > bounds[1] + slack:
+    else:
+        lowest, highest = torch.aminmax(value.detach())
+        low, high = lowest.item(), highest.item()  # NaN comes through as NaN
+        slack = 0.0 if bounds is None else _ROUNDING * (bounds[1] - bounds[0])
+        if bounds is not None and bounds[0] - slack <= low and high <= bounds[1] + slack:
+            return
+        if not (-inf < low and high < inf):
+            bad = ~torch.isfinite(value)
+            where = f"at index {_index(bad)}" if ndim == 1 else f"in {_first(bad.any(dim=1))}"
+            problem = f"{what} hold NaN or infinity {where}; they must be finite"
+        elif bounds is None:
+            return
+        else:
             unit = f" {spec.control_unit}" if what == "controls" and spec.control_unit else ""
-            raise refuse(
+            problem = (
                 f"{what} reach from {low:.6g} to {high:.6g}, but must stay within "
                 f"{bounds[0]:.6g} to {bounds[1]:.6g}{unit}"
             )
+    raise OutOfRange(problem, device=spec.name, operation=operation)
 
 
 def _index(mask: Tensor) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor
 from .spec import DeviceSpec
 
 __all__ = [
+    "ChecksRequests",
     "Device",
     "Differentiable",
     "HardwareDevice",
@@ -73,6 +74,18 @@ class ProgramsMany(Protocol):
         Returns:
             (settings, batch, out_features). The device is left at the last setting.
         """
+        ...
+
+
+@runtime_checkable
+class ChecksRequests(Protocol):
+    """A device that refuses bad requests by itself, and spares a session from having that done twice."""
+
+    def program_unchecked(self, controls: Tensor) -> None:
+        """`Device.program` of controls that are known to be legal."""
+
+    def query_unchecked(self, inputs: Tensor) -> Tensor:
+        """`Device.query` of inputs that are known to be legal."""
         ...
 
 

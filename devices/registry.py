@@ -129,7 +129,8 @@ def make_device(name: str, **options: Any) -> Device:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise refused(f"option {place}: {first['msg']}") from None
+        unknown = first["type"] == "extra_forbidden"
+        raise refused(f"option {place}: {'there is no such option' if unknown else first['msg']}") from None
     except ValueError as error:
         raise refused(str(error)) from None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from math import ceil
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_controls, check_inputs, check_outputs
-from .device import Device, ProgramsMany, Snapshots
+from .device import ChecksRequests, Device, ProgramsMany, Snapshots
 from .errors import BudgetExceeded, DeviceError, NotConnected
 from .spec import DeviceSpec
 from .usage import Budget, Usage
@@ -26,6 +26,9 @@ __all__ = ["Session"]
 _log = logging.getLogger(__name__)
 _purpose: ContextVar[str] = ContextVar("astralora_purpose", default="other")
 _Capability = TypeVar("_Capability")
+
+# The fields of a Usage, in their order: summed in place, on the way of every single operation.
+_Tally = list[Any]
 
 
 class Session:
@@ -45,10 +48,14 @@ class Session:
             raise TypeError(f"{type(device).__name__} is not a Device: it needs spec, open, close, program and query")
         self.device = device
         self.budget = budget
+        # Every request is checked here; a device that would do so again is spared that.
+        spared = isinstance(device, ChecksRequests)
+        self._program_name = "program_unchecked" if spared else "program"
+        self._query_name = "query_unchecked" if spared else "query"
         self._lock = threading.RLock()
         self._is_open = False
         self._programmed: Tensor | None = None
-        self._spent: dict[str, Usage] = {}
+        self._spent: dict[str, _Tally] = {}
 
     def __repr__(self) -> str:
         return f"Session({self.spec.name!r}, {'open' if self._is_open else 'closed'})"
@@ -67,12 +74,12 @@ class Session:
     @property
     def usage(self) -> Usage:
         """All that this session has asked of the device."""
-        return sum(self._spent.values(), Usage())
+        return sum(self.usage_by_purpose.values(), Usage())
 
     @property
     def usage_by_purpose(self) -> dict[str, Usage]:
         """The same, by what it was spent on; see `purpose`."""
-        return dict(self._spent)
+        return {name: Usage(*tally) for name, tally in self._spent.items()}
 
     def capability(self, protocol: type[_Capability]) -> _Capability | None:
         """The guarded device if it implements ``protocol``, else None.
@@ -147,10 +154,12 @@ class Session:
             ProtocolError: the answer has the wrong shape or is not finite.
         """
         with self._lock:
-            self._require_programmed("query")
+            if self._programmed is None:
+                self._require_programmed("query")
             check_inputs(self.spec, inputs, "query")
-            self._afford("query", queries=self._calls(len(inputs)), vectors=len(inputs))
-            return self._query(inputs.detach())
+            if self.budget is not None:
+                self._afford("query", queries=self._calls(len(inputs)), vectors=len(inputs))
+            return self._query(inputs.detach() if inputs.requires_grad else inputs)
 
     def apply(self, controls: Tensor, inputs: Tensor) -> Tensor:
         """Program and query as one transaction, which no other thread can tear apart.
@@ -254,7 +263,7 @@ class Session:
         with self._lock:
             snapshot = self.capability(Snapshots)
             return {
-                "usage": {name: usage.to_dict() for name, usage in self._spent.items()},
+                "usage": {name: usage.to_dict() for name, usage in self.usage_by_purpose.items()},
                 "programmed": self._programmed,
                 "device": snapshot.state_dict() if snapshot else None,
             }
@@ -267,7 +276,7 @@ class Session:
             next program is sent whatever the device may still hold.
         """
         with self._lock:
-            self._spent = {name: Usage(**counts) for name, counts in state["usage"].items()}
+            self._spent = {name: Usage(**counts).to_list() for name, counts in state["usage"].items()}
             snapshot = self.capability(Snapshots)
             if snapshot is None or state["device"] is None:
                 self._programmed = None
@@ -281,8 +290,7 @@ class Session:
     def _program(self, controls: Tensor) -> None:
         # Until the device has said yes, nobody knows what it holds.
         self._programmed = None
-        with self._timed("program", programs=1, moved=_size(controls)):
-            self.device.program(controls)
+        self._call("program", getattr(self.device, self._program_name), (controls,), programs=1, moved=_size(controls))
         self._programmed = controls.clone()
 
     def _query(self, inputs: Tensor) -> Tensor:
@@ -294,28 +302,28 @@ class Session:
         return torch.cat([self._query_once(part) for part in inputs.split(limit)])
 
     def _query_once(self, inputs: Tensor) -> Tensor:
-        shape = (len(inputs), self.spec.out_features)
-        moved = _size(inputs) + shape[0] * shape[1] * inputs.element_size()
-        with self._timed("query", queries=1, vectors=shape[0], moved=moved):
-            outputs = self.device.query(inputs)
-        check_outputs(self.spec, outputs, shape)
-        return outputs.to(inputs)
+        batch, width = len(inputs), self.spec.out_features
+        moved = batch * (inputs.shape[1] + width) * inputs.element_size()
+        device_query = getattr(self.device, self._query_name)
+        outputs: Tensor = self._call("query", device_query, (inputs,), queries=1, vectors=batch, moved=moved)
+        check_outputs(self.spec, outputs, (batch, width))
+        return outputs if outputs.dtype == inputs.dtype else outputs.to(inputs.dtype)
 
     def _query_each(self, device: ProgramsMany, controls: Tensor, inputs: Tensor) -> Tensor:
-        settings, batch = len(controls), len(inputs)
-        shape = (settings, batch, self.spec.out_features)
+        settings, batch, width = len(controls), len(inputs), self.spec.out_features
         self._programmed = None
-        with self._timed(
+        outputs: Tensor = self._call(
             "query_each",
+            device.query_each,
+            (controls, inputs),
             programs=settings,
             queries=settings,
             vectors=settings * batch,
-            moved=_size(controls) + settings * (_size(inputs) + batch * shape[2] * inputs.element_size()),
-        ):
-            outputs = device.query_each(controls, inputs)
-        check_outputs(self.spec, outputs, shape)
+            moved=_size(controls) + settings * (_size(inputs) + batch * width * inputs.element_size()),
+        )
+        check_outputs(self.spec, outputs, (settings, batch, width))
         self._programmed = controls[-1].clone()
-        return outputs.to(inputs)
+        return outputs if outputs.dtype == inputs.dtype else outputs.to(inputs.dtype)
 
     def _holds(self, controls: Tensor) -> bool:
         held = self._programmed
@@ -353,26 +361,40 @@ class Session:
                 operation=operation,
             )
 
-    @contextmanager
-    def _timed(
-        self, operation: str, *, programs: int = 0, queries: int = 0, vectors: int = 0, moved: int
-    ) -> Generator[None]:
+    def _call(
+        self,
+        operation: str,
+        call: Callable[..., Any],
+        arguments: tuple[Tensor, ...],
+        *,
+        programs: int = 0,
+        queries: int = 0,
+        vectors: int = 0,
+        moved: int,
+    ) -> Any:
+        """Every operation on the device goes through here, and is booked whether or not it succeeds."""
         start = time.perf_counter()
         try:
-            yield
+            return call(*arguments)
         except DeviceError as error:
             error.device = error.device or self.spec.name
             error.operation = error.operation or operation
             raise
         finally:
             seconds = time.perf_counter() - start
-            spent = Usage(programs, queries, vectors, seconds, 0, moved)
-            name = _purpose.get()
-            self._spent[name] = self._spent.get(name, Usage()) + spent
+            purpose = _purpose.get()
+            tally = self._spent.get(purpose)
+            if tally is None:
+                tally = self._spent[purpose] = Usage().to_list()
+            tally[0] += programs
+            tally[1] += queries
+            tally[2] += vectors
+            tally[3] += seconds
+            tally[5] += moved
             if _log.isEnabledFor(logging.DEBUG):
                 _log.debug(
                     "%s %s for %s: %d programs, %d vectors, %d bytes, %.3f ms",
-                    self.spec.name, operation, name, programs, vectors, moved, 1e3 * seconds,
+                    self.spec.name, operation, purpose, programs, vectors, moved, 1e3 * seconds,
                 )  # fmt: skip
 
 

@@ -49,11 +49,15 @@ class Usage:
 
     def scaled(self, factor: int) -> Usage:
         """This usage, ``factor`` times."""
-        return Usage(*(factor * value for value in asdict(self).values()))
+        return Usage(*(factor * value for value in self.to_list()))
 
     def hardware_seconds(self, spec: DeviceSpec) -> float:
         """The price in seconds on hardware: programs and vectors at the spec's own rates."""
         return self.programs * spec.program_seconds + self.vectors * spec.vector_seconds
+
+    def to_list(self) -> list[Any]:
+        """The counters in their order, which ``Usage(*counters)`` takes back."""
+        return [self.programs, self.queries, self.vectors, self.seconds, self.retries, self.bytes]
 
     def to_dict(self) -> dict[str, Any]:
         """The counters by name."""

@@ -119,8 +119,12 @@ class SimulatedDevice:
             OutOfRange: the control electronics refuse it.
             NotConnected: the device is closed.
         """
-        self._require_open("program")
         check_controls(self._spec, controls, "program")
+        self.program_unchecked(controls)
+
+    def program_unchecked(self, controls: Tensor) -> None:
+        """Set controls that are known to be legal; see `program`."""
+        self._require_open("program")
         self._acting = self._write(controls)
         self._matrix = None
         self.clock_seconds += self._spec.program_seconds
@@ -132,8 +136,12 @@ class SimulatedDevice:
             OutOfRange: the input electronics refuse it.
             NotConnected: the device is closed, or has not been programmed since it was opened.
         """
-        self._require_open("query")
         check_inputs(self._spec, inputs, "query")
+        return self.query_unchecked(inputs)
+
+    def query_unchecked(self, inputs: Tensor) -> Tensor:
+        """Pass vectors that are known to be legal; see `query`."""
+        self._require_open("query")
         if self._acting is None:
             raise NotConnected("no controls are set; call program first", device=self._spec.name, operation="query")
         if self._wander.advance(self.clock_seconds):

@@ -38,51 +38,51 @@ __all__ = [
 _DEVICE, _METHOD, _TRAINING = "Device", "Method", "Training"
 
 TaskName = Annotated[
-    str | None, typer.Option("--task", help="What to train. [default: digits]", rich_help_panel=_TRAINING)
+    str | None, typer.Option("--task", help="What to train. (default: digits)", rich_help_panel=_TRAINING)
 ]
 DeviceName = Annotated[
     str | None,
     typer.Option(
-        "--device", help="Registered device; see 'astralora devices'. [default: mrr]", rich_help_panel=_DEVICE
+        "--device", help="Registered device; see 'astralora devices'. (default: mrr)", rich_help_panel=_DEVICE
     ),
 ]
 Impairments = Annotated[
     str | None,
-    typer.Option(help="Of a simulated device: ideal, lab or harsh. [default: lab]", rich_help_panel=_DEVICE),
+    typer.Option(help="Of a simulated device: ideal, lab or harsh. (default: lab)", rich_help_panel=_DEVICE),
 ]
 InFeatures = Annotated[
-    int | None, typer.Option(help="Inputs of the device layer. [default: 256]", rich_help_panel=_DEVICE)
+    int | None, typer.Option(help="Inputs of the device layer. (default: 256)", rich_help_panel=_DEVICE)
 ]
 OutFeatures = Annotated[
-    int | None, typer.Option(help="Outputs of the device layer. [default: 128]", rich_help_panel=_DEVICE)
+    int | None, typer.Option(help="Outputs of the device layer. (default: 128)", rich_help_panel=_DEVICE)
 ]
 BudgetPrograms = Annotated[int | None, typer.Option(help="The most programs to spend.", rich_help_panel=_DEVICE)]
 BudgetVectors = Annotated[int | None, typer.Option(help="The most vectors to spend.", rich_help_panel=_DEVICE)]
 Method = Annotated[
     str | None,
-    typer.Option(help="How gradients are found: auto, paper or exact. [default: auto]", rich_help_panel=_METHOD),
+    typer.Option(help="How gradients are found: auto, paper or exact. (default: auto)", rich_help_panel=_METHOD),
 ]
 Samples = Annotated[
     int | None,
-    typer.Option(help="Perturbations a step, of zero-order estimators. [default: 100]", rich_help_panel=_METHOD),
+    typer.Option(help="Perturbations a step, of zero-order estimators. (default: 100)", rich_help_panel=_METHOD),
 ]
-Rank = Annotated[int | None, typer.Option(help="Of the 'psi' surrogate. [default: 10]", rich_help_panel=_METHOD)]
+Rank = Annotated[int | None, typer.Option(help="Of the 'psi' surrogate. (default: 10)", rich_help_panel=_METHOD)]
 Step = Annotated[
     float | None,
     typer.Option(
-        help="Size of a perturbation, in control units. [default: from the device's levels and range]",
+        help="Size of a perturbation, in control units. (default: from the device's levels and range)",
         rich_help_panel=_METHOD,
     ),
 ]
-Epochs = Annotated[int | None, typer.Option(help="Passes over the data. [default: 10]", rich_help_panel=_TRAINING)]
-BatchSize = Annotated[int | None, typer.Option(help="Samples per step. [default: 50]", rich_help_panel=_TRAINING)]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the data. (default: 10)", rich_help_panel=_TRAINING)]
+BatchSize = Annotated[int | None, typer.Option(help="Samples per step. (default: 50)", rich_help_panel=_TRAINING)]
 LearningRate = Annotated[
     float | None,
-    typer.Option("--lr", help="Adam's, at the start. [default: 0.01]", rich_help_panel=_TRAINING),
+    typer.Option("--lr", help="Adam's, at the start. (default: 0.01)", rich_help_panel=_TRAINING),
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(help="Of weights, data order and chip. [default: 0]", rich_help_panel=_TRAINING),
+    typer.Option(help="Of weights, data order and chip. (default: 0)", rich_help_panel=_TRAINING),
 ]
 Config = Annotated[
     Path | None,

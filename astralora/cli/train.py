@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Annotated, Any, Self
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from ..errors import ConfigurationError
@@ -45,7 +45,7 @@ def train(
         bool | None,
         typer.Option(
             "--baseline/--no-baseline",
-            help="Train the digital model beside it. [default: baseline]",
+            help="Train the digital model beside it, or not. (default: beside it)",
             rich_help_panel="Training",
         ),
     ] = None,
@@ -53,7 +53,7 @@ def train(
     settings: o.Set = None,
     output: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Run folder. [default: a new one in runs/]", file_okay=False),
+        typer.Option("--out", "-o", help="Run folder. (default: a new one in runs/)", file_okay=False),
     ] = None,
     resume: Annotated[
         Path | None,
@@ -98,7 +98,7 @@ def train(
             return
     else:
         run = o.run_config(config, settings, given)
-        folder = RunFolder.create(output or _new_folder(run), run)
+        folder = RunFolder(output or _new_folder(run), run)
     try:
         with _View(folder.config) as view:
             result = run_training(folder, resume=resume is not None, listener=view.show)
@@ -140,18 +140,16 @@ class _View:
         self._config = config
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=12),
             TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
             console=errors,
             transient=True,
         )
-        self._tasks: dict[str, TaskID] = {}
+        self._bar: TaskID | None = None
+        self._steps = 0
         self._accuracy: float | None = None
 
     def __enter__(self) -> Self:
-        self._progress.start()
         return self
 
     def __exit__(
@@ -160,49 +158,44 @@ class _View:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._progress.stop()
+        if self._bar is not None:
+            self._progress.stop()
 
     def show(self, record: dict[str, Any]) -> None:
         """Show one record."""
-        if record["event"] == "baseline":
-            self._update("digital baseline", record["epoch"], self._config.epochs, _accuracy(record))
-            if record["epoch"] == self._config.epochs:
-                self._line("baseline", record)
-            return
-        if record["event"] == "epoch":
-            self._accuracy = record["test_accuracy"]
-            self._line(f"epoch {record['epoch']:>3}", record)
-            return
-        spent = (
-            f"test {percent(self._accuracy)}  {record['programs']:,} programs  {record['vectors']:,} vectors  "
-            f"{duration(record['hardware_seconds'])} on hardware"
-        )
-        position, of = record["epoch"], self._config.epochs
-        self._update(f"epoch {position}/{of}", record["step"], None, spent)
+        match record["event"]:
+            case "start":
+                self._steps = record["steps"]
+                # Only now: a run that is refused before its start shows its one sentence and nothing else.
+                self._progress.start()
+                self._bar = self._progress.add_task("", total=None, note="")
+            case "baseline":
+                self._update("digital baseline", record["epoch"], self._config.epochs, _accuracy(record))
+                if record["epoch"] == self._config.epochs:
+                    self._line("baseline", record)
+            case "step":
+                note = f"test {percent(self._accuracy)}  {_spent(record)}"
+                self._update(f"epoch {record['epoch']}/{self._config.epochs}", record["step"], self._steps, note)
+            case "epoch":
+                self._accuracy = record["test_accuracy"]
+                self._line(f"epoch {record['epoch']:>3}", record)
 
-    def steps(self, total: int) -> None:
-        """Announce the number of steps."""
-        self._tasks["steps"] = self._progress.add_task("", total=total, note="")
-
-    def _update(self, what: str, done: int, total: int | None, note: str) -> None:
-        key = "baseline" if what.startswith("digital") else "steps"
-        if key not in self._tasks:
-            self._tasks[key] = self._progress.add_task(what, total=total, note="")
-        self._progress.update(self._tasks[key], description=what, completed=done, note=note)
+    def _update(self, what: str, done: int, total: int, note: str) -> None:
+        if self._bar is not None:
+            self._progress.update(self._bar, description=what, completed=done, total=total, note=note)
 
     def _line(self, what: str, record: dict[str, Any]) -> None:
-        line = f"{what:<10} train loss {record['train_loss']:.4f}  test {percent(record['test_accuracy']):>7}"
-        if "programs" in record:
-            line += (
-                f"  {record['programs']:>9,} programs  {record['vectors']:>11,} vectors  "
-                f"{duration(record['hardware_seconds']):>8} on hardware  "
-                f"surrogate residual {percent(record['surrogate_residual'])}"
-            )
-        self._progress.console.print(line, highlight=False, soft_wrap=True)
+        line = f"{what:<9} {_accuracy(record):>13}  {_spent(record) if 'programs' in record else ''}"
+        self._progress.console.print(line.rstrip(), highlight=False, soft_wrap=True)
 
 
 def _accuracy(record: dict[str, Any]) -> str:
     return f"test {percent(record['test_accuracy'])}"
+
+
+def _spent(record: dict[str, Any]) -> str:
+    seconds = duration(record["hardware_seconds"])
+    return f"{record['programs']:,} programs  {record['vectors']:,} vectors  {seconds} hardware"
 
 
 def _print_result(data: RunData, folder: Path) -> None:

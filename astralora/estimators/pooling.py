@@ -32,9 +32,9 @@ def pool_slopes(
 
         D = c0 + c1 (w - <w>) + c2 (A - <A>) + s (c3 + c4 (w - <w>) + c5 (A - <A>)),
 
-    where the entry A tells of the element's own offset, and the terms with the step's sign s are the curvature's share in
-    a one-sided difference, which is taken off. What is left over is trusted as far as it exceeds the measurement's own
-    noise (James-Stein): D <- fit + max(0, 1 - variance / mean residual^2) (D - fit). Elements that are truly
+    where the entry A tells of the element's own offset, and the terms with the step's sign s are the curvature's share
+    in a one-sided difference, which is taken off. What is left over is trusted as far as it exceeds the measurement's
+    own noise (James-Stein): D <- fit + max(0, 1 - variance / mean residual^2) (D - fit). Elements that are truly
     unlike their group keep their own slopes; elements drowned in noise get their group's.
 
     Args:

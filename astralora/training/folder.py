@@ -26,23 +26,29 @@ class RunFolder:
         self.path = path
         self.config = config
 
-    @classmethod
-    def create(cls, path: Path, config: RunConfig) -> Self:
-        """A folder for a new run.
+    def check_free(self) -> None:
+        """Refuse a folder that holds something already.
+
+        Raises:
+            ConfigurationError: says so.
+        """
+        if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
+            raise ConfigurationError(
+                f"{self.path} is not an empty folder; give another, or go on with its run by --resume '{self.path}'"
+            )
+
+    def begin(self) -> None:
+        """Make the folder of a new run, and write its config.toml.
 
         Raises:
             ConfigurationError: the folder holds something already, or cannot be made.
         """
+        self.check_free()
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise ConfigurationError(
-                    f"{path} is not empty; give another folder, or go on with its run by --resume {path}"
-                )
-            write_atomically(path / "config.toml", config.to_toml())
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / "config.toml", self.config.to_toml())
         except OSError as error:
-            raise ConfigurationError(f"{path} cannot be used: {error.strerror or error}") from None
-        return cls(path, config)
+            raise ConfigurationError(f"{self.path} cannot be used: {error.strerror or error}") from None
 
     @classmethod
     def reopen(cls, path: Path) -> Self:

@@ -7,14 +7,14 @@ from math import ceil
 
 import torch
 
-from devices import BudgetExceeded, DeviceSpec, RehearsalDevice, Session, Usage
+from devices import BudgetExceeded, Device, DeviceSpec, RehearsalDevice, Session, Usage
 
 from ..tasks import Splits, Task
 from .config import RunConfig
 from .fit import Fit
-from .setup import attach_device, make_task, raw_device
+from .setup import attach_device, check_method, make_task, raw_device
 
-__all__ = ["Plan", "check_budget", "plan"]
+__all__ = ["Plan", "check_run", "plan"]
 
 Spending = dict[str, Usage]
 
@@ -56,21 +56,24 @@ def plan(config: RunConfig) -> Plan:
     return _rehearse(config, task, raw_device(config).spec, task.splits())
 
 
-def check_budget(config: RunConfig, task: Task, spec: DeviceSpec) -> None:
-    """Refuse a run whose budget does not even cover its start and one step.
+def check_run(config: RunConfig, task: Task, device: Device) -> None:
+    """Refuse a run that cannot even be begun, before anything is spent or written.
+
+    The first step is rehearsed, so that whatever is wrong with names, options and widths shows; the method is
+    asked whether it can work on this very device; and the budget has to cover the start and one step.
 
     Raises:
-        BudgetExceeded: says what they take; nothing was spent.
+        BudgetExceeded: says what start and first step take.
+        DeviceError, ConfigurationError: the configuration cannot be run.
     """
-    if all(limit is None for limit in config.budget.model_dump().values()):
-        return
-    first = _rehearse(config, task, spec, task.splits(), first_step_only=True).first_step
-    reason = config.budget.shortfall(first, spec)
+    rehearsal = _rehearse(config, task, device.spec, task.splits(), first_step_only=True)
+    check_method(config, device)
+    reason = config.budget.shortfall(rehearsal.first_step, device.spec)
     if reason is not None:
         raise BudgetExceeded(
             f"start and first step alone would come to {reason}; raise the budget, "
             f"or see what the run takes with 'astralora plan'",
-            device=spec.name,
+            device=device.spec.name,
             operation="train",
         )
 

@@ -9,10 +9,11 @@ from torch import nn
 from devices import Device, DeviceError, Session, find_device, make_device
 
 from ..attachment import attach
+from ..methods import choose_method
 from ..tasks import TASKS, Task
-from .config import RunConfig
+from .config import DeviceConfig, RunConfig
 
-__all__ = ["attach_device", "make_task", "raw_device"]
+__all__ = ["attach_device", "check_method", "make_task", "raw_device"]
 
 
 def make_task(config: RunConfig) -> Task:
@@ -37,7 +38,10 @@ def raw_device(config: RunConfig) -> Device:
         "impairments": chosen.impairments,
         "seed": config.seed if chosen.seed is None else chosen.seed,
     }
-    asked = chosen.model_fields_set | (config.model_fields_set & {"in_features", "out_features"})
+    defaults = {**DeviceConfig().model_dump(), **RunConfig().model_dump()}
+    asked = {name for name in ("in_features", "out_features", "impairments") if offered[name] != defaults[name]}
+    if chosen.seed is not None:
+        asked.add("seed")
     options = {name: value for name, value in offered.items() if entry.accepts(name) or name in asked}
     for name in options.keys() & chosen.options.keys():
         raise DeviceError(
@@ -46,6 +50,19 @@ def raw_device(config: RunConfig) -> Device:
             operation="open",
         )
     return make_device(chosen.name, **options, **chosen.options)
+
+
+def check_method(config: RunConfig, device: Device) -> None:
+    """Refuse a method that cannot work on this device, without opening it.
+
+    Raises:
+        ConfigurationError: says why, and what to use instead.
+    """
+    method = config.method
+    session = Session(device)
+    estimator, surrogate = choose_method(device.spec, method.name, method.estimator, method.surrogate, **method.options)
+    estimator.check(session)
+    surrogate.check(session, estimator)
 
 
 def attach_device(config: RunConfig, model: nn.Module, task: Task, session: Session) -> nn.Module:

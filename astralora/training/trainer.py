@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil
 from types import FrameType
 from typing import Any
 
@@ -18,7 +19,7 @@ from devices import BudgetExceeded, Session
 from .config import RunConfig
 from .fit import Fit, Record
 from .folder import RunFolder
-from .plan import check_budget
+from .plan import check_run
 from .setup import attach_device, make_task, raw_device
 from .tracking import Tracker
 
@@ -65,7 +66,7 @@ def train(folder: RunFolder, *, resume: bool = False, listener: Callable[[Record
     Args:
         folder: new, or of an interrupted run.
         resume: go on from the folder's checkpoint.
-        listener: told every record as it is made.
+        listener: told every record as it is made, after one of the event "start" with the number of steps.
 
     Raises:
         Interrupted: by SIGINT or SIGTERM; can be resumed.
@@ -75,7 +76,9 @@ def train(folder: RunFolder, *, resume: bool = False, listener: Callable[[Record
     task = make_task(config)
     device = raw_device(config)
     if not resume:
-        check_budget(config, task, device.spec)
+        folder.check_free()
+        check_run(config, task, device)
+        folder.begin()
     state = folder.load() if resume else None
     folder.rewind(state["fit"]["step"] if state else None)
 
@@ -85,6 +88,8 @@ def train(folder: RunFolder, *, resume: bool = False, listener: Callable[[Record
             listener(record)
 
     splits = task.splits()
+    if listener is not None:
+        listener({"event": "start", "steps": config.epochs * ceil(len(splits.train_inputs) / config.batch_size)})
     with _stoppable() as stop_asked:
         baseline: float | None = None
         if state is not None:

@@ -1,0 +1,144 @@
+"""The command as a user types it: a process of its own, its streams and its exit code."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SMALL = ["--epochs", "2", "--batch-size", "400", "--in-features", "16", "--out-features", "8"]
+
+
+def astralora(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "astralora", *arguments],
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "120", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("command", [(), ("train",), ("plan",), ("devices",), ("bench",), ("bench", "session")])
+def test_every_command_explains_itself(command: tuple[str, ...], tmp_path: Path) -> None:
+    run = astralora(*command, "--help", cwd=tmp_path)
+    assert run.returncode == 0
+    assert "Usage:" in run.stdout
+    if command and command != ("bench",):
+        assert f"Example: astralora {' '.join(command)}" in run.stdout
+
+
+def test_train_leaves_a_run_folder_and_says_where(tmp_path: Path) -> None:
+    run = astralora("train", *SMALL, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert f"runs/{folder.name}/report.html" in run.stdout
+    assert {path.name for path in folder.iterdir()} >= {
+        "config.toml", "metrics.jsonl", "summary.json", "checkpoint", "report.html",
+        "accuracy_by_epoch.png", "accuracy_by_programs.png", "surrogate_residual.png", "controls.png",
+    }  # fmt: skip
+    for word in ("test accuracy", "digital baseline", "programs", "vectors", "time on hardware"):
+        assert word in run.stdout
+    assert re.search(r"epoch +2 +test +[\d.]+ % +17 programs", run.stderr), "progress is for people: on stderr"
+
+
+def test_json_is_all_there_is_on_standard_output(tmp_path: Path) -> None:
+    run = astralora("train", *SMALL, "--json", "--out", "a run", cwd=tmp_path)
+    assert json.loads(run.stdout) == json.loads((tmp_path / "a run" / "summary.json").read_text())
+    planned = json.loads(astralora("plan", *SMALL, "--json", cwd=tmp_path).stdout)
+    assert planned["programs"] == json.loads(run.stdout)["programs"]
+    assert planned["by_purpose"]["controls"]["programs"] == 8
+    listed = json.loads(astralora("devices", "--json", cwd=tmp_path).stdout)
+    assert {"matvec", "slm", "mrr", "mzi"} <= {entry["name"] for entry in listed}
+
+
+def test_a_run_can_be_repeated_from_its_own_config(tmp_path: Path) -> None:
+    first = astralora("train", *SMALL, "--seed", "3", "--json", "--out", "one", cwd=tmp_path)
+    again = astralora("train", "--config", "one/config.toml", "--json", "--out", "two", cwd=tmp_path)
+    drop = {"wall_seconds"}
+    a, b = ({k: v for k, v in json.loads(r.stdout).items() if k not in drop} for r in (first, again))
+    assert a == b
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["train", "--device", "mmr"], "there is no device named 'mmr'; did you mean 'mrr'?"),
+        (["plan", "--device", "mmr"], "did you mean 'mrr'?"),
+        (["train", "--method", "magic"], "known are auto, paper, exact"),
+        (["train", "--budget-programs", "1"], "start and first step alone would come to 2 programs"),
+        (["train", "--step", "0.001"], "below one control level"),
+        (["train", "--config", "nowhere.toml"], "nowhere.toml cannot be read"),
+        (["train", "--set", "colour=[red]"], "colour"),
+        (["train", "--resume", "nowhere"], "nowhere holds no run"),
+        (["train", "--resume", "nowhere", "--epochs", "3"], "--resume goes on with the run exactly as it was begun"),
+    ],
+)
+def test_a_mistake_gets_one_sentence_and_no_traceback(arguments: list[str], complaint: str, tmp_path: Path) -> None:
+    run = astralora(*arguments, cwd=tmp_path)
+    assert run.returncode == 1
+    assert complaint in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1
+    assert run.stdout == ""
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+    assert "Traceback" in astralora(*arguments, "--debug", cwd=tmp_path).stderr
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path: Path) -> None:
+    long = ["--epochs", "60", "--batch-size", "100", "--in-features", "16", "--out-features", "8", "--no-baseline"]
+    whole = astralora("train", *long, "--json", "--out", "whole", cwd=tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "astralora", "train", *long, "--out", "part 1"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    metrics = tmp_path / "part 1" / "metrics.jsonl"
+    for _ in range(600):
+        if metrics.exists() and metrics.stat().st_size > 20_000:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, complaints = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Go on with: astralora train --resume 'part 1'" in complaints
+    assert not (tmp_path / "part 1" / "summary.json").exists()
+    resumed = astralora("train", "--resume", "part 1", "--json", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    drop = {"wall_seconds"}
+    a, b = ({k: v for k, v in json.loads(r.stdout).items() if k not in drop} for r in (whole, resumed))
+    assert a == b
+    finished = astralora("train", "--resume", "part 1", "--json", cwd=tmp_path)
+    assert finished.returncode == 0
+    assert "complete" in finished.stderr
+
+
+def test_a_broken_plugin_is_listed_and_the_others_still_work(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    info = site / "lab_chip-2.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lab-chip\nVersion: 2.0\n")
+    (info / "entry_points.txt").write_text("[astralora.devices]\nlab-chip = lab_chip:Chip\n")
+    (site / "lab_chip.py").write_text("raise RuntimeError('licence [dongle] not found')\n")
+    run = astralora("devices", cwd=tmp_path, PYTHONPATH=str(site))
+    assert run.returncode == 0
+    assert "RuntimeError: licence [dongle] not found" in run.stdout
+    assert "mrr" in run.stdout
+    train = astralora("train", "--device", "lab-chip", cwd=tmp_path, PYTHONPATH=str(site))
+    assert "cannot be loaded from lab-chip 2.0: RuntimeError: licence [dongle] not found" in train.stderr
+
+
+def test_the_session_benchmark_reports_a_ratio(tmp_path: Path) -> None:
+    run = astralora("bench", "session", "--size", "16", "--batch", "4", "--rounds", "20", "--json", cwd=tmp_path)
+    (record,) = json.loads(run.stdout)
+    expected: dict[str, Any] = {"device": "matvec", "impairments": "ideal", "size": 16, "batch": 4, "rounds": 20}
+    assert expected.items() <= record.items()
+    assert record["raw_us"] > 0
