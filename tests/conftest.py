@@ -83,3 +83,10 @@ def global_random_state_is_left_alone() -> Any:
     before = torch.random.get_rng_state()
     yield
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.fixture
+def a_throwaway_global_random_state(global_random_state_is_left_alone: Any) -> Any:
+    """For code of users, who may draw from it as they like."""
+    with torch.random.fork_rng(devices=[]):
+        yield

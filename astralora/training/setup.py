@@ -24,8 +24,9 @@ def make_task(config: RunConfig) -> Task:
 def raw_device(config: RunConfig) -> Device:
     """The configured device, closed.
 
-    Width, impairments and seed are offered to every device and given to those that take them. What the user
-    asked for by name is passed on in any case, so that it is refused where it has no meaning.
+    Width, impairments and seed are offered to every device and given to those that take them. Impairments and
+    a seed that the user asked for are passed on in any case, and refused where they have no meaning; a chip of
+    fixed width is compared with the layer when it is attached.
 
     Raises:
         DeviceError: no such device, or an option that it does not take.
@@ -38,8 +39,7 @@ def raw_device(config: RunConfig) -> Device:
         "impairments": chosen.impairments,
         "seed": config.seed if chosen.seed is None else chosen.seed,
     }
-    defaults = {**DeviceConfig().model_dump(), **RunConfig().model_dump()}
-    asked = {name for name in ("in_features", "out_features", "impairments") if offered[name] != defaults[name]}
+    asked = {"impairments"} if chosen.impairments != DeviceConfig().impairments else set()
     if chosen.seed is not None:
         asked.add("seed")
     options = {name: value for name, value in offered.items() if entry.accepts(name) or name in asked}
