@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from devices import Device
+from devices import Device, Session, derive_seed
 
 from .errors import ConfigurationError
-from .layer import BlackBoxLinear
+from .layer import BlackBoxLinear, check_layer
 
 __all__ = ["attach"]
 
@@ -36,24 +36,51 @@ def attach(model: nn.Module, layers: Mapping[str, Device], **options: Any) -> nn
     Raises:
         ConfigurationError: a name that is no linear layer, or a device of another width.
     """
-    linear = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
+    # Tied layers stand under several names, and are replaced under all of them.
+    modules = dict(model.named_modules(remove_duplicate=False))
+    linear = {name: module for name, module in modules.items() if type(module) is nn.Linear}
+    seed = options.pop("seed", 0)
+    sessions: dict[int, Session] = {}
     for name, device in layers.items():
         _check(name, device, linear)
-    for name, device in layers.items():
+        # A chip at two places is still one chip: one guard has to know what it holds.
+        session = sessions.setdefault(id(device), device if isinstance(device, Session) else Session(device))
+        check_layer(session, **options)
+    for what in ("estimator", "surrogate"):
+        if len(layers) > 1 and not isinstance(options.get(what), str | None):
+            raise ConfigurationError(
+                f"one {what} cannot serve {len(layers)} layers; give its name, and each gets its own"
+            )
+    for place, (name, device) in enumerate(layers.items()):
         old = linear[name]
-        new = BlackBoxLinear(device, bias=old.bias is not None, dtype=old.weight.dtype, **options).to(old.weight.device)
-        new.train(old.training)
-        with torch.no_grad():
-            if new.bias is not None:
-                new.bias.copy_(old.bias)
-            if new.gain is not None:
-                # From nn.Linear's usual strength for inputs of +-1 to this very layer's.
-                new.gain.mul_(old.weight.norm() / sqrt(old.out_features) * sqrt(3))
+        new = BlackBoxLinear(
+            sessions[id(device)],
+            bias=old.bias is not None,
+            dtype=old.weight.dtype,
+            # Layers of equal size must not start alike.
+            seed=derive_seed(seed, name) if place else seed,
+            **options,
+        ).to(old.weight.device)
+        _take_over(old, new)
         if not name:
             return new
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, new)
+        for other, module in modules.items():
+            if module is old:
+                parent, _, child = other.rpartition(".")
+                setattr(model.get_submodule(parent), child, new)
     return model
+
+
+def _take_over(old: nn.Linear, new: BlackBoxLinear) -> None:
+    new.train(old.training)
+    new.controls.requires_grad_(old.weight.requires_grad)
+    with torch.no_grad():
+        if new.bias is not None:
+            new.bias.copy_(old.bias).requires_grad_(old.bias.requires_grad)
+        if new.gain is not None:
+            # From nn.Linear's usual strength for inputs of +-1 to this very layer's.
+            new.gain.mul_(old.weight.norm() / sqrt(old.out_features) * sqrt(3))
+            new.gain.requires_grad_(old.weight.requires_grad)
 
 
 def _check(name: str, device: Device, linear: Mapping[str, nn.Linear]) -> None:

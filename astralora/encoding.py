@@ -7,6 +7,7 @@ noise and rounding.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +24,14 @@ class Encoding(ABC):
 
     Args:
         spec: of the device.
+
+    Attributes:
+        passes: device inputs that one vector takes.
+        signed: takes vectors with negative entries.
     """
+
+    passes: ClassVar[int] = 1
+    signed: bool = True
 
     def __init__(self, spec: DeviceSpec) -> None:
         self.spec = spec
@@ -56,11 +64,10 @@ class Scale(Encoding):
     def __init__(self, spec: DeviceSpec) -> None:
         super().__init__(spec)
         self._limit = 1.0
-        self._signed = True
         if spec.input_range is not None:
             low, high = spec.input_range
-            self._signed = low < 0
-            self._limit = min(-low, high) if self._signed else high
+            self.signed = low < 0
+            self._limit = min(-low, high) if self.signed else high
             if low > 0 or high <= 0:
                 raise ConfigurationError(
                     f"encoding 'scale' needs an input range that includes zero, but {spec.name!r} has "
@@ -69,13 +76,14 @@ class Scale(Encoding):
 
     def encode(self, vectors: Tensor, amplitude: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
         """Scale each vector into the range."""
-        if not self._signed and vectors.numel() and bool(vectors.detach().min() < 0):
+        if not self.signed and vectors.numel() and bool(vectors.detach().min() < 0):
             raise ConfigurationError(
                 f"encoding 'scale' met a negative activation, which {self.spec.name!r} cannot take; "
                 f"use encoding='differential'"
             )
         if self.spec.input_range is None:
-            return vectors, vectors.new_ones(len(vectors), 1)
+            factors = vectors.new_ones(len(vectors), 1) * amplitude
+            return vectors * factors, factors
         if not self.spec.linear:
             factors = vectors.new_full((len(vectors), 1), self._limit) * amplitude
             return (vectors * factors).clamp(*self.spec.input_range), factors
@@ -93,6 +101,8 @@ class Differential(Encoding):
     For linear devices whose inputs cannot be negative, or whose range has an offset, which cancels. Two
     passes a vector.
     """
+
+    passes = 2
 
     def __init__(self, spec: DeviceSpec) -> None:
         super().__init__(spec)
@@ -136,4 +146,6 @@ def choose_encoding(spec: DeviceSpec, name: str = "auto") -> Encoding:
 def _peak(vectors: Tensor) -> Tensor:
     # Detached: for a linear device the scale cancels, and its gradient with it.
     peak = vectors.detach().abs().amax(dim=1, keepdim=True)
-    return torch.where(peak == 0, torch.ones_like(peak), peak)
+    # Nothing to scale, or too little to be scaled up without overflow.
+    faint = peak < torch.finfo(peak.dtype).tiny * 1e6
+    return torch.where(faint, torch.ones_like(peak), peak)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from math import sqrt
 from typing import Any
@@ -18,7 +19,7 @@ from .estimators import Estimator
 from .methods import choose_method
 from .surrogates import Surrogate
 
-__all__ = ["BlackBoxLinear"]
+__all__ = ["BlackBoxLinear", "check_layer"]
 
 # Vectors spent on finding out how strong the device's outputs are.
 _LEVEL_VECTORS = 16
@@ -79,9 +80,7 @@ class BlackBoxLinear(nn.Module):
         self.in_features = spec.in_features
         self.out_features = spec.out_features
         self.encoding = choose_encoding(spec, encoding)
-        self.estimator, self.surrogate = choose_method(spec, method, estimator, surrogate, seed=seed, **options)
-        self.estimator.check(self.session)
-        self.surrogate.check(self.session, self.estimator)
+        self.estimator, self.surrogate = choose_method(self.session, method, estimator, surrogate, seed=seed, **options)
         self.saturation = 0.0
         generator = derive_generator(seed, "layer")
         self.controls = nn.Parameter(self._initial_controls(generator).to(dtype))
@@ -100,7 +99,7 @@ class BlackBoxLinear(nn.Module):
                 f"but was given {tuple(x.shape)}"
             )
         kind = x.device.type
-        mixed = torch.is_autocast_enabled(kind)
+        mixed = torch.is_autocast_enabled(kind) and x.dtype != torch.float64  # which autocast leaves alone
         if x.dtype != self.controls.dtype and not mixed:
             raise ConfigurationError(
                 f"the layer on {self.session.spec.name!r} is {self.controls.dtype}, but was given {x.dtype}; "
@@ -110,9 +109,7 @@ class BlackBoxLinear(nn.Module):
             vectors = x.reshape(-1, self.in_features).to(self.controls.dtype)
             inputs, factors = self.encoding.encode(vectors)
             self._project()
-            # An evaluation must not teach the surrogate anything, nor be booked as training.
-            learning = self.training and torch.is_grad_enabled()
-            outputs: Tensor = _Through.apply(inputs, self.controls, self, learning)  # type: ignore[no-untyped-call]
+            outputs: Tensor = _Through.apply(inputs, self.controls, self, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
             y = self.encoding.decode(outputs, factors)
             if self.gain is not None:
                 y = y * self.gain
@@ -148,6 +145,7 @@ class BlackBoxLinear(nn.Module):
         to know this device anew at the next training step.
         """
         self._known = None
+        state = copy.deepcopy(state)  # a checkpoint that is loaded twice must not learn from the first
         if state["kinds"] == self._kinds() and state["serial_number"] == self.session.spec.serial_number:
             self.estimator.load_state_dict(state["estimator"])
             self.surrogate.load_state_dict(state["surrogate"])
@@ -168,16 +166,18 @@ class BlackBoxLinear(nn.Module):
 
     @torch.no_grad()
     def _start(self, generator: torch.Generator) -> float:
-        """Meet the device; returns the root mean square of its answers to inputs of +-1."""
+        """Meet the device; returns the root mean square of its answers to inputs of root mean square 1."""
         session, controls = self.session, self.controls.detach()
-        signs = torch.randint(0, 2, (_LEVEL_VECTORS, self.in_features), generator=generator)
-        vectors = signs.to(controls) * 2 - 1
+        bits = torch.randint(0, 2, (_LEVEL_VECTORS, self.in_features), generator=generator).to(controls)
+        vectors = bits * 2 - 1 if self.encoding.signed else bits
         inputs, factors = self.encoding.encode(vectors)
         with session.purpose("startup"), session.transaction():
+            spending = len(inputs) + self.surrogate.startup_vectors(session)
+            session.afford("startup", programs=1, vectors=spending, first=controls)
             answers = self.encoding.decode(session.apply(controls, inputs), factors)
             self.surrogate.start(session, controls)
         self._known = controls.clone()
-        level = float(answers.square().mean().sqrt())
+        level = float((answers.square().mean() / vectors.square().mean()).sqrt())
         return level if level > 0 else 1.0
 
     @torch.no_grad()
@@ -187,24 +187,32 @@ class BlackBoxLinear(nn.Module):
             # On .data: no autograd graph is to notice, and none exists yet for this step.
             self.controls.data.clamp_(*bounds)
 
-    def _learn_forward(self, inputs: Tensor, controls: Tensor, wants_inputs: bool) -> Tensor:
+    def _tracked_forward(self, inputs: Tensor, controls: Tensor, wants_inputs: bool) -> Tensor:
+        """A forward pass that a backward pass may follow."""
         session = self.session
+        # An evaluation must not teach the surrogate anything, nor be booked as training.
+        booked = "forward" if self.training else "evaluation"
         with session.transaction():
-            with session.purpose("forward"):
+            with session.purpose(booked):
                 session.program(controls)
-            if wants_inputs and not (self._known is not None and torch.equal(self._known, controls)):
+            if wants_inputs and not self._knows(controls):
                 with session.purpose("inputs"):
                     if self._known is None:
                         self.surrogate.start(session, controls)
                     else:
                         self.surrogate.controls_changed(session, controls)
                 self._known = controls.clone()
-            with session.purpose("forward"):
+            with session.purpose(booked):
                 outputs = session.query(inputs)
-        if wants_inputs:
-            self.surrogate.observe(inputs, outputs)
-        self._watch(outputs)
+        if self.training:
+            if wants_inputs:
+                self.surrogate.observe(inputs, outputs)
+            self._watch(outputs)
         return outputs
+
+    def _knows(self, controls: Tensor) -> bool:
+        known = self._known
+        return known is not None and known.device == controls.device and torch.equal(known, controls.to(known.dtype))
 
     def _evaluate(self, inputs: Tensor, controls: Tensor) -> Tensor:
         with self.session.purpose("evaluation"):
@@ -221,7 +229,13 @@ class BlackBoxLinear(nn.Module):
     ) -> tuple[Tensor | None, Tensor | None]:
         session = self.session
         grad_inputs = grad_controls = None
-        with session.transaction():
+        if not torch.isfinite(grad_outputs.sum()) and not bool(torch.isfinite(grad_outputs).all()):
+            # An overflow under mixed precision: the scaler is going to skip this step, so nothing is spent on it.
+            return (
+                torch.full_like(inputs, torch.nan) if wants_inputs else None,
+                torch.full_like(controls, torch.nan) if wants_controls else None,
+            )
+        with session.transaction(), torch.autocast(inputs.device.type, enabled=False):
             if wants_inputs and wants_controls:
                 with session.purpose("inputs"):
                     session.program(controls)
@@ -231,6 +245,9 @@ class BlackBoxLinear(nn.Module):
                     grad_controls = self.estimator.estimate(session, controls, inputs, outputs, grad_outputs)
                 if self.estimator.transfer_matrix is not None:
                     self.surrogate.adopt(self.estimator.transfer_matrix)
+            elif wants_inputs:
+                with session.purpose("inputs"):
+                    self.surrogate.catch_up(session, controls)
             if wants_inputs:
                 self.surrogate.recall(inputs)
                 grad_inputs = self.surrogate.vjp(grad_outputs)
@@ -244,16 +261,35 @@ class BlackBoxLinear(nn.Module):
             self.saturation = 1.0 - float(inside.sum()) / inside.numel()
 
 
+def check_layer(
+    session: Session,
+    *,
+    method: str = "auto",
+    estimator: str | Estimator | None = None,
+    surrogate: str | Surrogate | None = None,
+    encoding: str = "auto",
+    gain: bool = True,  # noqa: ARG001
+    **options: Any,
+) -> None:
+    """Refuse what `BlackBoxLinear` would refuse on this device, without touching it.
+
+    Raises:
+        ConfigurationError: says why, and what to use instead.
+    """
+    choose_encoding(session.spec, encoding)
+    choose_method(session, method, estimator, surrogate, **options)
+
+
 class _Through(torch.autograd.Function):
     """Forward through the device, backward around it."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, controls: Tensor, layer: BlackBoxLinear, learning: bool) -> Tensor:
+    def forward(ctx: Any, inputs: Tensor, controls: Tensor, layer: BlackBoxLinear, tracked: bool) -> Tensor:
         ctx.layer = layer
-        wants_inputs, wants_controls, *_ = ctx.needs_input_grad
+        wants_inputs, *_ = ctx.needs_input_grad
         inputs, controls = inputs.detach(), controls.detach()
-        if learning and (wants_inputs or wants_controls):
-            outputs = layer._learn_forward(inputs, controls, wants_inputs)
+        if tracked:
+            outputs = layer._tracked_forward(inputs, controls, wants_inputs)
         else:
             outputs = layer._evaluate(inputs, controls)
         ctx.save_for_backward(inputs, outputs, controls)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from devices import DeviceSpec
+from devices import DeviceSpec, Session
 
 from .errors import ConfigurationError
 from .estimators import ESTIMATORS, Estimator
@@ -43,27 +43,27 @@ kept as the reference. ``exact`` needs a simulator: the gradient that the others
 
 
 def choose_method(
-    spec: DeviceSpec,
+    session: Session,
     method: str = "auto",
     estimator: str | Estimator | None = None,
     surrogate: str | Surrogate | None = None,
     **options: Any,
 ) -> tuple[Estimator, Surrogate]:
-    """The estimator and the surrogate for a device.
+    """The estimator and the surrogate for a device, which is not operated for that.
 
     Args:
-        spec: of the device.
+        session: guards the device.
         method: names both; see `METHODS`.
         estimator: takes the place of the method's, by name or as an object.
         surrogate: takes the place of the method's, by name or as an object.
         **options: for either of the two, given to the one that takes it.
 
     Raises:
-        ConfigurationError: a name or an option that neither knows.
+        ConfigurationError: a name or an option that neither knows, or a device that one of them cannot work on.
     """
     if method not in METHODS:
         raise ConfigurationError(f"there is no method named {method!r}; known are {', '.join(METHODS)}")
-    default_estimator, default_surrogate = METHODS[method](spec)
+    default_estimator, default_surrogate = METHODS[method](session.spec)
     estimator = estimator or default_estimator
     surrogate = surrogate or default_surrogate
     taken = method_options(estimator, surrogate)
@@ -73,10 +73,13 @@ def choose_method(
                 f"neither estimator {_name(estimator)} nor surrogate {_name(surrogate)} takes an option "
                 f"{option!r}; they take {', '.join(sorted(taken)) or 'none'}"
             )
-    return (
+    chosen = (
         ESTIMATORS.make(estimator, **options) if isinstance(estimator, str) else estimator,
         SURROGATES.make(surrogate, **options) if isinstance(surrogate, str) else surrogate,
     )
+    chosen[0].check(session)
+    chosen[1].check(session, chosen[0])
+    return chosen
 
 
 def method_options(estimator: str | Estimator, surrogate: str | Surrogate) -> set[str]:

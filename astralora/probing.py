@@ -19,6 +19,7 @@ __all__ = ["LinearProbe", "TransferProbe", "answer_variance", "orthogonal_probes
 _FILL = 0.7
 # A probe that saturates is asked again with a quarter of the light, at most this often.
 _ATTEMPTS = 4
+_FAINTEST = 4.0**-_ATTEMPTS
 
 
 def orthogonal_probes(count: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, float]:
@@ -62,11 +63,16 @@ class LinearProbe:
         self.rows = rows
         self.amplitude = rows.new_ones(len(rows), 1)
         self._peaks = rows.new_zeros(len(rows))
-        low, high = spec.output_range or (-float("inf"), float("inf"))
-        margin = (spec.output_step or 1e-6 * (high - low)) / 2 if spec.output_range else 0.0
-        self._centre = (low + high) / 2 if spec.output_range else 0.0
-        self._reach = (high - low) / 2
-        self._ceiling = self._reach - margin
+        # Darkness is an answer of zero: only an end of the range on the far side of it can be saturated.
+        low, high = spec.output_range or (0.0, 0.0)
+        self._rails = [rail for rail, away in ((low, low < 0), (high, high > 0)) if away]
+        margin = (spec.output_step or 0.0) / 2
+        self._full = min((1 - margin / abs(rail) for rail in self._rails), default=1.0) - 1e-6
+
+    @property
+    def vectors(self) -> int:
+        """Vectors that asking once takes."""
+        return len(self.rows) * self._encoding.passes
 
     def ask(self, session: Session) -> Tensor:
         """The answer at the controls that the device holds, weakening probes that saturate.
@@ -75,10 +81,8 @@ class LinearProbe:
             V A^T, (count, out_features).
         """
         answers, peaks = self._ask(session, slice(None))
-        if self._spec.output_range is None:
-            return answers
         for _ in range(_ATTEMPTS):
-            loud = (peaks >= self._ceiling).nonzero()[:, 0]
+            loud = (peaks >= self._full).nonzero()[:, 0]
             if not len(loud):
                 break
             self.amplitude[loud] /= 4
@@ -105,16 +109,18 @@ class LinearProbe:
 
     def adapt(self) -> None:
         """Set each probe's strength for the next time, so that its answer fills the detector well."""
-        if self._spec.output_range is not None:
-            share = (self._peaks / self._reach).clamp_min(1e-6).unsqueeze(1)
-            self.amplitude = (self.amplitude * _FILL / share).clamp_max(1.0)
+        if self._rails:
+            change = _FILL / self._peaks.clamp_min(1e-6).unsqueeze(1)
+            self.amplitude = (self.amplitude * change).clamp(_FAINTEST, 1.0)
 
     def _ask(self, session: Session, which: slice | Tensor) -> tuple[Tensor, Tensor]:
         inputs, factors = self._encoding.encode(self.rows[which], self.amplitude[which])
         outputs = session.query(inputs)
-        excursion = (outputs - self._centre).abs().amax(dim=1)
+        shares = outputs.new_zeros(len(outputs))
+        for rail in self._rails:
+            shares = torch.maximum(shares, (outputs / rail).amax(dim=1))
         # Both signs of a split probe have to stay within range.
-        peaks = excursion.view(-1, len(factors)).amax(dim=0)
+        peaks = shares.view(-1, len(factors)).amax(dim=0)
         return self._encoding.decode(outputs, factors), peaks
 
 
@@ -141,10 +147,9 @@ class TransferProbe(LinearProbe):
 
     def entry_variance(self) -> float:
         """Variance of the noise on one entry, from the declared noise and the rounding of the outputs."""
-        inputs, factors = self._encoding.encode(self.rows, self.amplitude)
-        passes = len(inputs) / len(factors)
+        _, factors = self._encoding.encode(self.rows, self.amplitude)
         share = float(factors.square().reciprocal().mean()) / self._power
-        return passes * share * answer_variance(self._spec)
+        return self._encoding.passes * share * answer_variance(self._spec)
 
     def matrix(self, answers: Tensor) -> Tensor:
         """The transfer matrix behind the answers V A^T: (out_features, in_features)."""

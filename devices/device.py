@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .errors import ProtocolError
 from .spec import DeviceSpec
 
 __all__ = [
@@ -169,7 +170,13 @@ class HardwareDevice(ABC):
 
     def query(self, inputs: Tensor) -> Tensor:
         """Pass vectors through: (batch, in_features) -> (batch, out_features)."""
-        answer = np.ascontiguousarray(self._query(_as_array(inputs)))
+        answer = np.asarray(self._query(_as_array(inputs)))
+        if answer.dtype.kind not in "fiu":
+            raise ProtocolError(
+                f"the driver's _query returned {answer.dtype} where numbers are due",
+                device=self.spec.name,
+                operation="query",
+            )
         # Own memory: a driver may hand out the buffer that it fills again on the next query.
         return torch.tensor(answer, dtype=inputs.dtype, device=inputs.device)
 

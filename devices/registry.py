@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -49,11 +49,11 @@ class DeviceEntry:
         return doc.splitlines()[0].rstrip(".") if doc else ""
 
     def accepts(self, option: str) -> bool:
-        """Whether the factory takes a keyword of this name."""
-        if self.factory is None:
-            return False
-        parameters = inspect.signature(self.factory).parameters
-        return option in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        """Whether the factory takes a keyword of this name, as far as it tells."""
+        parameters = _parameters(self.factory) if self.factory else {}
+        return parameters is not None and (
+            option in parameters or any(item.kind is item.VAR_KEYWORD for item in parameters.values())
+        )
 
 
 def register_device(name: str, factory: DeviceFactory, *, replace: bool = False) -> None:
@@ -114,25 +114,37 @@ def make_device(name: str, **options: Any) -> Device:
     """
     factory = find_device(name).factory
     assert factory is not None
-    signature = inspect.signature(factory)
+    parameters = _parameters(factory)
 
     def refused(reason: str) -> DeviceError:
         return DeviceError(reason, device=name, operation="open")
 
+    if parameters is not None:
+        try:
+            inspect.Signature(list(parameters.values())).bind(**options)
+        except TypeError as error:
+            known = [key for key, item in parameters.items() if item.kind is not item.VAR_KEYWORD]
+            raise refused(f"{error}; its options are {', '.join(known) or 'none'}") from None
     try:
-        signature.bind(**options)
-    except TypeError as error:
-        known = [key for key, item in signature.parameters.items() if item.kind is not item.VAR_KEYWORD]
-        raise refused(f"{error}; its options are {', '.join(known)}") from None
-    try:
-        return factory(**options)
+        device = factory(**options)
+    except DeviceError:
+        raise
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         unknown = first["type"] == "extra_forbidden"
         raise refused(f"option {place}: {'there is no such option' if unknown else first['msg']}") from None
     except ValueError as error:
-        raise refused(str(error)) from None
+        raise refused(str(error)) from error
+    except Exception as error:
+        # Somebody else's code, which may fail in any way at all.
+        raise refused(f"its factory failed with {_one_line(error)}") from error
+    if not isinstance(device, Device):
+        raise refused(
+            f"its factory made a {type(device).__name__}, which is no Device: "
+            f"it needs spec, open, close, program and query"
+        )
+    return device
 
 
 def open_device(name: str, *, budget: Budget | None = None, **options: Any) -> Session:
@@ -165,10 +177,21 @@ def _entry(name: str, point: DeviceFactory | EntryPoint) -> DeviceEntry:
     source = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
     try:
         factory = point.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # A plugin may fail in any way at all, and must not take the others with it.
-        return DeviceEntry(name, source, None, f"{type(error).__name__}: {error}".split("\n")[0])
+        return DeviceEntry(name, source, None, _one_line(error))
     if not callable(factory):
         problem = f"{point.value} is a {type(factory).__name__}, not something that makes a device"
         return DeviceEntry(name, source, None, problem)
     return DeviceEntry(name, source, factory)
+
+
+def _parameters(factory: DeviceFactory) -> Mapping[str, inspect.Parameter] | None:
+    try:
+        return inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return None  # compiled code need not tell
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".split("\n")[0]

@@ -43,7 +43,7 @@ class Session:
         budget: the most that may be spent through this session.
     """
 
-    def __init__(self, device: Device, *, budget: Budget | None = None) -> None:
+    def __init__(self, device: Device, budget: Budget | None = None) -> None:
         if not isinstance(device, Device):
             raise TypeError(f"{type(device).__name__} is not a Device: it needs spec, open, close, program and query")
         self.device = device
@@ -79,7 +79,8 @@ class Session:
     @property
     def usage_by_purpose(self) -> dict[str, Usage]:
         """The same, by what it was spent on; see `purpose`."""
-        return {name: Usage(*tally) for name, tally in self._spent.items()}
+        with self._lock:
+            return {name: Usage(*tally) for name, tally in self._spent.items()}
 
     def capability(self, protocol: type[_Capability]) -> _Capability | None:
         """The guarded device if it implements ``protocol``, else None.
@@ -276,22 +277,34 @@ class Session:
             next program is sent whatever the device may still hold.
         """
         with self._lock:
-            self._spent = {name: Usage(**counts).to_list() for name, counts in state["usage"].items()}
+            saved = {name: Usage(**counts) for name, counts in state["usage"].items()}
+            self._forget()
             snapshot = self.capability(Snapshots)
             if snapshot is None or state["device"] is None:
-                self._programmed = None
+                # What was spent on the way here was spent on the same chip, on top of what is saved.
+                for name, usage in self.usage_by_purpose.items():
+                    saved[name] = saved.get(name, Usage()) + usage
+            self._spent = {name: usage.to_list() for name, usage in saved.items()}
+            if snapshot is None or state["device"] is None:
                 return False
             snapshot.load_state_dict(state["device"])
             self._programmed = state["programmed"]
             return True
+
+    def _forget(self) -> None:
+        self._programmed = None
+        if isinstance(self.device, Session):
+            self.device._forget()
 
     # -- inside the lock --------------------------------------------------------------------
 
     def _program(self, controls: Tensor) -> None:
         # Until the device has said yes, nobody knows what it holds.
         self._programmed = None
-        self._call("program", getattr(self.device, self._program_name), (controls,), programs=1, moved=_size(controls))
-        self._programmed = controls.clone()
+        # A copy of its own: what a driver keeps must not change when the caller's optimizer does.
+        sent = controls.clone()
+        self._call("program", getattr(self.device, self._program_name), (sent,), programs=1, moved=_size(sent))
+        self._programmed = sent
 
     def _query(self, inputs: Tensor) -> Tensor:
         limit = self.spec.max_batch
@@ -327,7 +340,11 @@ class Session:
 
     def _holds(self, controls: Tensor) -> bool:
         held = self._programmed
-        return held is not None and held.dtype == controls.dtype and torch.equal(held, controls)
+        return (
+            held is not None
+            and (held.dtype, held.device) == (controls.dtype, controls.device)
+            and torch.equal(held, controls)
+        )
 
     def _calls(self, vectors: int) -> int:
         return ceil(vectors / self.spec.max_batch) if self.spec.max_batch else min(vectors, 1)

@@ -74,7 +74,8 @@ class MRR(LinearPhysics):
         loss = 1 + (self.a * self.r) ** 2 - self.a**2 - self.r**2
         # 1 - T rather than T: one division instead of two fractions, and exact near resonance.
         absorbed = loss / (1 + (self.a * self.r) ** 2 - 2 * self.a * self.r * torch.cos(phases))
-        transmitted = 1 - absorbed
+        # Dark at resonance where a = r; rounding must not make it less than dark.
+        transmitted = (1 - absorbed).clamp_min(1e-12)
         return 2 * (transmitted.sqrt() if self.response == "field" else transmitted) - 1
 
     def initial_controls(self, in_features: int, out_features: int, generator: torch.Generator) -> Tensor:

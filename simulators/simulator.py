@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from math import hypot
 from typing import Any
 
 import torch
@@ -60,6 +62,7 @@ class SimulatedDevice:
         self.impairments = impairments
         self.seed = seed
         full_scale = physics.full_scale(in_features)
+        self._output_noise_std = impairments.output_noise_fraction * full_scale
         kind = type(physics).__name__.lower()
         self._spec = DeviceSpec(
             name=kind,
@@ -75,11 +78,11 @@ class SimulatedDevice:
             control_unit=physics.control_unit,
             linear=physics.linear,
             coupling=physics.coupling,
-            noise_std=impairments.output_noise_fraction * full_scale,
+            noise_std=hypot(self._output_noise_std, impairments.input_noise_std * full_scale),
             max_batch=max_batch,
             program_seconds=impairments.program_seconds + impairments.settle_seconds,
             vector_seconds=impairments.vector_seconds,
-            serial_number=f"sim-{kind}-{in_features}x{out_features}-{seed}",
+            serial_number=f"sim-{kind}-{in_features}x{out_features}-{seed}-{_fingerprint(physics, impairments)}",
         )
         self._device = torch.device(torch_device)
         self._chip = Chip(physics, impairments, in_features, out_features, seed, self._device)
@@ -156,6 +159,8 @@ class SimulatedDevice:
                     self._spec.out_features,
                 )
             outputs = signals @ self._matrix.mT
+            if self._loss != 1.0:
+                outputs = self._loss * outputs
         else:
             outputs = self._physics(self._wandered(self._acting.to(signals.dtype)), signals)
         return self._detect(outputs).to(inputs.device)
@@ -234,7 +239,8 @@ class SimulatedDevice:
         if state["serial_number"] != self._spec.serial_number:
             raise ValueError(f"this state belongs to {state['serial_number']}, not to {self._spec.serial_number}")
         self.clock_seconds = state["clock_seconds"]
-        self._acting = state["acting"]
+        acting = state["acting"]
+        self._acting = None if acting is None else acting.to(self._device)
         self._matrix = None
         self._noise.set_state(state["noise"])
         self._wander.load_state_dict(state["wander"])
@@ -243,7 +249,7 @@ class SimulatedDevice:
 
     def _write(self, controls: Tensor) -> Tensor:
         law = self.impairments
-        written = quantize(controls.to(self._device), self.physics.control_range, law.control_levels)
+        written = quantize(controls.detach().to(self._device), self.physics.control_range, law.control_levels)
         if law.control_noise_std:
             written = written + law.control_noise_std * self._randn(written)
         return self._chip.act(written)
@@ -256,7 +262,7 @@ class SimulatedDevice:
         law = self.impairments
         bounds = self._spec.input_range
         assert bounds is not None
-        signals = inputs.to(self._device)
+        signals = inputs.detach().to(self._device)
         if law.input_levels is not None:
             signals = quantize(signals, bounds, law.input_levels)
         if law.input_noise_std:
@@ -264,16 +270,14 @@ class SimulatedDevice:
         return signals
 
     def _physics(self, acting: Tensor, signals: Tensor) -> Tensor:
-        return self.physics.transfer(acting, signals, self._spec.out_features)
+        return self._loss * self.physics.transfer(acting, signals, self._spec.out_features)
 
     def _detect(self, outputs: Tensor) -> Tensor:
-        if self._loss != 1.0:
-            outputs = self._loss * outputs
         bounds = self._spec.output_range
         if bounds is None:
             return outputs
-        if self._spec.noise_std:
-            outputs = torch.add(outputs, self._randn(outputs), alpha=self._spec.noise_std)
+        if self._output_noise_std:
+            outputs = torch.add(outputs, self._randn(outputs), alpha=self._output_noise_std)
         return quantize(outputs, bounds, self.impairments.output_levels)
 
     def _randn(self, like: Tensor) -> Tensor:
@@ -282,3 +286,9 @@ class SimulatedDevice:
     def _require_open(self, operation: str) -> None:
         if not self._is_open:
             raise NotConnected("is closed; call open first", device=self._spec.name, operation=operation)
+
+
+def _fingerprint(physics: Physics, impairments: Impairments) -> str:
+    """Tells chips of one seed but of another design apart."""
+    design = f"{physics!r} {impairments!r}"
+    return hashlib.blake2b(design.encode(), digest_size=4).hexdigest()

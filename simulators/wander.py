@@ -71,5 +71,6 @@ class Wander:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` returned."""
         self._time = state["time"]
-        self.value = state["value"]
+        value = state["value"]
+        self.value = None if value is None else value.to(self._generator.device)
         self._generator.set_state(state["generator"])

@@ -122,9 +122,19 @@ def choose_step(spec: DeviceSpec, step: Step, share: float, noise: float | None 
     low, high = spec.control_range or (0.0, 1.0)
     level = spec.control_step
     if step == "auto":
-        size = max(share * (high - low), 2 * (level or 0.0), min(noise or 0.0, (high - low) / 8))
-        # Whole levels: then a step is the same wherever between two codes it starts.
-        return round(size / level) * level if level else size
+        size = max(share * (high - low), min(noise or 0.0, (high - low) / 8))
+        if level is None:
+            return size
+        # Whole levels: then a step is the same wherever between two codes it starts. From the middle of the range
+        # there must be room for it.
+        levels = min(max(round(size / level), 2), int((high - low) / 2 / level + 1e-9))
+        if levels < 1:
+            raise ConfigurationError(
+                f"{spec.name!r} has {spec.control_levels} control levels: too few to take a step from one to another"
+            )
+        return levels * level
+    if isinstance(step, bool | str):
+        raise ConfigurationError(f"a step is a number of control units, or 'auto', not {step!r}")
     size = float(step)
     if not size > 0:
         raise ConfigurationError(f"a step must be positive, not {size:g}; or leave it at 'auto'")
@@ -138,6 +148,17 @@ def choose_step(spec: DeviceSpec, step: Step, share: float, noise: float | None 
             f"a step of {size:g} is more than half the control range of {spec.name!r}, {low:g} to {high:g}"
         )
     return size
+
+
+def whole(name: str, value: Any) -> int:
+    """A number that has to be whole and at least 1.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigurationError(f"{name} must be a whole number of at least 1, not {value!r}")
+    return value
 
 
 def within(spec: DeviceSpec, controls: Tensor) -> Tensor:

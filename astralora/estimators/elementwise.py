@@ -65,8 +65,8 @@ class Elementwise(Estimator):
         """The exact product of data and measured derivatives; see the class."""
         spec = session.spec
         step = self._step_for(spec)
-        session.afford("estimate", programs=2, vectors=2 * spec.in_features, first=controls)
         probe = self._probe_for(session, controls)
+        session.afford("estimate", programs=2, vectors=2 * probe.vectors, first=controls)
         signs = self._signs(1, controls)[0]
         if spec.control_range is not None:
             low, high = spec.control_range
@@ -109,7 +109,7 @@ class Elementwise(Estimator):
         if spec.output_range is not None and spec.input_range is not None:
             # Full scale of the detector over the root of the width is about what one entry can reach.
             low, high = spec.control_range or (0.0, 1.0)
-            entry = spec.output_range[1] / sqrt(spec.in_features)
+            entry = max(map(abs, spec.output_range)) / max(map(abs, spec.input_range)) / sqrt(spec.in_features)
             noise = (high - low) / (2 * entry) * sqrt(2 / spec.in_features) * spec.noise_std
         return choose_step(spec, self.step, self.step_share, noise)
 

@@ -13,7 +13,7 @@ from devices import Session
 
 from ..errors import ConfigurationError
 from ..probing import LinearProbe
-from .base import Estimator, Step, choose_step, directions_per_call, within
+from .base import Estimator, Step, choose_step, directions_per_call, whole, within
 
 __all__ = ["Gaussian", "Output"]
 
@@ -46,12 +46,10 @@ class ZeroOrder(Estimator):
         seed: int = 0,
     ) -> None:
         super().__init__(seed=seed)
-        if samples < 1:
-            raise ConfigurationError(f"samples must be at least 1, not {samples}")
         for name, value in (("batch_fraction", batch_fraction), ("control_fraction", control_fraction)):
-            if not 0 < value <= 1:
-                raise ConfigurationError(f"{name} must be above 0 and at most 1, not {value:g}")
-        self.samples = samples
+            if not (isinstance(value, int | float) and 0 < value <= 1):
+                raise ConfigurationError(f"{name} must be above 0 and at most 1, not {value!r}")
+        self.samples = whole("samples", samples)
         self.step = step
         self.batch_fraction = batch_fraction
         self.control_fraction = control_fraction
@@ -77,6 +75,10 @@ class ZeroOrder(Estimator):
             (num_controls,).
         """
 
+    @abstractmethod
+    def reach(self, below: Tensor, above: Tensor) -> Tensor:
+        """E[u d], where d is the direction u cut off at ``below`` <= 0 and ``above`` >= 0: 1 without a cut."""
+
     def estimate(
         self,
         session: Session,
@@ -90,15 +92,20 @@ class ZeroOrder(Estimator):
         step = choose_step(spec, self.step, self.step_share)
         inputs, outputs, grad_outputs = self._batch(inputs, outputs, grad_outputs)
         compressed = spec.linear and len(inputs) > spec.out_features
-        vectors = spec.out_features if compressed else len(inputs)
-        session.afford("estimate", programs=self.samples + compressed, vectors=(self.samples + compressed) * vectors)
+        probe = LinearProbe(spec, grad_outputs.mT @ inputs) if compressed else None
+        vectors = probe.vectors if probe else len(inputs)
+        settings = self.samples + compressed
+        session.afford(
+            "estimate",
+            programs=settings,
+            vectors=settings * vectors,
+            first=controls if compressed else None,
+        )
         mask = self._mask(controls)
         gradient = torch.zeros_like(controls)
         with session.transaction():
-            probe = None
-            if compressed:
+            if probe is not None:
                 session.program(controls)
-                probe = LinearProbe(spec, grad_outputs.mT @ inputs)
                 base = probe.ask(session).diagonal()
             else:
                 # What the forward pass has paid for already.
@@ -107,13 +114,18 @@ class ZeroOrder(Estimator):
                 directions = self.directions(count, controls)
                 if mask is not None:
                     directions *= mask
-                settings = within(spec, torch.add(controls, directions, alpha=step))
+                perturbed = within(spec, torch.add(controls, directions, alpha=step))
                 if probe is not None:
-                    after = probe.ask_each(session, settings).diagonal(dim1=-2, dim2=-1)
+                    after = probe.ask_each(session, perturbed).diagonal(dim1=-2, dim2=-1)
                 else:
-                    after = (session.query_each(settings, inputs) * grad_outputs).sum(dim=1)
+                    after = (session.query_each(perturbed, inputs) * grad_outputs).sum(dim=1)
                 gradient += self.combine(directions, after - base)
-        return gradient / (self.samples * step)
+        gradient /= self.samples * step
+        if spec.control_range is None:
+            return gradient
+        low, high = spec.control_range
+        # Near an end of the range a perturbation is cut short; what it loses on average is made up for.
+        return gradient / self.reach((low - controls) / step, (high - controls) / step)
 
     def _batch(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         batch = len(tensors[0])
@@ -148,6 +160,11 @@ class Gaussian(ZeroOrder):
         """Standard normal directions."""
         return self._randn(count, controls)
 
+    def reach(self, below: Tensor, above: Tensor) -> Tensor:
+        """The probability of staying within (Stein: E[u d(u)] = E[d'(u)] for a normal u)."""
+        within_range: Tensor = torch.special.ndtr(above) - torch.special.ndtr(below)
+        return within_range
+
     def combine(self, directions: Tensor, changes: Tensor) -> Tensor:
         """One number for all outputs together."""
         return changes.sum(dim=1) @ directions
@@ -167,6 +184,10 @@ class Output(ZeroOrder):
     def directions(self, count: int, controls: Tensor) -> Tensor:
         """Random signs."""
         return self._signs(count, controls)
+
+    def reach(self, below: Tensor, above: Tensor) -> Tensor:
+        """The mean of what is left of a step up and a step down."""
+        return (above.clamp_max(1) - below.clamp_min(-1)) / 2
 
     def combine(self, directions: Tensor, changes: Tensor) -> Tensor:
         """Each run of controls with the change of its own output."""

@@ -15,7 +15,7 @@ from ..errors import ConfigurationError
 from ..estimators import Estimator
 from ..probing import TransferProbe
 
-__all__ = ["MatrixSurrogate", "Surrogate", "measure_transfer_matrix"]
+__all__ = ["MatrixSurrogate", "Surrogate", "measure_transfer_matrix", "measurement_vectors"]
 
 
 class Surrogate(ABC):
@@ -58,6 +58,10 @@ class Surrogate(ABC):
                 f"{type(estimator).__name__.lower()!r} does not; use 'online', or estimator='elementwise'"
             )
 
+    def startup_vectors(self, session: Session) -> int:  # noqa: ARG002
+        """Vectors that `start` is going to pass, for the budget to be asked first."""
+        return 0
+
     def start(self, session: Session, controls: Tensor) -> None:
         """Get to know a device that holds ``controls`` and is not known yet."""
 
@@ -75,6 +79,9 @@ class Surrogate(ABC):
 
     def prepare(self, session: Session) -> None:
         """The device still holds the controls of the forward pass; soon it will not any more."""
+
+    def catch_up(self, session: Session, controls: Tensor) -> None:
+        """In place of `prepare`, where the controls are frozen and no estimator is going to run."""
 
     def adopt(self, matrix: Tensor) -> None:
         """The estimator has measured the transfer matrix, (out_features, in_features)."""
@@ -122,6 +129,11 @@ class MatrixSurrogate(Surrogate):
         """Put back what `state_dict` returned."""
         super().load_state_dict(state)
         self.matrix = state["matrix"]
+
+
+def measurement_vectors(session: Session) -> int:
+    """Vectors that `measure_transfer_matrix` passes, short of saturation."""
+    return TransferProbe(session.spec).vectors
 
 
 def measure_transfer_matrix(session: Session, controls: Tensor) -> Tensor:

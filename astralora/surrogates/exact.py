@@ -28,8 +28,8 @@ class Exact(Surrogate):
         differentiable(session)
 
     def start(self, session: Session, controls: Tensor) -> None:
-        """Take hold of the law."""
-        self._law = differentiable(session)
+        """Note the device and its controls."""
+        self._session = session
         self._controls = controls.detach().clone()
 
     def controls_changed(self, session: Session, controls: Tensor) -> None:  # noqa: ARG002
@@ -44,14 +44,14 @@ class Exact(Surrogate):
         """The vector-Jacobian product of the law at the inputs."""
         with torch.enable_grad():
             leaf = self._inputs.detach().requires_grad_()
-            answer = self._law.transfer(self._controls, leaf)
+            answer = differentiable(self._session).transfer(self._controls, leaf)
             (gradient,) = torch.autograd.grad(answer, leaf, grad_outputs)
         return gradient
 
     def predict(self, inputs: Tensor) -> Tensor:
         """The law's own answer."""
         with torch.no_grad():
-            return self._law.transfer(self._controls, inputs)
+            return differentiable(self._session).transfer(self._controls, inputs)
 
     def state_dict(self) -> dict[str, Any]:
         """The controls."""

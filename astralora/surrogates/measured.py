@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
 from devices import Session
 
-from .base import MatrixSurrogate, measure_transfer_matrix
+from .base import MatrixSurrogate, measure_transfer_matrix, measurement_vectors
 
 __all__ = ["Measured"]
 
@@ -16,10 +19,36 @@ class Measured(MatrixSurrogate):
 
     requires_measuring_estimator = True
 
+    _stale = False
+
+    def startup_vectors(self, session: Session) -> int:
+        """One vector an input, or two where the inputs have only one sign."""
+        return measurement_vectors(session)
+
     def start(self, session: Session, controls: Tensor) -> None:
-        """Measure once, for layers whose controls are frozen."""
-        self.matrix = measure_transfer_matrix(session, controls)
+        """Measure once."""
+        self.adopt(measure_transfer_matrix(session, controls))
+
+    def controls_changed(self, session: Session, controls: Tensor) -> None:  # noqa: ARG002
+        """Wait for the estimator to measure anew."""
+        self._stale = True
+
+    def catch_up(self, session: Session, controls: Tensor) -> None:
+        """Measure, since no estimator will: the controls were changed, and then frozen."""
+        if self._stale:
+            session.program(controls)
+            self.start(session, controls)
 
     def adopt(self, matrix: Tensor) -> None:
         """Take the new matrix."""
         self.matrix = matrix
+        self._stale = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The matrix, the random stream, and whether the matrix is up to date."""
+        return {**super().state_dict(), "stale": self._stale}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` returned."""
+        super().load_state_dict(state)
+        self._stale = state["stale"]

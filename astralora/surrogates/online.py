@@ -11,7 +11,7 @@ from devices import Session
 
 from ..errors import ConfigurationError
 from ..probing import answer_variance
-from .base import MatrixSurrogate, measure_transfer_matrix
+from .base import MatrixSurrogate, measure_transfer_matrix, measurement_vectors
 
 __all__ = ["Online"]
 
@@ -42,11 +42,15 @@ class Online(MatrixSurrogate):
         self._how = start
         self._noise_variance = 0.0
 
+    def startup_vectors(self, session: Session) -> int:
+        """As many as a measurement takes, if there is to be one."""
+        return measurement_vectors(session) if self._measures(session) else 0
+
     def start(self, session: Session, controls: Tensor) -> None:
         """Measure the device, or assume nothing."""
         spec = session.spec
         self._noise_variance = answer_variance(spec)
-        if self._how == "measure" and spec.linear:
+        if self._measures(session):
             self.matrix = measure_transfer_matrix(session, controls)
         else:
             self.matrix = controls.new_zeros(spec.out_features, spec.in_features)
@@ -70,3 +74,6 @@ class Online(MatrixSurrogate):
         else:
             change = torch.cholesky_solve(X.mT @ residual, factor).mT
         self.matrix = self.matrix + change.to(self.matrix)
+
+    def _measures(self, session: Session) -> bool:
+        return self._how == "measure" and session.spec.linear

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from devices import Session
 
-from ..errors import ConfigurationError
+from ..estimators.base import whole
 from ..probing import LinearProbe, orthogonal_probes
-from .base import Surrogate, measure_transfer_matrix
+from .base import Surrogate, measure_transfer_matrix, measurement_vectors
 
 __all__ = ["Psi"]
 
@@ -49,11 +49,9 @@ class Psi(Surrogate):
         seed: int = 0,
     ) -> None:
         super().__init__(seed=seed)
-        for name, value in (("rank", rank), ("probes", probes), ("rebuild_every", rebuild_every)):
-            if value is not None and value < 1:
-                raise ConfigurationError(f"{name} must be at least 1, not {value}")
-        self.rank = rank
-        self.probes = probes
+        self.rank = whole("rank", rank)
+        self.probes = None if probes is None else whole("probes", probes)
+        rebuild_every = None if rebuild_every is None else whole("rebuild_every", rebuild_every)
         self._rebuild_every = 1 if exact_svd else rebuild_every
         self._changes = 0
         self._power = 1.0
@@ -72,9 +70,13 @@ class Psi(Surrogate):
         matrix = measure_transfer_matrix(session, controls)
         U, s, V = torch.linalg.svd(matrix, full_matrices=False)
         rank = min(self.rank, len(s))
-        self.U, self.S, self.V = U[:, :rank], torch.diag(s[:rank]), V[:rank]
+        self._set(U[:, :rank], torch.diag(s[:rank]), V[:rank])
         self._asked = None
         self._changes = 0
+
+    def startup_vectors(self, session: Session) -> int:
+        """One vector an input, or two where the inputs have only one sign."""
+        return measurement_vectors(session)
 
     def prepare(self, session: Session) -> None:
         """Ask for the answers at the old controls."""
@@ -99,15 +101,15 @@ class Psi(Surrogate):
         S_hat = R - U1.mT @ P1
         P2 = probe.rows[rank:].mT @ (change[rank:] @ U1) / self._power
         V1, R1 = torch.linalg.qr(self.V.mT @ S_hat.mT + P2)
-        self.U, self.S, self.V = U1, R1.mT, V1.mT
+        self._set(U1, R1.mT, V1.mT)
 
     def vjp(self, grad_outputs: Tensor) -> Tensor:
         """G U S V."""
-        return grad_outputs @ self.U @ self.S @ self.V
+        return grad_outputs @ self.U.to(grad_outputs) @ self.S.to(grad_outputs) @ self.V.to(grad_outputs)
 
     def predict(self, inputs: Tensor) -> Tensor:
         """X (U S V)^T."""
-        return inputs @ self.V.mT @ self.S.mT @ self.U.mT
+        return inputs @ self.V.to(inputs).mT @ self.S.to(inputs).mT @ self.U.to(inputs).mT
 
     def state_dict(self) -> dict[str, Any]:
         """The factors, and the probes whose answers are still due."""
@@ -126,6 +128,10 @@ class Psi(Surrogate):
         super().load_state_dict(state)
         self.U, self.S, self.V = state["U"], state["S"], state["V"]
         self._changes, self._power, self._asked = state["changes"], state["power"], state["asked"]
+
+    def _set(self, U: Tensor, S: Tensor, V: Tensor) -> None:
+        # In one memory layout: products round alike before and after a checkpoint.
+        self.U, self.S, self.V = U.contiguous(), S.contiguous(), V.contiguous()
 
     def _fresh_probes(self) -> Tensor:
         width = self.V.shape[1]

@@ -59,10 +59,7 @@ def check_method(config: RunConfig, device: Device) -> None:
         ConfigurationError: says why, and what to use instead.
     """
     method = config.method
-    session = Session(device)
-    estimator, surrogate = choose_method(device.spec, method.name, method.estimator, method.surrogate, **method.options)
-    estimator.check(session)
-    surrogate.check(session, estimator)
+    choose_method(Session(device), method.name, method.estimator, method.surrogate, **method.options)
 
 
 def attach_device(config: RunConfig, model: nn.Module, task: Task, session: Session) -> nn.Module:
