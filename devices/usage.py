@@ -47,13 +47,18 @@ class Usage:
     def __sub__(self, other: Usage) -> Usage:
         return self + other.scaled(-1)
 
-    def scaled(self, factor: int) -> Usage:
-        """This usage, ``factor`` times."""
+    def scaled(self, factor: float) -> Usage:
+        """This usage, ``factor`` times; the counters may be fractions then."""
         return Usage(*(factor * value for value in self.to_list()))
 
     def hardware_seconds(self, spec: DeviceSpec) -> float:
         """The price in seconds on hardware: programs and vectors at the spec's own rates."""
         return self.programs * spec.program_seconds + self.vectors * spec.vector_seconds
+
+    def rounded(self) -> Usage:
+        """This usage in whole operations."""
+        whole = [value if name == "seconds" else round(value) for name, value in asdict(self).items()]
+        return Usage(*whole)
 
     def to_list(self) -> list[Any]:
         """The counters in their order, which ``Usage(*counters)`` takes back."""

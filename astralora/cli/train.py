@@ -12,10 +12,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from ..errors import ConfigurationError
-from ..reports import RunData, duration, percent, run_report, verdicts
+from ..reports import RunData, duration, percent, verdicts
 from ..training import Interrupted, RunConfig, RunFolder
 from ..training import train as run_training
-from ..training.checkpoint import write_atomically
 from . import options as o
 from .console import errors, one_sentence_errors, out, print_json
 
@@ -108,19 +107,10 @@ def train(
             soft_wrap=True,
         )
         raise typer.Exit(_SIGINT_EXIT) from None
-    data = RunData(
-        result.summary,
-        result.metrics,
-        result.controls_before,
-        result.controls_after,
-        result.control_unit,
-    )
-    for name, content in run_report(data, folder.config.to_toml()).items():
-        write_atomically(folder.path / name, content)
     if json:
         print_json(result.summary)
     else:
-        _print_result(data, folder.path)
+        _print_result(result, folder.path)
 
 
 def _new_folder(run: RunConfig) -> Path:

@@ -44,14 +44,14 @@ class Exact(Surrogate):
         """The vector-Jacobian product of the law at the inputs."""
         with torch.enable_grad():
             leaf = self._inputs.detach().requires_grad_()
-            answer = differentiable(self._session).transfer(self._controls, leaf)
+            answer = differentiable(self._session).transfer(self._controls.to(leaf), leaf)
             (gradient,) = torch.autograd.grad(answer, leaf, grad_outputs)
         return gradient
 
     def predict(self, inputs: Tensor) -> Tensor:
         """The law's own answer."""
         with torch.no_grad():
-            return differentiable(self._session).transfer(self._controls, inputs)
+            return differentiable(self._session).transfer(self._controls.to(inputs), inputs)
 
     def state_dict(self) -> dict[str, Any]:
         """The controls."""

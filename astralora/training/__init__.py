@@ -3,7 +3,7 @@
 from .config import DeviceConfig, MethodConfig, RunConfig
 from .folder import RunFolder
 from .plan import Plan, plan
-from .trainer import Interrupted, RunResult, train
+from .trainer import Interrupted, train
 
 __all__ = [
     "DeviceConfig",
@@ -12,7 +12,6 @@ __all__ = [
     "Plan",
     "RunConfig",
     "RunFolder",
-    "RunResult",
     "plan",
     "train",
 ]

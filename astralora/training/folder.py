@@ -67,24 +67,24 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines of metrics.jsonl."""
-        return [json.loads(line) for line in self._lines()]
+        """All whole lines of metrics.jsonl."""
+        records: list[dict[str, Any]] = []
+        file = self.path / "metrics.jsonl"
+        for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break  # the line that an interruption cut short
+        return records
 
     def rewind(self, step: int | None) -> None:
         """Drop the metrics that will be taken again: of steps after ``step``, or all where it is None."""
-        kept: list[str] = []
-        for line in self._lines() if step is not None else []:
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                break  # the line that the interruption cut short
-            if record["event"] == "baseline" or record["step"] <= step:
-                kept.append(line + "\n")
+        kept = [
+            json.dumps(record) + "\n"
+            for record in self.metrics()
+            if step is not None and (record["event"] == "baseline" or record["step"] <= step)
+        ]
         write_atomically(self.path / "metrics.jsonl", "".join(kept))
-
-    def _lines(self) -> list[str]:
-        file = self.path / "metrics.jsonl"
-        return file.read_text(encoding="utf-8").splitlines() if file.exists() else []
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint."""
@@ -103,5 +103,8 @@ class RunFolder:
         file = self.path / "summary.json"
         if not file.exists():
             return None
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigurationError(f"{file} is damaged: {error}") from None
         return content

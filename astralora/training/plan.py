@@ -18,6 +18,9 @@ __all__ = ["Plan", "check_run", "plan"]
 
 Spending = dict[str, Usage]
 
+# Divisible by every period that a method is likely to have.
+_SAMPLED_STEPS = 12
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -111,7 +114,9 @@ def _rehearse(
     once = _total(startup) + _total(first)
     if first_step_only:
         return Plan(spec, 1, once, _sum((1, startup), (1, first)))
-    steady = step(batch)
+    # Several, for methods that do not spend the same in every step.
+    sampled = min(max(steps - 2, 1), _SAMPLED_STEPS)
+    steady = _sum(*((1, step(batch)) for _ in range(sampled)))
     rest = samples - (steps - 1) * batch
     last = step(rest)
     fit.evaluate()
@@ -124,10 +129,10 @@ def _rehearse(
         parts = _sum(
             (1, first),
             (epochs - 1, after_evaluation),
-            (epochs * (steps - 2), steady),
+            (epochs * (steps - 2), {name: usage.scaled(1 / sampled) for name, usage in steady.items()}),
             (epochs, last),
         )
-    by_purpose = _sum((1, startup), (1, parts), (epochs, evaluation))
+    by_purpose = {name: usage.rounded() for name, usage in _sum((1, startup), (1, parts), (epochs, evaluation)).items()}
     return Plan(spec, epochs * steps, once, by_purpose)
 
 

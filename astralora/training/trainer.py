@@ -7,15 +7,15 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from math import ceil
 from types import FrameType
 from typing import Any
 
-from torch import Tensor
-
 from devices import BudgetExceeded, Session
 
+from ..errors import ConfigurationError
+from ..reports import RunData, run_report
+from .checkpoint import write_atomically
 from .config import RunConfig
 from .fit import Fit, Record
 from .folder import RunFolder
@@ -23,7 +23,7 @@ from .plan import check_run
 from .setup import attach_device, make_task, raw_device
 from .tracking import Tracker
 
-__all__ = ["Interrupted", "RunResult", "train"]
+__all__ = ["Interrupted", "train"]
 
 # Between the ends of epochs, which may be hours apart on hardware.
 _CHECKPOINT_SECONDS = 300.0
@@ -41,32 +41,23 @@ class Interrupted(Exception):
         self.step = step
 
 
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """What a run has come to.
-
-    Attributes:
-        summary: as in summary.json.
-        metrics: as in metrics.jsonl.
-        controls_before: of each device layer before training, (num_controls,).
-        controls_after: and after.
-        control_unit: of both.
-    """
-
-    summary: dict[str, Any]
-    metrics: list[Record]
-    controls_before: list[Tensor]
-    controls_after: list[Tensor]
-    control_unit: str
-
-
-def train(folder: RunFolder, *, resume: bool = False, listener: Callable[[Record], None] | None = None) -> RunResult:
-    """Run the training that a folder's configuration describes, and leave its metrics and summary there.
+def train(
+    folder: RunFolder,
+    *,
+    resume: bool = False,
+    report: bool = True,
+    listener: Callable[[Record], None] | None = None,
+) -> RunData:
+    """Run the training that a folder's configuration describes, and leave metrics, report and summary there.
 
     Args:
         folder: new, or of an interrupted run.
         resume: go on from the folder's checkpoint.
+        report: draw the pictures and the page, which takes longer than a small run of many.
         listener: told every record as it is made, after one of the event "start" with the number of steps.
+
+    Returns:
+        Summary, metrics, and the controls before and after.
 
     Raises:
         Interrupted: by SIGINT or SIGTERM; can be resumed.
@@ -80,6 +71,8 @@ def train(folder: RunFolder, *, resume: bool = False, listener: Callable[[Record
         check_run(config, task, device)
         folder.begin()
     state = folder.load() if resume else None
+    if resume and state is None and any(record["event"] != "baseline" for record in folder.metrics()):
+        raise ConfigurationError(f"{folder.path} has metrics but no checkpoint to go on from; begin a new run")
     folder.rewind(state["fit"]["step"] if state else None)
 
     def tell(record: Record) -> None:
@@ -121,9 +114,13 @@ def train(folder: RunFolder, *, resume: bool = False, listener: Callable[[Record
             stopped = _run(fit, tell, tracker, save, stop_asked)
             metrics = folder.metrics()
             summary = _summary(config, session, fit, metrics, baseline, continuous, stopped)
-    folder.write_summary(summary)
     after = [layer.controls.detach().clone() for layer in fit.layers]
-    return RunResult(summary, metrics, before, after, device.spec.control_unit)
+    result = RunData(summary, metrics, before, after, device.spec.control_unit)
+    for name, content in run_report(result, config.to_toml()).items() if report else ():
+        write_atomically(folder.path / name, content)
+    # Last: a run with a summary is complete.
+    folder.write_summary(summary)
+    return result
 
 
 def _run(

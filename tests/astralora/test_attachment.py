@@ -52,6 +52,12 @@ def test_keeps_precision_and_mode(simulated: Any) -> None:
     assert not net[0].training  # type: ignore[index]
 
 
+def pair() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+
+
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
@@ -77,3 +83,50 @@ def test_the_readme_example_runs(simulated: Any) -> None:
     loss.backward()
     optimizer.step()
     assert device.usage.programs == 2
+
+
+def test_one_chip_at_two_places_is_guarded_once(simulated: Any) -> None:
+    raw = al.make_device("matvec", in_features=8, out_features=8)
+    net = pair()
+    al.attach(net, {"0": raw, "1": raw})
+    assert net[0].session is net[1].session
+    with torch.no_grad():
+        x = torch.eye(8)
+        net(x)
+        ours = (net[0](x) - net[0].bias) / net[0].gain
+    torch.testing.assert_close(ours, net[0].controls.detach().reshape(8, 8).T)
+
+
+def test_tied_layers_stay_tied(simulated: Any) -> None:
+    linear = pair()[0]
+    net = nn.Sequential(linear, nn.ReLU(), linear)
+    al.attach(net, {"0": simulated("slm", 8, 8)})
+    assert isinstance(net[2], BlackBoxLinear)
+    assert net[0] is net[2]
+
+
+def test_a_frozen_layer_stays_frozen(simulated: Any) -> None:
+    net = model()
+    net.requires_grad_(False)
+    al.attach(net, {"0": simulated("slm", 4, 8)})
+    assert not any(parameter.requires_grad for parameter in net.parameters())
+
+
+def test_layers_of_one_size_start_differently(simulated: Any) -> None:
+    net = pair()
+    al.attach(net, {"0": simulated("slm", 8, 8), "1": simulated("slm", 8, 8)})
+    assert not torch.equal(net[0].controls, net[1].controls)
+
+
+def test_a_method_is_checked_for_all_layers_before_the_first_is_touched(simulated: Any) -> None:
+    net, first, second = model(), simulated("slm", 8, 6), simulated("mzi", 6, 2)
+    with pytest.raises(ConfigurationError, match="needs elementwise coupling"):
+        al.attach(net, {"2.0": first, "2.1": second}, estimator="elementwise")
+    assert first.usage == al.Usage()
+    assert isinstance(net[2][0], nn.Linear)  # type: ignore[index]
+
+
+def test_one_estimator_cannot_serve_two_layers(simulated: Any) -> None:
+    devices = {"2.0": simulated("slm", 8, 6), "2.1": simulated("slm", 6, 2)}
+    with pytest.raises(ConfigurationError, match="one surrogate cannot serve 2 layers"):
+        al.attach(model(), devices, surrogate=al.SURROGATES.make("online"))

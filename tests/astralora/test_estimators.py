@@ -8,7 +8,7 @@ import torch
 
 from astralora import ESTIMATORS, ConfigurationError
 from astralora.estimators import Elementwise, Exact, Gaussian, Output
-from devices import Budget, BudgetExceeded, DeviceSpec, RehearsalDevice, Session
+from devices import Budget, BudgetExceeded, DeviceSpec, RehearsalDevice, Session, Usage
 from simulators import Impairments
 
 
@@ -146,6 +146,20 @@ def test_output_is_unbiased_with_the_variance_of_its_own_output_alone(batch: int
     assert float((ratio - 1).abs().max()) < 5 * sqrt(8 / repeats)
 
 
+@pytest.mark.parametrize(("name", "variance"), [("gaussian", 4), ("output", 4)])
+def test_zero_order_is_unbiased_at_the_ends_of_the_range_too(name: str, variance: float, simulated: Any) -> None:
+    # There half of the steps are cut short: the variance at most quadruples, the mean must not change.
+    session = simulated("matvec", 5, 4)
+    _, inputs, _, grads = problem(session, 9)
+    controls = torch.ones(20, dtype=torch.float64)
+    controls[::2] = -0.97
+    step = controls, inputs, session.apply(controls, inputs), grads
+    g, M = truth(session, *step), 20_000
+    estimate = ESTIMATORS.make(name, samples=M, step=0.05).estimate(session, *step)
+    error = (estimate - g) / (variance * (g.square().sum() + g.square()) / M).sqrt()
+    assert float(error.abs().max()) < 5
+
+
 # -- elementwise ------------------------------------------------------------------------------
 
 
@@ -254,6 +268,24 @@ def test_refuses_options_that_mean_nothing(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["gaussian", "output", "elementwise"])
+@pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.0, 1.0)])
+def test_a_budget_of_exactly_what_an_estimate_takes_is_enough(name: str, bounds: Any, simulated: Any) -> None:
+    session = simulated("matvec", 6, 5, input_range=bounds)
+    step = problem_positive(session)
+
+    def estimate() -> Usage:
+        session.program(step[0])
+        before = session.usage
+        ESTIMATORS.make(name, samples=10).estimate(session, *step)
+        return session.usage - before
+
+    spent, so_far = estimate(), session.usage
+    # Once more, the program that brings the first controls back included.
+    session.budget = Budget(programs=so_far.programs + 1 + spent.programs, vectors=so_far.vectors + spent.vectors)
+    estimate()
+
+
+@pytest.mark.parametrize("name", ["gaussian", "output", "elementwise"])
 def test_refuses_to_begin_an_estimate_that_the_budget_does_not_cover(name: str, simulated: Any) -> None:
     session = simulated("matvec", 6, 5)
     step = problem(session, 9)
@@ -272,6 +304,19 @@ def test_a_step_of_auto_is_two_whole_levels_at_least() -> None:
     )
     assert choose_step(spec, "auto", share=1 / 32) == pytest.approx(0.4)
     assert choose_step(spec, "auto", share=1 / 4) % 0.2 == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("levels", [3, 4, 5])
+def test_coarse_controls_are_moved_by_whole_levels(levels: int, simulated: Any) -> None:
+    session = simulated("matvec", 6, 5, impairments=Impairments(control_levels=levels))
+    step = problem(session, 9)
+    estimate = Elementwise().estimate(session, *step)
+    torch.testing.assert_close(estimate, (step[3].T @ step[1]).flatten(), atol=1e-4, rtol=1e-4)
+
+
+def test_two_control_levels_are_too_few(simulated: Any) -> None:
+    with pytest.raises(ConfigurationError, match="has 2 control levels: too few"):
+        Elementwise().check(simulated("matvec", 6, 5, impairments=Impairments(control_levels=2)))
 
 
 def test_an_estimator_goes_on_with_the_same_stream_from_saved_state(simulated: Any) -> None:

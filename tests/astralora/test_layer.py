@@ -134,6 +134,76 @@ def test_accumulated_gradients_are_the_sum_of_the_parts(simulated: Any, generato
     torch.testing.assert_close(layer.controls.grad, whole)
 
 
+@pytest.mark.parametrize("method", ["exact", "paper", "auto"])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_input_gradients_are_of_the_controls_as_they_are_now(
+    method: str, frozen: bool, training: bool, simulated: Any, generator: torch.Generator
+) -> None:
+    options = {"samples": 1, "rank": 6, "probes": None} if method == "paper" else {}
+    layer = layer_on(simulated, "matvec", method=method, gain=False, dtype=torch.float64, **options)
+    x = torch.randn(5, 8, dtype=torch.float64, generator=generator, requires_grad=True)
+    layer(x).sum().backward()
+    with torch.no_grad():
+        layer.controls.neg_()
+    layer.train(training).controls.requires_grad_(not frozen)
+    x.grad = None
+    layer(x).sum().backward()
+    torch.testing.assert_close(x.grad, torch.ones(5, 6).double() @ layer.controls.detach().reshape(6, 8))
+
+
+def test_gradients_that_overflowed_spend_nothing(simulated: Any) -> None:
+    layer = layer_on(simulated, "mzi", method="paper", samples=3)
+    y = layer(torch.ones(9, 8))
+    spent = layer.session.usage
+    (y * torch.inf).sum().backward()
+    assert layer.controls.grad is not None
+    assert bool(layer.controls.grad.isnan().all()), "for a GradScaler to see, and to skip the step"
+    assert layer.session.usage == spent
+
+
+@pytest.mark.parametrize(("kind", "method"), [("mrr", "auto"), ("mzi", "paper")])
+def test_a_backward_pass_inside_autocast_is_in_full_precision(kind: str, method: str, simulated: Any) -> None:
+    options = {"samples": 3} if method == "paper" else {}
+    layer = layer_on(simulated, kind, 8, 8, method=method, **options)
+    x = torch.ones(20, 8, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.dtype == torch.float32
+
+
+def test_vectors_too_faint_to_be_scaled_pass_as_they_are(simulated: Any) -> None:
+    layer = layer_on(simulated, "slm")
+    x = torch.full((3, 8), 1e-39, requires_grad=True)
+    assert bool(torch.isfinite(layer(x)).all())
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_a_one_sided_input_range_can_be_driven_by_scale(linear: bool, matrix_device: Any) -> None:
+    device = matrix_device(linear=linear, input_range=(0.0, 1.0), coupling="dense")
+    layer = BlackBoxLinear(device, encoding="scale")
+    layer(torch.rand(5, 4, generator=torch.Generator().manual_seed(0))).sum().backward()
+    assert layer.controls.grad is not None
+
+
+def test_a_layer_that_the_budget_cannot_even_start_is_refused_before_anything_is_spent(simulated: Any) -> None:
+    device = simulated("slm", 8, 6)
+    device.budget = Budget(vectors=20)
+    with pytest.raises(BudgetExceeded, match="startup: this would come to 24 vectors of a budget of 20"):
+        BlackBoxLinear(device)
+    assert device.usage.programs == device.usage.vectors == 0
+
+
+def test_moves_to_another_precision_with_the_model(simulated: Any) -> None:
+    for method in ("paper", "auto", "exact"):
+        layer = layer_on(simulated, "slm", method=method).double()
+        x = torch.ones(5, 8, dtype=torch.float64, requires_grad=True)
+        layer(x).sum().backward()
+        assert x.grad is not None
+        assert x.grad.dtype == torch.float64
+
+
 def test_one_layer_used_twice_gets_both_gradients(simulated: Any, generator: torch.Generator) -> None:
     layer = layer_on(simulated, "matvec", 8, 8, dtype=torch.float64, gain=False, bias=False)
     x = torch.randn(5, 8, dtype=torch.float64, generator=generator)

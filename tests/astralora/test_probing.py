@@ -6,6 +6,7 @@ import torch
 
 from astralora import ConfigurationError
 from astralora.probing import LinearProbe, TransferProbe, orthogonal_probes
+from devices import Session
 from simulators import Impairments
 
 
@@ -55,3 +56,35 @@ def test_weakens_probes_that_saturate_the_detector(simulated: Any) -> None:
 def test_needs_a_linear_device(matrix_device: Any) -> None:
     with pytest.raises(ConfigurationError, match="needs a linear device"):
         LinearProbe(matrix_device(linear=False).spec, torch.ones(1, 4))
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 16.0), (-1.0, 16.0)])
+def test_a_dark_answer_is_not_taken_for_a_saturated_one(bounds: Any, matrix_device: Any) -> None:
+    # Intensities: nothing is negative, and zero is one end of the detector's range, or close to it.
+    device = matrix_device(
+        16, 8, input_range=(0.0, 1.0), control_range=(0.0, 1.0), output_range=bounds, output_levels=4096
+    )
+    session = Session(device)
+    session.open()
+    controls = torch.zeros(128)
+    controls[::5] = 0.8
+    session.program(controls)
+    probe = TransferProbe(session.spec)
+    for _ in range(30):
+        matrix = probe.matrix(probe.ask(session))
+        probe.adapt()
+    torch.testing.assert_close(matrix, controls.reshape(8, 16), atol=0.01, rtol=0)
+    assert session.usage.vectors == 30 * 32
+    assert float(probe.amplitude.min()) > 0.5
+
+
+def test_probes_of_a_device_without_an_input_range_can_be_weakened_too(matrix_device: Any) -> None:
+    device = matrix_device(4, 3, input_range=None)
+    device.spec = device.spec.model_copy(update={"output_range": (-2.0, 2.0)})
+    query = device._query
+    device._query = lambda inputs: query(inputs).clip(-2, 2)
+    session = Session(device)
+    session.open()
+    session.program(torch.ones(12))
+    probe = TransferProbe(session.spec)
+    torch.testing.assert_close(probe.matrix(probe.ask(session)), torch.ones(3, 4))

@@ -13,8 +13,7 @@ from astralora.training import RunConfig, RunFolder, train
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunData:
     config = RunConfig.load(None, {"epochs": 2, "batch_size": 400, "in_features": 16, "out_features": 8})
-    result = train(RunFolder(tmp_path_factory.mktemp("run") / "r", config))
-    return RunData(result.summary, result.metrics, result.controls_before, result.controls_after, result.control_unit)
+    return train(RunFolder(tmp_path_factory.mktemp("run") / "r", config))
 
 
 def test_every_picture_is_one(run: RunData) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def config(**changes: Any) -> RunConfig:
 
 
 def run(path: Path, **changes: Any) -> Any:
-    return train(RunFolder(path, config(**changes)))
+    return train(RunFolder(path, config(**changes)), report=False)
 
 
 @pytest.fixture
@@ -51,6 +52,7 @@ METHODS: list[dict[str, Any]] = [
     {"device": {"name": "mzi"}, "method": {"options": {"samples": 2}}},
     {"method": {"estimator": "output", "surrogate": "online", "options": {"samples": 2}}},
     {"method": {"name": "exact"}},
+    {"batch_size": 100, "method": {"name": "paper", "options": {"samples": 2, "rebuild_every": 3}}},
     {"device": {"options": {"input_range": [0.0, 1.0], "max_batch": 64}}},
     {"batch_size": 2000},
 ]
@@ -83,7 +85,7 @@ def test_a_driver_trains_like_a_simulator(chips: list[Any], tmp_path: Path) -> N
 def test_a_driver_is_not_given_impairments_it_has_no_use_for(chips: list[Any], tmp_path: Path) -> None:
     run(tmp_path / "one", device={"name": "chip"})
     again = RunConfig.load(tmp_path / "one" / "config.toml")
-    train(RunFolder(tmp_path / "two", again))
+    train(RunFolder(tmp_path / "two", again), report=False)
     with pytest.raises(DeviceError, match="impairments"):
         run(tmp_path / "three", device={"name": "chip", "impairments": "harsh"})
 
@@ -113,7 +115,7 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(
         train(folder, listener=stop)
     assert interruption.value.step == stop_after
     assert folder.summary() is None
-    resumed = train(RunFolder.reopen(tmp_path / "parts"), resume=True)
+    resumed = train(RunFolder.reopen(tmp_path / "parts"), resume=True, report=False)
     assert timeless(resumed.metrics) == timeless(whole.metrics)
     assert all(torch.equal(*pair) for pair in zip(resumed.controls_after, whole.controls_after, strict=True))
     assert all(torch.equal(*pair) for pair in zip(resumed.controls_before, whole.controls_before, strict=True))
@@ -139,7 +141,7 @@ def test_a_run_killed_without_warning_goes_on_from_its_last_checkpoint(tmp_path:
         train(folder, listener=kill)
     with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
         file.write('{"event": "st')  # the line that was being written
-    resumed = train(RunFolder.reopen(tmp_path / "parts"), resume=True)
+    resumed = train(RunFolder.reopen(tmp_path / "parts"), resume=True, report=False)
     assert timeless(resumed.metrics) == timeless(whole.metrics)
     assert torch.equal(resumed.controls_after[0], whole.controls_after[0])
 
@@ -151,7 +153,7 @@ def test_a_device_that_cannot_restore_its_state_is_said_to_be_reopened(chips: li
 
     with pytest.raises(Interrupted):
         train(RunFolder(tmp_path, config(device={"name": "chip"})), listener=stop)
-    assert train(RunFolder.reopen(tmp_path), resume=True).summary["device_state"] == "reopened"
+    assert train(RunFolder.reopen(tmp_path), resume=True, report=False).summary["device_state"] == "reopened"
 
 
 def test_the_run_folder_holds_what_the_contract_names(tmp_path: Path) -> None:
@@ -193,6 +195,8 @@ def test_a_spent_budget_ends_the_run_with_what_there_is(tmp_path: Path) -> None:
         ({"device": {"options": {"seed": 3}}}, DeviceError, "'seed' has a place of its own"),
         ({"method": {"name": "magic"}}, ConfigurationError, "no method named 'magic'"),
         ({"method": {"options": {"samples": 3}}}, ConfigurationError, "takes an option 'samples'"),
+        ({"method": {"options": {"step": "big"}}}, ConfigurationError, "a number of control units, or 'auto'"),
+        ({"method": {"name": "paper", "options": {"rank": 2.5}}}, ConfigurationError, "rank must be a whole number"),
         ({"task": "dogits"}, ConfigurationError, "no task named 'dogits'; known are digits"),
         ({"in_features": 20}, ConfigurationError, "multiple of 16, and 20 is not"),
     ],
@@ -209,6 +213,28 @@ def test_exact_is_refused_for_a_device_without_a_law(chips: list[Any], tmp_path:
     with pytest.raises(ConfigurationError, match="whose law autograd can follow"):
         run(tmp_path / "run", device={"name": "chip"}, method={"name": "exact"})
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_whose_checkpoint_is_gone_is_not_begun_again_over_its_metrics(tmp_path: Path) -> None:
+    def stop(record: dict[str, Any]) -> None:
+        if record["event"] == "step":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        train(RunFolder(tmp_path, config()), listener=stop)
+    shutil.rmtree(tmp_path / "checkpoint")
+    before = (tmp_path / "metrics.jsonl").read_text()
+    with pytest.raises(ConfigurationError, match="metrics but no checkpoint"):
+        train(RunFolder.reopen(tmp_path), resume=True)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_killed_before_its_report_can_still_have_one(tmp_path: Path) -> None:
+    run(tmp_path)
+    (tmp_path / "summary.json").unlink()
+    train(RunFolder.reopen(tmp_path), resume=True)
+    assert (tmp_path / "report.html").is_file()
+    assert (tmp_path / "summary.json").is_file()
 
 
 def test_does_not_write_into_a_folder_that_holds_something(tmp_path: Path) -> None:

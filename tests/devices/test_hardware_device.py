@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from devices import ProtocolError
+
 
 def test_opens_and_closes_once(bench: Any) -> None:
     bench.open()
@@ -42,3 +44,9 @@ def test_an_answer_outlives_the_buffer_that_the_driver_reuses(bench: Any) -> Non
     first = bench.query(torch.ones(2, 4))
     bench.query(torch.ones(2, 4))
     assert torch.equal(first, torch.ones(2, 3))
+
+
+def test_an_answer_that_is_not_numbers_is_the_drivers_fault(bench: Any) -> None:
+    bench._query = lambda inputs: None
+    with pytest.raises(ProtocolError, match="returned object where numbers are due"):
+        bench.query(torch.ones(2, 4))

@@ -53,15 +53,31 @@ def test_says_in_one_sentence_why_a_device_cannot_be_made(name: str, options: An
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("factory", "complaint"),
+    [
+        (lambda: 1 / 0, "its factory failed with ZeroDivisionError: division by zero"),
+        (lambda: None, "its factory made a NoneType, which is no Device"),
+        (dict, "its factory made a dict, which is no Device"),
+    ],
+)
+def test_somebody_elses_factory_may_fail_in_any_way(factory: Any, complaint: str) -> None:
+    register_device("odd", factory)
+    with pytest.raises(DeviceError, match=complaint):
+        open_device("odd")
+
+
 def test_a_broken_plugin_is_listed_with_its_reason_and_harms_nobody(tmp_path: Path) -> None:
     # A real installed distribution, as pip would leave it.
     (tmp_path / "broken_chip.py").write_text("import no_such_vendor_sdk\n")
+    (tmp_path / "rude_chip.py").write_text("raise SystemExit(3)\n")
     (tmp_path / "odd_chip.py").write_text("device = 42\n")
     info = tmp_path / "lab_chips-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lab-chips\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[astralora.devices]\nbroken = broken_chip:Chip\nodd = odd_chip:device\nmissing = odd_chip:nothing\n"
+        "[astralora.devices]\nbroken = broken_chip:Chip\n"
+        "rude = rude_chip:x\nodd = odd_chip:device\nmissing = odd_chip:nothing\n"
     )
     code = (
         "import devices as d\n"
@@ -79,6 +95,7 @@ def test_a_broken_plugin_is_listed_with_its_reason_and_harms_nobody(tmp_path: Pa
     )
     lines = run.stdout.splitlines()
     assert "broken | lab-chips 1.0 | ModuleNotFoundError: No module named 'no_such_vendor_sdk'" in lines
+    assert "rude | lab-chips 1.0 | SystemExit: 3" in lines
     assert "odd | lab-chips 1.0 | odd_chip:device is a int, not something that makes a device" in lines
     assert any(line.startswith("missing | lab-chips 1.0 | AttributeError") for line in lines)
     assert any(line.startswith("slm | astralora") and line.endswith("None") for line in lines)

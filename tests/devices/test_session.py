@@ -317,9 +317,29 @@ def test_looks_capabilities_up_in_the_device_behind_it(session: Session, simulat
     assert Session(chip).capability(Differentiable) is chip.device
 
 
+def test_what_a_driver_keeps_does_not_change_under_it(session: Session, bench: Any) -> None:
+    bench._program = lambda controls: setattr(bench, "weights", controls.reshape(3, 4))
+    controls = W.clone()
+    session.program(controls)
+    controls += 1  # an optimizer's step, say
+    torch.testing.assert_close(session.query(X), X @ W.reshape(3, 4).T)
+
+
+def test_a_restored_device_is_not_taken_for_programmed_by_a_session_in_between(simulated: Any) -> None:
+    outer = Session(simulated("matvec", 4, 3))
+    outer.open()
+    outer.program(W)
+    state = outer.state_dict()
+    outer.program(-W)
+    outer.load_state_dict(state)
+    torch.testing.assert_close(outer.apply(-W, X), -X @ W.reshape(3, 4).T)
+
+
 def test_usage_goes_on_from_saved_state(session: Session, matrix_device: Any) -> None:
     session.apply(W, X)
     with Session(matrix_device()) as other:
         assert other.load_state_dict(session.state_dict()) is False, "this driver cannot restore its state"
         other.apply(W, X)
         assert (other.usage.programs, other.usage.vectors) == (2, 10)
+        other.load_state_dict(session.state_dict())
+        assert (other.usage.programs, other.usage.vectors) == (3, 15), "what is spent on a real chip stays spent"

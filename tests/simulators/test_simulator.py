@@ -65,7 +65,8 @@ def test_another_seed_is_another_chip(kind: str, simulated: Any, generator: torc
     controls = start(first)
     # The law itself differs, not just the noise on it.
     assert not torch.allclose(first.device.transfer(controls, inputs), second.device.transfer(controls, inputs))
-    assert first.spec.serial_number != second.spec.serial_number
+    third = simulated(kind, 6, 4, impairments="harsh", seed=0)
+    assert len({chip.spec.serial_number for chip in (first, second, third)}) == 3
 
 
 def test_one_impairment_more_leaves_the_others_as_they_were(generator: torch.Generator) -> None:
@@ -116,6 +117,14 @@ def test_output_noise_is_as_strong_as_declared(simulated: Any) -> None:
     assert abs(float(answers.mean())) < 5 * session.spec.noise_std / sqrt(count)
 
 
+def test_the_declared_noise_covers_that_of_the_inputs(simulated: Any) -> None:
+    law = Impairments(input_noise_std=0.1, output_noise_fraction=0.01)
+    session = simulated("matvec", 16, 16, impairments=law)
+    session.program(torch.ones(256))  # the strongest that there can be
+    spread = float(session.query(torch.zeros(4000, 16)).std())
+    assert spread == pytest.approx(session.spec.noise_std, rel=0.05)
+
+
 def test_the_detector_saturates(simulated: Any) -> None:
     session = simulated("matvec", 16, 1, impairments=Impairments(output_levels=255))
     session.program(torch.ones(16))
@@ -126,6 +135,8 @@ def test_insertion_loss_is_a_loss_of_power(simulated: Any) -> None:
     session = simulated("matvec", 1, 1, impairments=Impairments(insertion_loss_db=3.0103))
     session.program(torch.ones(1))
     assert float(session.query(torch.ones(1, 1))) == pytest.approx(1 / sqrt(2), rel=1e-4)
+    assert float(session.device.transfer(torch.ones(1), torch.ones(1, 1))) == pytest.approx(1 / sqrt(2), rel=1e-4)
+    assert float(session.query_each(torch.ones(2, 1), torch.ones(1, 1))[0]) == pytest.approx(1 / sqrt(2), rel=1e-4)
 
 
 def test_control_noise_is_drawn_at_each_program(simulated: Any) -> None:
