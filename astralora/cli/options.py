@@ -32,6 +32,7 @@ __all__ = [
     "Set",
     "Step",
     "TaskName",
+    "given_options",
     "run_config",
 ]
 
@@ -96,18 +97,43 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
+# Where each option that was given goes in the configuration, by the name of its parameter.
+_KEYS = {
+    "task": "task",
+    "device": "device.name",
+    "impairments": "device.impairments",
+    "in_features": "in_features",
+    "out_features": "out_features",
+    "budget_programs": "budget.programs",
+    "budget_vectors": "budget.vectors",
+    "method": "method.name",
+    "samples": "method.options.samples",
+    "rank": "method.options.rank",
+    "step": "method.options.step",
+    "epochs": "epochs",
+    "batch_size": "batch_size",
+    "lr": "learning_rate",
+    "seed": "seed",
+    "baseline": "baseline",
+}
+
+
+def given_options(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a command's parameters that belong to the configuration and were given, by dotted key."""
+    return {_KEYS[name]: value for name, value in parameters.items() if name in _KEYS and value is not None}
+
+
 def run_config(config: Path | None, settings: list[str] | None, given: Mapping[str, Any]) -> RunConfig:
     """Defaults, overridden by the file, overridden by what was given on the command line.
 
     Args:
         config: TOML file.
         settings: of ``--set``, as KEY=VALUE.
-        given: dotted keys with their values; None where an option was not given.
+        given: values by dotted key; see `given_options`.
     """
     overrides: dict[str, Any] = {}
     for key, value in given.items():
-        if value is not None:
-            _put(overrides, key, value)
+        _put(overrides, key, value)
     for setting in settings or ():
         key, equals, value = setting.partition("=")
         if not equals or not key:

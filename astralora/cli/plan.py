@@ -29,26 +29,13 @@ def plan(
     config: o.Config = None,
     settings: o.Set = None,
     json: o.Json = False,
-    debug: o.Debug = False,  # noqa: ARG001
+    debug: o.Debug = False,
 ) -> None:
     """Price a training run in programs, vectors and hours on hardware, without running it.
 
     Example: astralora plan --device mzi --in-features 64 --out-features 64 --method paper
     """
-    given = {
-        "task": task,
-        "device.name": device,
-        "device.impairments": impairments,
-        "in_features": in_features,
-        "out_features": out_features,
-        "method.name": method,
-        "method.options.samples": samples,
-        "method.options.rank": rank,
-        "method.options.step": step,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "seed": seed,
-    }
+    given = o.given_options(locals())
     run = o.run_config(config, settings, given)
     priced = make_plan(run)
     rows = [*sorted(priced.by_purpose.items()), ("total", priced.total)]

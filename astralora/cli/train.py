@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any, Self
 
 import typer
@@ -59,32 +58,15 @@ def train(
         typer.Option("--resume", help="Go on with the interrupted run in this folder.", file_okay=False),
     ] = None,
     json: o.Json = False,
-    debug: o.Debug = False,  # noqa: ARG001
+    debug: o.Debug = False,
 ) -> None:
     """Train a model through a device, beside its digital baseline, and leave a run folder with a report.
 
     Example: astralora train --device slm --impairments lab --epochs 10 --seed 1
     """
-    given = {
-        "task": task,
-        "device.name": device,
-        "device.impairments": impairments,
-        "in_features": in_features,
-        "out_features": out_features,
-        "budget.programs": budget_programs,
-        "budget.vectors": budget_vectors,
-        "method.name": method,
-        "method.options.samples": samples,
-        "method.options.rank": rank,
-        "method.options.step": step,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": lr,
-        "seed": seed,
-        "baseline": baseline,
-    }
+    given = o.given_options(locals())
     if resume is not None:
-        if config or settings or output or any(value is not None for value in given.values()):
+        if config or settings or output or given:
             raise ConfigurationError(
                 "--resume goes on with the run exactly as it was begun: no other options than --json and --debug"
             )
@@ -142,12 +124,7 @@ class _View:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._progress.stop()
 

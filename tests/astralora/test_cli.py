@@ -88,7 +88,10 @@ def test_a_mistake_gets_one_sentence_and_no_traceback(arguments: list[str], comp
     assert len(run.stderr.strip().splitlines()) == 1
     assert run.stdout == ""
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
-    assert "Traceback" in astralora(*arguments, "--debug", cwd=tmp_path).stderr
+
+
+def test_debug_shows_where_a_mistake_came_from(tmp_path: Path) -> None:
+    assert "Traceback" in astralora("plan", "--device", "mmr", "--debug", cwd=tmp_path).stderr
 
 
 def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from astralora.training import RunConfig
 def test_file_overrides_defaults_and_command_line_overrides_both(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text('epochs = 3\nseed = 5\n[device]\nname = "slm"\n[method.options]\nrank = 4\n')
-    config = run_config(file, ["method.options.samples=7", "device.options.note=a b"], {"seed": 6, "epochs": None})
+    config = run_config(file, ["method.options.samples=7", "device.options.note=a b"], {"seed": 6})
     assert (config.epochs, config.seed, config.device.name, config.batch_size) == (3, 6, "slm", 50)
     assert config.method.options == {"rank": 4, "samples": 7}
     assert config.device.options == {"note": "a b"}
