@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from devices import Device, Session, SuggestsControls, derive_generator
+from devices.checks import check_inputs
 
 from .encoding import choose_encoding
 from .errors import ConfigurationError
@@ -192,6 +193,7 @@ class BlackBoxLinear(nn.Module):
         session = self.session
         # An evaluation must not teach the surrogate anything, nor be booked as training.
         booked = "forward" if self.training else "evaluation"
+        check_inputs(session.spec, inputs, "forward")  # before the program is paid for
         with session.transaction():
             with session.purpose(booked):
                 session.program(controls)
@@ -254,11 +256,13 @@ class BlackBoxLinear(nn.Module):
         return grad_inputs, grad_controls
 
     def _watch(self, outputs: Tensor) -> None:
-        bounds = self.session.spec.output_range
-        if bounds is not None and outputs.numel():
-            margin = (self.session.spec.output_step or 0.0) / 2
-            inside = (outputs > bounds[0] + margin) & (outputs < bounds[1] - margin)
-            self.saturation = 1.0 - float(inside.sum()) / inside.numel()
+        spec = self.session.spec
+        if spec.output_range is not None and outputs.numel():
+            margin = (spec.output_step or 0.0) / 2
+            low, high = spec.output_range
+            # An end of the range at zero is darkness, not saturation.
+            ends = [outputs >= high - margin] * (high > 0) + [outputs <= low + margin] * (low < 0)
+            self.saturation = sum(float(end.sum()) for end in ends) / outputs.numel()
 
 
 def check_layer(

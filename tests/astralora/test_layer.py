@@ -413,9 +413,23 @@ def test_same_seed_same_run(simulated: Any) -> None:
 def test_refuses_bad_input_before_anything_is_spent(x: Any, error: Any, complaint: str, simulated: Any) -> None:
     layer = layer_on(simulated)
     spent = layer.session.usage
-    with pytest.raises(error, match=complaint):
-        layer(x)
+    for _ in range(2):
+        with pytest.raises(error, match=complaint):
+            layer(x)
+        with torch.no_grad():
+            layer.controls += 0.01  # now there would be something to program, too
     assert layer.session.usage == spent
+
+
+def test_saturation_is_of_bright_outputs_and_not_of_dark_ones(matrix_device: Any) -> None:
+    device = matrix_device(input_range=(0.0, 1.0), output_range=(0.0, 3.0))
+    query = device._query
+    device._query = lambda inputs: query(inputs).clip(0, 3)
+    layer = BlackBoxLinear(device, encoding="scale")
+    with torch.no_grad():
+        layer.controls.copy_(torch.tensor([1.0] * 4 + [0.5] * 4 + [0.0] * 4))
+    layer(torch.ones(2, 4)).sum().backward()
+    assert layer.saturation == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(
