@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,10 @@ from numpy.typing import NDArray
 
 import devices as d
 from simulators import KINDS, SimulatedDevice
+
+# The workers of a parallel run share the cores already; processes that tests start inherit this.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 
 
 class Matrix(d.HardwareDevice):
