@@ -257,11 +257,9 @@ class BlackBoxLinear(nn.Module):
 
     def _watch(self, outputs: Tensor) -> None:
         spec = self.session.spec
-        if spec.output_range is not None and outputs.numel():
+        if spec.rails and outputs.numel():
             margin = (spec.output_step or 0.0) / 2
-            low, high = spec.output_range
-            # An end of the range at zero is darkness, not saturation.
-            ends = [outputs >= high - margin] * (high > 0) + [outputs <= low + margin] * (low < 0)
+            ends = [outputs >= rail - margin if rail > 0 else outputs <= rail + margin for rail in spec.rails]
             self.saturation = sum(float(end.sum()) for end in ends) / outputs.numel()
 
 

@@ -63,9 +63,7 @@ class LinearProbe:
         self.rows = rows
         self.amplitude = rows.new_ones(len(rows), 1)
         self._peaks = rows.new_zeros(len(rows))
-        # Darkness is an answer of zero: only an end of the range on the far side of it can be saturated.
-        low, high = spec.output_range or (0.0, 0.0)
-        self._rails = [rail for rail, away in ((low, low < 0), (high, high > 0)) if away]
+        self._rails = spec.rails
         margin = (spec.output_step or 0.0) / 2
         self._full = min((1 - margin / abs(rail) for rail in self._rails), default=1.0) - 1e-6
 

@@ -274,16 +274,16 @@ class Session:
             saved = {name: Usage(**counts) for name, counts in state["usage"].items()}
             self._forget()
             snapshot = self.capability(Snapshots)
-            if snapshot is None or state["device"] is None:
+            restored = snapshot is not None and state["device"] is not None
+            if snapshot is not None and restored:
+                snapshot.load_state_dict(state["device"])
+                self._programmed = state["programmed"]
+            else:
                 # What was spent on the way here was spent on the same chip, on top of what is saved.
                 for name, usage in self.usage_by_purpose.items():
                     saved[name] = saved.get(name, Usage()) + usage
             self._spent = {name: usage.to_list() for name, usage in saved.items()}
-            if snapshot is None or state["device"] is None:
-                return False
-            snapshot.load_state_dict(state["device"])
-            self._programmed = state["programmed"]
-            return True
+            return restored
 
     def _forget(self) -> None:
         self._programmed = None

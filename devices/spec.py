@@ -98,6 +98,12 @@ class DeviceSpec(BaseModel):
         return (self.control_range[1] - self.control_range[0]) / (self.control_levels - 1)
 
     @property
+    def rails(self) -> tuple[float, ...]:
+        """Ends of the output range at which an output saturates: an end at zero is darkness, which is an answer."""
+        low, high = self.output_range or (0.0, 0.0)
+        return tuple(rail for rail, away in ((low, low < 0), (high, high > 0)) if away)
+
+    @property
     def output_step(self) -> float | None:
         """Distance between neighbouring output codes, in output units; None if continuous."""
         if self.output_levels is None or self.output_range is None:

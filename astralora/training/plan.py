@@ -59,7 +59,7 @@ def plan(config: RunConfig) -> Plan:
     return _rehearse(config, task, raw_device(config).spec, task.splits())
 
 
-def check_run(config: RunConfig, task: Task, device: Device) -> None:
+def check_run(config: RunConfig, task: Task, splits: Splits, device: Device) -> None:
     """Refuse a run that cannot even be begun, before anything is spent or written.
 
     The first step is rehearsed, so that whatever is wrong with names, options and widths shows; the method is
@@ -69,7 +69,7 @@ def check_run(config: RunConfig, task: Task, device: Device) -> None:
         BudgetExceeded: says what start and first step take.
         DeviceError, ConfigurationError: the configuration cannot be run.
     """
-    rehearsal = _rehearse(config, task, device.spec, task.splits(), first_step_only=True)
+    rehearsal = _rehearse(config, task, device.spec, splits, first_step_only=True)
     check_method(config, device)
     reason = config.budget.shortfall(rehearsal.first_step, device.spec)
     if reason is not None:

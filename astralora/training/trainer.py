@@ -66,9 +66,10 @@ def train(
     config = folder.config
     task = make_task(config)
     device = raw_device(config)
+    splits = task.splits()
     if not resume:
         folder.check_free()
-        check_run(config, task, device)
+        check_run(config, task, splits, device)
         folder.begin()
     state = folder.load() if resume else None
     if resume and state is None and any(record["event"] != "baseline" for record in folder.metrics()):
@@ -80,7 +81,6 @@ def train(
         if listener is not None:
             listener(record)
 
-    splits = task.splits()
     if listener is not None:
         listener({"event": "start", "steps": config.epochs * ceil(len(splits.train_inputs) / config.batch_size)})
     with _stoppable() as stop_asked:

@@ -257,14 +257,18 @@ def test_controls_that_an_optimizer_moved_out_are_put_back_at_the_edge(simulated
 # -- what it spends ----------------------------------------------------------------------------
 
 
-def test_auto_takes_one_program_a_step_besides_the_forward(simulated: Any, generator: torch.Generator) -> None:
-    layer = layer_on(simulated, "mrr")
-    assert spending(layer) == {"startup": (1, 16 + 8)}
+def take_four_steps(layer: BlackBoxLinear, generator: torch.Generator) -> None:
     optimizer = torch.optim.SGD(layer.parameters(), lr=1e-3)
     for _ in range(4):
         optimizer.zero_grad()
         layer(torch.randn(20, 8, generator=generator, requires_grad=True)).sum().backward()
         optimizer.step()
+
+
+def test_auto_takes_one_program_a_step_besides_the_forward(simulated: Any, generator: torch.Generator) -> None:
+    layer = layer_on(simulated, "mrr")
+    assert spending(layer) == {"startup": (1, 16 + 8)}
+    take_four_steps(layer, generator)
     assert spending(layer) == {
         "startup": (1, 24),
         "forward": (3, 80),  # the first step finds the startup's controls still in place
@@ -274,11 +278,7 @@ def test_auto_takes_one_program_a_step_besides_the_forward(simulated: Any, gener
 
 def test_paper_takes_its_programs_for_controls_and_none_for_inputs(simulated: Any, generator: torch.Generator) -> None:
     layer = layer_on(simulated, "mrr", method="paper", samples=5, rank=2, probes=3)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=1e-3)
-    for _ in range(4):
-        optimizer.zero_grad()
-        layer(torch.randn(20, 8, generator=generator, requires_grad=True)).sum().backward()
-        optimizer.step()
+    take_four_steps(layer, generator)
     assert spending(layer) == {
         "startup": (1, 24),
         "forward": (3, 80),
