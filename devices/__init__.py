@@ -20,6 +20,7 @@ from .errors import (
     ProtocolError,
 )
 from .random import derive_generator, derive_seed
+from .reach import Patch, Stripe
 from .registry import (
     DeviceEntry,
     find_device,
@@ -48,6 +49,7 @@ __all__ = [
     "HardwareDevice",
     "NotConnected",
     "OutOfRange",
+    "Patch",
     "ProgramsMany",
     "ProtocolError",
     "Range",
@@ -55,6 +57,7 @@ __all__ = [
     "RehearsalDevice",
     "Session",
     "Snapshots",
+    "Stripe",
     "SuggestsControls",
     "Usage",
     "derive_generator",

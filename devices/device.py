@@ -92,7 +92,10 @@ class ChecksRequests(Protocol):
 
 @runtime_checkable
 class Reciprocal(Protocol):
-    """A device that light can be sent through backwards."""
+    """A device that light can be sent through backwards: it multiplies by the transpose of its transfer matrix.
+
+    The reverse port takes and gives what `devices.DeviceSpec.backward` says.
+    """
 
     def query_adjoint(self, outputs: Tensor) -> Tensor:
         """Pass vectors in reverse: (batch, out_features) -> (batch, in_features)."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_controls, check_inputs, check_outputs
-from .device import ChecksRequests, Device, ProgramsMany, Snapshots
+from .device import ChecksRequests, Device, ProgramsMany, Reciprocal, Snapshots
 from .errors import BudgetExceeded, DeviceError, NotConnected
 from .spec import DeviceSpec
 from .usage import Budget, Usage
@@ -217,6 +217,34 @@ class Session:
                 answers.append(self._query(inputs))
             return torch.stack(answers)
 
+    def query_adjoint(self, outputs: Tensor) -> Tensor:
+        """Pass vectors backwards through a `devices.Reciprocal` device as it is programmed.
+
+        Args:
+            outputs: (batch, out_features), within the range of the reverse port; see `DeviceSpec.backward`.
+
+        Returns:
+            (batch, in_features), of the same dtype.
+
+        Raises:
+            OutOfRange, BudgetExceeded, NotConnected: before anything is sent.
+            DeviceError: the device has no reverse port.
+            ProtocolError: the answer has the wrong shape or is not finite.
+        """
+        with self._lock:
+            self._require_programmed("query_adjoint")
+            if not self.reciprocal:
+                raise DeviceError("has no reverse port", device=self.spec.name, operation="query_adjoint")
+            backward = self.spec.backward()
+            check_inputs(backward, outputs, "query_adjoint")
+            self._afford("query_adjoint", queries=self._calls(len(outputs)), vectors=len(outputs))
+            return self._query(outputs.detach(), "query_adjoint", backward.out_features)
+
+    @property
+    def reciprocal(self) -> bool:
+        """Whether light can be sent through the guarded device backwards."""
+        return self.capability(Reciprocal) is not None
+
     def afford(self, operation: str, *, programs: int = 0, vectors: int = 0, first: Tensor | None = None) -> None:
         """Make sure that the budget covers a plan of several operations before its first is sent.
 
@@ -300,19 +328,20 @@ class Session:
         self._call("program", getattr(self.device, self._program_name), (sent,), programs=1, moved=_size(sent))
         self._programmed = sent
 
-    def _query(self, inputs: Tensor) -> Tensor:
+    def _query(self, inputs: Tensor, operation: str = "query", width: int | None = None) -> Tensor:
         limit = self.spec.max_batch
+        width = width or self.spec.out_features
         if not len(inputs):
-            return inputs.new_empty(0, self.spec.out_features)
+            return inputs.new_empty(0, width)
         if limit is None or len(inputs) <= limit:
-            return self._query_once(inputs)
-        return torch.cat([self._query_once(part) for part in inputs.split(limit)])
+            return self._query_once(inputs, operation, width)
+        return torch.cat([self._query_once(part, operation, width) for part in inputs.split(limit)])
 
-    def _query_once(self, inputs: Tensor) -> Tensor:
-        batch, width = len(inputs), self.spec.out_features
+    def _query_once(self, inputs: Tensor, operation: str, width: int) -> Tensor:
+        batch = len(inputs)
         moved = batch * (inputs.shape[1] + width) * inputs.element_size()
-        device_query = getattr(self.device, self._query_name)
-        outputs: Tensor = self._call("query", device_query, (inputs,), queries=1, vectors=batch, moved=moved)
+        call = getattr(self.device, self._query_name if operation == "query" else operation)
+        outputs: Tensor = self._call(operation, call, (inputs,), queries=1, vectors=batch, moved=moved)
         check_outputs(self.spec, outputs, (batch, width))
         return outputs if outputs.dtype == inputs.dtype else outputs.to(inputs.dtype)
 

@@ -6,13 +6,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, model_validator
 
+from .reach import Patch, check_reach
+
 __all__ = ["Coupling", "DeviceSpec", "Range"]
 
 Range = tuple[FiniteFloat, FiniteFloat]
 """Lowest and highest value, both included."""
 
-Coupling = Literal["elementwise", "output", "dense"]
-"""What one control can reach: one matrix entry, one output, or anything."""
+Coupling = Literal["elementwise", "output", "sparse", "dense"]
+"""What one control can reach: one matrix entry, one output, a part of the matrix, or anything."""
 
 _Levels = Annotated[int, Field(ge=2)]
 _NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -40,7 +42,8 @@ class DeviceSpec(BaseModel):
         linear: the outputs are a linear function of the inputs, ``y = A(w) x``.
         coupling: what one control can reach. ``"elementwise"``: control ``i * in_features + j`` moves
             entry (i, j) of the transfer matrix alone. ``"output"``: the controls stand in ``out_features``
-            equal runs, and run i moves output i alone. ``"dense"``: anything.
+            equal runs, and run i moves output i alone. ``"sparse"``: what ``reach`` says. ``"dense"``: anything.
+        reach: with ``coupling="sparse"``, the part of the transfer matrix that each run of controls can move.
         noise_std: standard deviation of one output of one query, in output units.
         max_batch: the most vectors that one query takes.
         program_seconds: time to set all controls once, settling included.
@@ -63,6 +66,7 @@ class DeviceSpec(BaseModel):
     control_unit: str = ""
     linear: bool = False
     coupling: Coupling = "dense"
+    reach: tuple[Patch, ...] | None = Field(default=None, repr=False)
     noise_std: _NonNegative = 0.0
     max_batch: PositiveInt | None = None
     program_seconds: _NonNegative = 0.0
@@ -88,7 +92,20 @@ class DeviceSpec(BaseModel):
                 f"output coupling needs num_controls to be a multiple of out_features, "
                 f"{self.out_features}, but it is {self.num_controls}"
             )
+        if (self.reach is not None) != (self.coupling == "sparse"):
+            raise ValueError("a reach and coupling='sparse' belong together: give both, or neither")
+        if self.reach is not None:
+            check_reach(self.reach, self.num_controls, self.in_features, self.out_features)
         return self
+
+    def backward(self) -> DeviceSpec:
+        """What the reverse port of a `devices.Reciprocal` device promises: the same, with its sides exchanged.
+
+        Light enters backwards through the same kind of modulators, and is read by the same kind of detectors.
+        """
+        swapped = {"in_features": self.out_features, "out_features": self.in_features}
+        # What a control reaches plays no part in reverse, and would have to be transposed.
+        return self.model_copy(update={**swapped, "coupling": "dense", "reach": None})
 
     @property
     def control_step(self) -> float | None:

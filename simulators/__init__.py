@@ -15,7 +15,9 @@ from .chip import Chip
 from .elementwise import MRR, SLM, MatVec
 from .impairments import PRESETS, Impairments
 from .mesh import MZI
+from .monarch import Monarch
 from .physics import LinearPhysics, Physics
+from .reciprocal import ReciprocalDevice
 from .simulator import SimulatedDevice
 
 __all__ = [
@@ -28,12 +30,14 @@ __all__ = [
     "Impairments",
     "LinearPhysics",
     "MatVec",
+    "Monarch",
     "Physics",
+    "ReciprocalDevice",
     "SimulatedDevice",
     "device_factory",
 ]
 
-KINDS: dict[str, type[Physics]] = {"matvec": MatVec, "slm": SLM, "mrr": MRR, "mzi": MZI}
+KINDS: dict[str, type[Physics]] = {"matvec": MatVec, "slm": SLM, "mrr": MRR, "mzi": MZI, "monarch": Monarch}
 """Every kind of simulated device by name."""
 
 
@@ -56,8 +60,10 @@ def device_factory(kind: type[Physics]) -> Callable[..., SimulatedDevice]:
     ) -> SimulatedDevice:
         if isinstance(impairments, dict):
             impairments = Impairments(**impairments)
-        return SimulatedDevice(
-            kind(**physics),
+        law = kind(**physics)
+        simulated = ReciprocalDevice if law.reciprocal and isinstance(law, LinearPhysics) else SimulatedDevice
+        return simulated(
+            law,  # type: ignore[arg-type]  # a linear one where it has to be
             in_features,
             out_features,
             impairments=impairments,
@@ -75,3 +81,4 @@ open_matvec = device_factory(MatVec)
 open_slm = device_factory(SLM)
 open_mrr = device_factory(MRR)
 open_mzi = device_factory(MZI)
+open_monarch = device_factory(Monarch)

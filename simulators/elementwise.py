@@ -23,6 +23,7 @@ class MatVec(LinearPhysics):
 
     control_unit: ClassVar[str] = ""
     control_range: ClassVar[Range] = (-1.0, 1.0)
+    reciprocal: ClassVar[bool] = True
 
     def matrix(self, controls: Tensor, in_features: int, out_features: int) -> Tensor:
         """The controls, in their places."""

@@ -30,6 +30,7 @@ class MZI(LinearPhysics):
     """
 
     coupling: ClassVar[Coupling] = "dense"
+    reciprocal: ClassVar[bool] = True
 
     phases_per_cell: Literal[1, 2] = 2
 

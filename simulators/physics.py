@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from devices import Coupling, Range
+from devices import Coupling, Patch, Range
 
 __all__ = ["LinearPhysics", "Physics"]
 
@@ -26,6 +26,7 @@ class Physics(BaseModel, ABC):
         linear: the outputs are linear in the inputs.
         control_unit: unit of the controls.
         control_range: legal controls, in that unit.
+        reciprocal: light can be sent through backwards.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,6 +35,7 @@ class Physics(BaseModel, ABC):
     linear: ClassVar[bool] = True
     control_unit: ClassVar[str] = "rad"
     control_range: ClassVar[Range] = (0.0, 2 * pi)
+    reciprocal: ClassVar[bool] = False
 
     @abstractmethod
     def transfer(self, controls: Tensor, inputs: Tensor, out_features: int) -> Tensor:
@@ -51,6 +53,10 @@ class Physics(BaseModel, ABC):
     def num_controls(self, in_features: int, out_features: int) -> int:
         """Number of controls; one per matrix entry unless the kind says otherwise."""
         return in_features * out_features
+
+    def reach(self, in_features: int, out_features: int) -> tuple[Patch, ...] | None:  # noqa: ARG002
+        """With ``coupling = "sparse"``, what each run of controls can move; see `devices.Patch`."""
+        return None
 
     def layout(self, in_features: int, out_features: int) -> Tensor:
         """Where the controls sit on the chip: (rows, columns) of control indices, -1 for an empty place.

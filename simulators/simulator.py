@@ -78,6 +78,7 @@ class SimulatedDevice:
             control_unit=physics.control_unit,
             linear=physics.linear,
             coupling=physics.coupling,
+            reach=physics.reach(in_features, out_features),
             noise_std=hypot(self._output_noise_std, impairments.input_noise_std * full_scale),
             max_batch=max_batch,
             program_seconds=impairments.program_seconds + impairments.settle_seconds,
@@ -144,24 +145,13 @@ class SimulatedDevice:
 
     def query_unchecked(self, inputs: Tensor) -> Tensor:
         """Pass vectors that are known to be legal; see `query`."""
-        self._require_open("query")
-        if self._acting is None:
-            raise NotConnected("no controls are set; call program first", device=self._spec.name, operation="query")
-        if self._wander.advance(self.clock_seconds):
-            self._matrix = None
-        self.clock_seconds += len(inputs) * self._spec.vector_seconds
-        signals = self._drive(inputs)
+        signals = self._lit(inputs, "query")
         if isinstance(self.physics, LinearPhysics):
-            if self._matrix is None or self._matrix.dtype != signals.dtype:
-                self._matrix = self.physics.matrix(
-                    self._wandered(self._acting.to(signals.dtype)),
-                    self._spec.in_features,
-                    self._spec.out_features,
-                )
-            outputs = signals @ self._matrix.mT
+            outputs = signals @ self._matrix_now(signals.dtype).mT
             if self._loss != 1.0:
                 outputs = self._loss * outputs
         else:
+            assert self._acting is not None
             outputs = self._physics(self._wandered(self._acting.to(signals.dtype)), signals)
         return self._detect(outputs).to(inputs.device)
 
@@ -253,6 +243,25 @@ class SimulatedDevice:
         if law.control_noise_std:
             written = written + law.control_noise_std * self._randn(written)
         return self._chip.act(written)
+
+    def _lit(self, inputs: Tensor, operation: str) -> Tensor:
+        """The light that enters, from either side; time goes on meanwhile."""
+        self._require_open(operation)
+        if self._acting is None:
+            raise NotConnected("no controls are set; call program first", device=self._spec.name, operation=operation)
+        if self._wander.advance(self.clock_seconds):
+            self._matrix = None
+        self.clock_seconds += len(inputs) * self._spec.vector_seconds
+        return self._drive(inputs)
+
+    def _matrix_now(self, dtype: torch.dtype) -> Tensor:
+        """The transfer matrix at this moment, loss aside; for linear kinds."""
+        if self._matrix is None or self._matrix.dtype != dtype:
+            assert isinstance(self.physics, LinearPhysics)
+            assert self._acting is not None
+            acting = self._wandered(self._acting.to(dtype))
+            self._matrix = self.physics.matrix(acting, self._spec.in_features, self._spec.out_features)
+        return self._matrix
 
     def _wandered(self, acting: Tensor) -> Tensor:
         wander = self._wander.value

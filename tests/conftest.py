@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 import devices as d
-from simulators import KINDS, SimulatedDevice
+from simulators import KINDS, device_factory
 
 # The workers of a parallel run share the cores already; processes that tests start inherit this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -67,7 +67,7 @@ def generator() -> torch.Generator:
 def make(kind: str, in_features: int, out_features: int, **options: Any) -> d.Session:
     """An open session on a simulated device."""
     physics = options.pop("physics", {})
-    session = d.Session(SimulatedDevice(KINDS[kind](**physics), in_features, out_features, **options))
+    session = d.Session(device_factory(KINDS[kind])(in_features, out_features, **options, **physics))
     session.open()
     return session
 
