@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from math import pi, sqrt
-
-import numpy as np
 import torch
 from torch import Tensor
 
-from devices import DeviceSpec, Session
+from devices import DeviceSpec, Session, derive_generator
 
 from .encoding import choose_encoding
 from .errors import ConfigurationError
+from .hadamard import hadamard, hadamard_order, hadamard_transform
 
 __all__ = ["LinearProbe", "TransferProbe", "answer_variance", "orthogonal_probes"]
 
@@ -23,20 +21,22 @@ _FAINTEST = 4.0**-_ATTEMPTS
 
 
 def orthogonal_probes(count: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, float]:
-    """Probes V of full input power: a (count, count) matrix within +-1 with V^T V = power I.
+    """Probes V of full input power: rows of +-1 with V^T V = power I.
 
-    Hadamard rows where count is a power of two (every input at full power in every probe: power = count),
-    rows of the discrete Hartley transform elsewhere (power = count / 2).
+    The columns of a Hadamard matrix of the next possible order; see `astralora.hadamard`. Their signs are shuffled, the
+    same way every time: entries that have a part in common would otherwise add up in one row, and leave the detector's
+    range.
 
     Returns:
-        V and its power.
+        V, (order, count), and its power, the order.
     """
-    if count & (count - 1) == 0:
-        from scipy.linalg import hadamard  # here, since importing astralora need not wait for it
+    order = hadamard_order(count)
+    return (hadamard(order)[:, :count] * _column_signs(count)).to(dtype), float(order)
 
-        return torch.from_numpy(hadamard(count).astype(np.float64)).to(dtype), float(count)
-    angles = 2 * pi / count * torch.outer(*[torch.arange(count, dtype=torch.float64)] * 2)
-    return ((torch.cos(angles) + torch.sin(angles)) / sqrt(2)).to(dtype), count / 2
+
+def _column_signs(count: int) -> Tensor:
+    generator = derive_generator(count, "probe signs")
+    return torch.randint(0, 2, (count,), generator=generator, dtype=torch.int8) * 2 - 1
 
 
 def answer_variance(spec: DeviceSpec) -> float:
@@ -52,12 +52,16 @@ class LinearProbe:
 
     Args:
         spec: of the device.
-        rows: V, (count, in_features).
+        rows: V, (count, in_features); with ``backward``, (count, out_features).
+        backward: send them through the reverse port of a `devices.Reciprocal` device, and get V A.
     """
 
-    def __init__(self, spec: DeviceSpec, rows: Tensor) -> None:
+    def __init__(self, spec: DeviceSpec, rows: Tensor, *, backward: bool = False) -> None:
         if not spec.linear:
             raise ConfigurationError(f"probing needs a linear device, and {spec.name!r} does not claim to be one")
+        self._backward = backward
+        if backward:
+            spec = spec.backward()
         self._spec = spec
         self._encoding = choose_encoding(spec)
         self.rows = rows
@@ -113,7 +117,7 @@ class LinearProbe:
 
     def _ask(self, session: Session, which: slice | Tensor) -> tuple[Tensor, Tensor]:
         inputs, factors = self._encoding.encode(self.rows[which], self.amplitude[which])
-        outputs = session.query(inputs)
+        outputs = session.query_adjoint(inputs) if self._backward else session.query(inputs)
         shares = outputs.new_zeros(len(outputs))
         for rail in self._rails:
             shares = torch.maximum(shares, (outputs / rail).amax(dim=1))
@@ -123,10 +127,10 @@ class LinearProbe:
 
 
 class TransferProbe(LinearProbe):
-    """Measures the whole transfer matrix with as many vectors as there are inputs.
+    """Measures the whole transfer matrix with as many vectors as there are inputs, or a few more.
 
-    Every probe lights all inputs, so each entry's error is that of one output divided by the square root of
-    the number of inputs.
+    Every probe lights all inputs at full power, so each entry's error is that of one output divided by the square root
+    of the number of probes.
 
     Args:
         spec: of the device.
@@ -142,6 +146,7 @@ class TransferProbe(LinearProbe):
     ) -> None:
         rows, self._power = orthogonal_probes(spec.in_features, dtype)
         super().__init__(spec, rows.to(device))
+        self._signs = _column_signs(spec.in_features).to(self.rows)
 
     def entry_variance(self) -> float:
         """Variance of the noise on one entry, from the declared noise and the rounding of the outputs."""
@@ -151,4 +156,5 @@ class TransferProbe(LinearProbe):
 
     def matrix(self, answers: Tensor) -> Tensor:
         """The transfer matrix behind the answers V A^T: (out_features, in_features)."""
-        return answers.mT @ (self.rows / self._power)
+        width = self._spec.in_features
+        return hadamard_transform(answers.mT)[..., :width] * (self._signs / self._power)

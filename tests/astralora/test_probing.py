@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from astralora import ConfigurationError
+from astralora.hadamard import hadamard_order
 from astralora.probing import LinearProbe, TransferProbe, orthogonal_probes
 from devices import Session
 from simulators import Impairments
@@ -14,8 +15,8 @@ from simulators import Impairments
 def test_probes_are_orthogonal_and_within_range(count: int) -> None:
     V, power = orthogonal_probes(count, torch.float64)
     torch.testing.assert_close(V.T @ V, power * torch.eye(count, dtype=torch.float64))
-    assert float(V.abs().max()) <= 1 + 1e-12
-    assert power >= count / 2
+    assert bool((V.abs() == 1).all()), "every input at full power"
+    assert power == len(V) <= count + 4
 
 
 @pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.0, 1.0), (0.25, 0.75)])
@@ -26,7 +27,7 @@ def test_measures_the_transfer_matrix(bounds: Any, n: int, m: int, simulated: An
     session.program(controls)
     probe = TransferProbe(session.spec, torch.float64)
     torch.testing.assert_close(probe.matrix(probe.ask(session)), torch.cos(controls).reshape(m, n) / sqrt(n))
-    assert session.usage.vectors == n * (1 if bounds[0] < 0 else 2)
+    assert session.usage.vectors == hadamard_order(n) * (1 if bounds[0] < 0 else 2)
 
 
 def test_the_error_of_an_entry_is_the_noise_over_the_root_of_the_width(simulated: Any) -> None:
@@ -40,12 +41,13 @@ def test_the_error_of_an_entry_is_the_noise_over_the_root_of_the_width(simulated
 
 
 def test_weakens_probes_that_saturate_the_detector(simulated: Any) -> None:
-    # All weights 0.9: the all-ones probe comes to 57.6 on a detector that ends at 8.
+    # All weights 0.9, with the signs of one probe: its answer comes to 57.6 on a detector that ends at 8.
     session = simulated("matvec", 64, 8, impairments=Impairments(output_levels=4097))
-    session.program(torch.full((512,), 0.9))
     probe = TransferProbe(session.spec)
+    weights = 0.9 * probe.rows[0]
+    session.program(weights.repeat(8))
     matrix = probe.matrix(probe.ask(session))
-    assert float((matrix - 0.9).abs().max()) < 16 * session.spec.output_step
+    assert float((matrix - weights).abs().max()) < 16 * session.spec.output_step
     spent = session.usage.vectors
     assert spent > 64, "the first time it has to find out"
     probe.adapt()
