@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["coded_signs", "hadamard", "hadamard_order", "hadamard_transform"]
+__all__ = ["CodedSigns", "hadamard", "hadamard_order", "hadamard_transform"]
 
 _Signs = NDArray[np.int8]
 
@@ -55,32 +55,41 @@ def hadamard_transform(values: Tensor) -> Tensor:
         left *= 2
     first, second = hadamard(left).to(values), hadamard(order // left).to(values)
     folded = values.unflatten(-1, (left, order // left))
-    return (first.mT @ (folded @ second)).flatten(-2)
+    transformed: Tensor = (first.mT @ (folded @ second)).flatten(-2)
+    return transformed
 
 
-def coded_signs(count: int, width: int, generator: torch.Generator) -> Tensor:
+class CodedSigns:
     """Random signs for many controls whose patterns are as good as orthogonal from row to row.
 
-    Rows are drawn without repetition from a Sylvester matrix whose columns are dealt out to the controls at random, each
-    with a random sign: every pair of controls is uncorrelated on average, and exactly so over a whole set of rows, of
-    which there are as many as the next power of two above ``width``. More rows than that begin another set.
+    Rows are drawn without repetition from a Sylvester matrix whose columns are dealt out to the controls at random,
+    each with a random sign: every pair of controls is uncorrelated on average, and exactly so over a whole set of
+    rows, of which there are as many as the next power of two above ``width``. More rows than that begin another set.
 
     Args:
-        count: rows.
         width: controls.
         generator: of the draw.
-
-    Returns:
-        (count, width), +1 and -1, int8.
     """
-    order = 1 << (width - 1).bit_length()
-    parts = []
-    for start in range(0, count, order):
-        chosen = torch.randperm(order, generator=generator)[: count - start]
-        columns = torch.randperm(order, generator=generator)[:width]
-        signs = torch.randint(0, 2, (width,), generator=generator, dtype=torch.int8) * 2 - 1
-        parts.append(_sylvester(chosen, columns) * signs)
-    return torch.cat(parts) if parts else torch.empty(0, width, dtype=torch.int8)
+
+    def __init__(self, width: int, generator: torch.Generator) -> None:
+        self._width = width
+        self._order = 1 << (width - 1).bit_length()
+        self._generator = generator
+        self._rows = torch.empty(0, dtype=torch.long)
+
+    def take(self, count: int) -> Tensor:
+        """The next rows: (count, width), +1 and -1, int8."""
+        parts = []
+        while count:
+            if not len(self._rows):
+                self._rows = torch.randperm(self._order, generator=self._generator)
+                self._columns = torch.randperm(self._order, generator=self._generator)[: self._width]
+                bits = torch.randint(0, 2, (self._width,), generator=self._generator, dtype=torch.int8)
+                self._signs = bits * 2 - 1
+            rows, self._rows = self._rows[:count], self._rows[count:]
+            count -= len(rows)
+            parts.append(_sylvester(rows, self._columns) * self._signs)
+        return torch.cat(parts) if parts else torch.empty(0, self._width, dtype=torch.int8)
 
 
 def _sylvester(rows: Tensor, columns: Tensor) -> Tensor:
@@ -92,7 +101,7 @@ def _sylvester(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _constructible(order: int) -> bool:
-    return order in (1, 2) or _paley(order) or (order % 4 == 0 and _constructible(order // 2))
+    return order in (1, 2) or _paley(order) > 0 or (order % 4 == 0 and _constructible(order // 2))
 
 
 def _paley(order: int) -> int:

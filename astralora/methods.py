@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from devices import DeviceSpec, Session
 
@@ -11,34 +11,56 @@ from .errors import ConfigurationError
 from .estimators import ESTIMATORS, Estimator
 from .surrogates import SURROGATES, Surrogate
 
-__all__ = ["METHODS", "choose_method", "method_options"]
+__all__ = ["METHODS", "Choice", "choose_method", "method_options"]
 
 
-def _auto(spec: DeviceSpec) -> tuple[str, str]:
+class Choice(NamedTuple):
+    """What a method comes to on a device.
+
+    Attributes:
+        estimator: of control gradients, by name.
+        surrogate: of input gradients, by name.
+        options: for the one that takes them, where they differ from its own.
+    """
+
+    estimator: str
+    surrogate: str
+    options: Mapping[str, Any] = {}
+
+
+def _auto(spec: DeviceSpec) -> Choice:
     if spec.linear and spec.coupling == "elementwise":
-        return "elementwise", "measured"
+        return Choice("elementwise", "measured", {"every": 8})
+    if spec.linear and spec.coupling == "sparse":
+        return Choice("coloured", "measured")
     if spec.coupling in ("elementwise", "output"):
-        return "output", "online"
-    return "gaussian", "online"
+        return Choice("output", "online")
+    return Choice("orthogonal", "online")
 
 
-def _paper(_: DeviceSpec) -> tuple[str, str]:
-    return "gaussian", "psi"
+def _paper(_: DeviceSpec) -> Choice:
+    return Choice("gaussian", "psi")
 
 
-def _exact(_: DeviceSpec) -> tuple[str, str]:
-    return "exact", "exact"
+def _twin(_: DeviceSpec) -> Choice:
+    return Choice("twin", "twin")
 
 
-METHODS: dict[str, Callable[[DeviceSpec], tuple[str, str]]] = {
+def _exact(_: DeviceSpec) -> Choice:
+    return Choice("exact", "exact")
+
+
+METHODS: dict[str, Callable[[DeviceSpec], Choice]] = {
     "auto": _auto,
     "paper": _paper,
+    "twin": _twin,
     "exact": _exact,
 }
-"""Names of estimator and surrogate for a device, by method.
+"""What each method comes to on a device; one of your own is a function of the spec.
 
 ``auto`` takes the best for what the spec promises. ``paper`` is the published algorithm, arXiv 2509.15113,
-kept as the reference. ``exact`` needs a simulator: the gradient that the others try to find.
+kept as the reference. ``twin`` backpropagates through a differentiable model of the device, given as ``twin=...``.
+``exact`` needs a simulator: the gradient that the others try to find.
 """
 
 
@@ -63,9 +85,9 @@ def choose_method(
     """
     if method not in METHODS:
         raise ConfigurationError(f"there is no method named {method!r}; known are {', '.join(METHODS)}")
-    default_estimator, default_surrogate = METHODS[method](session.spec)
-    estimator = estimator or default_estimator
-    surrogate = surrogate or default_surrogate
+    default = Choice(*METHODS[method](session.spec))
+    estimator = estimator or default.estimator
+    surrogate = surrogate or default.surrogate
     taken = method_options(estimator, surrogate)
     for option in options:
         if option not in taken:
@@ -73,6 +95,7 @@ def choose_method(
                 f"neither estimator {_name(estimator)} nor surrogate {_name(surrogate)} takes an option "
                 f"{option!r}; they take {', '.join(sorted(taken)) or 'none'}"
             )
+    options = {**{key: value for key, value in default.options.items() if key in taken}, **options}
     chosen = (
         ESTIMATORS.make(estimator, **options) if isinstance(estimator, str) else estimator,
         SURROGATES.make(surrogate, **options) if isinstance(surrogate, str) else surrogate,

@@ -109,6 +109,11 @@ class LinearProbe:
         inputs, factors = self._encoding.encode(self.rows, self.amplitude)
         return self._encoding.decode(session.query_each(settings, inputs), factors)
 
+    def row_variance(self) -> Tensor:
+        """Variance of the noise on one output of each row's answer, declared noise and rounding together: (count,)."""
+        _, factors = self._encoding.encode(self.rows, self.amplitude)
+        return self._encoding.passes * answer_variance(self._spec) * factors[:, 0].square().reciprocal()
+
     def adapt(self) -> None:
         """Set each probe's strength for the next time, so that its answer fills the detector well."""
         if self._rails:
@@ -150,11 +155,9 @@ class TransferProbe(LinearProbe):
 
     def entry_variance(self) -> float:
         """Variance of the noise on one entry, from the declared noise and the rounding of the outputs."""
-        _, factors = self._encoding.encode(self.rows, self.amplitude)
-        share = float(factors.square().reciprocal().mean()) / self._power
-        return self._encoding.passes * share * answer_variance(self._spec)
+        return float(self.row_variance().mean()) / self._power
 
     def matrix(self, answers: Tensor) -> Tensor:
-        """The transfer matrix behind the answers V A^T: (out_features, in_features)."""
+        """The transfer matrix behind V A^T: (..., count, out_features) -> (..., out_features, in_features)."""
         width = self._spec.in_features
         return hadamard_transform(answers.mT)[..., :width] * (self._signs / self._power)

@@ -2,17 +2,25 @@
 
 from ..table import Table
 from .base import Estimator
+from .coloured import Coloured
 from .elementwise import Elementwise
-from .exact import Exact
-from .zero_order import Gaussian, Output
+from .steps import StepChoice
+from .twin import Exact, Twin
+from .zero_order import Coordinate, Gaussian, Orthogonal, Output, Rademacher
 
 __all__ = [
     "ESTIMATORS",
+    "Coloured",
+    "Coordinate",
     "Elementwise",
     "Estimator",
     "Exact",
     "Gaussian",
+    "Orthogonal",
     "Output",
+    "Rademacher",
+    "StepChoice",
+    "Twin",
     "register_estimator",
 ]
 
@@ -20,8 +28,13 @@ ESTIMATORS: Table[Estimator] = Table("estimator", Estimator)
 """Every estimator by name."""
 
 ESTIMATORS.add("gaussian", Gaussian)
-ESTIMATORS.add("elementwise", Elementwise)
+ESTIMATORS.add("rademacher", Rademacher)
+ESTIMATORS.add("orthogonal", Orthogonal)
+ESTIMATORS.add("coordinate", Coordinate)
 ESTIMATORS.add("output", Output)
+ESTIMATORS.add("coloured", Coloured)
+ESTIMATORS.add("elementwise", Elementwise)
+ESTIMATORS.add("twin", Twin)
 ESTIMATORS.add("exact", Exact)
 
 register_estimator = ESTIMATORS.add

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,10 +12,9 @@ from torch import Tensor
 from devices import Coupling, DeviceSpec, Session, derive_generator
 
 from ..errors import ConfigurationError
+from .steps import StepChoice
 
-__all__ = ["Estimator", "Step", "choose_step", "directions_per_call"]
-
-Step = float | Literal["auto"]
+__all__ = ["Estimator", "directions_per_call", "whole", "within"]
 
 # Numbers held at a time for perturbed settings or their answers: 64 MiB in float32.
 _CHUNK = 1 << 24
@@ -33,6 +32,8 @@ class Estimator(ABC):
         measures_transfer_matrix: leaves it in `transfer_matrix`.
         transfer_matrix: A(w) at the controls of the last estimate, (out_features, in_features), where it was
             measured on the way.
+        step_choice: the perturbation that the last estimate made, and what decided its size; None before the first, and
+            where nothing is perturbed.
     """
 
     requires_linear: ClassVar[bool] = False
@@ -42,6 +43,7 @@ class Estimator(ABC):
     def __init__(self, *, seed: int = 0) -> None:
         self.generator = derive_generator(seed, "estimator")
         self.transfer_matrix: Tensor | None = None
+        self.step_choice: StepChoice | None = None
 
     @abstractmethod
     def estimate(
@@ -102,52 +104,6 @@ class Estimator(ABC):
     def _signs(self, count: int, like: Tensor) -> Tensor:
         bits = torch.randint(0, 2, (count, len(like)), generator=self.generator, dtype=torch.int8)
         return bits.to(like.device, like.dtype).mul_(2).sub_(1)
-
-
-def choose_step(spec: DeviceSpec, step: Step, share: float, noise: float | None = None) -> float:
-    """The size of a perturbation of the controls, in control units.
-
-    ``"auto"`` takes a share of the control range, and never less than two control levels: a smaller step on
-    a quantized control would be no step at all, or one of another size.
-
-    Args:
-        spec: of the device.
-        step: a size, or ``"auto"``.
-        share: of the control range; of 1 where there is none.
-        noise: the step below which the answer would drown in noise, where that is known.
-
-    Raises:
-        ConfigurationError: the step is smaller than one control level, or larger than half the range.
-    """
-    low, high = spec.control_range or (0.0, 1.0)
-    level = spec.control_step
-    if step == "auto":
-        size = max(share * (high - low), min(noise or 0.0, (high - low) / 8))
-        if level is None:
-            return size
-        # Whole levels: then a step is the same wherever between two codes it starts. From the middle of the range
-        # there must be room for it.
-        levels = min(max(round(size / level), 2), int((high - low) / 2 / level + 1e-9))
-        if levels < 1:
-            raise ConfigurationError(
-                f"{spec.name!r} has {spec.control_levels} control levels: too few to take a step from one to another"
-            )
-        return levels * level
-    if isinstance(step, bool | str):
-        raise ConfigurationError(f"a step is a number of control units, or 'auto', not {step!r}")
-    size = float(step)
-    if not size > 0:
-        raise ConfigurationError(f"a step must be positive, not {size:g}; or leave it at 'auto'")
-    if level is not None and size < level:
-        raise ConfigurationError(
-            f"a step of {size:g} is below one control level of {spec.name!r}, {level:.4g} {spec.control_unit}: "
-            f"it would be no step at all; use 'auto' or at least {2 * level:.4g}"
-        )
-    if spec.control_range is not None and size > (high - low) / 2:
-        raise ConfigurationError(
-            f"a step of {size:g} is more than half the control range of {spec.name!r}, {low:g} to {high:g}"
-        )
-    return size
 
 
 def whole(name: str, value: Any) -> int:

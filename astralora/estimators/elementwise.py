@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import sqrt
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from devices import DeviceSpec, Session
+from devices import Session
 
-from ..probing import TransferProbe
-from .base import Estimator, Step, choose_step
+from ..errors import ConfigurationError
+from ..probing import answer_variance
+from .base import whole
 from .pooling import pool_slopes
+from .steps import Step
+from .transfer import TransferEstimator
 
 __all__ = ["Elementwise"]
 
 
-class Elementwise(Estimator):
+class Elementwise(TransferEstimator):
     """Moves all controls by one step at once, and sees every entry's own derivative in the transfer matrix.
 
     One extra program and 2 n vectors, whatever the number of controls: measure A(w), then A(w + mu s) with random
@@ -30,41 +32,101 @@ class Elementwise(Estimator):
     devices with many elements the slopes are then sharpened by what elements of like setting have in common, see
     `astralora.estimators.pooling.pool_slopes`. A(w) itself is left in `transfer_matrix`: input gradients for free.
 
+    Slopes change slowly while training moves the controls a little at a time. With ``every`` above 1 they are used
+    again, and the matrix is carried along with them, A + slopes (w' - w), for no operation at all: until as many
+    changes of the controls have gone by, or until the forward pass's own outputs show that the matrix has gone
+    astray.
+
     Args:
         step: size mu of the move in control units; see `choose_step`. ``"auto"`` also keeps the expected change of an
             entry above the noise of its measurement.
+        every: measure at every so many changes of the controls, at the latest.
+        stale: measure as soon as `staleness` exceeds this.
         pooling: sharpen the slopes.
         seed: of the estimator's own random stream.
     """
 
-    requires_linear = True
     couplings = ("elementwise",)
-    measures_transfer_matrix = True
-    step_share = 1 / 64
 
-    def __init__(self, *, step: Step = "auto", pooling: bool = True, seed: int = 0) -> None:
-        super().__init__(seed=seed)
-        self.step = step
+    def __init__(
+        self,
+        *,
+        step: Step = "auto",
+        every: int = 1,
+        stale: float = 0.25,
+        pooling: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(step=step, seed=seed)
+        if not (isinstance(stale, int | float) and stale > 0):
+            raise ConfigurationError(f"stale must be a positive share of the outputs, not {stale!r}")
+        self.every = whole("every", every)
+        self.stale = float(stale)
         self.pooling = pooling
-        self._probe: TransferProbe | None = None
-        self._amplitude: Tensor | None = None
-
-    def check(self, session: Session) -> None:
-        """Refuse a device that is not linear and elementwise, or a step that it would not notice."""
-        super().check(session)
-        self._step_for(session.spec)
+        self.staleness = 0.0
+        """How far the matrix that was carried along is off, as a share of the newest outputs beyond their noise."""
+        self.age = 0
+        """Changes of the controls since the slopes were measured."""
+        # The last measurement: slopes (num_controls,), and controls and matrix carried along.
+        self._slopes: Tensor | None = None
+        self._at: Tensor | None = None
+        self._matrix: Tensor | None = None
+        self._entry_variance = 0.0
 
     def estimate(
         self,
         session: Session,
         controls: Tensor,
         inputs: Tensor,
-        outputs: Tensor,  # noqa: ARG002
+        outputs: Tensor,
         grad_outputs: Tensor,
     ) -> Tensor:
         """The exact product of data and measured derivatives; see the class."""
+        if not self._carry_along(session, controls, inputs, outputs):
+            self._measure(session, controls)
+        assert self._slopes is not None
+        self.transfer_matrix = self._matrix
+        return (grad_outputs.mT @ inputs).flatten() * self._slopes
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next estimate depends on."""
+        return {
+            **super().state_dict(),
+            "age": self.age,
+            "slopes": self._slopes,
+            "at": self._at,
+            "matrix": self._matrix,
+            "entry_variance": self._entry_variance,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` returned."""
+        super().load_state_dict(state)
+        self.age = state["age"]
+        self._slopes, self._at, self._matrix = state["slopes"], state["at"], state["matrix"]
+        self._entry_variance = state["entry_variance"]
+
+    def _carry_along(self, session: Session, controls: Tensor, inputs: Tensor, outputs: Tensor) -> bool:
+        """Move the matrix to these controls; returns whether the last measurement still serves."""
+        at, slopes, matrix = self._at, self._slopes, self._matrix
+        if self.every == 1 or at is None or slopes is None or matrix is None or at.dtype != controls.dtype:
+            return False
+        if not torch.equal(at, controls):
+            self.age += 1
+            matrix = matrix + (slopes * (controls - at)).view_as(matrix)
+            self._at, self._matrix = controls.clone(), matrix
+        if self.age >= self.every:
+            return False
+        # What the outputs' noise and that of the measurement itself account for is not staleness.
+        noise = answer_variance(session.spec) + self._entry_variance * inputs.square().sum(dim=1).mean()
+        error = (outputs - inputs @ matrix.mT).square().mean() - noise
+        self.staleness = float((error.clamp_min(0) / outputs.square().mean().clamp_min(1e-30)).sqrt())
+        return self.staleness <= self.stale
+
+    def _measure(self, session: Session, controls: Tensor) -> None:
         spec = session.spec
-        step = self._step_for(spec)
+        self.step_choice = self._step_for(spec)
+        step = self.step_choice.size
         probe = self._probe_for(session, controls)
         session.afford("estimate", programs=2, vectors=2 * probe.vectors, first=controls)
         signs = self._signs(1, controls)[0]
@@ -77,46 +139,20 @@ class Elementwise(Estimator):
             before = probe.ask(session)
             session.program(torch.add(controls, signs, alpha=step))
             after = probe.ask_again(session)
-        probe.adapt()
-        self._amplitude = probe.amplitude
-        self.transfer_matrix = probe.matrix(before)
+        self._entry_variance = probe.entry_variance()
+        matrix = probe.matrix(before)
         slopes = probe.matrix(after - before).flatten() * (signs / step)
         if self.pooling:
             slopes = pool_slopes(
                 slopes,
-                2 * probe.entry_variance() / step**2,
+                2 * self._entry_variance / step**2,
                 controls,
-                self.transfer_matrix.flatten(),
+                matrix.flatten(),
                 signs,
                 step,
                 spec.control_range or (float(controls.min()), float(controls.max()) + step),
                 self.generator,
             )
-        return (grad_outputs.mT @ inputs).flatten() * slopes
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next estimate depends on."""
-        return {**super().state_dict(), "amplitude": self._amplitude}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
-        super().load_state_dict(state)
-        self._amplitude = state["amplitude"]
-        self._probe = None
-
-    def _step_for(self, spec: DeviceSpec) -> float:
-        noise = None
-        if spec.output_range is not None and spec.input_range is not None:
-            # Full scale of the detector over the root of the width is about what one entry can reach.
-            low, high = spec.control_range or (0.0, 1.0)
-            entry = max(map(abs, spec.output_range)) / max(map(abs, spec.input_range)) / sqrt(spec.in_features)
-            noise = (high - low) / (2 * entry) * sqrt(2 / spec.in_features) * spec.noise_std
-        return choose_step(spec, self.step, self.step_share, noise)
-
-    def _probe_for(self, session: Session, like: Tensor) -> TransferProbe:
-        probe = self._probe
-        if probe is None or probe.rows.dtype != like.dtype or probe.rows.device != like.device:
-            probe = self._probe = TransferProbe(session.spec, like.dtype, like.device)
-            if self._amplitude is not None:
-                probe.amplitude = self._amplitude.to(probe.rows)
-        return probe
+        self._adapt(probe)
+        self._slopes, self._at, self._matrix = slopes, controls.clone(), matrix
+        self.age, self.staleness = 0, 0.0

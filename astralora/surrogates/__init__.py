@@ -2,10 +2,10 @@
 
 from ..table import Table
 from .base import MatrixSurrogate, Surrogate
-from .exact import Exact
 from .measured import Measured
 from .online import Online
 from .psi import Psi
+from .twin import Exact, Twin
 
 __all__ = [
     "SURROGATES",
@@ -15,6 +15,7 @@ __all__ = [
     "Online",
     "Psi",
     "Surrogate",
+    "Twin",
     "register_surrogate",
 ]
 
@@ -24,6 +25,7 @@ SURROGATES: Table[Surrogate] = Table("surrogate", Surrogate)
 SURROGATES.add("psi", Psi)
 SURROGATES.add("online", Online)
 SURROGATES.add("measured", Measured)
+SURROGATES.add("twin", Twin)
 SURROGATES.add("exact", Exact)
 
 register_surrogate = SURROGATES.add

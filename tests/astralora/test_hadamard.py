@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from astralora.hadamard import coded_signs, hadamard, hadamard_order, hadamard_transform
+from astralora.hadamard import CodedSigns, hadamard, hadamard_order, hadamard_transform
 
 
 @pytest.mark.parametrize("order", [1, 2, 4, 8, 12, 20, 24, 28, 36, 60, 64, 76, 104, 200, 512])
@@ -29,12 +29,12 @@ def test_the_transform_is_the_product(order: int, generator: torch.Generator) ->
 
 
 def test_a_whole_set_of_coded_signs_is_exactly_orthogonal(generator: torch.Generator) -> None:
-    signs = coded_signs(64, 50, generator).double()
+    signs = CodedSigns(50, generator).take(64).double()
     assert torch.equal(signs.T @ signs, 64 * torch.eye(50, dtype=torch.float64))
 
 
 def test_more_rows_than_a_set_begin_another(generator: torch.Generator) -> None:
-    signs = coded_signs(20, 8, generator).double()
+    signs = CodedSigns(8, generator).take(20).double()
     first, second, rest = signs.split([8, 8, 4])
     for part in (first, second):
         assert torch.equal(part.T @ part, 8 * torch.eye(8, dtype=torch.float64))
@@ -44,6 +44,6 @@ def test_more_rows_than_a_set_begin_another(generator: torch.Generator) -> None:
 
 def test_few_coded_signs_are_uncorrelated_on_average(generator: torch.Generator) -> None:
     draws, width = 4000, 6
-    signs = torch.stack([coded_signs(1, width, generator)[0] for _ in range(draws)]).double()
+    signs = torch.stack([CodedSigns(width, generator).take(1)[0] for _ in range(draws)]).double()
     correlation = signs.T @ signs / draws - torch.eye(width)
     assert float(correlation.abs().max()) < 5 / draws**0.5

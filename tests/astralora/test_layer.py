@@ -265,8 +265,16 @@ def take_four_steps(layer: BlackBoxLinear, generator: torch.Generator) -> None:
         optimizer.step()
 
 
-def test_auto_takes_one_program_a_step_besides_the_forward(simulated: Any, generator: torch.Generator) -> None:
+def test_auto_measures_at_the_first_step_and_lives_on_that_for_three_more(
+    simulated: Any, generator: torch.Generator
+) -> None:
     layer = layer_on(simulated, "mrr")
+    take_four_steps(layer, generator)
+    assert spending(layer) == {"startup": (1, 24), "forward": (3, 80), "controls": (1, 2 * 8)}
+
+
+def test_elementwise_takes_one_program_a_step_besides_the_forward(simulated: Any, generator: torch.Generator) -> None:
+    layer = layer_on(simulated, "mrr", every=1)
     assert spending(layer) == {"startup": (1, 16 + 8)}
     take_four_steps(layer, generator)
     assert spending(layer) == {
@@ -435,7 +443,7 @@ def test_saturation_is_of_bright_outputs_and_not_of_dark_ones(matrix_device: Any
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"method": "magic"}, "no method named 'magic'; known are auto, paper, exact"),
+        ({"method": "magic"}, "no method named 'magic'; known are auto, paper, twin, exact"),
         ({"estimator": "magic"}, "no estimator named 'magic'; known are gaussian"),
         ({"surrogate": "magic"}, "no surrogate named 'magic'; known are psi"),
         ({"samples": 5}, "neither estimator 'elementwise' nor surrogate 'measured' takes an option 'samples'"),

@@ -1,0 +1,90 @@
+"""The estimator for structured coupling: a few programs for the gradient of any number of controls."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from devices import DeviceSpec, Session
+
+from ..colouring import Colouring
+from ..hadamard import CodedSigns
+from .base import directions_per_call, whole, within
+from .steps import Step
+from .transfer import TransferEstimator
+
+__all__ = ["Coloured"]
+
+
+class Coloured(TransferEstimator):
+    """Moves all controls at once, in patterns by which those that meet in a matrix entry are told apart.
+
+    Controls of one colour move disjoint parts of the transfer matrix (see `astralora.colouring.Colouring`), and every
+    control reads its change off its own part R:
+
+        g_p = 1 / (M mu) sum_k s_kp sum_(ij in R_p) (G^T X)_ij (A(w + mu s_k) - A(w))_ij.
+
+    The signs s_k of different colours are orthogonal over the M programs, so that with as many programs as the next
+    power of two above the number of colours nothing is left of the others, up to curvature; every program moves every
+    control, and its noise counts only as one over the root of M. With fewer programs the estimate is unbiased still.
+    One colour is `Elementwise` without its pooling. A(w) is left in `transfer_matrix`.
+
+    Args:
+        samples: number of programs M beside the one at w; None for as many as make it exact.
+        step: see `TransferEstimator`.
+        seed: of the estimator's own random stream.
+    """
+
+    couplings = ("elementwise", "output", "sparse")
+
+    def __init__(self, *, samples: int | None = None, step: Step = "auto", seed: int = 0) -> None:
+        super().__init__(step=step, seed=seed)
+        self.samples = None if samples is None else whole("samples", samples)
+        self._coloured: tuple[DeviceSpec, Colouring] | None = None
+
+    def estimate(
+        self,
+        session: Session,
+        controls: Tensor,
+        inputs: Tensor,
+        outputs: Tensor,  # noqa: ARG002
+        grad_outputs: Tensor,
+    ) -> Tensor:
+        """The product of data and measured changes, gathered control by control; see the class."""
+        spec = session.spec
+        self.step_choice = self._step_for(spec)
+        step = self.step_choice.size
+        probe = self._probe_for(session, controls)
+        colouring = self._colouring(spec)
+        count = self.samples or 1 << (len(colouring) - 1).bit_length()
+        session.afford("estimate", programs=count + 1, vectors=(count + 1) * probe.vectors, first=controls)
+        own = self._signs(1, controls)[0]
+        codes = CodedSigns(len(colouring), self.generator)
+        changes = controls.new_zeros(len(colouring), spec.out_features, spec.in_features)
+        with session.transaction():
+            session.program(controls)
+            before = probe.ask(session)
+            for part in directions_per_call(count, len(controls), probe.vectors * spec.out_features):
+                code = codes.take(part).to(controls)
+                signs = code[:, colouring.colour.to(code.device)] * own
+                after = probe.ask_each(session, within(spec, torch.add(controls, signs, alpha=step)))
+                changes += torch.einsum("kc,kmn->cmn", code, probe.matrix(after - before))
+        self._adapt(probe)
+        self.transfer_matrix = probe.matrix(before)
+        weighed = (grad_outputs.mT @ inputs) * changes
+        gradient = torch.zeros_like(controls)
+        for colour in range(len(colouring)):
+            gradient += colouring.gather(colour, weighed[colour])
+        gradient *= own / (count * step)
+        if spec.control_range is None:
+            return gradient
+        low, high = spec.control_range
+        # At an end of the range half of the moves are cut short.
+        up, down = ((high - controls) / step).clamp_max(1), ((low - controls) / step).clamp_min(-1)
+        return 2 * gradient / (up - down)
+
+    def _colouring(self, spec: DeviceSpec) -> Colouring:
+        # A colouring takes longer than an estimate.
+        if self._coloured is None or self._coloured[0] is not spec:
+            self._coloured = (spec, Colouring(spec))
+        return self._coloured[1]

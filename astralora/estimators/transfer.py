@@ -1,0 +1,73 @@
+"""What the estimators share that watch the whole transfer matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import sqrt
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from devices import DeviceSpec, Session
+
+from ..probing import TransferProbe
+from .base import Estimator
+from .steps import Step, StepChoice, choose_step
+
+__all__ = ["TransferEstimator"]
+
+
+class TransferEstimator(Estimator):
+    """Measures the transfer matrix of a linear device before and after the controls have moved.
+
+    Args:
+        step: size mu of the move in control units; see `choose_step`. ``"auto"`` also keeps the expected change of an
+            entry above the noise of its measurement.
+        seed: of the estimator's own random stream.
+    """
+
+    requires_linear = True
+    measures_transfer_matrix = True
+    step_share: ClassVar[float] = 1 / 64
+
+    def __init__(self, *, step: Step = "auto", seed: int = 0) -> None:
+        super().__init__(seed=seed)
+        self.step = step
+        self._probe: TransferProbe | None = None
+        self._amplitude: Tensor | None = None
+
+    def check(self, session: Session) -> None:
+        """Refuse a device that is not linear or of another coupling, or a step that it would not notice."""
+        super().check(session)
+        self._step_for(session.spec)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next estimate depends on."""
+        return {**super().state_dict(), "amplitude": self._amplitude}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` returned."""
+        super().load_state_dict(state)
+        self._amplitude = state["amplitude"]
+        self._probe = None
+
+    def _step_for(self, spec: DeviceSpec) -> StepChoice:
+        noise = 0.0
+        if spec.output_range is not None and spec.input_range is not None:
+            # Full scale of the detector over the root of the width is about what one entry can reach.
+            low, high = spec.control_range or (0.0, 1.0)
+            entry = max(map(abs, spec.output_range)) / max(map(abs, spec.input_range)) / sqrt(spec.in_features)
+            noise = (high - low) / (2 * entry) * sqrt(2 / spec.in_features) * spec.noise_std
+        return choose_step(spec, self.step, self.step_share, noise)
+
+    def _probe_for(self, session: Session, like: Tensor) -> TransferProbe:
+        probe = self._probe
+        if probe is None or probe.rows.dtype != like.dtype or probe.rows.device != like.device:
+            probe = self._probe = TransferProbe(session.spec, like.dtype, like.device)
+            if self._amplitude is not None:
+                probe.amplitude = self._amplitude.to(probe.rows)
+        return probe
+
+    def _adapt(self, probe: TransferProbe) -> None:
+        probe.adapt()
+        self._amplitude = probe.amplitude

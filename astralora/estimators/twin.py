@@ -1,0 +1,125 @@
+"""Backpropagation through a differentiable model of the device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from devices import DeviceSpec, Differentiable, Session
+
+from ..errors import ConfigurationError
+from .base import Estimator
+
+__all__ = ["Exact", "Twin", "backpropagate", "check_twin", "differentiable"]
+
+
+def differentiable(session: Session) -> Differentiable:
+    """The device itself as a torch function that autograd can follow.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    law = session.capability(Differentiable)
+    if law is None:
+        raise ConfigurationError(
+            f"'exact' needs a device whose law autograd can follow, and {session.spec.name!r} has no "
+            f"transfer(controls, inputs); use method='auto'"
+        )
+    return law
+
+
+def check_twin(twin: object, spec: DeviceSpec) -> None:
+    """Refuse what cannot be the twin of a device.
+
+    Raises:
+        ConfigurationError: it is not differentiable, or of another size.
+    """
+    if not isinstance(twin, Differentiable):
+        what = "nothing" if twin is None else f"a {type(twin).__name__}"
+        raise ConfigurationError(
+            f"'twin' needs a differentiable model of {spec.name!r}, an object with transfer(controls, inputs): "
+            f"give it as twin=..., which is {what} now"
+        )
+    theirs = getattr(twin, "spec", None)
+    if isinstance(theirs, DeviceSpec):
+        for what in ("in_features", "out_features", "num_controls"):
+            if getattr(theirs, what) != getattr(spec, what):
+                raise ConfigurationError(
+                    f"the twin has {what} = {getattr(theirs, what)}, but {spec.name!r} has {getattr(spec, what)}"
+                )
+
+
+def backpropagate(law: Differentiable, controls: Tensor, inputs: Tensor, grad_outputs: Tensor) -> Tensor:
+    """The vector-Jacobian product of a law with respect to its controls.
+
+    Args:
+        law: of the device.
+        controls: where, (num_controls,).
+        inputs: (batch, in_features).
+        grad_outputs: (batch, out_features).
+
+    Returns:
+        (num_controls,).
+    """
+    with torch.enable_grad():
+        leaf = controls.detach().requires_grad_()
+        answer = law.transfer(leaf, inputs.detach())
+        (gradient,) = torch.autograd.grad(answer, leaf, grad_outputs)
+    return gradient
+
+
+class Twin(Estimator):
+    """Physics-aware training: forward through the device, backward through a differentiable model of it.
+
+    Wright et al., Nature 601, 549 (2022). Costs no operation; as good as the model is: on a mesh of interferometers,
+    unknown phase offsets of a tenth of a radian already turn the gradient by half a right angle or more. Where a
+    model is not to be trusted that far, give it to a zero-order estimator as its ``twin`` instead.
+
+    Args:
+        twin: the model, with ``transfer(controls, inputs)``: a calibrated simulator, or any torch function so wrapped.
+        seed: unused here; taken for uniformity.
+    """
+
+    def __init__(self, *, twin: Differentiable | None = None, seed: int = 0) -> None:
+        super().__init__(seed=seed)
+        self._twin = twin
+
+    def check(self, session: Session) -> None:
+        """Refuse a missing twin, or one of another size than the device."""
+        super().check(session)
+        check_twin(self._twin, session.spec)
+
+    def estimate(
+        self,
+        session: Session,  # noqa: ARG002
+        controls: Tensor,
+        inputs: Tensor,
+        outputs: Tensor,  # noqa: ARG002
+        grad_outputs: Tensor,
+    ) -> Tensor:
+        """The vector-Jacobian product of the model at the controls."""
+        assert self._twin is not None
+        return backpropagate(self._twin, controls, inputs, grad_outputs)
+
+
+class Exact(Estimator):
+    """Backpropagates through a `devices.Differentiable` device's own law; costs no operation.
+
+    For tests and ablation: simulators and calibrated twins have such a law, chips do not.
+    """
+
+    def check(self, session: Session) -> None:
+        """Refuse a device without a law."""
+        super().check(session)
+        differentiable(session)
+
+    def estimate(
+        self,
+        session: Session,
+        controls: Tensor,
+        inputs: Tensor,
+        outputs: Tensor,  # noqa: ARG002
+        grad_outputs: Tensor,
+    ) -> Tensor:
+        """The vector-Jacobian product of the law at the controls."""
+        return backpropagate(differentiable(session), controls, inputs, grad_outputs)

@@ -1,0 +1,90 @@
+"""Input gradients by backpropagation through a differentiable model of the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from devices import Differentiable, Session
+
+from ..estimators import Estimator
+from ..estimators.twin import check_twin, differentiable
+from .base import Surrogate
+
+__all__ = ["Exact", "Twin"]
+
+
+class Twin(Surrogate):
+    """Backpropagates through a model of the device, at the inputs of the forward pass; costs no operation.
+
+    Args:
+        twin: the model, with ``transfer(controls, inputs)``.
+        seed: unused here; taken for uniformity.
+    """
+
+    requires_linear = False
+
+    def __init__(self, *, twin: Differentiable | None = None, seed: int = 0) -> None:
+        super().__init__(seed=seed)
+        self._twin = twin
+
+    def check(self, session: Session, estimator: Estimator) -> None:
+        """Refuse a missing twin, or one of another size than the device."""
+        super().check(session, estimator)
+        check_twin(self._twin, session.spec)
+
+    def start(self, session: Session, controls: Tensor) -> None:  # noqa: ARG002
+        """Note the controls."""
+        self._controls = controls.detach().clone()
+
+    def controls_changed(self, session: Session, controls: Tensor) -> None:  # noqa: ARG002
+        """Note the new controls."""
+        self._controls = controls.detach().clone()
+
+    def recall(self, inputs: Tensor) -> None:
+        """The next `vjp` is about these inputs."""
+        self._inputs = inputs.detach()
+
+    def vjp(self, grad_outputs: Tensor) -> Tensor:
+        """The vector-Jacobian product of the model at the inputs."""
+        assert self._twin is not None
+        with torch.enable_grad():
+            leaf = self._inputs.detach().requires_grad_()
+            answer = self._twin.transfer(self._controls.to(leaf), leaf)
+            (gradient,) = torch.autograd.grad(answer, leaf, grad_outputs)
+        return gradient
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """The model's own answer."""
+        assert self._twin is not None
+        with torch.no_grad():
+            return self._twin.transfer(self._controls.to(inputs), inputs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The controls."""
+        return {**super().state_dict(), "controls": self._controls}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` returned."""
+        super().load_state_dict(state)
+        self._controls = state["controls"]
+
+
+class Exact(Twin):
+    """Backpropagates through a `devices.Differentiable` device's own law: the twin that is the device itself."""
+
+    def __init__(self, *, seed: int = 0) -> None:
+        super().__init__(seed=seed)
+
+    def check(self, session: Session, estimator: Estimator) -> None:
+        """Refuse a device without a law."""
+        self._twin = differentiable(session)
+        super().check(session, estimator)
+
+    def start(self, session: Session, controls: Tensor) -> None:
+        """Note the device and its controls."""
+        self._twin = differentiable(session)
+        super().start(session, controls)
