@@ -18,6 +18,7 @@ from devices import *  # noqa: E402, F403
 from .attachment import attach  # noqa: E402
 from .errors import ConfigurationError  # noqa: E402
 from .estimators import ESTIMATORS, Estimator, register_estimator  # noqa: E402
+from .health import StaleGradientWarning  # noqa: E402
 from .layer import BlackBoxLinear  # noqa: E402
 from .methods import METHODS  # noqa: E402
 from .surrogates import SURROGATES, Surrogate, register_surrogate  # noqa: E402
@@ -32,6 +33,7 @@ __all__ = [
     "BlackBoxLinear",
     "ConfigurationError",
     "Estimator",
+    "StaleGradientWarning",
     "Surrogate",
     "attach",
     "register_estimator",

@@ -17,7 +17,9 @@ from devices.checks import check_inputs
 from .encoding import choose_encoding
 from .errors import ConfigurationError
 from .estimators import Estimator
+from .health import Health
 from .methods import choose_method
+from .probing import answer_variance
 from .surrogates import Surrogate
 
 __all__ = ["BlackBoxLinear", "check_layer"]
@@ -54,6 +56,7 @@ class BlackBoxLinear(nn.Module):
     Attributes:
         session: the guarded device; its ``usage_by_purpose`` tells what the layer has spent.
         controls: (num_controls,), in control units.
+        saturation: share of the newest outputs that were at an end of the output range.
 
     Raises:
         ConfigurationError: the method does not suit the device; nothing was spent.
@@ -83,6 +86,8 @@ class BlackBoxLinear(nn.Module):
         self.encoding = choose_encoding(spec, encoding)
         self.estimator, self.surrogate = choose_method(self.session, method, estimator, surrogate, seed=seed, **options)
         self.saturation = 0.0
+        self._health = Health(spec.name)
+        self._noise_variance = answer_variance(spec)
         generator = derive_generator(seed, "layer")
         self.controls = nn.Parameter(self._initial_controls(generator).to(dtype))
         self.session.open()
@@ -126,6 +131,11 @@ class BlackBoxLinear(nn.Module):
             f"controls={spec.num_controls}, estimator={type(self.estimator).__name__}, "
             f"surrogate={type(self.surrogate).__name__}, bias={self.bias is not None}"
         )
+
+    @property
+    def health(self) -> float | None:
+        """Share of the device's answers, noise aside, that the surrogate foresees, over the latest steps."""
+        return self._health.value
 
     # -- state ------------------------------------------------------------------------------
 
@@ -209,6 +219,7 @@ class BlackBoxLinear(nn.Module):
         if self.training:
             if wants_inputs:
                 self.surrogate.observe(inputs, outputs)
+                self._health.update(self.surrogate.explained(self._noise_variance))
             self._watch(outputs)
         return outputs
 
@@ -241,7 +252,7 @@ class BlackBoxLinear(nn.Module):
             if wants_inputs and wants_controls:
                 with session.purpose("inputs"):
                     session.program(controls)
-                    self.surrogate.prepare(session)
+                    self.surrogate.prepare(session, grad_outputs)
             if wants_controls:
                 with session.purpose("controls"):
                     grad_controls = self.estimator.estimate(session, controls, inputs, outputs, grad_outputs)
@@ -249,7 +260,7 @@ class BlackBoxLinear(nn.Module):
                     self.surrogate.adopt(self.estimator.transfer_matrix)
             elif wants_inputs:
                 with session.purpose("inputs"):
-                    self.surrogate.catch_up(session, controls)
+                    self.surrogate.catch_up(session, controls, grad_outputs)
             if wants_inputs:
                 self.surrogate.recall(inputs)
                 grad_inputs = self.surrogate.vjp(grad_outputs)

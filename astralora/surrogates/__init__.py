@@ -1,7 +1,9 @@
 """Ways of getting d loss / d inputs past a black box."""
 
 from ..table import Table
+from .adjoint import Adjoint
 from .base import MatrixSurrogate, Surrogate
+from .low_rank import LowRankOnline
 from .measured import Measured
 from .online import Online
 from .psi import Psi
@@ -9,7 +11,9 @@ from .twin import Exact, Twin
 
 __all__ = [
     "SURROGATES",
+    "Adjoint",
     "Exact",
+    "LowRankOnline",
     "MatrixSurrogate",
     "Measured",
     "Online",
@@ -24,7 +28,9 @@ SURROGATES: Table[Surrogate] = Table("surrogate", Surrogate)
 
 SURROGATES.add("psi", Psi)
 SURROGATES.add("online", Online)
+SURROGATES.add("online_low_rank", LowRankOnline)
 SURROGATES.add("measured", Measured)
+SURROGATES.add("adjoint", Adjoint)
 SURROGATES.add("twin", Twin)
 SURROGATES.add("exact", Exact)
 

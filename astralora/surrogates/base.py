@@ -34,7 +34,7 @@ class Surrogate(ABC):
 
     def __init__(self, *, seed: int = 0) -> None:
         self.generator = derive_generator(seed, "surrogate")
-        self._residual: Tensor | None = None
+        self._seen: tuple[Tensor, Tensor] | None = None  # mean squared misfit and answer of the newest batch
 
     @abstractmethod
     def vjp(self, grad_outputs: Tensor) -> Tensor:
@@ -72,15 +72,15 @@ class Surrogate(ABC):
         """See what the forward pass sent and got: (batch, in_features) and (batch, out_features)."""
         predicted = self.predict(inputs)
         if predicted is not None:
-            self._residual = (outputs - predicted).norm() / outputs.norm().clamp_min(1e-30)
+            self._seen = (outputs - predicted).square().mean(), outputs.square().mean()
 
     def recall(self, inputs: Tensor) -> None:
         """The next `vjp` is about these inputs, (batch, in_features)."""
 
-    def prepare(self, session: Session) -> None:
-        """The device still holds the controls of the forward pass; soon it will not any more."""
+    def prepare(self, session: Session, grad_outputs: Tensor) -> None:
+        """The next `vjp` is about these gradients, and the device still holds the controls of the forward pass."""
 
-    def catch_up(self, session: Session, controls: Tensor) -> None:
+    def catch_up(self, session: Session, controls: Tensor, grad_outputs: Tensor) -> None:
         """In place of `prepare`, where the controls are frozen and no estimator is going to run."""
 
     def adopt(self, matrix: Tensor) -> None:
@@ -93,7 +93,23 @@ class Surrogate(ABC):
     @property
     def residual(self) -> float | None:
         """How far off the newest batch was, before it was learned from: |Y - predicted| / |Y|."""
-        return None if self._residual is None else float(self._residual)
+        if self._seen is None:
+            return None
+        misfit, energy = self._seen
+        return float((misfit / energy.clamp_min(1e-30)).sqrt())
+
+    def explained(self, noise_variance: float) -> float | None:
+        """Share of the newest batch's answers, noise aside, that was foreseen: 0 if not better than nothing.
+
+        Args:
+            noise_variance: of one output.
+        """
+        if self._seen is None:
+            return None
+        misfit, energy = (max(float(value) - noise_variance, 0.0) for value in self._seen)
+        if energy == 0:
+            return None  # an answer that is all noise tells nothing
+        return max(1 - misfit / energy, 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that later gradients depend on."""

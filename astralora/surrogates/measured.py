@@ -33,7 +33,7 @@ class Measured(MatrixSurrogate):
         """Wait for the estimator to measure anew."""
         self._stale = True
 
-    def catch_up(self, session: Session, controls: Tensor) -> None:
+    def catch_up(self, session: Session, controls: Tensor, grad_outputs: Tensor) -> None:  # noqa: ARG002
         """Measure, since no estimator will: the controls were changed, and then frozen."""
         if self._stale:
             session.program(controls)

@@ -78,7 +78,7 @@ class Psi(Surrogate):
         """One vector an input, or two where the inputs have only one sign."""
         return measurement_vectors(session)
 
-    def prepare(self, session: Session) -> None:
+    def prepare(self, session: Session, grad_outputs: Tensor) -> None:  # noqa: ARG002
         """Ask for the answers at the old controls."""
         if self._asked is None and self._changes + 1 != self._rebuild_every:
             probe = LinearProbe(session.spec, torch.cat([self.V, self._fresh_probes()]))

@@ -8,9 +8,12 @@ import torch
 
 from astralora import SURROGATES, ConfigurationError
 from astralora.estimators import Elementwise, Gaussian
-from astralora.surrogates import Exact, Measured, Online, Psi
+from astralora.surrogates import Adjoint, Exact, LowRankOnline, Measured, Online, Psi, Twin
 from devices import Session
-from simulators import Impairments
+from simulators import PRESETS, Impairments
+
+GRADS = torch.ones(1, 1)
+"""For surrogates that do not look at them."""
 
 
 def dense(session: Any, controls: torch.Tensor) -> torch.Tensor:
@@ -37,7 +40,7 @@ def follow(surrogate: Psi, session: Any, path: list[torch.Tensor]) -> None:
     session.program(path[0])
     surrogate.start(session, path[0])
     for controls in path[1:]:
-        surrogate.prepare(session)
+        surrogate.prepare(session, GRADS)
         session.program(controls)
         surrogate.controls_changed(session, controls)
 
@@ -198,6 +201,182 @@ def test_online_survives_a_batch_of_identical_vectors(simulated: Any) -> None:
 # -- measured and exact ------------------------------------------------------------------------
 
 
+def filter_by_hand(X: torch.Tensor, Y: torch.Tensor, variance: float, prior: float) -> torch.Tensor:
+    """What ridge regression makes of all data at once: least squares with a Gaussian prior."""
+    ridge = variance / prior
+    return torch.linalg.solve(X.T @ X + ridge * torch.eye(X.shape[1], dtype=X.dtype), X.T @ Y).T
+
+
+@pytest.mark.parametrize("batch", [4, 30])
+def test_online_without_forgetting_is_least_squares_on_all_data_ever_seen(
+    batch: int, simulated: Any, generator: torch.Generator
+) -> None:
+    session = simulated("matvec", 12, 7, impairments=Impairments(output_noise_fraction=0.02))
+    controls = session.device.initial_controls(generator).double()
+    session.program(controls)
+    surrogate = Online(start="cold", forgetting=1.0, refresh=0)
+    surrogate.start(session, controls)
+    batches = [torch.empty(batch, 12, dtype=torch.float64).uniform_(-1, 1, generator=generator) for _ in range(6)]
+    answers = [session.query(X) for X in batches]
+    for X, Y in zip(batches, answers, strict=True):
+        surrogate.observe(X, Y)
+    prior = float(answers[0].square().mean() / batches[0].square().sum(dim=1).mean())
+    expected = filter_by_hand(torch.cat(batches), torch.cat(answers), session.spec.noise_std**2, prior)
+    torch.testing.assert_close(surrogate.matrix, expected)
+
+
+@pytest.mark.parametrize("kind", ["slm", "mzi"])
+def test_online_forgets_as_fast_as_the_chip_wanders(kind: str, simulated: Any, generator: torch.Generator) -> None:
+    # Ten times the wander of a lab chip, over 2,000 steps of 10 ms: twice its correlation time.
+    wandering = PRESETS["lab"].model_copy(update={"wander_std": 0.1})
+    session = simulated(kind, 16, 16, impairments=wandering)
+    controls = session.device.initial_controls(generator)
+    session.program(controls)
+    surrogate = Online()
+    surrogate.start(session, controls)
+    once = surrogate.matrix.clone()
+    cosines = []
+    for step in range(1, 2001):
+        session.device.clock_seconds += 0.01
+        X = torch.empty(16, 16).uniform_(-1, 1, generator=generator)
+        G = torch.randn(16, 16, generator=generator)
+        surrogate.observe(X, session.query(X))
+        surrogate.prepare(session, G)
+        if step % 100 == 0:
+            true = (G @ dense(session, controls)).flatten()
+            cosines.append(
+                [float(true @ (G @ M).flatten() / true.norm() / (G @ M).norm()) for M in (surrogate.matrix, once)]
+            )
+    followed, started_once = torch.tensor(cosines).T
+    assert float(followed.min()) >= 0.97
+    assert float(started_once.min()) < 0.9
+
+
+def test_online_asks_for_directions_that_no_batch_shows(simulated: Any, generator: torch.Generator) -> None:
+    session = simulated("slm", 32, 16, impairments="lab")
+    controls = session.device.initial_controls(generator)
+    session.program(controls)
+    seen = torch.randn(8, 32, generator=generator)
+    G = torch.randn(10, 16, generator=generator)
+    true = G @ dense(session, controls)
+    found = {}
+    for refresh in (0, 8):
+        surrogate = Online(start="cold", refresh=refresh)
+        surrogate.start(session, controls)
+        before = session.usage.vectors
+        for _ in range(12):
+            X = torch.randn(10, 8, generator=generator) @ seen
+            X = X / X.abs().amax(dim=1, keepdim=True)
+            surrogate.observe(X, session.query(X))
+            surrogate.prepare(session, G)
+        gradient = surrogate.vjp(G)
+        cosine = float((gradient * true).sum() / gradient.norm() / true.norm())
+        found[refresh] = cosine, session.usage.vectors - before - 120
+    # A quarter of all directions is seen: the cosine of a gradient without the others is about a half.
+    assert found[0][0] < 0.7
+    assert found[0][1] == 0
+    assert found[8][0] > 0.95
+    assert found[8][1] <= 12 * 8
+
+
+def test_online_asks_for_nothing_where_it_is_sure(simulated: Any, generator: torch.Generator) -> None:
+    session = simulated("matvec", 16, 8, impairments=Impairments(output_noise_fraction=0.002))
+    controls = session.device.initial_controls(generator)
+    session.program(controls)
+    surrogate = Online()
+    surrogate.start(session, controls)
+    before = session.usage
+    surrogate.prepare(session, torch.randn(5, 8, generator=generator))
+    assert session.usage == before
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"start": "warm"}, "start must be 'measure' or 'cold'"),
+        ({"forgetting": 1.5}, "forgetting must be 'auto', or above 0 and at most 1"),
+        ({"refresh": -1}, "refresh must be a whole number"),
+        ({"tolerance": 0}, "tolerance must be a positive share"),
+    ],
+)
+def test_online_refuses_options_that_mean_nothing(options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigurationError, match=complaint):
+        Online(**options)
+
+
+# -- online, low rank --------------------------------------------------------------------------
+
+
+def test_the_low_rank_form_follows_a_path_of_its_rank(simulated: Any, generator: torch.Generator) -> None:
+    session = simulated("matvec", 24, 16)
+    path = low_rank_path(session, rank=3, steps=40)
+    session.program(path[0])
+    surrogate = LowRankOnline(rank=3)
+    surrogate.start(session, path[0])
+    before = session.usage.vectors
+    for controls in path[1:]:
+        session.program(controls)
+        X = torch.empty(30, 24, dtype=torch.float64).uniform_(-1, 1, generator=generator)
+        surrogate.observe(X, session.query(X))
+    A = dense(session, path[-1])
+    assert float((surrogate.U @ surrogate.V - A).norm() / A.norm()) < 1e-4
+    assert session.usage.vectors - before == 39 * 30, "nothing beyond what passes anyway"
+    assert (surrogate.U.shape, surrogate.V.shape) == ((16, 3), (3, 24))
+
+
+# -- adjoint -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["matvec", "mzi"])
+@pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.0, 1.0)])
+def test_adjoint_asks_the_device_itself_for_as_many_vectors_as_there_are_gradients(
+    kind: str, bounds: Any, simulated: Any, generator: torch.Generator
+) -> None:
+    session = simulated(kind, 8, 6, input_range=bounds)
+    controls = session.device.initial_controls(generator).double()
+    session.program(controls)
+    surrogate = Adjoint()
+    for batch, rank in ((4, 4), (40, 6), (40, 2)):
+        left, right = (torch.randn(*shape, generator=generator).double() for shape in ((batch, rank), (rank, 6)))
+        G = left @ right
+        before = session.usage
+        surrogate.prepare(session, G)
+        spent = session.usage - before
+        assert (spent.programs, spent.vectors) == (0, rank * (1 if bounds[0] < 0 else 2))
+        torch.testing.assert_close(surrogate.vjp(G), G @ dense(session, controls))
+
+
+def test_the_reverse_port_has_noise_of_its_own(simulated: Any, generator: torch.Generator) -> None:
+    session = simulated("mzi", 32, 32, impairments=Impairments(output_noise_fraction=0.01))
+    controls = session.device.initial_controls(generator)
+    session.program(controls)
+    G = torch.empty(400, 32).uniform_(-1, 1, generator=generator)
+    error = session.query_adjoint(G) - G @ dense(session, controls)
+    assert float(error.std()) == pytest.approx(session.spec.noise_std, rel=5 / sqrt(2 * error.numel()))
+
+
+def test_adjoint_needs_a_reverse_port(simulated: Any) -> None:
+    with pytest.raises(ConfigurationError, match="'mrr' has no reverse port"):
+        Adjoint().check(simulated("mrr", 4, 4), Gaussian())
+
+
+# -- twin --------------------------------------------------------------------------------------
+
+
+def test_twin_is_autograd_through_the_model(simulated: Any, generator: torch.Generator) -> None:
+    device, model = simulated("mzi", 6, 4, impairments="lab"), simulated("mzi", 6, 4)
+    controls = model.device.initial_controls(generator)
+    surrogate = Twin(twin=model.device)
+    surrogate.check(device, Gaussian())
+    surrogate.start(device, controls)
+    surrogate.recall(torch.rand(5, 6, generator=generator))
+    G = torch.randn(5, 4, generator=generator)
+    torch.testing.assert_close(surrogate.vjp(G), G @ dense(model, controls))
+
+
+# -- measured, exact ---------------------------------------------------------------------------
+
+
 def test_measured_is_what_the_estimator_measured(generator: torch.Generator) -> None:
     surrogate, A = Measured(), torch.randn(3, 4, generator=generator)
     surrogate.adopt(A)
@@ -263,7 +442,7 @@ def test_psi_goes_on_exactly_from_saved_state_in_the_middle_of_a_step(simulated:
     path = low_rank_path(session, rank=3, steps=5)
     first, second = Psi(rank=3, probes=20), Psi(rank=3, probes=20, seed=9)
     follow(first, session, path[:4])
-    first.prepare(session)
+    first.prepare(session, GRADS)
     second.load_state_dict(first.state_dict())
     session.program(path[4])
     for surrogate in (first, second):
