@@ -2,23 +2,194 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json as json_module
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any
 
 import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ..benchmarks import session_overhead
-from .console import one_sentence_errors, out, print_json
-from .options import Debug, Json
+from .. import benchmarks
+from ..errors import ConfigurationError
+from ..training.checkpoint import write_atomically
+from . import options as o
+from .console import errors, one_sentence_errors, out, print_json
 
 __all__ = ["bench"]
 
 bench = typer.Typer(help="Measure astralora itself.", no_args_is_help=True)
 
+Devices = Annotated[str, typer.Option("--devices", help="Registered devices, with commas between them.")]
+Methods = Annotated[
+    str,
+    typer.Option("--methods", help="Methods, estimators, surrogates, or pairs such as 'orthogonal+online'."),
+]
+Seeds = Annotated[str, typer.Option("--seeds", help="Of chip, data and estimator, with commas between them.")]
+Impairments = Annotated[str, typer.Option("--impairments", help="Of the simulated devices: ideal, lab or harsh.")]
+Samples = Annotated[str, typer.Option("--samples", help="Perturbations a step, for methods that perturb.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Folder for records and picture. (default: a new one in runs/)", file_okay=False),
+]
+
 
 @bench.callback()
 def _root() -> None:
     pass
+
+
+@bench.command()
+@one_sentence_errors
+def efficiency(
+    devices: Devices = "mrr,slm,matvec",
+    methods: Methods = "auto,paper",
+    seeds: Seeds = "0,1,2,3,4",
+    impairments: Impairments = "lab",
+    samples: Annotated[str, typer.Option("--samples", help="Perturbations a step, for 'paper'.")] = "1,10,100",
+    target: Annotated[float, typer.Option(help="Test accuracy to reach.", min=0.0, max=1.0)] = 0.975,
+    epochs: Annotated[int, typer.Option(help="The most to run; ten times as many for 'paper'.", min=1)] = 10,
+    sizes: Annotated[str, typer.Option("--sizes", help="Inputs x outputs of the device layer.")] = "256x128",
+    jobs: Annotated[int, typer.Option(help="Runs at a time.", min=1)] = 1,
+    output: Out = None,
+    json: o.Json = False,
+    debug: o.Debug = False,  # noqa: ARG001
+) -> None:
+    """Count the hardware operations that digits take to a test accuracy, method by method.
+
+    Example: astralora bench efficiency --devices mrr --methods auto --seeds 0
+    """
+    width, height = _size(sizes)
+    with _Steps("races") as steps:
+        results = benchmarks.efficiency(
+            _words(devices),
+            _words(methods),
+            _numbers("--seeds", seeds),
+            impairments=impairments,
+            target=target,
+            epochs=epochs,
+            samples=_numbers("--samples", samples, least=1),
+            size=(width, height),
+            jobs=jobs,
+            listener=lambda _, total: steps.advance(total),
+        )
+    records = [result.record() for result in results]
+    curves = [{**result.record(), "curve": result.curve} for result in results]
+    folder = _save("efficiency", output, records, benchmarks.efficiency_png(results), curves=curves)
+    if json:
+        print_json(records)
+        return
+    _efficiency_table(records)
+    _where(folder)
+
+
+@bench.command()
+@one_sentence_errors
+def fidelity(
+    devices: Devices = "mrr,slm,matvec,monarch,mzi",
+    methods: Methods = "auto,online,orthogonal,paper",
+    sizes: Annotated[str, typer.Option("--sizes", help="Inputs and outputs, with commas between them.")] = "64",
+    seeds: Seeds = "0,1,2",
+    impairments: Impairments = "lab",
+    samples: Samples = "1,10,100",
+    batch: Annotated[int, typer.Option(help="Vectors of the problem.", min=1)] = 256,
+    output: Out = None,
+    json: o.Json = False,
+    debug: o.Debug = False,  # noqa: ARG001
+) -> None:
+    """Compare both gradients with the exact ones, against what was spent on them.
+
+    Example: astralora bench fidelity --devices mrr --methods auto,paper --seeds 0
+    """
+    with _Steps("gradients") as steps:
+        records = benchmarks.fidelity(
+            _words(devices),
+            _words(methods),
+            _numbers("--sizes", sizes, least=1),
+            _numbers("--seeds", seeds),
+            impairments=impairments,
+            samples=_numbers("--samples", samples, least=1),
+            batch=batch,
+            listener=lambda _: steps.advance(None),
+        )
+    if not records:
+        raise ConfigurationError("none of these methods suits any of these devices; see 'astralora devices'")
+    folder = _save("fidelity", output, records, benchmarks.fidelity_png(records))
+    if json:
+        print_json(records)
+        return
+    keys = ("device", "size", "data", "method", "samples")
+    table = _table(*keys, "programs", "vectors", "controls", "predicted", "inputs")
+    for key, group in _groups(records, keys):
+        predictions = [r["predicted_controls"] for r in group if r["predicted_controls"] is not None]
+        table.add_row(
+            *("" if part is None else str(part) for part in key),
+            f"{fmean(r['programs'] for r in group):,.0f}",
+            f"{fmean(r['vectors'] for r in group):,.0f}",
+            _spread([r["cosine_controls"] for r in group]),
+            f"{fmean(predictions):.3f}" if predictions else "",
+            _spread([r["cosine_inputs"] for r in group]),
+        )
+    out.print(table)
+    out.print("Cosines to the exact gradients, mean and range over the seeds.", style="dim")
+    _where(folder)
+
+
+@bench.command()
+@one_sentence_errors
+def overhead(
+    devices: Devices = "slm",
+    methods: Methods = "auto,exact,paper",
+    sizes: Annotated[
+        str, typer.Option("--sizes", help="Inputs and outputs, with commas between them.")
+    ] = "128,256,512,1024",
+    impairments: Impairments = "lab",
+    batch: Annotated[int, typer.Option(help="Vectors a step.", min=1)] = 256,
+    cycles: Annotated[int, typer.Option(help="Of eight steps each.", min=1)] = 4,
+    samples: Annotated[int, typer.Option(help="Perturbations a step, for 'paper'.", min=1)] = 100,
+    output: Out = None,
+    json: o.Json = False,
+    debug: o.Debug = False,  # noqa: ARG001
+) -> None:
+    """Time a training step of a simulated layer as a multiple of that of nn.Linear.
+
+    Example: astralora bench overhead --methods auto,exact --sizes 128,256
+    """
+    with _Steps("timings") as steps:
+        records = benchmarks.overhead(
+            _words(devices),
+            _words(methods),
+            _numbers("--sizes", sizes, least=1),
+            impairments=impairments,
+            batch=batch,
+            cycles=cycles,
+            samples=samples,
+            listener=lambda _: steps.advance(None),
+        )
+    folder = _save("overhead", output, records, benchmarks.overhead_png(records))
+    if json:
+        print_json(records)
+        return
+    table = _table("device", "impairments", "method", "size", "step / nn.Linear", "growth")
+    earlier: dict[str, Any] = {}
+    for record in records:
+        name = f"{record['device']} {record['method']}"
+        before = earlier.get(name)
+        growth = "" if before is None else f"x {record['ratio_to_linear'] / before['ratio_to_linear']:.2f}"
+        earlier[name] = record
+        table.add_row(
+            record["device"],
+            record["impairments"],
+            record["method"],
+            str(record["size"]),
+            f"{record['ratio_to_linear']:.1f}",
+            growth,
+        )
+    out.print(table)
+    _where(folder)
 
 
 @bench.command()
@@ -29,14 +200,14 @@ def session(
     size: Annotated[int, typer.Option(help="Inputs and outputs.", min=1)] = 256,
     batch: Annotated[int, typer.Option(help="Vectors per query.", min=1)] = 256,
     rounds: Annotated[int, typer.Option(help="Pairs of measurements.", min=10)] = 2000,
-    json: Json = False,
-    debug: Debug = False,  # noqa: ARG001
+    json: o.Json = False,
+    debug: o.Debug = False,  # noqa: ARG001
 ) -> None:
     """Time a query through a session against the same query on the bare device.
 
     Example: astralora bench session --device mrr --impairments lab
     """
-    result = session_overhead(device, impairments, size, batch, rounds)
+    result = benchmarks.session_overhead(device, impairments, size, batch, rounds)
     if json:
         print_json([result])
         return
@@ -49,3 +220,116 @@ def session(
         f"{100 * result['overhead_low']:.1f} to {100 * result['overhead_high']:.1f} %)",
     )
     out.print(table)
+
+
+def _efficiency_table(records: Sequence[dict[str, Any]]) -> None:
+    keys = ("device", "method", "samples")
+    table = _table(*keys, "reached", "epochs", "programs", "vectors", "best accuracy")
+    for key, group in _groups(records, keys):
+        reached = [r for r in group if r["reached"]]
+        table.add_row(
+            *("" if part is None else str(part) for part in key),
+            f"{len(reached)} of {len(group)}",
+            *(_range([r[what] for r in reached]) for what in ("epochs", "programs", "vectors")),
+            " to ".join(f"{100 * pick(r['best_accuracy'] for r in group):.1f}" for pick in (min, max)) + " %",
+        )
+    out.print(table)
+    out.print("Least to most over the seeds that reached the target; evaluations are not counted.", style="dim")
+
+
+class _Steps:
+    """A progress bar on standard error, for work of a length that may show only on the way."""
+
+    def __init__(self, what: str) -> None:
+        self._progress = Progress(
+            TextColumn(what),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=errors,
+            transient=True,
+        )
+        self._bar = self._progress.add_task("", total=None)
+
+    def __enter__(self) -> _Steps:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def advance(self, total: int | None) -> None:
+        """One more is done, of so many."""
+        self._progress.update(self._bar, advance=1, total=total)
+
+
+def _save(name: str, folder: Path | None, records: list[dict[str, Any]], picture: bytes, **more: Any) -> Path:
+    if folder is None:
+        folder = Path("runs") / f"bench-{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, content in {name: records, **more}.items():
+        write_atomically(folder / f"{kind}.json", json_module.dumps(content, indent=1))
+    write_atomically(folder / f"{name}.png", picture)
+    return folder
+
+
+def _where(folder: Path) -> None:
+    out.print(f"records and picture: {folder}", soft_wrap=True)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("device", "impairments", "method", "data") else "right")
+    return table
+
+
+def _groups(
+    records: Sequence[dict[str, Any]], keys: Sequence[str]
+) -> list[tuple[tuple[Any, ...], list[dict[str, Any]]]]:
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for record in records:
+        groups.setdefault(tuple(record[key] for key in keys), []).append(record)
+    return list(groups.items())
+
+
+def _range(values: Sequence[int]) -> str:
+    if not values:
+        return "never"
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _spread(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    around = "" if f"{low:.3f}" == f"{high:.3f}" else f" ({low:.3f} to {high:.3f})"
+    return f"{fmean(values):.3f}{around}"
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _numbers(option: str, text: str, least: int = 0) -> list[int]:
+    return _parsed(
+        text, lambda word: int(word), lambda n: n >= least, f"{option} takes whole numbers of at least {least}"
+    )
+
+
+def _size(text: str) -> tuple[int, int]:
+    parts = _parsed(text.replace("x", ","), lambda number: number >= 1, "--sizes takes INPUTSxOUTPUTS")
+    if len(parts) == 1:
+        return parts[0], parts[0]
+    if len(parts) != 2:
+        raise ConfigurationError(f"--sizes takes INPUTSxOUTPUTS, such as 256x128, not {text!r}")
+    return parts[0], parts[1]
+
+
+def _parsed(text: str, legal: Callable[[int], bool], expected: str) -> list[int]:
+    try:
+        values = [int(word) for word in _words(text)]
+    except ValueError:
+        values = []
+    if not values or not all(map(legal, values)):
+        raise ConfigurationError(f"{expected}, not {text!r}")
+    return values

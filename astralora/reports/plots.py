@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .text import percent
 
-__all__ = ["PLOTS", "RunData", "overview_png", "plot_png"]
+__all__ = ["PLOTS", "RunData", "as_png", "overview_png", "plot_png", "prepare"]
 
 _DEVICE = "#1b5e91"
 _BASELINE = "#8a8a8a"
@@ -116,7 +116,7 @@ def plot_png(name: str, run: RunData) -> bytes:
     """One picture as PNG."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     _draw(figure.add_subplot(), name, run)
-    return _png(figure)
+    return as_png(figure)
 
 
 def overview_png(run: RunData) -> bytes:
@@ -125,17 +125,23 @@ def overview_png(run: RunData) -> bytes:
     figure.suptitle(run.title, fontsize=13)
     for place, name in enumerate(PLOTS, start=1):
         _draw(figure.add_subplot(2, 2, place), name, run)
-    return _png(figure)
+    return as_png(figure)
 
 
 def _draw(ax: Axes, name: str, run: RunData) -> None:
-    ax.grid(color="#e4e4e4")
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+    prepare(ax)
     PLOTS[name](ax, run)
 
 
-def _png(figure: Figure) -> bytes:
+def prepare(ax: Axes) -> None:
+    """Give a plot the looks of all of them."""
+    ax.grid(color="#e4e4e4")
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def as_png(figure: Figure) -> bytes:
+    """The picture as a file's content."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from math import ceil
@@ -14,6 +15,7 @@ from typing import Any
 from devices import BudgetExceeded, Session
 
 from ..errors import ConfigurationError
+from ..health import StaleGradientWarning
 from ..reports import RunData, run_report
 from .checkpoint import write_atomically
 from .config import RunConfig
@@ -83,7 +85,9 @@ def train(
 
     if listener is not None:
         listener({"event": "start", "steps": config.epochs * ceil(len(splits.train_inputs) / config.batch_size)})
-    with _stoppable() as stop_asked:
+    with _stoppable() as stop_asked, warnings.catch_warnings():
+        # The report says it, with the number.
+        warnings.simplefilter("ignore", StaleGradientWarning)
         baseline: float | None = None
         if state is not None:
             baseline = state["baseline"]

@@ -1,0 +1,188 @@
+"""What a training run costs in hardware operations until it is good enough."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+
+from devices import Session, Usage
+
+from ..attachment import attach
+from ..health import StaleGradientWarning
+from ..training import RunConfig
+from ..training.fit import Fit
+from ..training.setup import make_task, raw_device
+from .methods import best_step, parse_method
+
+__all__ = ["Efficiency", "Race", "efficiency"]
+
+Point = tuple[int, int, int, float]
+"""Epoch, programs and vectors so far, and test accuracy."""
+
+# The published method gets this many times the epochs of the others.
+_PATIENCE = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Race:
+    """One run towards a target.
+
+    Attributes:
+        device: registered name.
+        impairments: its preset.
+        method: what `parse_method` takes.
+        seed: of weights, data order, chip and estimator.
+        target: test accuracy to reach.
+        epochs: the most to run.
+        in_features: of the device layer.
+        out_features: of the device layer.
+        batch: vectors a step.
+        samples: perturbations a step, for those that perturb; None for the method's own.
+        step: of the perturbations, in control units; None for the method's own.
+    """
+
+    device: str
+    impairments: str
+    method: str
+    seed: int
+    target: float
+    epochs: int
+    in_features: int = 256
+    out_features: int = 128
+    batch: int = 50
+    samples: int | None = None
+    step: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Efficiency:
+    """How a race went.
+
+    Attributes:
+        race: which.
+        curve: epoch by epoch, up to the one in which the target was reached.
+    """
+
+    race: Race
+    curve: tuple[Point, ...]
+
+    @property
+    def reached(self) -> bool:
+        """Whether the target was."""
+        return self.curve[-1][3] >= self.race.target
+
+    def record(self) -> dict[str, Any]:
+        """One flat record: what was spent up to the target or, where it was not reached, in all."""
+        epochs, programs, vectors, _ = self.curve[-1]
+        race = self.race
+        return {
+            "device": race.device,
+            "impairments": race.impairments,
+            "method": race.method,
+            "samples": race.samples,
+            "step": race.step,
+            "seed": race.seed,
+            "target": race.target,
+            "reached": self.reached,
+            "epochs": epochs,
+            "programs": programs,
+            "vectors": vectors,
+            "best_accuracy": max(accuracy for *_, accuracy in self.curve),
+        }
+
+
+def efficiency(
+    devices: Sequence[str],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    impairments: str = "lab",
+    target: float = 0.975,
+    epochs: int = 10,
+    samples: Sequence[int] = (1, 10, 100),
+    size: tuple[int, int] = (256, 128),
+    jobs: int = 1,
+    listener: Callable[[Efficiency, int], None] | None = None,
+) -> list[Efficiency]:
+    """Train digits through each device by each method, and count what it takes to reach the target.
+
+    The test accuracy is looked at after every epoch, at no charge. The published method gets ten times the epochs
+    of the others, each of the numbers of samples, and the step that suits the device best.
+
+    Args:
+        devices: registered names.
+        methods: see `parse_method`.
+        seeds: a run for each.
+        impairments: of the simulated devices.
+        target: test accuracy.
+        epochs: the most to run; ten times as many for ``"paper"``.
+        samples: perturbations a step of ``"paper"``.
+        size: inputs and outputs of the device layer.
+        jobs: runs at a time, each in a process of its own; what a notebook has registered is known with 1 only.
+        listener: told every result as it comes, and how many races there are.
+
+    Raises:
+        ConfigurationError, DeviceError: before anything is run.
+    """
+    for method in methods:
+        parse_method(method)
+    races = []
+    for device in devices:
+        step = best_step(device, impairments, size, batch=50) if "paper" in methods else None
+        for method in methods:
+            plain = Race(device, impairments, method, 0, target, epochs, *size)
+            variants = [plain]
+            if method == "paper":
+                variants = [replace(plain, samples=count, step=step, epochs=_PATIENCE * epochs) for count in samples]
+            races += [replace(variant, seed=seed) for variant in variants for seed in seeds]
+    results = []
+    for result in _run(races, jobs):
+        results.append(result)
+        if listener is not None:
+            listener(result, len(races))
+    return results
+
+
+def _run(races: Sequence[Race], jobs: int) -> Iterable[Efficiency]:
+    if jobs == 1:
+        yield from map(_race, races)
+        return
+    with ProcessPoolExecutor(
+        jobs, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        yield from pool.map(_race, races)
+
+
+def _race(race: Race) -> Efficiency:
+    options = {key: value for key in ("samples", "step") if (value := getattr(race, key)) is not None}
+    config = RunConfig.model_validate(
+        {
+            "seed": race.seed,
+            "epochs": race.epochs,
+            "batch_size": race.batch,
+            "in_features": race.in_features,
+            "out_features": race.out_features,
+            "device": {"name": race.device, "impairments": race.impairments},
+        }
+    )
+    task = make_task(config)
+    curve: list[Point] = []
+    with Session(raw_device(config)) as session, warnings.catch_warnings():
+        # That a surrogate is poor shows in the result.
+        warnings.simplefilter("ignore", StaleGradientWarning)
+        layers = dict.fromkeys(task.device_layers, session)
+        model = attach(task.model(race.seed), layers, seed=race.seed, **parse_method(race.method), **options)
+        fit = Fit(config, task, task.splits(), model)
+        for record in fit.run():
+            if record["event"] == "epoch":
+                spent = session.usage - session.usage_by_purpose.get("evaluation", Usage())
+                curve.append((record["epoch"], spent.programs, spent.vectors, record["test_accuracy"]))
+                if curve[-1][3] >= race.target:
+                    break
+    return Efficiency(race, tuple(curve))

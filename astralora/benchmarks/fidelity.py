@@ -1,0 +1,217 @@
+"""How close gradients come to the true ones, against what is spent on them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from devices import DeviceSpec, Differentiable, Session, Usage
+
+from ..attachment import attach
+from ..errors import ConfigurationError
+from ..estimators import Estimator, Exact, Gaussian, Orthogonal, Rademacher
+from ..estimators.readout import choose_readout
+from ..estimators.zero_order import ZeroOrder
+from ..health import StaleGradientWarning
+from ..methods import choose_method
+from ..surrogates import SURROGATES
+from ..training import RunConfig
+from ..training.fit import Fit
+from ..training.setup import make_task
+from .methods import best_step, cosine, open_chip, parse_method, problem
+
+__all__ = ["Record", "fidelity"]
+
+Record = dict[str, Any]
+
+
+def fidelity(
+    devices: Sequence[str],
+    methods: Sequence[str],
+    sizes: Sequence[int],
+    seeds: Sequence[int],
+    *,
+    impairments: str = "lab",
+    samples: Sequence[int] = (1, 10, 100),
+    batch: int = 256,
+    listener: Callable[[Record], None] | None = None,
+) -> list[Record]:
+    """The cosine of both gradients to the exact ones, on chips at their start and in a first epoch of digits.
+
+    On data ``"uniform"``, one gradient is taken of a batch of uniform inputs and normal output gradients; the surrogate
+    has been started and has seen that batch. On data ``"digits"``, for widths that the task can have, the surrogate
+    starts cold where it can, and the gradients are those of the last batch of one epoch.
+
+    Args:
+        devices: registered names of devices with a law (simulators).
+        methods: see `parse_method`; those that do not suit a device are left out.
+        sizes: inputs, and as many outputs.
+        seeds: a chip, a problem and an estimator for each.
+        impairments: of the simulated devices.
+        samples: perturbations, for methods that perturb.
+        batch: vectors of the uniform problem.
+        listener: told every record as it comes.
+
+    Returns:
+        Flat records of device, impairments, size, method, samples, seed, data, programs, vectors, cosine_controls,
+        cosine_inputs and predicted_controls. ``programs`` and ``vectors`` are those of the gradients, forward pass
+        and surrogate's start aside; ``predicted_controls`` is what theory says of the cosine of control gradients
+        where it says something.
+    """
+    records = []
+    for about, measure in _cases(devices, methods, sizes, seeds, impairments, samples, batch):
+        records.append({**about, **measure()})
+        if listener is not None:
+            listener(records[-1])
+    return records
+
+
+def _cases(
+    devices: Sequence[str],
+    methods: Sequence[str],
+    sizes: Sequence[int],
+    seeds: Sequence[int],
+    impairments: str,
+    samples: Sequence[int],
+    batch: int,
+) -> Iterator[tuple[Record, Callable[[], Record]]]:
+    for device in devices:
+        for size in sizes:
+            step = best_step(device, impairments, (size, size), batch) if "paper" in methods else None
+            for method in methods:
+                parsed = parse_method(method)
+                session, _ = open_chip(device, impairments, (size, size), seed=0)
+                try:
+                    estimator, surrogate = choose_method(session, **parsed)
+                except ConfigurationError:
+                    continue  # does not suit this device
+                about = {"device": device, "impairments": impairments, "size": size, "method": method}
+                for count in samples if isinstance(estimator, ZeroOrder) else (None,):
+                    options = dict(parsed)
+                    if count is not None:
+                        options |= {"samples": count}
+                    if method == "paper":
+                        options |= {"step": step}
+                    for seed in seeds:
+                        case = {**about, "samples": count, "seed": seed}
+                        yield case, partial(_at_start, case, options, batch)
+                takes = SURROGATES.takes(type(surrogate).__name__.lower()) if _named(surrogate) else set()
+                if "start" in takes and size % 16 == 0:
+                    for seed in seeds:
+                        case = {**about, "samples": None, "seed": seed}
+                        yield case, partial(_after_an_epoch, case, parsed)
+
+
+def _named(surrogate: object) -> bool:
+    return type(surrogate).__name__.lower() in set(SURROGATES)
+
+
+def _at_start(case: Record, options: dict[str, Any], batch: int) -> Record:
+    seed, size = case["seed"], (case["size"], case["size"])
+    session, controls = open_chip(case["device"], case["impairments"], size, seed)
+    estimator, surrogate = choose_method(session, seed=seed, **options)
+    inputs, outputs, grad_outputs = problem(session, controls, batch, seed)
+    surrogate.start(session, controls)
+    surrogate.observe(inputs, outputs)
+    session.program(controls.flip(0))  # so that the program of the controls themselves is counted
+    before = session.usage
+    session.program(controls)
+    surrogate.prepare(session, grad_outputs)
+    estimate = estimator.estimate(session, controls, inputs, outputs, grad_outputs)
+    spent = session.usage - before
+    if estimator.transfer_matrix is not None:
+        surrogate.adopt(estimator.transfer_matrix)
+    surrogate.recall(inputs)
+    gradient = surrogate.vjp(grad_outputs)
+    truth = Exact().estimate(session, controls, inputs, outputs, grad_outputs)
+    predicted = _predicted(estimator, session.spec, truth, inputs, outputs, grad_outputs)
+    return {
+        "data": "uniform",
+        "programs": spent.programs,
+        "vectors": spent.vectors,
+        "cosine_controls": cosine(estimate, truth),
+        "cosine_inputs": cosine(gradient, _true_inputs(session, controls, inputs, grad_outputs)),
+        "predicted_controls": predicted,
+    }
+
+
+def _predicted(
+    estimator: Estimator, spec: DeviceSpec, truth: Tensor, inputs: Tensor, outputs: Tensor, grad_outputs: Tensor
+) -> float | None:
+    """cos^2 = 1 / (1 + error^2 / |g|^2), with the error of directions and noise; curvature is left out."""
+    if not isinstance(estimator, ZeroOrder) or estimator.step_choice is None:
+        return None
+    count, controls = estimator.count(len(truth)), len(truth)
+    kind = type(estimator)
+    if kind is Gaussian:
+        directions = float(controls + 1)
+    elif kind is Rademacher:
+        directions = float(controls - 1)
+    elif kind is Orthogonal:
+        whole = 1 << (controls - 1).bit_length()
+        directions = (controls - 1) * max(whole - count, 0) / (whole - 1)
+    else:
+        return None
+    readout = choose_readout(spec, estimator.compression, estimator.tail, inputs, outputs, grad_outputs)
+    noise = (0.5 if estimator.antithetic else 2.0) * readout.variance() / estimator.step_choice.size**2
+    noise *= controls / float(truth.square().sum())
+    return 1 / sqrt(1 + (directions + noise) / count)
+
+
+class _Witness(Estimator):
+    """Notes what the estimator that it stands for was asked last, and what it answered."""
+
+    def __init__(self, estimator: Estimator) -> None:
+        super().__init__()
+        self._estimator = estimator
+
+    def estimate(
+        self, session: Session, controls: Tensor, inputs: Tensor, outputs: Tensor, grad_outputs: Tensor
+    ) -> Tensor:
+        self.data = controls.clone(), inputs, outputs, grad_outputs
+        self.answer = self._estimator.estimate(session, controls, inputs, outputs, grad_outputs)
+        self.transfer_matrix = self._estimator.transfer_matrix
+        return self.answer
+
+
+def _after_an_epoch(case: Record, parsed: dict[str, Any]) -> Record:
+    size, seed = case["size"], case["seed"]
+    config = RunConfig(seed=seed, in_features=size, out_features=size)
+    task = make_task(config)
+    session, _ = open_chip(case["device"], case["impairments"], (size, size), seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StaleGradientWarning)
+        layers = dict.fromkeys(task.device_layers, session)
+        model = attach(task.model(seed), layers, seed=seed, start="cold", **parsed)
+        fit = Fit(config, task, task.splits(), model)
+        (layer,) = fit.layers
+        witness = layer.estimator = _Witness(layer.estimator)
+        for record in fit.run():
+            if record["event"] == "epoch":
+                break
+            by_purpose = session.usage_by_purpose
+    controls, inputs, outputs, grad_outputs = witness.data
+    spent = by_purpose.get("controls", Usage()) + by_purpose.get("inputs", Usage())
+    gradient = layer.surrogate.vjp(grad_outputs)
+    return {
+        "data": "digits",
+        "programs": spent.programs,
+        "vectors": spent.vectors,
+        "cosine_controls": cosine(witness.answer, Exact().estimate(session, controls, inputs, outputs, grad_outputs)),
+        "cosine_inputs": cosine(gradient, _true_inputs(session, controls, inputs, grad_outputs)),
+        "predicted_controls": None,
+    }
+
+
+def _true_inputs(session: Session, controls: Tensor, inputs: Tensor, grad_outputs: Tensor) -> Tensor:
+    law = session.capability(Differentiable)
+    assert law is not None
+    leaf = inputs.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(law.transfer(controls, leaf), leaf, grad_outputs)
+    return gradient

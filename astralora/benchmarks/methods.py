@@ -1,0 +1,104 @@
+"""Naming what is to be compared, and giving the published method its best step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from devices import Session, SuggestsControls, derive_generator, make_device
+
+from ..errors import ConfigurationError
+from ..estimators import ESTIMATORS, Exact, Gaussian
+from ..methods import METHODS
+from ..surrogates import SURROGATES
+
+__all__ = ["best_step", "cosine", "open_chip", "parse_method", "problem"]
+
+# Of the control range; two control levels are tried beside them.
+_SHARES = (1 / 256, 1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8)
+_DRAWS = 3
+
+
+def parse_method(name: str) -> dict[str, Any]:
+    """What `al.attach` is to be told for a name on the command line.
+
+    Args:
+        name: a method, an estimator, a surrogate, or an estimator and a surrogate with a plus sign between them;
+            registered
+            by anyone. What is not named is chosen as by ``auto``.
+
+    Raises:
+        ConfigurationError: nothing of this name is registered.
+    """
+    if name in METHODS:
+        return {"method": name}
+    estimator, plus, surrogate = name.partition("+")
+    if plus:
+        ESTIMATORS.find(estimator)
+        SURROGATES.find(surrogate)
+        return {"estimator": estimator, "surrogate": surrogate}
+    if name in ESTIMATORS:
+        measures = ESTIMATORS.find(name).measures_transfer_matrix
+        return {"estimator": name, "surrogate": "measured" if measures else "online"}
+    if name in SURROGATES:
+        return {"surrogate": name}
+    known = ", ".join([*METHODS, *(each for table in (ESTIMATORS, SURROGATES) for each in table)])
+    raise ConfigurationError(f"there is no method, estimator or surrogate named {name!r}; known are {known}")
+
+
+def open_chip(device: str, impairments: str, size: tuple[int, int], seed: int) -> tuple[Session, Tensor]:
+    """An open session on a chip of this seed, and the controls to start from."""
+    session = Session(
+        make_device(device, in_features=size[0], out_features=size[1], impairments=impairments, seed=seed)
+    )
+    session.open()
+    source = session.capability(SuggestsControls)
+    generator = derive_generator(seed, "bench", "controls")
+    if source is not None:
+        return session, source.initial_controls(generator)
+    low, high = session.spec.control_range or (-1.0, 1.0)
+    return session, torch.empty(session.spec.num_controls).uniform_(low, high, generator=generator)
+
+
+def problem(session: Session, controls: Tensor, batch: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """One step's data: inputs uniform over the input range, what the device answers, and normal output gradients."""
+    spec = session.spec
+    generator = derive_generator(seed, "bench", "problem")
+    low, high = spec.input_range or (-1.0, 1.0)
+    inputs = torch.empty(batch, spec.in_features).uniform_(low, high, generator=generator)
+    grad_outputs = torch.randn(batch, spec.out_features, generator=generator)
+    return inputs, session.apply(controls, inputs), grad_outputs
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """Of two gradients of any shape; 0 where one of them is nothing."""
+    scale = float(a.norm() * b.norm())
+    return float((a * b).sum()) / scale if scale else 0.0
+
+
+def best_step(device: str, impairments: str, size: tuple[int, int], batch: int) -> float:
+    """The step with which `Gaussian` comes closest to the exact gradient on a device, of all that are worth trying.
+
+    The published method is not to be handicapped by a step that does not suit a chip's levels and noise. What the
+    search spends is not counted against it.
+
+    Returns:
+        In control units.
+    """
+    session, controls = open_chip(device, impairments, size, seed=0)
+    spec = session.spec
+    low, high = spec.control_range or (0.0, 1.0)
+    level = spec.control_step or 0.0
+    steps = sorted({max(share * (high - low), level) for share in _SHARES} | ({2 * level} - {0.0}))
+    data = problem(session, controls, batch, seed=0)
+    truth = Exact().estimate(session, controls, *data)
+
+    def quality(step: float) -> float:
+        estimates = [
+            Gaussian(samples=100, step=step, seed=seed).estimate(session, controls, *data) for seed in range(_DRAWS)
+        ]
+        return sum(cosine(estimate, truth) for estimate in estimates)
+
+    return max(steps, key=quality)

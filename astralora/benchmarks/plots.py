@@ -1,0 +1,121 @@
+"""Pictures of benchmarks, in the style of all reports."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from ..reports.plots import as_png, prepare
+from .efficiency import Efficiency
+
+__all__ = ["efficiency_png", "fidelity_png", "overhead_png"]
+
+_COLOURS = ("#1b5e91", "#d9730d", "#2e8540", "#8a4fb0", "#8a8a8a", "#b0353b", "#00828c", "#7a6a00")
+
+Record = Mapping[str, Any]
+
+
+def efficiency_png(results: Sequence[Efficiency]) -> bytes:
+    """Accuracy against programs and against vectors, a row for each device."""
+    devices = list(dict.fromkeys(result.race.device for result in results))
+    colours = _coloured([_label(result.race.method, result.race.samples) for result in results])
+    figure = Figure(figsize=(11, 3.6 * len(devices) + 0.4), layout="constrained")
+    axes = figure.subplots(len(devices), 2, squeeze=False, sharey=True)
+    for row, device in zip(axes, devices, strict=True):
+        for ax, (place, what) in zip(row, ((1, "programs"), (2, "vectors")), strict=True):
+            prepare(ax)
+            labelled = set()
+            for result in results:
+                if result.race.device != device:
+                    continue
+                label = _label(result.race.method, result.race.samples)
+                spent, accuracy = [point[place] for point in result.curve], [point[3] for point in result.curve]
+                ax.plot(
+                    spent,
+                    accuracy,
+                    color=colours[label],
+                    lw=1.2,
+                    alpha=0.8,
+                    label=None if label in labelled else label,
+                )
+                ax.plot(spent[-1:], accuracy[-1:], "o" if result.reached else "x", color=colours[label], ms=5)
+                labelled.add(label)
+            target = results[0].race.target
+            ax.axhline(target, ls="--", lw=1, color="#8a8a8a")
+            ax.set(xscale="log", xlabel=f"{what} spent", ylim=(0.5, 1.01), title=f"{device}: until {target:.1%}")
+            ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+        row[0].set_ylabel("test accuracy")
+        row[1].legend(loc="lower right", frameon=False)
+    return as_png(figure)
+
+
+def fidelity_png(records: Sequence[Record]) -> bytes:
+    """Cosine of both gradients against programs, a row for each device."""
+    devices = list(dict.fromkeys(record["device"] for record in records))
+    colours = _coloured([record["method"] for record in records])
+    figure = Figure(figsize=(11, 3.6 * len(devices) + 0.4), layout="constrained")
+    axes = figure.subplots(len(devices), 2, squeeze=False, sharey=True)
+    for row, device in zip(axes, devices, strict=True):
+        for ax, what in zip(row, ("controls", "inputs"), strict=True):
+            prepare(ax)
+            groups: defaultdict[tuple[str, str], defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+            for record in records:
+                if record["device"] == device:
+                    name = (record["method"], record["data"])
+                    groups[name][record["programs"]].append(record[f"cosine_{what}"])
+            for (method, data), points in groups.items():
+                spent = sorted(points)
+                ax.plot(
+                    [max(programs, 0.7) for programs in spent],
+                    [fmean(points[programs]) for programs in spent],
+                    "o-" if data == "uniform" else "s",
+                    color=colours[method],
+                    ms=5,
+                    label=method if data == "uniform" else f"{method}, an epoch of digits",
+                )
+            ax.set(xscale="log", xlabel="programs spent", ylim=(-0.05, 1.05), title=f"{device}: gradients of {what}")
+        row[0].set_ylabel("cosine to the exact gradient")
+        row[1].legend(loc="lower right", frameon=False)
+    return as_png(figure)
+
+
+def overhead_png(records: Sequence[Record]) -> bytes:
+    """A step's time over that of a linear layer, against the width."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    ax = figure.add_subplot()
+    prepare(ax)
+    names = list(dict.fromkeys((r["device"], r["impairments"], r["method"]) for r in records))
+    for name, colour in zip(names, _coloured(names).values(), strict=True):
+        chosen = [r for r in records if (r["device"], r["impairments"], r["method"]) == name]
+        device, impairments, method = name
+        ax.plot(
+            [r["size"] for r in chosen],
+            [r["ratio_to_linear"] for r in chosen],
+            "o-",
+            color=colour,
+            label=f"{method} on {device}, {impairments}",
+        )
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="inputs and outputs",
+        ylabel="time of a step / that of nn.Linear",
+        title=f"A training step, batch {records[0]['batch']}",
+    )
+    sizes = sorted({r["size"] for r in records})
+    ax.set_xticks(sizes, [str(size) for size in sizes], minor=False)
+    ax.minorticks_off()
+    ax.legend(frameon=False)
+    return as_png(figure)
+
+
+def _label(method: str, samples: int | None) -> str:
+    return method if samples is None else f"{method}, {samples} {'sample' if samples == 1 else 'samples'}"
+
+
+def _coloured(names: Sequence[Any]) -> dict[Any, str]:
+    return {name: _COLOURS[place % len(_COLOURS)] for place, name in enumerate(dict.fromkeys(names))}
