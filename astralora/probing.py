@@ -15,9 +15,9 @@ __all__ = ["LinearProbe", "TransferProbe", "answer_variance", "orthogonal_probes
 
 # Share of the detector's range that a probe is to use: room for noise and for the next change of controls.
 _FILL = 0.7
-# A probe that saturates is asked again with a quarter of the light, at most this often.
-_ATTEMPTS = 4
-_FAINTEST = 4.0**-_ATTEMPTS
+# A probe that saturates is asked again with half the light, at most this often.
+_ATTEMPTS = 8
+_FAINTEST = 2.0**-_ATTEMPTS
 
 
 def orthogonal_probes(count: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, float]:
@@ -54,12 +54,14 @@ class LinearProbe:
         spec: of the device.
         rows: V, (count, in_features); with ``backward``, (count, out_features).
         backward: send them through the reverse port of a `devices.Reciprocal` device, and get V A.
+        repeats: times that each row is sent; the answers are averaged.
     """
 
-    def __init__(self, spec: DeviceSpec, rows: Tensor, *, backward: bool = False) -> None:
+    def __init__(self, spec: DeviceSpec, rows: Tensor, *, backward: bool = False, repeats: int = 1) -> None:
         if not spec.linear:
             raise ConfigurationError(f"probing needs a linear device, and {spec.name!r} does not claim to be one")
         self._backward = backward
+        self._repeats = repeats
         if backward:
             spec = spec.backward()
         self._spec = spec
@@ -74,7 +76,7 @@ class LinearProbe:
     @property
     def vectors(self) -> int:
         """Vectors that asking once takes."""
-        return len(self.rows) * self._encoding.passes
+        return len(self.rows) * self._encoding.passes * self._repeats
 
     def ask(self, session: Session) -> Tensor:
         """The answer at the controls that the device holds, weakening probes that saturate.
@@ -87,7 +89,7 @@ class LinearProbe:
             loud = (peaks >= self._full).nonzero()[:, 0]
             if not len(loud):
                 break
-            self.amplitude[loud] /= 4
+            self.amplitude[loud] /= 2
             answers[loud], peaks[loud] = self._ask(session, loud)
         self._peaks = peaks
         return answers
@@ -107,12 +109,13 @@ class LinearProbe:
             (settings, count, out_features).
         """
         inputs, factors = self._encoding.encode(self.rows, self.amplitude)
-        return self._encoding.decode(session.query_each(settings, inputs), factors)
+        return self._encoding.decode(self._mean(session.query_each(settings, self._repeated(inputs))), factors)
 
     def row_variance(self) -> Tensor:
         """Variance of the noise on one output of each row's answer, declared noise and rounding together: (count,)."""
         _, factors = self._encoding.encode(self.rows, self.amplitude)
-        return self._encoding.passes * answer_variance(self._spec) * factors[:, 0].square().reciprocal()
+        variance = self._encoding.passes * answer_variance(self._spec) / self._repeats
+        return variance * factors[:, 0].square().reciprocal()
 
     def adapt(self) -> None:
         """Set each probe's strength for the next time, so that its answer fills the detector well."""
@@ -122,13 +125,21 @@ class LinearProbe:
 
     def _ask(self, session: Session, which: slice | Tensor) -> tuple[Tensor, Tensor]:
         inputs, factors = self._encoding.encode(self.rows[which], self.amplitude[which])
+        inputs = self._repeated(inputs)
         outputs = session.query_adjoint(inputs) if self._backward else session.query(inputs)
+        outputs = self._mean(outputs)
         shares = outputs.new_zeros(len(outputs))
         for rail in self._rails:
             shares = torch.maximum(shares, (outputs / rail).amax(dim=1))
         # Both signs of a split probe have to stay within range.
         peaks = shares.view(-1, len(factors)).amax(dim=0)
         return self._encoding.decode(outputs, factors), peaks
+
+    def _repeated(self, inputs: Tensor) -> Tensor:
+        return inputs if self._repeats == 1 else inputs.repeat(self._repeats, 1)
+
+    def _mean(self, outputs: Tensor) -> Tensor:
+        return outputs if self._repeats == 1 else outputs.unflatten(-2, (self._repeats, -1)).mean(dim=-3)
 
 
 class TransferProbe(LinearProbe):
@@ -141,6 +152,7 @@ class TransferProbe(LinearProbe):
         spec: of the device.
         dtype: of the probes.
         device: torch device of the probes.
+        repeats: times that each probe is sent; the answers are averaged.
     """
 
     def __init__(
@@ -148,9 +160,11 @@ class TransferProbe(LinearProbe):
         spec: DeviceSpec,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        *,
+        repeats: int = 1,
     ) -> None:
         rows, self._power = orthogonal_probes(spec.in_features, dtype)
-        super().__init__(spec, rows.to(device))
+        super().__init__(spec, rows.to(device), repeats=repeats)
         self._signs = _column_signs(spec.in_features).to(self.rows)
 
     def entry_variance(self) -> float:

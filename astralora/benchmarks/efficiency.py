@@ -67,10 +67,13 @@ class Efficiency:
     Attributes:
         race: which.
         curve: epoch by epoch, up to the one in which the target was reached.
+        outdone: given up before, with more programs and more vectors spent than the same method has reached the target
+            with at another number of samples.
     """
 
     race: Race
     curve: tuple[Point, ...]
+    outdone: bool = False
 
     @property
     def reached(self) -> bool:
@@ -93,6 +96,7 @@ class Efficiency:
             "epochs": epochs,
             "programs": programs,
             "vectors": vectors,
+            "outdone": self.outdone,
             "best_accuracy": max(accuracy for *_, accuracy in self.curve),
         }
 
@@ -132,34 +136,47 @@ def efficiency(
     """
     for method in methods:
         parse_method(method)
-    races = []
+    heats = []
     for device in devices:
         step = best_step(device, impairments, size, batch=50) if "paper" in methods else None
         for method in methods:
-            plain = Race(device, impairments, method, 0, target, epochs, *size)
-            variants = [plain]
+            race = Race(device, impairments, method, 0, target, epochs, *size)
+            variants = [race]
             if method == "paper":
-                variants = [replace(plain, samples=count, step=step, epochs=_PATIENCE * epochs) for count in samples]
-            races += [replace(variant, seed=seed) for variant in variants for seed in seeds]
+                variants = [replace(race, samples=count, step=step, epochs=_PATIENCE * epochs) for count in samples]
+            heats += [tuple(replace(variant, seed=seed) for variant in variants) for seed in seeds]
+    total = sum(map(len, heats))
     results = []
-    for result in _run(races, jobs):
-        results.append(result)
-        if listener is not None:
-            listener(result, len(races))
+    for heat in _run(heats, jobs):
+        for result in heat:
+            results.append(result)
+            if listener is not None:
+                listener(result, total)
     return results
 
 
-def _run(races: Sequence[Race], jobs: int) -> Iterable[Efficiency]:
+Heat = tuple[Race, ...]
+"""Races of one method, device and seed, of which only the best counts."""
+
+
+def _run(heats: Sequence[Heat], jobs: int) -> Iterable[list[Efficiency]]:
     if jobs == 1:
-        yield from map(_race, races)
+        yield from map(_heat, heats)
         return
-    with ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        yield from pool.map(_race, races)
+    context = get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield from pool.map(_heat, heats)
 
 
-def _race(race: Race) -> Efficiency:
+def _heat(races: Heat) -> list[Efficiency]:
+    results: list[Efficiency] = []
+    for race in races:
+        best = [result.curve[-1] for result in results if result.reached]
+        results.append(_race(race, best))
+    return results
+
+
+def _race(race: Race, best: Sequence[Point]) -> Efficiency:
     options = {key: value for key in ("samples", "step") if (value := getattr(race, key)) is not None}
     config = RunConfig.model_validate(
         {
@@ -185,4 +202,6 @@ def _race(race: Race) -> Efficiency:
                 curve.append((record["epoch"], spent.programs, spent.vectors, record["test_accuracy"]))
                 if curve[-1][3] >= race.target:
                     break
+                if any(spent.programs > programs and spent.vectors > vectors for _, programs, vectors, _ in best):
+                    return Efficiency(race, tuple(curve), outdone=True)
     return Efficiency(race, tuple(curve))

@@ -311,9 +311,7 @@ def _words(text: str) -> list[str]:
 
 
 def _numbers(option: str, text: str, least: int = 0) -> list[int]:
-    return _parsed(
-        text, lambda word: int(word), lambda n: n >= least, f"{option} takes whole numbers of at least {least}"
-    )
+    return _parsed(text, lambda number: number >= least, f"{option} takes whole numbers of at least {least}")
 
 
 def _size(text: str) -> tuple[int, int]:

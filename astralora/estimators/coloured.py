@@ -32,13 +32,14 @@ class Coloured(TransferEstimator):
     Args:
         samples: number of programs M beside the one at w; None for as many as make it exact.
         step: see `TransferEstimator`.
+        repeats: times that each probe is sent: more vectors for less noise, at no program.
         seed: of the estimator's own random stream.
     """
 
     couplings = ("elementwise", "output", "sparse")
 
-    def __init__(self, *, samples: int | None = None, step: Step = "auto", seed: int = 0) -> None:
-        super().__init__(step=step, seed=seed)
+    def __init__(self, *, samples: int | None = None, step: Step = "auto", repeats: int = 1, seed: int = 0) -> None:
+        super().__init__(step=step, repeats=repeats, seed=seed)
         self.samples = None if samples is None else whole("samples", samples)
         self._coloured: tuple[DeviceSpec, Colouring] | None = None
 

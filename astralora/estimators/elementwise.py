@@ -43,6 +43,7 @@ class Elementwise(TransferEstimator):
         every: measure at every so many changes of the controls, at the latest.
         stale: measure as soon as `staleness` exceeds this.
         pooling: sharpen the slopes.
+        repeats: times that each probe is sent: more vectors for less noise, at no program.
         seed: of the estimator's own random stream.
     """
 
@@ -55,9 +56,10 @@ class Elementwise(TransferEstimator):
         every: int = 1,
         stale: float = 0.25,
         pooling: bool = True,
+        repeats: int = 1,
         seed: int = 0,
     ) -> None:
-        super().__init__(step=step, seed=seed)
+        super().__init__(step=step, repeats=repeats, seed=seed)
         if not (isinstance(stale, int | float) and stale > 0):
             raise ConfigurationError(f"stale must be a positive share of the outputs, not {stale!r}")
         self.every = whole("every", every)

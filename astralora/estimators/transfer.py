@@ -11,7 +11,7 @@ from torch import Tensor
 from devices import DeviceSpec, Session
 
 from ..probing import TransferProbe
-from .base import Estimator
+from .base import Estimator, whole
 from .steps import Step, StepChoice, choose_step
 
 __all__ = ["TransferEstimator"]
@@ -23,6 +23,7 @@ class TransferEstimator(Estimator):
     Args:
         step: size mu of the move in control units; see `choose_step`. ``"auto"`` also keeps the expected change of an
             entry above the noise of its measurement.
+        repeats: times that each probe is sent: more vectors for less noise, at no program.
         seed: of the estimator's own random stream.
     """
 
@@ -30,9 +31,10 @@ class TransferEstimator(Estimator):
     measures_transfer_matrix = True
     step_share: ClassVar[float] = 1 / 64
 
-    def __init__(self, *, step: Step = "auto", seed: int = 0) -> None:
+    def __init__(self, *, step: Step = "auto", repeats: int = 1, seed: int = 0) -> None:
         super().__init__(seed=seed)
         self.step = step
+        self.repeats = whole("repeats", repeats)
         self._probe: TransferProbe | None = None
         self._amplitude: Tensor | None = None
 
@@ -63,7 +65,7 @@ class TransferEstimator(Estimator):
     def _probe_for(self, session: Session, like: Tensor) -> TransferProbe:
         probe = self._probe
         if probe is None or probe.rows.dtype != like.dtype or probe.rows.device != like.device:
-            probe = self._probe = TransferProbe(session.spec, like.dtype, like.device)
+            probe = self._probe = TransferProbe(session.spec, like.dtype, like.device, repeats=self.repeats)
             if self._amplitude is not None:
                 probe.amplitude = self._amplitude.to(probe.rows)
         return probe
