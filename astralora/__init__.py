@@ -15,7 +15,8 @@ check_rooms()
 import devices  # noqa: E402
 from devices import *  # noqa: E402, F403
 
-from .attachment import attach  # noqa: E402
+from .attachment import attach, detach  # noqa: E402
+from .conv import BlackBoxConv2d  # noqa: E402
 from .errors import ConfigurationError  # noqa: E402
 from .estimators import ESTIMATORS, Estimator, register_estimator  # noqa: E402
 from .health import StaleGradientWarning  # noqa: E402
@@ -30,12 +31,14 @@ __all__ = [
     "ESTIMATORS",
     "METHODS",
     "SURROGATES",
+    "BlackBoxConv2d",
     "BlackBoxLinear",
     "ConfigurationError",
     "Estimator",
     "StaleGradientWarning",
     "Surrogate",
     "attach",
+    "detach",
     "register_estimator",
     "register_surrogate",
 ]

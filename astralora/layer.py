@@ -17,9 +17,10 @@ from devices.checks import check_inputs
 from .encoding import choose_encoding
 from .errors import ConfigurationError
 from .estimators import Estimator
+from .fitting import fit_matrix
 from .health import Health
 from .methods import choose_method
-from .probing import answer_variance
+from .probing import TransferProbe, answer_variance
 from .surrogates import Surrogate
 
 __all__ = ["BlackBoxLinear", "check_layer"]
@@ -46,6 +47,7 @@ class BlackBoxLinear(nn.Module):
         estimator: takes the place of the method's, by name or as an object.
         surrogate: takes the place of the method's, by name or as an object.
         encoding: how activations are fitted into the input range; see `astralora.encoding.ENCODINGS`.
+        digital: a matrix whose entries other than zero stay digital, beside the device: y = gain * f_w(x) + D x + bias.
         seed: of everything random here.
         dtype: of the parameters, float32 or float64.
         **options: for the estimator and the surrogate, such as ``samples``, ``rank`` and ``step``.
@@ -72,6 +74,7 @@ class BlackBoxLinear(nn.Module):
         estimator: str | Estimator | None = None,
         surrogate: str | Surrogate | None = None,
         encoding: str = "auto",
+        digital: Tensor | None = None,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
         **options: Any,
@@ -96,6 +99,14 @@ class BlackBoxLinear(nn.Module):
         # What nn.Linear's default initialisation gives for inputs of +-1: entries of variance 1 / (3 n).
         self.gain = nn.Parameter(torch.tensor(sqrt(1 / 3) / level, dtype=dtype)) if gain else None
         self.bias = nn.Parameter(torch.zeros(self.out_features, dtype=dtype)) if bias else None
+        self.fit_residual: float | None = None
+        places = None if digital is None else digital.detach().nonzero().mT.contiguous()
+        kept = None if digital is None or places is None else digital.detach()[places[0], places[1]].to(dtype)
+        self.register_buffer("digital_places", places)
+        self.digital = None if kept is None else nn.Parameter(kept)
+
+    digital_places: Tensor | None
+    """Rows and columns of the entries that are digital, (2, entries)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Pass activations through the device: (..., in_features) -> (..., out_features)."""
@@ -113,15 +124,75 @@ class BlackBoxLinear(nn.Module):
             )
         with torch.autocast(kind, enabled=False):
             vectors = x.reshape(-1, self.in_features).to(self.controls.dtype)
-            inputs, factors = self.encoding.encode(vectors)
-            self._project()
-            outputs: Tensor = _Through.apply(inputs, self.controls, self, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
-            y = self.encoding.decode(outputs, factors)
+            y = self._product(vectors)
             if self.gain is not None:
                 y = y * self.gain
+            if self.digital is not None:
+                y = y + torch.sparse.mm(self._digital_matrix(), vectors.mT).mT
             if self.bias is not None:
                 y = y + self.bias
         return y.to(torch.get_autocast_dtype(kind) if mixed else x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def fit(self, weight: Tensor, steps: int = 100) -> float:
+        """Move controls and gain to where the device comes nearest to a matrix; see `astralora.fitting.fit_matrix`.
+
+        Args:
+            weight: W, (out_features, in_features); what is digital is taken off it first.
+            steps: of the descent, on devices that are not elementwise.
+
+        Returns:
+            What is left, |gain A + D - W| / |W|, as measured; also in ``fit_residual``.
+        """
+        weight = weight.detach().to(self.controls)
+        rest = weight if self.digital is None else weight - self._digital_matrix().detach().to_dense()
+        found = fit_matrix(self.session, rest, self.controls, self._product, gain=self.gain is not None, steps=steps)
+        with torch.no_grad():
+            self.controls.copy_(found.controls)
+            self.controls.grad = None
+            if self.gain is not None:
+                self.gain.fill_(found.gain)
+        self._known = None  # the surrogate gets to know the device anew
+        self.fit_residual = found.residual * float(rest.norm() / weight.norm().clamp_min(1e-30))
+        return self.fit_residual
+
+    def measure_weight(self, repeats: int = 1) -> Tensor:
+        """Measure what the layer multiplies by at present, gain and digital part included.
+
+        Args:
+            repeats: times that each vector is sent: the error falls with the root of it.
+
+        Returns:
+            (out_features, in_features).
+
+        Raises:
+            ConfigurationError: the device is not linear, and multiplies by nothing.
+        """
+        session, controls = self.session, self.controls.detach()
+        probe = TransferProbe(session.spec, controls.dtype, controls.device, repeats=repeats)
+        with torch.no_grad(), session.purpose("measure"), session.transaction():
+            session.program(controls)
+            matrix = probe.matrix(probe.ask(session))
+            if self.gain is not None:
+                matrix = matrix * self.gain
+            return matrix if self.digital is None else matrix + self._digital_matrix().to_dense()
+
+    def to_digital(self, repeats: int = 1) -> nn.Module:
+        """A digital layer that computes what this one does, from what `measure_weight` finds."""
+        linear = nn.Linear(
+            self.in_features,
+            self.out_features,
+            bias=self.bias is not None,
+            dtype=self.controls.dtype,
+            device=self.controls.device,
+        )
+        return self._hand_over(linear, self.measure_weight(repeats))
+
+    def _hand_over(self, digital: nn.Linear | nn.Conv2d, weight: Tensor) -> nn.Module:
+        with torch.no_grad():
+            digital.weight.copy_(weight.view_as(digital.weight)).requires_grad_(self.controls.requires_grad)
+            if self.bias is not None and digital.bias is not None:
+                digital.bias.copy_(self.bias).requires_grad_(self.bias.requires_grad)
+        return digital.train(self.training)
 
     def extra_repr(self) -> str:
         """What stands in the brackets of the layer's repr."""
@@ -130,6 +201,7 @@ class BlackBoxLinear(nn.Module):
             f"{spec.name!r}, in_features={self.in_features}, out_features={self.out_features}, "
             f"controls={spec.num_controls}, estimator={type(self.estimator).__name__}, "
             f"surrogate={type(self.surrogate).__name__}, bias={self.bias is not None}"
+            + (f", digital={len(self.digital)}" if self.digital is not None else "")
         )
 
     @property
@@ -164,6 +236,21 @@ class BlackBoxLinear(nn.Module):
 
     def _kinds(self) -> list[str]:
         return [type(self.estimator).__name__, type(self.surrogate).__name__]
+
+    # -- parts of the product -------------------------------------------------------------
+
+    def _product(self, vectors: Tensor) -> Tensor:
+        """X A(w)^T through the device: (batch, in_features) -> (batch, out_features)."""
+        inputs, factors = self.encoding.encode(vectors)
+        self._project()
+        outputs: Tensor = _Through.apply(inputs, self.controls, self, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
+        return self.encoding.decode(outputs, factors)
+
+    def _digital_matrix(self) -> Tensor:
+        assert self.digital is not None
+        assert self.digital_places is not None
+        shape = (self.out_features, self.in_features)
+        return torch.sparse_coo_tensor(self.digital_places, self.digital, shape, check_invariants=False)
 
     # -- driving the device -----------------------------------------------------------------
 
@@ -282,6 +369,7 @@ def check_layer(
     surrogate: str | Surrogate | None = None,
     encoding: str = "auto",
     gain: bool = True,  # noqa: ARG001
+    digital: Tensor | None = None,
     **options: Any,
 ) -> None:
     """Refuse what `BlackBoxLinear` would refuse on this device, without touching it.
@@ -289,8 +377,13 @@ def check_layer(
     Raises:
         ConfigurationError: says why, and what to use instead.
     """
-    choose_encoding(session.spec, encoding)
+    spec = session.spec
+    choose_encoding(spec, encoding)
     choose_method(session, method, estimator, surrogate, **options)
+    if digital is not None and digital.shape != (spec.out_features, spec.in_features):
+        raise ConfigurationError(
+            f"the digital part must have shape {(spec.out_features, spec.in_features)}, but has {tuple(digital.shape)}"
+        )
 
 
 class _Through(torch.autograd.Function):

@@ -8,7 +8,7 @@ from torch import nn
 
 from devices import Device, DeviceError, Session, find_device, make_device
 
-from ..attachment import attach
+from ..attachment import ATTACH_OPTIONS, attach
 from ..methods import choose_method
 from ..tasks import TASKS, Task
 from .config import DeviceConfig, RunConfig
@@ -59,18 +59,19 @@ def check_method(config: RunConfig, device: Device) -> None:
         ConfigurationError: says why, and what to use instead.
     """
     method = config.method
-    choose_method(Session(device), method.name, method.estimator, method.surrogate, **method.options)
+    options = {name: value for name, value in method.options.items() if name not in ATTACH_OPTIONS}
+    choose_method(Session(device), method.name, method.estimator, method.surrogate, **options)
 
 
 def attach_device(config: RunConfig, model: nn.Module, task: Task, session: Session) -> nn.Module:
     """The task's model with the device in its place."""
-    return attach(
-        model,
-        dict.fromkeys(task.device_layers, session),
-        method=config.method.name,
-        estimator=config.method.estimator,
-        surrogate=config.method.surrogate,
-        encoding=config.method.encoding,
-        seed=config.seed,
-        **config.method.options,
-    )
+    method = config.method
+    options: dict[str, Any] = {
+        "method": method.name,
+        "estimator": method.estimator,
+        "surrogate": method.surrogate,
+        "encoding": method.encoding,
+        "seed": config.seed,
+        **method.options,
+    }
+    return attach(model, dict.fromkeys(task.device_layers, session), **options)

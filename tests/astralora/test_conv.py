@@ -1,0 +1,87 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import astralora as al
+from astralora import BlackBoxConv2d, ConfigurationError
+
+GEOMETRIES: list[dict[str, Any]] = [
+    {"kernel_size": 3},
+    {"kernel_size": (1, 2), "stride": (2, 1)},
+    {"kernel_size": 3, "padding": 1, "dilation": 2},
+    {"kernel_size": (3, 5), "padding": "same"},
+    {"kernel_size": 2, "padding": "valid", "stride": 2},
+    {"kernel_size": 3, "padding": (2, 1), "padding_mode": "circular"},
+    {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
+]
+
+
+def pair(simulated: Any, geometry: dict[str, Any]) -> tuple[BlackBoxConv2d, nn.Conv2d]:
+    """A device layer by the exact gradient, and the digital convolution of the very same weights."""
+    digital = nn.Conv2d(2, 5, **geometry).double()
+    width = digital.weight[0].numel()
+    net = al.attach(nn.Sequential(digital), {"0": simulated("matvec", width, 5)}, method="exact", gain=False)
+    layer = net[0]
+    assert isinstance(layer, BlackBoxConv2d)
+    with torch.no_grad():
+        digital.weight.copy_(layer.controls.view_as(digital.weight))
+    return layer, digital
+
+
+@pytest.mark.usefixtures("a_throwaway_global_random_state")
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_is_the_convolution_with_its_gradients(geometry: dict[str, Any], simulated: Any) -> None:
+    generator = torch.Generator().manual_seed(1)
+    layer, digital = pair(simulated, geometry)
+    images = torch.randn(3, 2, 7, 6, dtype=torch.float64, generator=generator)
+    results = []
+    for module in (layer, digital):
+        x = images.clone().requires_grad_()
+        y = module(x)
+        y.square().sum().backward()
+        weight = layer.controls if module is layer else digital.weight
+        assert weight.grad is not None
+        assert module.bias is not None
+        results.append((y.detach(), x.grad, weight.grad.flatten(), module.bias.grad))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.usefixtures("a_throwaway_global_random_state")
+def test_takes_one_image_without_a_batch(simulated: Any) -> None:
+    layer, digital = pair(simulated, {"kernel_size": 3})
+    image = torch.randn(2, 7, 6, dtype=torch.float64)
+    torch.testing.assert_close(layer(image), digital(image))
+
+
+@pytest.mark.usefixtures("a_throwaway_global_random_state")
+def test_takes_as_many_vectors_as_there_are_output_pixels_and_one_program(simulated: Any) -> None:
+    session = simulated("slm", 18, 5)
+    layer = BlackBoxConv2d(session, 3, padding=1)
+    before = session.usage
+    layer(torch.randn(3, 2, 7, 6))
+    spent = session.usage - before
+    assert (spent.programs, spent.vectors) == (0, 3 * 7 * 6)
+
+
+@pytest.mark.parametrize(
+    ("build", "complaint"),
+    [
+        (lambda s: BlackBoxConv2d(s, 5), "has 18 inputs, which is no multiple of a kernel's 25"),
+        (lambda s: BlackBoxConv2d(s, 3, padding="wide"), "padding must be a number, a pair, 'same' or 'valid'"),
+        (lambda s: BlackBoxConv2d(s, 3)(torch.ones(1, 3, 8, 8)), r"takes \(batch, 2, height, width\), but was given"),
+    ],
+)
+def test_says_what_is_wrong(build: Any, complaint: str, simulated: Any) -> None:
+    with pytest.raises(ConfigurationError, match=complaint):
+        build(simulated("slm", 18, 5))
+
+
+@pytest.mark.usefixtures("a_throwaway_global_random_state")
+def test_trains_by_the_default_method(simulated: Any) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 4, 3))
+    al.attach(net, {"2": simulated("mrr", 18, 4, impairments="lab")})
+    net(torch.randn(4, 1, 8, 8)).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
