@@ -2,74 +2,113 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from devices import DeviceSpec, Patch
 
 __all__ = ["Colouring"]
 
+_Mask = NDArray[np.float32]
+
 
 class Colouring:
     """Controls of one colour move disjoint parts of the transfer matrix.
 
     One colour is enough for elementwise coupling, as many as an output has controls for output coupling. A sparse reach
-    is coloured greedily, run by run: not always with the fewest colours, though for regular structures it is.
+    is coloured greedily, patch by patch: not always with the fewest colours, though for regular structures it is.
 
     Args:
         spec: of a device with elementwise, output or sparse coupling.
 
     Attributes:
+        count: number of colours.
         colour: of each control, (num_controls,).
-        owners: by colour, the control that moves each entry of the transfer matrix; -1 where none does:
-            (colours, out_features, in_features).
     """
 
     def __init__(self, spec: DeviceSpec) -> None:
-        shape = (spec.out_features, spec.in_features)
+        height, width = spec.out_features, spec.in_features
+        places = torch.arange(height * width).view(height, width)
         if spec.coupling == "elementwise":
             self.colour = torch.zeros(spec.num_controls, dtype=torch.long)
-            self.owners = torch.arange(spec.num_controls).view(1, *shape)
+            self._part_of = torch.arange(spec.num_controls)
+            parts = list(places.view(-1, 1))
         elif spec.coupling == "output":
-            runs = torch.arange(spec.num_controls).view(spec.out_features, -1)
-            self.colour = torch.arange(runs.shape[1]).repeat(spec.out_features)
-            self.owners = runs.mT.unsqueeze(2).expand(-1, *shape)
+            self._part_of = torch.arange(height).repeat_interleave(spec.num_controls // height)
+            self.colour = torch.arange(spec.num_controls) % (spec.num_controls // height)
+            parts = list(places)
         else:
             assert spec.reach is not None
-            self.colour, self.owners = _coloured(spec.reach, *shape)
+            blocks = _blocks(spec.reach, height, width)
+            colours, part_of, parts = [], [], []
+            for patch, block in zip(spec.reach, blocks, strict=True):
+                shares = _shares(patch, places)
+                part_of.append(len(parts) + torch.arange(patch.controls) % len(shares))
+                colours.append(block + torch.arange(patch.controls) // len(shares))
+                parts += shares
+            self.colour, self._part_of = torch.cat(colours), torch.cat(part_of)
+        self.count = int(self.colour.max()) + 1
+        self._identity = spec.coupling == "elementwise"
+        owner = torch.repeat_interleave(torch.tensor([len(part) for part in parts]))
+        self._parts = torch.sparse_coo_tensor(
+            torch.stack([owner, torch.cat(parts)]),
+            torch.ones(len(owner)),
+            (len(parts), height * width),
+            check_invariants=False,
+        ).coalesce()
 
-    def __len__(self) -> int:
-        return len(self.owners)
+    def gather(self, values: Tensor) -> Tensor:
+        """Sum over what each control moves.
 
-    def gather(self, colour: int, values: Tensor) -> Tensor:
-        """Sum what belongs to each control of a colour: (out_features, in_features) -> (num_controls,)."""
-        owner = self.owners[colour].to(values.device)
-        sums = values.new_zeros(len(self.colour) + 1)  # the last one for entries of nobody
-        return sums.index_add_(0, owner.flatten() % len(sums), values.flatten())[:-1]
+        Args:
+            values: (settings, out_features, in_features).
+
+        Returns:
+            (settings, num_controls).
+        """
+        flat = values.flatten(1)
+        if self._identity:
+            return flat
+        if self._parts.dtype != values.dtype or self._parts.device != values.device:
+            self._parts = self._parts.to(values.device, values.dtype)
+        sums: Tensor = (self._parts @ flat.mT).mT
+        return sums[:, self._part_of.to(values.device)]
 
 
-def _coloured(patches: tuple[Patch, ...], height: int, width: int) -> tuple[Tensor, Tensor]:
-    colours: list[Tensor] = []
-    colour_of: list[Tensor] = []
-    start = 0
-    for patch in patches:
-        rows, columns = torch.arange(*patch.outputs), torch.arange(*patch.inputs)
-        place = (rows.unsqueeze(1), columns)
-        controls = torch.arange(start, start + patch.controls)
-        start += patch.controls
-        if patch.split is None:
-            # Each of them moves all of the rectangle: one after the other.
-            owners = [control.expand(len(rows), len(columns)) for control in controls]
-        else:
-            share = controls.repeat_interleave(len(rows if patch.split == "outputs" else columns) // patch.controls)
-            share = share.unsqueeze(1) if patch.split == "outputs" else share
-            owners = [share.expand(len(rows), len(columns))]
-        given = []
-        for owner in owners:
-            free = next((c for c, taken in enumerate(colours) if bool((taken[place] < 0).all())), len(colours))
-            if free == len(colours):
-                colours.append(torch.full((height, width), -1))
-            colours[free][place] = owner
-            given.append(free)
-        colour_of.append(torch.tensor(given).expand(patch.controls) if len(given) == 1 else torch.tensor(given))
-    return torch.cat(colour_of), torch.stack(colours)
+def _shares(patch: Patch, places: Tensor) -> list[Tensor]:
+    """The matrix entries that controls of a patch move: of each of them, or one for all."""
+    rectangle = places[slice(*patch.outputs)][:, slice(*patch.inputs)]
+    if patch.split is None:
+        return [rectangle.flatten()]
+    axis = 0 if patch.split == "outputs" else 1
+    return [share.flatten() for share in rectangle.chunk(patch.controls, dim=axis)]
+
+
+def _blocks(patches: tuple[Patch, ...], height: int, width: int) -> list[int]:
+    """The first colour of each patch: patches that overlap get different ones.
+
+    Controls that share a rectangle out among them need one colour together, those that all move it one each.
+    """
+    rows = _mask([range(*patch.outputs) for patch in patches], height)
+    columns = _mask([range(*patch.inputs) for patch in patches], width)
+    overlap = (rows @ rows.T > 0) & (columns @ columns.T > 0)
+    needs = [1 if patch.split else patch.controls for patch in patches]
+    starts: list[int] = []
+    for place, need in enumerate(needs):
+        taken = sorted((starts[other], needs[other]) for other in np.flatnonzero(overlap[place, :place]))
+        free = 0
+        for start, length in taken:
+            if free + need <= start:
+                break
+            free = max(free, start + length)
+        starts.append(free)
+    return starts
+
+
+def _mask(ranges: list[range], size: int) -> _Mask:
+    mask = np.zeros((len(ranges), size), dtype=np.float32)
+    for place, indices in enumerate(ranges):
+        mask[place, slice(indices.start, indices.stop, indices.step)] = 1
+    return mask

@@ -2,6 +2,7 @@
 
 from .device import (
     ChecksRequests,
+    Composite,
     Device,
     Differentiable,
     HardwareDevice,
@@ -32,6 +33,7 @@ from .registry import (
 from .rehearsal import RehearsalDevice
 from .session import Session
 from .spec import Coupling, DeviceSpec, Range
+from .tiling import TiledDevice
 from .usage import Budget, Usage
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "BudgetExceeded",
     "CalibrationMismatch",
     "ChecksRequests",
+    "Composite",
     "Coupling",
     "Device",
     "DeviceEntry",
@@ -59,6 +62,7 @@ __all__ = [
     "Snapshots",
     "Stripe",
     "SuggestsControls",
+    "TiledDevice",
     "Usage",
     "derive_generator",
     "derive_seed",

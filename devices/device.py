@@ -18,9 +18,11 @@ from torch import Tensor
 
 from .errors import ProtocolError
 from .spec import DeviceSpec
+from .usage import Usage
 
 __all__ = [
     "ChecksRequests",
+    "Composite",
     "Device",
     "Differentiable",
     "HardwareDevice",
@@ -99,6 +101,20 @@ class Reciprocal(Protocol):
 
     def query_adjoint(self, outputs: Tensor) -> Tensor:
         """Pass vectors in reverse: (batch, out_features) -> (batch, in_features)."""
+        ...
+
+
+@runtime_checkable
+class Composite(Protocol):
+    """A device made of several, which counts what each of them was asked for."""
+
+    @property
+    def usage(self) -> Usage:
+        """What all parts have been asked for, together."""
+        ...
+
+    def price(self, usage: Usage) -> Usage:
+        """The most that operations on the whole come to on its parts."""
         ...
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_controls, check_inputs, check_outputs
-from .device import ChecksRequests, Device, ProgramsMany, Reciprocal, Snapshots
+from .device import ChecksRequests, Composite, Device, ProgramsMany, Reciprocal, Snapshots
 from .errors import BudgetExceeded, DeviceError, NotConnected
 from .spec import DeviceSpec
 from .usage import Budget, Usage
@@ -51,6 +51,8 @@ class Session:
         spared = isinstance(device, ChecksRequests)
         self._program_name = "program_unchecked" if spared else "program"
         self._query_name = "query_unchecked" if spared else "query"
+        # Of a device with parts, it is the parts' operations that count.
+        self._parts = self.capability(Composite)
         self._lock = threading.RLock()
         self._is_open = False
         self._programmed: Tensor | None = None
@@ -392,7 +394,8 @@ class Session:
     def _afford(self, operation: str, *, programs: int = 0, queries: int = 0, vectors: int = 0) -> None:
         if self.budget is None:
             return
-        wanted = self.usage + Usage(programs=programs, queries=queries, vectors=vectors)
+        more = Usage(programs=programs, queries=queries, vectors=vectors)
+        wanted = self.usage + (self._parts.price(more) if self._parts is not None else more)
         reason = self.budget.shortfall(wanted, self.spec)
         if reason is not None:
             raise BudgetExceeded(
@@ -413,6 +416,7 @@ class Session:
         moved: int,
     ) -> Any:
         """Every operation on the device goes through here, and is booked whether or not it succeeds."""
+        before = self._parts.usage if self._parts is not None else None
         start = time.perf_counter()
         try:
             return call(*arguments)
@@ -426,6 +430,10 @@ class Session:
             tally = self._spent.get(purpose)
             if tally is None:
                 tally = self._spent[purpose] = Usage().to_list()
+            if self._parts is not None and before is not None:
+                spent = self._parts.usage - before
+                programs, queries, vectors, moved = spent.programs, spent.queries, spent.vectors, spent.bytes
+                tally[4] += spent.retries
             tally[0] += programs
             tally[1] += queries
             tally[2] += vectors

@@ -15,6 +15,9 @@ from .transfer import TransferEstimator
 
 __all__ = ["Coloured"]
 
+# Programs of an estimate, where the exact gradient would take more.
+_MOST = 128
+
 
 class Coloured(TransferEstimator):
     """Moves all controls at once, in patterns by which those that meet in a matrix entry are told apart.
@@ -30,7 +33,7 @@ class Coloured(TransferEstimator):
     One colour is `Elementwise` without its pooling. A(w) is left in `transfer_matrix`.
 
     Args:
-        samples: number of programs M beside the one at w; None for as many as make it exact.
+        samples: number of programs M beside the one at w; None for as many as make it exact, or 128 if that is more.
         step: see `TransferEstimator`.
         repeats: times that each probe is sent: more vectors for less noise, at no program.
         seed: of the estimator's own random stream.
@@ -57,11 +60,12 @@ class Coloured(TransferEstimator):
         step = self.step_choice.size
         probe = self._probe_for(session, controls)
         colouring = self._colouring(spec)
-        count = self.samples or 1 << (len(colouring) - 1).bit_length()
+        count = self.samples or min(1 << (colouring.count - 1).bit_length(), _MOST)
         session.afford("estimate", programs=count + 1, vectors=(count + 1) * probe.vectors, first=controls)
         own = self._signs(1, controls)[0]
-        codes = CodedSigns(len(colouring), self.generator)
-        changes = controls.new_zeros(len(colouring), spec.out_features, spec.in_features)
+        codes = CodedSigns(colouring.count, self.generator)
+        weights = grad_outputs.mT @ inputs
+        gradient = torch.zeros_like(controls)
         with session.transaction():
             session.program(controls)
             before = probe.ask(session)
@@ -69,14 +73,11 @@ class Coloured(TransferEstimator):
                 code = codes.take(part).to(controls)
                 signs = code[:, colouring.colour.to(code.device)] * own
                 after = probe.ask_each(session, within(spec, torch.add(controls, signs, alpha=step)))
-                changes += torch.einsum("kc,kmn->cmn", code, probe.matrix(after - before))
+                changes = colouring.gather(weights * probe.matrix(after - before))
+                gradient += (signs * changes).sum(dim=0)
         self._adapt(probe)
         self.transfer_matrix = probe.matrix(before)
-        weighed = (grad_outputs.mT @ inputs) * changes
-        gradient = torch.zeros_like(controls)
-        for colour in range(len(colouring)):
-            gradient += colouring.gather(colour, weighed[colour])
-        gradient *= own / (count * step)
+        gradient /= count * step
         if spec.control_range is None:
             return gradient
         low, high = spec.control_range

@@ -311,9 +311,11 @@ def test_a_fit_on_a_lab_chip_is_nearly_as_good_as_what_its_rings_can_reach(simul
     least = float((gain * reachable - weight).norm() / weight.norm())
     assert least > 0.05
     true = gain * session.device.transfer(layer.controls.detach(), torch.eye(64)).T
-    assert float((true - weight).norm() / weight.norm()) < 1.3 * least
-    # The residual is as measured, with the noise of the measurement on top.
-    assert layer.fit_residual == pytest.approx(float((true - weight).norm() / weight.norm()), rel=0.1)
+    error = float((true - weight).norm() / weight.norm())
+    assert error < 1.3 * least
+    # The residual is as measured, with the noise and rounding of the measurement on top.
+    assert layer.fit_residual is not None
+    assert error < layer.fit_residual < 1.3 * error
 
 
 def test_a_fit_on_a_mesh_follows_the_gradient(simulated: Any) -> None:

@@ -26,33 +26,49 @@ def moved(n: int, m: int) -> torch.Tensor:
     return jacobian.movedim(-1, 0) != 0
 
 
+def parts(colouring: Colouring, n: int, m: int) -> torch.Tensor:
+    """Which entries each control reads: (controls, m, n)."""
+    single = torch.eye(n * m).view(n * m, m, n)
+    return colouring.gather(single).T.view(-1, m, n) != 0
+
+
 @pytest.mark.parametrize(("n", "m"), [(4, 4), (16, 16), (16, 4), (12, 10), (7, 5)])
-def test_a_monarch_takes_two_colours_and_every_entry_has_its_true_owners(n: int, m: int) -> None:
+def test_a_monarch_takes_two_colours_and_every_control_reads_what_it_moves(n: int, m: int) -> None:
     colouring = Colouring(monarch(n, m))
-    assert len(colouring) == 2
-    truth = moved(n, m)
-    for control, entries in enumerate(truth):
-        mine = colouring.owners[colouring.colour[control]] == control
-        assert torch.equal(mine, entries)
+    assert colouring.count == 2
+    assert torch.equal(parts(colouring, n, m), moved(n, m))
 
 
-def test_controls_of_overlapping_patches_get_different_colours() -> None:
-    patches = (
-        Patch(controls=2, outputs=(0, 2), inputs=(0, 4)),
-        Patch(controls=1, outputs=(1, 3), inputs=(3, 6)),
-        Patch(controls=3, outputs=(3, 4), inputs=(0, 6), split="inputs"),
-        Patch(controls=1, outputs=(0, 3, 2), inputs=(5, 6)),
-    )
-    colouring = Colouring(spec(6, 4, 7, patches))
-    assert colouring.colour.tolist() == [0, 1, 2, 0, 0, 0, 0]
-    assert len(colouring) == 3
+PATCHES = (
+    Patch(controls=2, outputs=(0, 2), inputs=(0, 4)),
+    Patch(controls=1, outputs=(1, 3), inputs=(3, 6)),
+    Patch(controls=3, outputs=(3, 4), inputs=(0, 6), split="inputs"),
+    Patch(controls=1, outputs=(0, 3, 2), inputs=(5, 6)),
+)
 
 
-def test_gathers_what_belongs_to_each_control_of_a_colour() -> None:
-    patches = (Patch(controls=2, outputs=(0, 2), inputs=(0, 4), split="outputs"),)
-    colouring = Colouring(spec(6, 3, 2, patches))
-    values = torch.arange(18.0).view(3, 6)
-    assert torch.equal(colouring.gather(0, values), values[:2, :4].sum(dim=1))
+def test_controls_of_one_colour_move_disjoint_parts() -> None:
+    colouring = Colouring(spec(6, 4, 7, PATCHES))
+    assert colouring.count == 3
+    read = parts(colouring, 6, 4).long()
+    for colour in range(3):
+        assert int(read[colouring.colour == colour].sum(dim=0).max()) == 1
+
+
+def test_gathers_what_each_control_moves() -> None:
+    values = torch.arange(24.0).view(1, 4, 6)
+    sums = Colouring(spec(6, 4, 7, PATCHES)).gather(values)[0]
+    block = float(values[0, :2, :4].sum())
+    assert sums.tolist() == [block, block, float(values[0, 1:3, 3:].sum()), 37.0, 41.0, 45.0, 5.0 + 17.0]
+
+
+@pytest.mark.parametrize(("coupling", "colours"), [("elementwise", 1), ("output", 6)])
+def test_the_simpler_couplings_are_special_cases(coupling: str, colours: int) -> None:
+    colouring = Colouring(spec(6, 4, 24, None, coupling))
+    assert colouring.count == colours
+    values = torch.rand(2, 4, 6, generator=torch.Generator().manual_seed(0))
+    expected = values.flatten(1) if coupling == "elementwise" else values.sum(dim=2).repeat_interleave(6, dim=1)
+    torch.testing.assert_close(colouring.gather(values), expected)
 
 
 @pytest.mark.parametrize(
