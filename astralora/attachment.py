@@ -18,7 +18,7 @@ from .conv import BlackBoxConv2d
 from .errors import ConfigurationError
 from .layer import BlackBoxLinear, check_layer
 
-__all__ = ["ATTACH_OPTIONS", "attach", "detach"]
+__all__ = ["ATTACH_OPTIONS", "attach", "detach", "layer_width"]
 
 ATTACH_OPTIONS = ("initialize", "digital_fraction")
 """Options of a layer that are about the layer that it replaces."""
@@ -189,7 +189,7 @@ def _places(model: nn.Module, layers: Layers, exclude: Sequence[Where]) -> list[
 
 
 def _made(what: Callable[[int, int], Device], name: str, module: nn.Module) -> Device:
-    device = what(*_width(module))
+    device = what(*layer_width(module))
     if not isinstance(device, Device):
         raise ConfigurationError(f"what is to make a device for layer {name!r} made a {type(device).__name__}")
     return device
@@ -211,7 +211,8 @@ def _matches(where: Where, name: str, module: nn.Module) -> bool:
     return fnmatchcase(name, where) if _is_pattern(where) else name == where
 
 
-def _width(module: nn.Module) -> tuple[int, int]:
+def layer_width(module: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of the device that a linear layer or a convolution takes."""
     if isinstance(module, nn.Conv2d):
         return module.in_channels * prod(module.kernel_size), module.out_channels
     assert isinstance(module, nn.Linear)
@@ -224,7 +225,7 @@ def _check_width(place: _Place) -> None:
             f"layer {place.name!r} is a convolution in {place.old.groups} groups; a device computes one of 1 group only"
         )
     spec = place.device.spec
-    width, height = _width(place.old)
+    width, height = layer_width(place.old)
     if (spec.in_features, spec.out_features) != (width, height):
         raise ConfigurationError(
             f"layer {place.name!r} maps {width} to {height} features, "

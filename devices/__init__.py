@@ -30,7 +30,7 @@ from .registry import (
     open_device,
     register_device,
 )
-from .rehearsal import RehearsalDevice
+from .rehearsal import RehearsalDevice, Rehearses, rehearse
 from .session import Session
 from .spec import Coupling, DeviceSpec, Range
 from .tiling import TiledDevice
@@ -58,6 +58,7 @@ __all__ = [
     "Range",
     "Reciprocal",
     "RehearsalDevice",
+    "Rehearses",
     "Session",
     "Snapshots",
     "Stripe",
@@ -71,4 +72,5 @@ __all__ = [
     "make_device",
     "open_device",
     "register_device",
+    "rehearse",
 ]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 from torch import Tensor
 
+from .device import Device
+from .session import Session
 from .spec import DeviceSpec
 
-__all__ = ["RehearsalDevice"]
+__all__ = ["RehearsalDevice", "Rehearses", "rehearse"]
 
 
 class RehearsalDevice:
@@ -39,7 +43,27 @@ class RehearsalDevice:
         """Zeros: (settings, batch, out_features)."""
         return inputs.new_zeros(len(controls), len(inputs), self.spec.out_features)
 
+    def query_adjoint(self, outputs: Tensor) -> Tensor:
+        """Zeros: (batch, out_features) -> (batch, in_features)."""
+        return outputs.new_zeros(len(outputs), self.spec.in_features)
+
     def transfer(self, controls: Tensor, inputs: Tensor) -> Tensor:
         """Zeros that autograd can follow."""
         zeros = inputs.new_zeros(len(inputs), self.spec.out_features)
         return zeros + 0.0 * (controls.sum(dim=-1)[..., None, None] + inputs.sum())
+
+
+@runtime_checkable
+class Rehearses(Protocol):
+    """A device that knows better than its spec what operations on it come to."""
+
+    def rehearsal(self) -> Device:
+        """A stand-in that is asked for the same, and answers zeros."""
+        ...
+
+
+def rehearse(device: Device) -> Device:
+    """The stand-in for a device: its own if it `Rehearses`, else a `RehearsalDevice` of its spec."""
+    if isinstance(device, Session):
+        return rehearse(device.device)
+    return device.rehearsal() if isinstance(device, Rehearses) else RehearsalDevice(device.spec)

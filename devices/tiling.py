@@ -14,6 +14,7 @@ from .errors import DeviceError, NotConnected
 from .random import derive_seed
 from .reach import Patch
 from .registry import make_device
+from .rehearsal import rehearse
 from .session import Session
 from .spec import DeviceSpec
 from .usage import Usage
@@ -166,6 +167,15 @@ class TiledDevice:
                 parts.append(torch.empty(self._chip.num_controls).uniform_(low, high, generator=generator))
         tiled = torch.cat(parts)
         return tiled if self._places is None else tiled[self._places]
+
+    def rehearsal(self) -> Device:
+        """The same tiles on stand-ins of the chips, so that all of them are counted."""
+        return TiledDevice(
+            [rehearse(session) for session in self.sessions],
+            self._spec.in_features,
+            self._spec.out_features,
+            self._spec.name,
+        )
 
     # -- Snapshots --------------------------------------------------------------------------
 

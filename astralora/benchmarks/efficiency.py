@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import Any
@@ -17,7 +18,8 @@ from ..attachment import attach
 from ..health import StaleGradientWarning
 from ..training import RunConfig
 from ..training.fit import Fit
-from ..training.setup import make_task, raw_device
+from ..training.plan import usage_by_purpose
+from ..training.setup import make_devices, make_task
 from .methods import best_step, parse_method
 
 __all__ = ["Efficiency", "Race", "efficiency"]
@@ -40,6 +42,7 @@ class Race:
         seed: of weights, data order, chip and estimator.
         target: test accuracy to reach.
         epochs: the most to run.
+        task: what to train.
         in_features: of the device layer.
         out_features: of the device layer.
         batch: vectors a step.
@@ -53,6 +56,7 @@ class Race:
     seed: int
     target: float
     epochs: int
+    task: str = "digits"
     in_features: int = 256
     out_features: int = 128
     batch: int = 50
@@ -85,6 +89,7 @@ class Efficiency:
         epochs, programs, vectors, _ = self.curve[-1]
         race = self.race
         return {
+            "task": race.task,
             "device": race.device,
             "impairments": race.impairments,
             "method": race.method,
@@ -110,6 +115,7 @@ def efficiency(
     target: float = 0.975,
     epochs: int = 10,
     samples: Sequence[int] = (1, 10, 100),
+    task: str = "digits",
     size: tuple[int, int] = (256, 128),
     jobs: int = 1,
     listener: Callable[[Efficiency, int], None] | None = None,
@@ -127,6 +133,7 @@ def efficiency(
         target: test accuracy.
         epochs: the most to run; ten times as many for ``"paper"``.
         samples: perturbations a step of ``"paper"``.
+        task: what to train.
         size: inputs and outputs of the device layer.
         jobs: runs at a time, each in a process of its own; what a notebook has registered is known with 1 only.
         listener: told every result as it comes, and how many races there are.
@@ -140,7 +147,7 @@ def efficiency(
     for device in devices:
         step = best_step(device, impairments, size, batch=50) if "paper" in methods else None
         for method in methods:
-            race = Race(device, impairments, method, 0, target, epochs, *size)
+            race = Race(device, impairments, method, 0, target, epochs, task, *size)
             variants = [race]
             if method == "paper":
                 variants = [replace(race, samples=count, step=step, epochs=_PATIENCE * epochs) for count in samples]
@@ -180,6 +187,7 @@ def _race(race: Race, best: Sequence[Point]) -> Efficiency:
     options = {key: value for key in ("samples", "step") if (value := getattr(race, key)) is not None}
     config = RunConfig.model_validate(
         {
+            "task": race.task,
             "seed": race.seed,
             "epochs": race.epochs,
             "batch_size": race.batch,
@@ -190,15 +198,17 @@ def _race(race: Race, best: Sequence[Point]) -> Efficiency:
     )
     task = make_task(config)
     curve: list[Point] = []
-    with Session(raw_device(config)) as session, warnings.catch_warnings():
+    with ExitStack() as stack, warnings.catch_warnings():
         # That a surrogate is poor shows in the result.
         warnings.simplefilter("ignore", StaleGradientWarning)
-        layers = dict.fromkeys(task.device_layers, session)
-        model = attach(task.model(race.seed), layers, seed=race.seed, **parse_method(race.method), **options)
+        devices = make_devices(config, task)
+        sessions = {name: stack.enter_context(Session(device)) for name, device in devices.items()}
+        model = attach(task.model(race.seed), sessions, seed=race.seed, **parse_method(race.method), **options)
         fit = Fit(config, task, task.splits(), model)
         for record in fit.run():
             if record["event"] == "epoch":
-                spent = session.usage - session.usage_by_purpose.get("evaluation", Usage())
+                by_purpose = usage_by_purpose(sessions.values())
+                spent = sum(by_purpose.values(), Usage()) - by_purpose.get("evaluation", Usage())
                 curve.append((record["epoch"], spent.programs, spent.vectors, record["test_accuracy"]))
                 if curve[-1][3] >= race.target:
                     break

@@ -2,11 +2,13 @@
 
 from ..table import Table
 from .base import Splits, Task
-from .digits import Digits
+from .digits import ConvDigits, DeepDigits, Digits
 
-__all__ = ["TASKS", "Digits", "Splits", "Task"]
+__all__ = ["TASKS", "ConvDigits", "DeepDigits", "Digits", "Splits", "Task"]
 
 TASKS: Table[Task] = Table("task", Task)
 """Every task by name."""
 
 TASKS.add("digits", Digits)
+TASKS.add("digits-deep", DeepDigits)
+TASKS.add("digits-conv", ConvDigits)

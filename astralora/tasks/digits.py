@@ -23,7 +23,7 @@ class Digits(Task):
     are at their best with inputs of zero mean.
     """
 
-    device_layers = ("classifier.1",)
+    device_layers: tuple[str, ...] = ("classifier.1",)
 
     def __init__(self, in_features: int = 256, out_features: int = 128) -> None:
         super().__init__(in_features, out_features)
@@ -47,27 +47,34 @@ class Digits(Task):
         return Splits(train_inputs, train_targets, test_inputs, test_targets)
 
     def model(self, seed: int) -> nn.Module:
-        """Convolution, pooling and normalisation; then the device's place, and the classifier."""
-        filters = self.in_features // _POOLED
+        """Features, then the device's place, and the classifier."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "model"))
-            features = nn.Sequential(
-                nn.Conv2d(1, 4 * filters, 3, padding=1),
-                nn.ReLU(),
-                nn.MaxPool2d(2),
-                nn.Conv2d(4 * filters, filters, 1),
-                nn.BatchNorm2d(filters),
-            )
-            classifier = nn.Sequential(
-                nn.Flatten(),
-                nn.Linear(self.in_features, self.out_features),
-                nn.ReLU(),
-                nn.Linear(self.out_features, 10),
-            )
+            features, classifier = self.features(), self.classifier()
         model = nn.Sequential()
         model.add_module("features", features)
         model.add_module("classifier", classifier)
         return model
+
+    def features(self) -> nn.Sequential:
+        """Convolution, pooling and normalisation: in_features numbers an image."""
+        filters = self.in_features // _POOLED
+        return nn.Sequential(
+            nn.Conv2d(1, 4 * filters, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(4 * filters, filters, 1),
+            nn.BatchNorm2d(filters),
+        )
+
+    def classifier(self) -> nn.Sequential:
+        """From the features to ten numbers."""
+        return nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(self.in_features, self.out_features),
+            nn.ReLU(),
+            nn.Linear(self.out_features, 10),
+        )
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy with labels smoothed by a tenth: 1,437 images are soon learned by heart."""
@@ -76,3 +83,44 @@ class Digits(Task):
     def correct(self, outputs: Tensor, targets: Tensor) -> int:
         """Digits whose most likely class is the right one."""
         return int((outputs.argmax(dim=1) == targets).sum())
+
+
+class DeepDigits(Digits):
+    """The digits through two device layers, one behind the other.
+
+    Behind each, a layer normalisation takes off what all outputs of an image have in common: on chips whose weights are
+    mostly of one sign that is nearly everything. Tanh gives the second device inputs of zero mean.
+    """
+
+    device_layers = ("classifier.1", "classifier.4")
+
+    def classifier(self) -> nn.Sequential:
+        """From the features to ten numbers, by two hidden layers."""
+        return nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(self.in_features, self.out_features),
+            nn.LayerNorm(self.out_features),
+            nn.Tanh(),
+            nn.Linear(self.out_features, self.out_features),
+            nn.LayerNorm(self.out_features),
+            nn.ReLU(),
+            nn.Linear(self.out_features, 10),
+        )
+
+
+class ConvDigits(Digits):
+    """The digits through a convolution on a device: 16 times as many vectors as images."""
+
+    device_layers = ("features.4",)
+
+    def features(self) -> nn.Sequential:
+        """A small digital convolution, and the device's place behind it."""
+        filters = self.in_features // _POOLED
+        return nn.Sequential(
+            nn.Conv2d(1, filters, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.BatchNorm2d(filters),
+            nn.Conv2d(filters, filters, 3, padding=1),
+            nn.ReLU(),
+        )

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import ceil
 
 import torch
 
-from devices import BudgetExceeded, Device, DeviceSpec, RehearsalDevice, Session, Usage
+from devices import BudgetExceeded, Device, DeviceSpec, Session, Usage, rehearse
 
 from ..tasks import Splits, Task
 from .config import RunConfig
 from .fit import Fit
-from .setup import attach_device, check_method, make_task, raw_device
+from .setup import attach_devices, check_method, make_devices, make_task
 
-__all__ = ["Plan", "check_run", "plan"]
+__all__ = ["Plan", "check_run", "plan", "usage_by_purpose"]
 
 Spending = dict[str, Usage]
 
@@ -27,15 +28,15 @@ class Plan:
     """The price of a run.
 
     Attributes:
-        spec: of the device that would be used.
+        spec: of the device that would be used; all of them are of one kind.
         steps: updates in all.
-        first_step: what startup and one step take.
+        first_step: what startup and one step take of each device.
         by_purpose: everything, by what it is for.
     """
 
     spec: DeviceSpec
     steps: int
-    first_step: Usage
+    first_step: tuple[Usage, ...]
     by_purpose: Spending
 
     @property
@@ -56,10 +57,10 @@ def plan(config: RunConfig) -> Plan:
         DeviceError, ConfigurationError: the configuration cannot be run.
     """
     task = make_task(config)
-    return _rehearse(config, task, raw_device(config).spec, task.splits())
+    return _rehearse(config, task, make_devices(config, task), task.splits())
 
 
-def check_run(config: RunConfig, task: Task, splits: Splits, device: Device) -> None:
+def check_run(config: RunConfig, task: Task, splits: Splits, devices: Mapping[str, Device]) -> None:
     """Refuse a run that cannot even be begun, before anything is spent or written.
 
     The first step is rehearsed, so that whatever is wrong with names, options and widths shows; the method is
@@ -69,35 +70,36 @@ def check_run(config: RunConfig, task: Task, splits: Splits, device: Device) -> 
         BudgetExceeded: says what start and first step take.
         DeviceError, ConfigurationError: the configuration cannot be run.
     """
-    rehearsal = _rehearse(config, task, device.spec, splits, first_step_only=True)
-    check_method(config, device)
-    reason = config.budget.shortfall(rehearsal.first_step, device.spec)
-    if reason is not None:
-        raise BudgetExceeded(
-            f"start and first step alone would come to {reason}; raise the budget, "
-            f"or see what the run takes with 'astralora plan'",
-            device=device.spec.name,
-            operation="train",
-        )
+    rehearsal = _rehearse(config, task, devices, splits, first_step_only=True)
+    for device, first in zip(devices.values(), rehearsal.first_step, strict=True):
+        check_method(config, device)
+        reason = config.budget.shortfall(first, device.spec)
+        if reason is not None:
+            raise BudgetExceeded(
+                f"start and first step alone would come to {reason}; raise the budget, "
+                f"or see what the run takes with 'astralora plan'",
+                device=device.spec.name,
+                operation="train",
+            )
 
 
 def _rehearse(
     config: RunConfig,
     task: Task,
-    spec: DeviceSpec,
+    devices: Mapping[str, Device],
     splits: Splits,
     *,
     first_step_only: bool = False,
 ) -> Plan:
-    session = Session(RehearsalDevice(spec))
-    model = attach_device(config, task.model(config.seed), task, session)
-    fit = Fit(config, task, splits, model)
-    startup = session.usage_by_purpose
+    sessions = {name: Session(rehearse(device)) for name, device in devices.items()}
+    spec = next(iter(devices.values())).spec
+    fit = Fit(config, task, splits, attach_devices(config, task, sessions))
+    startup = usage_by_purpose(sessions.values())
     seen = startup
 
     def spent() -> Spending:
         nonlocal seen
-        before, seen = seen, session.usage_by_purpose
+        before, seen = seen, usage_by_purpose(sessions.values())
         return {name: usage - before.get(name, Usage()) for name, usage in seen.items()}
 
     def step(rows: int) -> Spending:
@@ -111,7 +113,7 @@ def _rehearse(
     samples, batch = len(splits.train_inputs), min(config.batch_size, len(splits.train_inputs))
     steps = ceil(samples / config.batch_size)
     first = step(batch)
-    once = _total(startup) + _total(first)
+    once = tuple(session.usage for session in sessions.values())
     if first_step_only:
         return Plan(spec, 1, once, _sum((1, startup), (1, first)))
     # Several, for methods that do not spend the same in every step.
@@ -134,6 +136,11 @@ def _rehearse(
         )
     by_purpose = {name: usage.rounded() for name, usage in _sum((1, startup), (1, parts), (epochs, evaluation)).items()}
     return Plan(spec, epochs * steps, once, by_purpose)
+
+
+def usage_by_purpose(sessions: Iterable[Session]) -> Spending:
+    """What several devices have been asked for together, by what it was spent on."""
+    return _sum(*((1, session.usage_by_purpose) for session in sessions))
 
 
 def _sum(*parts: tuple[int, Spending]) -> Spending:

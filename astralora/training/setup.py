@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from devices import Device, DeviceError, Session, find_device, make_device
+from devices import Device, DeviceError, Session, derive_seed, find_device, make_device
 
-from ..attachment import ATTACH_OPTIONS, attach
+from ..attachment import ATTACH_OPTIONS, attach, layer_width
 from ..methods import choose_method
 from ..tasks import TASKS, Task
 from .config import DeviceConfig, RunConfig
 
-__all__ = ["attach_device", "check_method", "make_task", "raw_device"]
+__all__ = ["attach_devices", "check_method", "make_devices", "make_task"]
 
 
 def make_task(config: RunConfig) -> Task:
@@ -21,8 +22,8 @@ def make_task(config: RunConfig) -> Task:
     return TASKS.make(config.task, in_features=config.in_features, out_features=config.out_features)
 
 
-def raw_device(config: RunConfig) -> Device:
-    """The configured device, closed.
+def make_devices(config: RunConfig, task: Task) -> dict[str, Device]:
+    """A closed device for each of the task's device layers, by the layer's name.
 
     Width, impairments and seed are offered to every device and given to those that take them. Impairments and
     a seed that the user asked for are passed on in any case, and refused where they have no meaning; a chip of
@@ -31,21 +32,31 @@ def raw_device(config: RunConfig) -> Device:
     Raises:
         DeviceError: no such device, or an option that it does not take.
     """
+    model = task.model(config.seed)
+    return {
+        name: _make_device(config, layer_width(model.get_submodule(name)), name if place else None)
+        for place, name in enumerate(task.device_layers)
+    }
+
+
+def _make_device(config: RunConfig, width: tuple[int, int], name: str | None) -> Device:
     chosen = config.device
     entry = find_device(chosen.name)
+    seed = config.seed if chosen.seed is None else chosen.seed
     offered: dict[str, Any] = {
-        "in_features": config.in_features,
-        "out_features": config.out_features,
+        "in_features": width[0],
+        "out_features": width[1],
         "impairments": chosen.impairments,
-        "seed": config.seed if chosen.seed is None else chosen.seed,
+        # The second layer's chip is another one than the first's.
+        "seed": seed if name is None else derive_seed(seed, name),
     }
     asked = {"impairments"} if chosen.impairments != DeviceConfig().impairments else set()
     if chosen.seed is not None:
         asked.add("seed")
     options = {name: value for name, value in offered.items() if entry.accepts(name) or name in asked}
-    for name in options.keys() & chosen.options.keys():
+    for option in options.keys() & chosen.options.keys():
         raise DeviceError(
-            f"the option {name!r} has a place of its own in the configuration",
+            f"the option {option!r} has a place of its own in the configuration",
             device=chosen.name,
             operation="open",
         )
@@ -63,8 +74,8 @@ def check_method(config: RunConfig, device: Device) -> None:
     choose_method(Session(device), method.name, method.estimator, method.surrogate, **options)
 
 
-def attach_device(config: RunConfig, model: nn.Module, task: Task, session: Session) -> nn.Module:
-    """The task's model with the device in its place."""
+def attach_devices(config: RunConfig, task: Task, sessions: Mapping[str, Session]) -> nn.Module:
+    """The task's model with the devices in their places."""
     method = config.method
     options: dict[str, Any] = {
         "method": method.name,
@@ -74,4 +85,4 @@ def attach_device(config: RunConfig, model: nn.Module, task: Task, session: Sess
         "seed": config.seed,
         **method.options,
     }
-    return attach(model, dict.fromkeys(task.device_layers, session), **options)
+    return attach(task.model(config.seed), sessions, **options)

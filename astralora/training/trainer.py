@@ -6,13 +6,13 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from math import ceil
 from types import FrameType
 from typing import Any
 
-from devices import BudgetExceeded, Session
+from devices import BudgetExceeded, Session, Usage
 
 from ..errors import ConfigurationError
 from ..health import StaleGradientWarning
@@ -21,8 +21,8 @@ from .checkpoint import write_atomically
 from .config import RunConfig
 from .fit import Fit, Record
 from .folder import RunFolder
-from .plan import check_run
-from .setup import attach_device, make_task, raw_device
+from .plan import check_run, usage_by_purpose
+from .setup import attach_devices, make_devices, make_task
 from .tracking import Tracker
 
 __all__ = ["Interrupted", "train"]
@@ -67,11 +67,11 @@ def train(
     """
     config = folder.config
     task = make_task(config)
-    device = raw_device(config)
+    devices = make_devices(config, task)
     splits = task.splits()
     if not resume:
         folder.check_free()
-        check_run(config, task, splits, device)
+        check_run(config, task, splits, devices)
         folder.begin()
     state = folder.load() if resume else None
     if resume and state is None and any(record["event"] != "baseline" for record in folder.metrics()):
@@ -93,21 +93,25 @@ def train(
             baseline = state["baseline"]
         elif config.baseline:
             baseline = _baseline(Fit(config, task, splits, task.model(config.seed)), tell, stop_asked)
-        with Session(device, budget=config.budget) as session, Tracker(folder.path) as tracker:
-            model = attach_device(config, task.model(config.seed), task, session)
-            fit = Fit(config, task, splits, model)
+        with ExitStack() as stack:
+            tracker = stack.enter_context(Tracker(folder.path))
+            sessions = {
+                name: stack.enter_context(Session(device, budget=config.budget)) for name, device in devices.items()
+            }
+            fit = Fit(config, task, splits, attach_devices(config, task, sessions))
             before = [layer.controls.detach().clone() for layer in fit.layers]
             continuous = True
             if state is not None:
                 before = state["controls_before"]
                 fit.load_state_dict(state["fit"])
-                continuous = session.load_state_dict(state["session"]) and state["continuous"]
+                restored = [session.load_state_dict(state["sessions"][name]) for name, session in sessions.items()]
+                continuous = all(restored) and state["continuous"]
 
             def save() -> None:
                 folder.save(
                     {
                         "fit": fit.state_dict(),
-                        "session": session.state_dict(),
+                        "sessions": {name: session.state_dict() for name, session in sessions.items()},
                         "baseline": baseline,
                         "controls_before": before,
                         "continuous": continuous,
@@ -117,9 +121,9 @@ def train(
             save()
             stopped = _run(fit, tell, tracker, save, stop_asked)
             metrics = folder.metrics()
-            summary = _summary(config, session, fit, metrics, baseline, continuous, stopped)
+            summary = _summary(config, list(sessions.values()), fit, metrics, baseline, continuous, stopped)
     after = [layer.controls.detach().clone() for layer in fit.layers]
-    result = RunData(summary, metrics, before, after, device.spec.control_unit)
+    result = RunData(summary, metrics, before, after, fit.layers[0].session.spec.control_unit)
     for name, content in run_report(result, config.to_toml()).items() if report else ():
         write_atomically(folder.path / name, content)
     # Last: a run with a summary is complete.
@@ -170,14 +174,15 @@ def _baseline(
 
 def _summary(
     config: RunConfig,
-    session: Session,
+    sessions: Sequence[Session],
     fit: Fit,
     metrics: list[Record],
     baseline: float | None,
     continuous: bool,
     stopped: str | None,
 ) -> dict[str, Any]:
-    usage, spec = session.usage, session.spec
+    by_purpose = usage_by_purpose(sessions)
+    usage = sum(by_purpose.values(), Usage())
     epochs = [record for record in metrics if record["event"] == "epoch"]
     layer = fit.layers[0]
     summary: dict[str, Any] = {
@@ -198,14 +203,14 @@ def _summary(
         "vectors": usage.vectors,
         "retries": usage.retries,
         "programs_per_step": usage.programs / fit.step if fit.step else None,
-        "hardware_seconds": usage.hardware_seconds(spec),
+        "hardware_seconds": sum(session.usage.hardware_seconds(session.spec) for session in sessions),
         "wall_seconds": fit.wall_seconds,
         "device_state": "continuous" if continuous else "reopened",
-        "serial_number": spec.serial_number,
+        "serial_number": ", ".join(session.spec.serial_number or "unknown" for session in sessions),
         "stopped_early": stopped,
         "usage_by_purpose": {
             name: {"programs": part.programs, "queries": part.queries, "vectors": part.vectors}
-            for name, part in sorted(session.usage_by_purpose.items())
+            for name, part in sorted(by_purpose.items())
         },
     }
     return summary

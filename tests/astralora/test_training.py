@@ -55,6 +55,14 @@ METHODS: list[dict[str, Any]] = [
     {"batch_size": 100, "method": {"name": "paper", "options": {"samples": 2, "rebuild_every": 3}}},
     {"device": {"options": {"input_range": [0.0, 1.0], "max_batch": 64}}},
     {"batch_size": 2000},
+    {"task": "digits-deep", "batch_size": 100},
+    {"task": "digits-conv", "in_features": 32},
+    {"device": {"name": "tiled", "options": {"chip": "slm", "tile": 4}}},
+    {"device": {"name": "tiled", "options": {"chip": "slm", "tile": 4, "chips": 1}}},
+    {"device": {"name": "monarch"}},
+    {"device": {"name": "mzi"}, "method": {"surrogate": "adjoint", "options": {"samples": 2}}},
+    {"method": {"surrogate": "online_low_rank", "options": {"rank": 3}}},
+    {"method": {"options": {"digital_fraction": 0.1, "initialize": "fit"}}},
 ]
 
 
@@ -197,7 +205,7 @@ def test_a_spent_budget_ends_the_run_with_what_there_is(tmp_path: Path) -> None:
         ({"method": {"options": {"samples": 3}}}, ConfigurationError, "takes an option 'samples'"),
         ({"method": {"options": {"step": "big"}}}, ConfigurationError, "a number of control units, or 'auto'"),
         ({"method": {"name": "paper", "options": {"rank": 2.5}}}, ConfigurationError, "rank must be a whole number"),
-        ({"task": "dogits"}, ConfigurationError, "no task named 'dogits'; known are digits"),
+        ({"task": "dogits"}, ConfigurationError, "no task named 'dogits'; known are digits, digits-deep, digits-conv"),
         ({"in_features": 20}, ConfigurationError, "multiple of 16, and 20 is not"),
     ],
 )
