@@ -28,7 +28,7 @@ Point = tuple[int, int, int, float]
 """Epoch, programs and vectors so far, and test accuracy."""
 
 # The published method gets this many times the epochs of the others.
-_PATIENCE = 10
+_EPOCHS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,7 @@ class Efficiency:
     Attributes:
         race: which.
         curve: epoch by epoch, up to the one in which the target was reached.
-        outdone: given up before, with more programs and more vectors spent than the same method has reached the target
-            with at another number of samples.
+        outdone: given up before, with more programs and more vectors spent than can matter; see `efficiency`.
     """
 
     race: Race
@@ -113,9 +112,10 @@ def efficiency(
     *,
     impairments: str = "lab",
     target: float = 0.975,
+    patience: float = 100.0,
     epochs: int = 10,
     samples: Sequence[int] = (1, 10, 100),
-    task: str = "digits",
+    task: str = "digits-deep",
     size: tuple[int, int] = (256, 128),
     jobs: int = 1,
     listener: Callable[[Efficiency, int], None] | None = None,
@@ -123,7 +123,9 @@ def efficiency(
     """Train digits through each device by each method, and count what it takes to reach the target.
 
     The test accuracy is looked at after every epoch, at no charge. The published method gets ten times the epochs
-    of the others, each of the numbers of samples, and the step that suits the device best.
+    of the others, each of the numbers of samples, and the step that suits the device best. A race is given up when
+    it has spent more than another number of samples needed for the same method, device and seed, or ``patience``
+    times as much as another method needed, both of programs and of vectors.
 
     Args:
         devices: registered names.
@@ -131,6 +133,7 @@ def efficiency(
         seeds: a run for each.
         impairments: of the simulated devices.
         target: test accuracy.
+        patience: how many times another method's spending is waited for.
         epochs: the most to run; ten times as many for ``"paper"``.
         samples: perturbations a step of ``"paper"``.
         task: what to train.
@@ -146,13 +149,17 @@ def efficiency(
     heats = []
     for device in devices:
         step = best_step(device, impairments, size, batch=50) if "paper" in methods else None
-        for method in methods:
-            race = Race(device, impairments, method, 0, target, epochs, task, *size)
-            variants = [race]
-            if method == "paper":
-                variants = [replace(race, samples=count, step=step, epochs=_PATIENCE * epochs) for count in samples]
-            heats += [tuple(replace(variant, seed=seed) for variant in variants) for seed in seeds]
-    total = sum(map(len, heats))
+        for seed in seeds:
+            races: list[Race] = []
+            for method in methods:
+                race = Race(device, impairments, method, seed, target, epochs, task, *size)
+                if method == "paper":
+                    longer = replace(race, step=step, epochs=_EPOCHS * epochs)
+                    races += [replace(longer, samples=count) for count in samples]
+                else:
+                    races.append(race)
+            heats.append((tuple(races), patience))
+    total = sum(len(heat) for heat, _ in heats)
     results = []
     for heat in _run(heats, jobs):
         for result in heat:
@@ -162,8 +169,8 @@ def efficiency(
     return results
 
 
-Heat = tuple[Race, ...]
-"""Races of one method, device and seed, of which only the best counts."""
+Heat = tuple[tuple[Race, ...], float]
+"""Races of one device and seed, one after the other, and how many times another method's spending is waited for."""
 
 
 def _run(heats: Sequence[Heat], jobs: int) -> Iterable[list[Efficiency]]:
@@ -175,15 +182,22 @@ def _run(heats: Sequence[Heat], jobs: int) -> Iterable[list[Efficiency]]:
         yield from pool.map(_heat, heats)
 
 
-def _heat(races: Heat) -> list[Efficiency]:
+def _heat(heat: Heat) -> list[Efficiency]:
+    races, patience = heat
     results: list[Efficiency] = []
     for race in races:
-        best = [result.curve[-1] for result in results if result.reached]
-        results.append(_race(race, best))
+        limits = [
+            (factor * programs, factor * vectors)
+            for other in results
+            if other.reached
+            for _, programs, vectors, _ in other.curve[-1:]
+            for factor in (1.0 if other.race.method == race.method else patience,)
+        ]
+        results.append(_race(race, limits))
     return results
 
 
-def _race(race: Race, best: Sequence[Point]) -> Efficiency:
+def _race(race: Race, limits: Sequence[tuple[float, float]]) -> Efficiency:
     options = {key: value for key in ("samples", "step") if (value := getattr(race, key)) is not None}
     config = RunConfig.model_validate(
         {
@@ -212,6 +226,6 @@ def _race(race: Race, best: Sequence[Point]) -> Efficiency:
                 curve.append((record["epoch"], spent.programs, spent.vectors, record["test_accuracy"]))
                 if curve[-1][3] >= race.target:
                     break
-                if any(spent.programs > programs and spent.vectors > vectors for _, programs, vectors, _ in best):
+                if any(spent.programs > programs and spent.vectors > vectors for programs, vectors in limits):
                     return Efficiency(race, tuple(curve), outdone=True)
     return Efficiency(race, tuple(curve))

@@ -52,7 +52,10 @@ def efficiency(
     samples: Annotated[str, typer.Option("--samples", help="Perturbations a step, for 'paper'.")] = "1,10,100",
     target: Annotated[float, typer.Option(help="Test accuracy to reach.", min=0.0, max=1.0)] = 0.975,
     epochs: Annotated[int, typer.Option(help="The most to run; ten times as many for 'paper'.", min=1)] = 10,
-    task: Annotated[str, typer.Option("--task", help="What to train.")] = "digits",
+    patience: Annotated[
+        float, typer.Option(help="Give up at so many times what another method has needed.", min=1.0)
+    ] = 100.0,
+    task: Annotated[str, typer.Option("--task", help="What to train.")] = "digits-deep",
     sizes: Annotated[str, typer.Option("--sizes", help="Inputs x outputs of the device layer.")] = "256x128",
     jobs: Annotated[int, typer.Option(help="Runs at a time.", min=1)] = 1,
     output: Out = None,
@@ -60,6 +63,10 @@ def efficiency(
     debug: o.Debug = False,  # noqa: ARG001
 ) -> None:
     """Count the hardware operations that digits take to a test accuracy, method by method.
+
+    'paper' runs with each number of samples, with the step that suits the device best, for ten times the epochs. A run
+    is given up when, of programs and of vectors, it has spent more than another number of samples has needed on the
+    same device and seed, or PATIENCE times as much as another method.
 
     Example: astralora bench efficiency --devices mrr --methods auto --seeds 0
     """
@@ -71,6 +78,7 @@ def efficiency(
             _numbers("--seeds", seeds),
             impairments=impairments,
             target=target,
+            patience=patience,
             epochs=epochs,
             samples=_numbers("--samples", samples, least=1),
             task=task,
@@ -231,12 +239,14 @@ def _efficiency_table(records: Sequence[dict[str, Any]]) -> None:
         reached = [r for r in group if r["reached"]]
         table.add_row(
             *("" if part is None else str(part) for part in key),
-            f"{len(reached)} of {len(group)}",
+            f"{len(reached)} of {len(group)}" + (" *" if any(r["outdone"] for r in group) else ""),
             *(_range([r[what] for r in reached]) for what in ("epochs", "programs", "vectors")),
             " to ".join(f"{100 * pick(r['best_accuracy'] for r in group):.1f}" for pick in (min, max)) + " %",
         )
     out.print(table)
     out.print("Least to most over the seeds that reached the target; evaluations are not counted.", style="dim")
+    if any(r["outdone"] for r in records):
+        out.print("* some were given up, having spent far more than is needed otherwise; see --help.", style="dim")
 
 
 class _Steps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import sqrt
 from typing import Any
 
 import torch
@@ -121,8 +122,11 @@ class Elementwise(TransferEstimator):
             return False
         # What the outputs' noise and that of the measurement itself account for is not staleness.
         noise = answer_variance(session.spec) + self._entry_variance * inputs.square().sum(dim=1).mean()
-        error = (outputs - inputs @ matrix.mT).square().mean() - noise
-        self.staleness = float((error.clamp_min(0) / outputs.square().mean().clamp_min(1e-30)).sqrt())
+        error = float((outputs - inputs @ matrix.mT).square().mean() - noise)
+        energy = float(outputs.square().mean()) - answer_variance(session.spec)
+        # Nor is what lies within three standard errors of that.
+        chance = 3 * sqrt(2 / max(outputs.numel(), 1)) * float(noise)
+        self.staleness = sqrt(error / energy) if error > chance and energy > chance else 0.0
         return self.staleness <= self.stale
 
     def _measure(self, session: Session, controls: Tensor) -> None:

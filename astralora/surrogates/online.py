@@ -131,10 +131,10 @@ class Online(MatrixSurrogate):
             self._ask(session)
 
     def uncertainty(self, grad_outputs: Tensor) -> float:
-        """Expected relative error of these input gradients, |G dA| / |G A|, from P: infinite where nothing is known."""
+        """Expected relative error of these input gradients, |G dA| / |G A|, from P; 0 with nothing to go by."""
         gradient = float(self.vjp(grad_outputs).double().square().sum())
         if self._covariance is None or gradient == 0:
-            return 0.0 if float(grad_outputs.abs().sum()) == 0 else float("inf")
+            return 0.0
         error = float(grad_outputs.double().square().sum()) * float(self._covariance.diagonal().sum())
         return sqrt(error / gradient)
 
@@ -165,9 +165,8 @@ class Online(MatrixSurrogate):
 
     def _ask(self, session: Session) -> None:
         P = self._covariance
+        assert P is not None
         width = session.spec.in_features
-        if P is None:
-            P = torch.eye(width, dtype=torch.float64, device=self.matrix.device)
         directions = torch.linalg.eigh(P).eigenvectors[:, -min(self._refresh, width) :]
         # Mixed, so that every probe lights as many inputs as it can.
         order = hadamard_order(directions.shape[1])

@@ -19,8 +19,10 @@ __all__ = ["Plan", "check_run", "plan", "usage_by_purpose"]
 
 Spending = dict[str, Usage]
 
-# Divisible by every period that a method is likely to have.
-_SAMPLED_STEPS = 12
+# Steps that are rehearsed one by one; of longer runs the rest is taken to go on like the last of them, as many as are
+# divisible by every period that a method is likely to have.
+_REHEARSED = 320
+_WINDOW = 160
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,10 @@ class Plan:
 
 def plan(config: RunConfig) -> Plan:
     """Price a configuration without opening its device.
+
+    Exact for what does not depend on the device's answers. What some methods do when the answers call for it comes
+    on top: a slope that is measured before its time, a detector whose range has to be found, a direction that no
+    batch shows.
 
     Raises:
         DeviceError, ConfigurationError: the configuration cannot be run.
@@ -111,31 +117,31 @@ def _rehearse(
         return spent()
 
     samples, batch = len(splits.train_inputs), min(config.batch_size, len(splits.train_inputs))
-    steps = ceil(samples / config.batch_size)
-    first = step(batch)
+    per_epoch = ceil(samples / config.batch_size)
+    total = config.epochs * per_epoch
+    steps = [step(batch)]
     once = tuple(session.usage for session in sessions.values())
     if first_step_only:
-        return Plan(spec, 1, once, _sum((1, startup), (1, first)))
-    # Several, for methods that do not spend the same in every step.
-    sampled = min(max(steps - 2, 1), _SAMPLED_STEPS)
-    steady = _sum(*((1, step(batch)) for _ in range(sampled)))
-    rest = samples - (steps - 1) * batch
-    last = step(rest)
-    fit.evaluate()
-    evaluation = spent()
-    after_evaluation = step(batch)
-    epochs = config.epochs
-    if steps == 1:
-        parts = _sum((1, first), (epochs - 1, after_evaluation))
-    else:
-        parts = _sum(
-            (1, first),
-            (epochs - 1, after_evaluation),
-            (epochs * (steps - 2), {name: usage.scaled(1 / sampled) for name, usage in steady.items()}),
-            (epochs, last),
-        )
-    by_purpose = {name: usage.rounded() for name, usage in _sum((1, startup), (1, parts), (epochs, evaluation)).items()}
-    return Plan(spec, epochs * steps, once, by_purpose)
+        return Plan(spec, 1, once, _sum((1, startup), (1, steps[0])))
+    evaluation: Spending = {}
+    # In order, the shorter last batches and the evaluations included: methods need not do the same in every step.
+    while len(steps) < min(total, _REHEARSED):
+        if len(steps) % per_epoch == 0:
+            fit.evaluate()
+            evaluation = spent()
+        last = (len(steps) + 1) % per_epoch == 0
+        steps.append(step(samples - (per_epoch - 1) * batch if last else batch))
+    if not evaluation:
+        fit.evaluate()
+        evaluation = spent()
+    window = steps[-min(len(steps), _WINDOW) :]
+    by_purpose = _sum(
+        (1, startup),
+        *((1, each) for each in steps),
+        ((total - len(steps)) / len(window), _sum(*((1, each) for each in window))),
+        (config.epochs, evaluation),
+    )
+    return Plan(spec, total, once, {name: usage.rounded() for name, usage in by_purpose.items()})
 
 
 def usage_by_purpose(sessions: Iterable[Session]) -> Spending:
@@ -143,7 +149,7 @@ def usage_by_purpose(sessions: Iterable[Session]) -> Spending:
     return _sum(*((1, session.usage_by_purpose) for session in sessions))
 
 
-def _sum(*parts: tuple[int, Spending]) -> Spending:
+def _sum(*parts: tuple[float, Spending]) -> Spending:
     names = {name for _, part in parts for name in part}
     return {
         name: _total({str(i): part.get(name, Usage()).scaled(n) for i, (n, part) in enumerate(parts)})
