@@ -110,6 +110,10 @@ class BlackBoxLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pass activations through the device: (..., in_features) -> (..., out_features)."""
+        # A compiled model breaks its graph here, once: hardware cannot be traced.
+        return _outside_of_graphs(self, x) if torch.compiler.is_compiling() else self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         if x.shape[-1:] != (self.in_features,):
             raise ConfigurationError(
                 f"the layer on {self.session.spec.name!r} takes (..., {self.in_features}), "
@@ -359,6 +363,10 @@ class BlackBoxLinear(nn.Module):
             margin = (spec.output_step or 0.0) / 2
             ends = [outputs >= rail - margin if rail > 0 else outputs <= rail + margin for rail in spec.rails]
             self.saturation = sum(float(end.sum()) for end in ends) / outputs.numel()
+
+
+# Not `torch.compiler.disable`, which would import all of the compiler here and now.
+_outside_of_graphs = torch._disable_dynamo(BlackBoxLinear._forward)
 
 
 def check_layer(
