@@ -366,7 +366,7 @@ class BlackBoxLinear(nn.Module):
 
 
 # Not `torch.compiler.disable`, which would import all of the compiler here and now.
-_outside_of_graphs = torch._disable_dynamo(BlackBoxLinear._forward)
+_outside_of_graphs = torch._disable_dynamo(BlackBoxLinear._forward)  # type: ignore[attr-defined]
 
 
 def check_layer(
