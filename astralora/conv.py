@@ -86,7 +86,8 @@ class BlackBoxConv2d(BlackBoxLinear):
 
     def to_digital(self, repeats: int = 1) -> nn.Module:
         """A digital convolution that computes what this one does, from what `measure_weight` finds."""
-        conv = nn.Conv2d(
+        conv = nn.utils.skip_init(
+            nn.Conv2d,
             self.in_channels,
             self.out_channels,
             self.kernel_size,

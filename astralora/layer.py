@@ -182,7 +182,8 @@ class BlackBoxLinear(nn.Module):
 
     def to_digital(self, repeats: int = 1) -> nn.Module:
         """A digital layer that computes what this one does, from what `measure_weight` finds."""
-        linear = nn.Linear(
+        linear = nn.utils.skip_init(
+            nn.Linear,
             self.in_features,
             self.out_features,
             bias=self.bias is not None,

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from devices import DeviceSpec, Differentiable, Session, Usage
+from devices import Differentiable, Session, Usage, derive_generator
 
 from ..attachment import attach
 from ..errors import ConfigurationError
 from ..estimators import Estimator, Exact, Gaussian, Orthogonal, Rademacher
+from ..estimators.base import within
 from ..estimators.readout import choose_readout
 from ..estimators.zero_order import ZeroOrder
 from ..health import StaleGradientWarning
@@ -29,6 +30,9 @@ from .methods import best_step, cosine, open_chip, parse_method, problem
 __all__ = ["Record", "fidelity"]
 
 Record = dict[str, Any]
+
+# Random directions along which curvature is looked at.
+_BENDS = 64
 
 
 def fidelity(
@@ -130,7 +134,7 @@ def _at_start(case: Record, options: dict[str, Any], batch: int) -> Record:
     surrogate.recall(inputs)
     gradient = surrogate.vjp(grad_outputs)
     truth = Exact().estimate(session, controls, inputs, outputs, grad_outputs)
-    predicted = _predicted(estimator, session.spec, truth, inputs, outputs, grad_outputs)
+    predicted = _predicted(estimator, session, truth, controls, (inputs, outputs, grad_outputs))
     return {
         "data": "uniform",
         "programs": spent.programs,
@@ -142,26 +146,42 @@ def _at_start(case: Record, options: dict[str, Any], batch: int) -> Record:
 
 
 def _predicted(
-    estimator: Estimator, spec: DeviceSpec, truth: Tensor, inputs: Tensor, outputs: Tensor, grad_outputs: Tensor
+    estimator: Estimator, session: Session, truth: Tensor, controls: Tensor, data: tuple[Tensor, Tensor, Tensor]
 ) -> float | None:
-    """cos^2 = 1 / (1 + error^2 / |g|^2), with the error of directions and noise; curvature is left out."""
+    """What theory says of the cosine: cos^2 = 1 / (1 + (D + N + C) / S) for S perturbations of P controls.
+
+    D = P + 1 for Gaussian directions, P - 1 for signs, and (P - 1) (H - S) / (H - 1) for rows of a Hadamard matrix
+    of order H; N = P v / |g|^2 with the variance v of a derivative along a direction, from declared noise and
+    rounding; C = P c / |g|^2 with the mean square c of what the device's own law, free of noise, bends along random
+    directions.
+    """
     if not isinstance(estimator, ZeroOrder) or estimator.step_choice is None:
         return None
-    count, controls = estimator.count(len(truth)), len(truth)
-    kind = type(estimator)
-    if kind is Gaussian:
-        directions = float(controls + 1)
-    elif kind is Rademacher:
-        directions = float(controls - 1)
-    elif kind is Orthogonal:
-        whole = 1 << (controls - 1).bit_length()
-        directions = (controls - 1) * max(whole - count, 0) / (whole - 1)
-    else:
+    count, size, step = estimator.count(len(truth)), len(truth), estimator.step_choice.size
+    whole = 1 << (size - 1).bit_length()
+    directions = {
+        Gaussian: size + 1.0,
+        Rademacher: size - 1.0,
+        Orthogonal: (size - 1) * max(whole - count, 0) / (whole - 1),
+    }.get(type(estimator))
+    law = session.capability(Differentiable)
+    if directions is None or law is None:
         return None
-    readout = choose_readout(spec, estimator.compression, estimator.tail, inputs, outputs, grad_outputs)
-    noise = (0.5 if estimator.antithetic else 2.0) * readout.variance() / estimator.step_choice.size**2
-    noise *= controls / float(truth.square().sum())
-    return 1 / sqrt(1 + (directions + noise) / count)
+    inputs, outputs, grad_outputs = data
+    readout = choose_readout(session.spec, estimator.compression, estimator.tail, inputs, outputs, grad_outputs)
+    noise = (0.5 if estimator.antithetic else 2.0) * readout.variance() / step**2
+
+    def change(moves: Tensor) -> Tensor:
+        moved = law.transfer(within(session.spec, controls + step * moves), inputs)
+        return ((moved - law.transfer(controls, inputs)) * grad_outputs).sum(dim=(1, 2)) / step
+
+    generator = derive_generator(0, "bench", "curvature")
+    draw = torch.randn(_BENDS, size, generator=generator)
+    moves = draw if type(estimator) is Gaussian else draw.sign()
+    with torch.no_grad():
+        seen = (change(moves) - change(-moves)) / 2 if estimator.antithetic else change(moves)
+    bend = float((seen - moves @ truth).square().mean())
+    return 1 / sqrt(1 + (directions + size * (noise + bend) / float(truth.square().sum())) / count)
 
 
 class _Witness(Estimator):

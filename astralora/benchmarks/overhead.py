@@ -81,7 +81,8 @@ def _ratio(device: str, impairments: str, size: int, method: str, batch: int, cy
     if method == "paper":
         options["samples"] = samples
     layer = BlackBoxLinear(session, **options)
-    linear = nn.Linear(size, size)
+    with torch.random.fork_rng(devices=[]):
+        linear = nn.Linear(size, size)
     generator = derive_generator(0, "bench", "overhead")
     x = torch.empty(batch, size).uniform_(-1, 1, generator=generator).requires_grad_()
     grad = torch.randn(batch, size, generator=generator)

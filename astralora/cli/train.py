@@ -165,6 +165,14 @@ def _spent(record: dict[str, Any]) -> str:
     return f"{record['programs']:,} programs  {record['vectors']:,} vectors  {seconds} hardware"
 
 
+def _perturbations(data: RunData) -> str | None:
+    size, bound = data.summary["step_size"], data.summary["step_bound"]
+    if size is None:
+        return None
+    why = "as given" if bound == "given" else f"decided by the {bound}" if bound != "levels" else "two control levels"
+    return f"of {size:.3g} {data.control_unit}".rstrip() + f" ({why})"
+
+
 def _print_result(data: RunData, folder: Path) -> None:
     summary = data.summary
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
@@ -173,6 +181,7 @@ def _print_result(data: RunData, folder: Path) -> None:
         "test accuracy": f"{percent(summary['test_accuracy'])} (best {percent(summary['best_test_accuracy'])})",
         "digital baseline": percent(summary["baseline_test_accuracy"]),
         "gradients by": f"{summary['estimator']} for controls, {summary['surrogate']} for inputs",
+        "perturbations": _perturbations(data),
         "programs": f"{summary['programs']:,} ({summary['programs_per_step'] or 0:.2f} per step)",
         "vectors": f"{summary['vectors']:,}",
         "time on hardware": f"{duration(summary['hardware_seconds'])} (predicted)",
@@ -181,7 +190,8 @@ def _print_result(data: RunData, folder: Path) -> None:
         "report": str(folder / "report.html"),
     }
     for name, value in rows.items():
-        table.add_row(name, value, style="bold" if name == "test accuracy" else "")
+        if value is not None:
+            table.add_row(name, value, style="bold" if name == "test accuracy" else "")
     out.print(table)
     for warning in verdicts(data)[1:]:
         out.print(f"[yellow]note:[/] {warning}")

@@ -201,8 +201,10 @@ class ZeroOrder(Estimator):
 
     def _choose_step(self, spec: DeviceSpec) -> StepChoice:
         low, high = spec.control_range or (0.0, 1.0)
-        noise = self.step_share * (high - low) * self._growth if self._growth > 1 else 0.0
-        return choose_step(spec, self.step, self.step_share, noise)
+        # Where every control acts on what the others do, moving all of them at once bends the response sooner.
+        share = self.step_share / 2 if spec.coupling == "dense" else self.step_share
+        noise = share * (high - low) * self._growth if self._growth > 1 else 0.0
+        return choose_step(spec, self.step, share, noise)
 
     def _look_out_for_noise(self, energy: float, noise: float) -> None:
         if energy < _CLEAR * noise:

@@ -13,9 +13,10 @@ from .text import duration, percent
 
 __all__ = ["run_report", "verdicts"]
 
-# Where advice is due: a fifth of the outputs at the end of the converter's range, and a surrogate that explains little.
+# Where advice is due: a fifth of the outputs at the end of the converter's range, and a surrogate that foresees
+# less than half of the answers' energy.
 _SATURATED = 0.2
-_ASTRAY = 0.5
+_SOUND = 0.5
 
 
 def verdicts(run: RunData) -> list[str]:
@@ -37,9 +38,10 @@ def verdicts(run: RunData) -> list[str]:
             f"{percent(last['saturation'])} of the device's outputs were at the end of its output range: "
             f"normalise the activations before the device to zero mean."
         )
-    if last.get("surrogate_residual", 0.0) > _ASTRAY:
+    health = summary.get("surrogate_health")
+    if health is not None and health < _SOUND:
         found.append(
-            f"The surrogate leaves {percent(last['surrogate_residual'])} of the device's answer unexplained: "
+            f"The surrogate foresees only {percent(health)} of what the device answers: "
             f"gradients for the layers before the device are rough."
         )
     return found

@@ -185,6 +185,8 @@ def _summary(
     usage = sum(by_purpose.values(), Usage())
     epochs = [record for record in metrics if record["event"] == "epoch"]
     layer = fit.layers[0]
+    step = layer.estimator.step_choice
+    healths = [each.health for each in fit.layers if each.health is not None]
     summary: dict[str, Any] = {
         "task": config.task,
         "device": config.device.name,
@@ -192,6 +194,10 @@ def _summary(
         "method": config.method.name,
         "estimator": type(layer.estimator).__name__.lower(),
         "surrogate": type(layer.surrogate).__name__.lower(),
+        "step_size": None if step is None else step.size,
+        "step_bound": None if step is None else step.bound,
+        "surrogate_health": min(healths, default=None),
+        "fit_residual": layer.fit_residual,
         "seed": config.seed,
         "epochs": len(epochs),
         "steps": fit.step,

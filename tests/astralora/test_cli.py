@@ -26,7 +26,8 @@ def astralora(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comp
     )
 
 
-@pytest.mark.parametrize("command", [(), ("train",), ("plan",), ("devices",), ("bench",), ("bench", "session")])
+@pytest.mark.parametrize("command", [(), ("train",), ("plan",), ("devices",), ("bench",),
+     ("bench", "session"), ("bench", "efficiency"), ("bench", "fidelity"), ("bench", "overhead")])  # fmt: skip
 def test_every_command_explains_itself(command: tuple[str, ...], tmp_path: Path) -> None:
     run = astralora(*command, "--help", cwd=tmp_path)
     assert run.returncode == 0
@@ -46,7 +47,7 @@ def test_train_leaves_a_run_folder_and_says_where(tmp_path: Path) -> None:
     }  # fmt: skip
     for word in ("test accuracy", "digital baseline", "programs", "vectors", "time on hardware"):
         assert word in run.stdout
-    assert re.search(r"epoch +2 +test +[\d.]+ % +17 programs", run.stderr), "progress is for people: on stderr"
+    assert re.search(r"epoch +2 +test +[\d.]+ % +10 programs", run.stderr), "progress is for people: on stderr"
 
 
 def test_json_is_all_there_is_on_standard_output(tmp_path: Path) -> None:
@@ -54,7 +55,7 @@ def test_json_is_all_there_is_on_standard_output(tmp_path: Path) -> None:
     assert json.loads(run.stdout) == json.loads((tmp_path / "a run" / "summary.json").read_text())
     planned = json.loads(astralora("plan", *SMALL, "--json", cwd=tmp_path).stdout)
     assert planned["programs"] == json.loads(run.stdout)["programs"]
-    assert planned["by_purpose"]["controls"]["programs"] == 8
+    assert planned["by_purpose"]["controls"]["programs"] == 1
     listed = json.loads(astralora("devices", "--json", cwd=tmp_path).stdout)
     assert {"matvec", "slm", "mrr", "mzi"} <= {entry["name"] for entry in listed}
 
@@ -72,7 +73,7 @@ def test_a_run_can_be_repeated_from_its_own_config(tmp_path: Path) -> None:
     [
         (["train", "--device", "mmr"], "there is no device named 'mmr'; did you mean 'mrr'?"),
         (["plan", "--device", "mmr"], "did you mean 'mrr'?"),
-        (["train", "--method", "magic"], "known are auto, paper, exact"),
+        (["train", "--method", "magic"], "known are auto, paper, twin, exact"),
         (["train", "--budget-programs", "1"], "start and first step alone would come to 2 programs"),
         (["train", "--step", "0.001"], "below one control level"),
         (["train", "--config", "nowhere.toml"], "nowhere.toml cannot be read"),
@@ -145,3 +146,69 @@ def test_the_session_benchmark_reports_a_ratio(tmp_path: Path) -> None:
     expected: dict[str, Any] = {"device": "matvec", "impairments": "ideal", "size": 16, "batch": 4, "rounds": 20}
     assert expected.items() <= record.items()
     assert record["raw_us"] > 0
+
+
+RECORDS = {
+    "efficiency": (
+        [
+            "--devices",
+            "slm",
+            "--seeds",
+            "3",
+            "--epochs",
+            "1",
+            "--sizes",
+            "16x8",
+            "--task",
+            "digits",
+            "--samples",
+            "1,2",
+        ],
+        "device impairments method seed target reached epochs programs vectors",
+        3,
+    ),
+    "fidelity": (
+        ["--devices", "slm,mzi", "--methods", "auto,paper", "--sizes", "8", "--seeds", "1", "--samples", "2"],
+        "device impairments size method programs vectors cosine_controls cosine_inputs",
+        4,
+    ),
+    "overhead": (
+        ["--devices", "slm", "--methods", "auto,exact", "--sizes", "8,16", "--batch", "4", "--cycles", "1"],
+        "device impairments size batch method ratio_to_linear",
+        4,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_benchmark_prints_flat_records_and_leaves_them_with_a_picture(name: str, tmp_path: Path) -> None:
+    options, keys, count = RECORDS[name]
+    run = astralora("bench", name, *options, "--json", "--out", "b", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    records = json.loads(run.stdout)
+    assert len(records) == count
+    for record in records:
+        assert set(keys.split()) <= record.keys()
+        assert not any(isinstance(value, list | dict) for value in record.values())
+    assert json.loads((tmp_path / "b" / f"{name}.json").read_text()) == records
+    assert (tmp_path / "b" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["efficiency", "--methods", "magic"], "no method, estimator or surrogate named 'magic'"),
+        (["efficiency", "--seeds", "one"], "--seeds takes whole numbers of at least 0, not 'one'"),
+        (["efficiency", "--sizes", "4x4x4"], "--sizes takes INPUTSxOUTPUTS"),
+        (["fidelity", "--devices", "mmr"], "did you mean 'mrr'"),
+        (["fidelity", "--methods", "orthogonal+nothing"], "no surrogate named 'nothing'"),
+        (["fidelity", "--devices", "mzi", "--methods", "elementwise"], "none of these methods suits"),
+        (["overhead", "--sizes", ""], "--sizes takes whole numbers of at least 1"),
+    ],
+)
+def test_a_mistake_in_a_benchmark_gets_one_sentence(arguments: list[str], complaint: str, tmp_path: Path) -> None:
+    run = astralora("bench", *arguments, cwd=tmp_path)
+    assert run.returncode == 1
+    assert complaint in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not list(tmp_path.iterdir())

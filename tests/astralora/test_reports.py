@@ -37,9 +37,10 @@ def test_the_page_needs_no_network_and_names_the_result_first(run: RunData) -> N
 def test_advice_is_given_where_it_is_due(run: RunData) -> None:
     assert len(verdicts(run)) == 1
     troubled: dict[str, Any] = {**run.summary, "stopped_early": "budget", "device_state": "reopened"}
-    last = {"event": "epoch", "saturation": 0.4, "surrogate_residual": 0.9}
+    troubled["surrogate_health"] = 0.3
+    last = {"event": "epoch", "saturation": 0.4}
     found = " ".join(verdicts(RunData(troubled, [last], [], [], "rad")))
-    for word in ("Stopped early: budget", "could not be restored", "40.0 % of the device's outputs", "90.0 %"):
+    for word in ("Stopped early: budget", "could not be restored", "40.0 % of the device's outputs", "only 30.0 %"):
         assert word in found
 
 
