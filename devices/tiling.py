@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from math import ceil, hypot, sqrt
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from .spec import DeviceSpec
 from .usage import Usage
 
 __all__ = ["TiledDevice", "make_tiled"]
+
+_Answer = TypeVar("_Answer")
 
 
 class TiledDevice:
@@ -38,6 +41,7 @@ class TiledDevice:
         in_features: n of the whole.
         out_features: m of the whole.
         name: of the whole, for messages.
+        threads: drive every chip from a thread of its own: for hardware, whose answers have to be waited for.
 
     Attributes:
         sessions: the guarded chips.
@@ -46,7 +50,15 @@ class TiledDevice:
         DeviceError: the chips are not linear, or not alike.
     """
 
-    def __init__(self, chips: Sequence[Device], in_features: int, out_features: int, name: str = "tiled") -> None:
+    def __init__(
+        self,
+        chips: Sequence[Device],
+        in_features: int,
+        out_features: int,
+        name: str = "tiled",
+        *,
+        threads: bool = False,
+    ) -> None:
         if not chips:
             raise DeviceError("needs at least one chip", device=name, operation="open")
         self.sessions = [chip if isinstance(chip, Session) else Session(chip) for chip in chips]
@@ -72,6 +84,7 @@ class TiledDevice:
         self._turns = ceil(self._tiles / len(self.sessions))
         self._controls: Tensor | None = None
         self._forth = True
+        self._threads = threads and len(self.sessions) > 1
         surplus = self._columns * chip.in_features - in_features
         if surplus and chip.input_range is not None and not chip.input_range[0] <= 0 <= chip.input_range[1]:
             raise DeviceError(
@@ -130,8 +143,8 @@ class TiledDevice:
         """Set all controls: (num_controls,). Chips that serve several tiles get theirs when their turn comes."""
         self._controls = controls.clone()
         if self._turns == 1:
-            for session, part in zip(self.sessions, self._split(controls), strict=True):
-                session.program(part)
+            parts = self._split(controls)
+            self._each_chip(lambda tile: self.sessions[tile].program(parts[tile]), range(self._tiles))
 
     def query(self, inputs: Tensor) -> Tensor:
         """Pass vectors through all tiles: (batch, in_features) -> (batch, out_features)."""
@@ -269,17 +282,30 @@ class TiledDevice:
         width = self._chip.in_features
         surplus = self._columns * width - inputs.shape[1]
         lit = torch.nn.functional.pad(inputs, (0, surplus)).split(width, dim=1)
-        sums: list[Tensor | None] = [None] * self._rows
         # To and fro, so that a chip that takes turns begins with the tile that it holds.
         order = range(self._tiles) if self._forth else range(self._tiles - 1, -1, -1)
         if self._turns > 1:
             self._forth = not self._forth
-        for tile in order:
-            row, column = divmod(tile, self._columns)
-            answer = ask(tile, lit[column].contiguous())
-            before = sums[row]
-            sums[row] = answer if before is None else before + answer
-        return torch.cat([part for part in sums if part is not None], dim=-1)[..., : self._spec.out_features]
+        answers = self._each_chip(lambda tile: ask(tile, lit[tile % self._columns].contiguous()), order)
+        # Added in one order, whichever came first: floating-point sums depend on it.
+        rows = [
+            sum(
+                (answers[row * self._columns + column] for column in range(1, self._columns)),
+                answers[row * self._columns],
+            )
+            for row in range(self._rows)
+        ]
+        return torch.cat(rows, dim=-1)[..., : self._spec.out_features]
+
+    def _each_chip(self, work: Callable[[int], _Answer], order: Sequence[int]) -> dict[int, _Answer]:
+        """Do some work for every tile: one after the other on a chip, and at once on different ones if so asked."""
+        if not self._threads:
+            return {tile: work(tile) for tile in order}
+        count = len(self.sessions)
+        mine = [[tile for tile in order if tile % count == chip] for chip in range(count)]
+        with ThreadPoolExecutor(count) as pool:
+            futures = [pool.submit(lambda tiles: {tile: work(tile) for tile in tiles}, tiles) for tiles in mine]
+            return {tile: answer for future in futures for tile, answer in future.result().items()}
 
 
 def make_tiled(

@@ -34,6 +34,8 @@ class Estimator(ABC):
             measured on the way.
         step_choice: the perturbation that the last estimate made, and what decided its size; None before the first, and
             where nothing is perturbed.
+        staleness: of estimators that use what they measured in earlier steps, how far that is off by now, as a share of
+            the outputs beyond their noise; None of the others.
     """
 
     requires_linear: ClassVar[bool] = False
@@ -44,6 +46,7 @@ class Estimator(ABC):
         self.generator = derive_generator(seed, "estimator")
         self.transfer_matrix: Tensor | None = None
         self.step_choice: StepChoice | None = None
+        self.staleness: float | None = None
 
     @abstractmethod
     def estimate(

@@ -66,8 +66,7 @@ class Elementwise(TransferEstimator):
         self.every = whole("every", every)
         self.stale = float(stale)
         self.pooling = pooling
-        self.staleness = 0.0
-        """How far the matrix that was carried along is off, as a share of the newest outputs beyond their noise."""
+        self.staleness: float = 0.0
         self.age = 0
         """Changes of the controls since the slopes were measured."""
         # The last measurement: slopes (num_controls,), and controls and matrix carried along.

@@ -72,46 +72,32 @@ class Twin(Estimator):
     """Physics-aware training: forward through the device, backward through a differentiable model of it.
 
     Wright et al., Nature 601, 549 (2022). Costs no operation; as good as the model is: on a mesh of interferometers,
-    unknown phase offsets of a tenth of a radian already turn the gradient by half a right angle or more. Where a
-    model is not to be trusted that far, give it to a zero-order estimator as its ``twin`` instead.
+    unknown phase offsets of a tenth of a radian already turn the gradient by half a right angle or more. Where a model
+    is not to be trusted that far, give it to a zero-order estimator as its ``twin`` instead.
 
     Args:
         twin: the model, with ``transfer(controls, inputs)``: a calibrated simulator, or any torch function so wrapped.
         seed: unused here; taken for uniformity.
+
+    Attributes:
+        keeps_graph: a surrogate is going to ask for the graph of the last estimate; see `take_graph`.
     """
 
     def __init__(self, *, twin: Differentiable | None = None, seed: int = 0) -> None:
         super().__init__(seed=seed)
         self._twin = twin
+        self.keeps_graph = False
+        self._graph: tuple[Tensor, Tensor, Tensor] | None = None
 
     def check(self, session: Session) -> None:
         """Refuse a missing twin, or one of another size than the device."""
         super().check(session)
         check_twin(self._twin, session.spec)
 
-    def estimate(
-        self,
-        session: Session,  # noqa: ARG002
-        controls: Tensor,
-        inputs: Tensor,
-        outputs: Tensor,  # noqa: ARG002
-        grad_outputs: Tensor,
-    ) -> Tensor:
-        """The vector-Jacobian product of the model at the controls."""
+    def law(self, session: Session) -> Differentiable:  # noqa: ARG002
+        """What stands for the device."""
         assert self._twin is not None
-        return backpropagate(self._twin, controls, inputs, grad_outputs)
-
-
-class Exact(Estimator):
-    """Backpropagates through a `devices.Differentiable` device's own law; costs no operation.
-
-    For tests and ablation: simulators and calibrated twins have such a law, chips do not.
-    """
-
-    def check(self, session: Session) -> None:
-        """Refuse a device without a law."""
-        super().check(session)
-        differentiable(session)
+        return self._twin
 
     def estimate(
         self,
@@ -121,5 +107,35 @@ class Exact(Estimator):
         outputs: Tensor,  # noqa: ARG002
         grad_outputs: Tensor,
     ) -> Tensor:
-        """The vector-Jacobian product of the law at the controls."""
-        return backpropagate(differentiable(session), controls, inputs, grad_outputs)
+        """The vector-Jacobian product of the model at the controls."""
+        with torch.enable_grad():
+            leaf = controls.detach().requires_grad_()
+            x = inputs.detach().requires_grad_(self.keeps_graph)
+            answer = self.law(session).transfer(leaf, x)
+            (gradient,) = torch.autograd.grad(answer, leaf, grad_outputs, retain_graph=self.keeps_graph)
+        self._graph = (inputs, x, answer) if self.keeps_graph else None
+        return gradient
+
+    def take_graph(self, inputs: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Inputs as a leaf and the model's answer to them, if the last estimate was of these; spares another pass."""
+        graph, self._graph = self._graph, None
+        return graph[1:] if graph is not None and graph[0] is inputs else None
+
+
+class Exact(Twin):
+    """Backpropagates through a `devices.Differentiable` device's own law; costs no operation.
+
+    For tests and ablation: simulators and calibrated twins have such a law, chips do not.
+    """
+
+    def __init__(self, *, seed: int = 0) -> None:
+        super().__init__(seed=seed)
+
+    def check(self, session: Session) -> None:
+        """Refuse a device without a law."""
+        self._twin = differentiable(session)
+        super().check(session)
+
+    def law(self, session: Session) -> Differentiable:
+        """The device's own."""
+        return differentiable(session)

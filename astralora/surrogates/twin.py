@@ -11,6 +11,7 @@ from torch import Tensor
 from devices import Differentiable, Session
 
 from ..estimators import Estimator
+from ..estimators import Twin as EstimatorTwin
 from ..estimators.twin import check_twin, differentiable
 from .base import Surrogate
 
@@ -30,11 +31,16 @@ class Twin(Surrogate):
     def __init__(self, *, twin: Differentiable | None = None, seed: int = 0) -> None:
         super().__init__(seed=seed)
         self._twin = twin
+        self._estimator: EstimatorTwin | None = None
 
     def check(self, session: Session, estimator: Estimator) -> None:
         """Refuse a missing twin, or one of another size than the device."""
         super().check(session, estimator)
         check_twin(self._twin, session.spec)
+        if isinstance(estimator, EstimatorTwin) and estimator.law(session) is self._twin:
+            # Both go through the same model: one pass serves both.
+            self._estimator = estimator
+            estimator.keeps_graph = True
 
     def start(self, session: Session, controls: Tensor) -> None:  # noqa: ARG002
         """Note the controls."""
@@ -46,15 +52,17 @@ class Twin(Surrogate):
 
     def recall(self, inputs: Tensor) -> None:
         """The next `vjp` is about these inputs."""
-        self._inputs = inputs.detach()
+        self._inputs = inputs
 
     def vjp(self, grad_outputs: Tensor) -> Tensor:
         """The vector-Jacobian product of the model at the inputs."""
         assert self._twin is not None
-        with torch.enable_grad():
-            leaf = self._inputs.detach().requires_grad_()
-            answer = self._twin.transfer(self._controls.to(leaf), leaf)
-            (gradient,) = torch.autograd.grad(answer, leaf, grad_outputs)
+        graph = self._estimator.take_graph(self._inputs) if self._estimator is not None else None
+        if graph is None:
+            with torch.enable_grad():
+                leaf = self._inputs.detach().requires_grad_()
+                graph = leaf, self._twin.transfer(self._controls.to(leaf), leaf)
+        (gradient,) = torch.autograd.grad(graph[1], graph[0], grad_outputs)
         return gradient
 
     def predict(self, inputs: Tensor) -> Tensor:
@@ -88,3 +96,6 @@ class Exact(Twin):
         """Note the device and its controls."""
         self._twin = differentiable(session)
         super().start(session, controls)
+
+    def observe(self, inputs: Tensor, outputs: Tensor) -> None:
+        """Nothing to see: what the law does not foresee is noise."""

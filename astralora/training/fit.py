@@ -83,6 +83,9 @@ class Fit:
             residuals = [layer.surrogate.residual or 0.0 for layer in self.layers]
             record["surrogate_residual"] = sum(residuals) / len(residuals)
             record["saturation"] = max(layer.saturation for layer in self.layers)
+            stale = [layer.estimator.staleness for layer in self.layers if layer.estimator.staleness is not None]
+            if stale:
+                record["staleness"] = max(stale)
             healths = [layer.health for layer in self.layers if layer.health is not None]
             if healths:
                 record["surrogate_health"] = min(healths)

@@ -171,3 +171,30 @@ def test_opens_all_chips_or_none(matrix_device: Any) -> None:
     with pytest.raises(DeviceError, match="no answer"):
         TiledDevice([good, bad], 8, 3).open()
     assert good.log == ["open", "close"]
+
+
+@pytest.mark.parametrize("count", [9, 2])
+def test_threads_change_nothing_but_the_waiting(count: int) -> None:
+    answers, usages = [], []
+    for threads in (False, True):
+        with Session(TiledDevice(chips("slm", count, impairments="lab"), 12, 9, threads=threads)) as session:
+            controls = torch.linspace(0, 6, 108)
+            found = [
+                session.apply(controls, torch.ones(5, 12)),
+                *session.query_each(controls.expand(2, -1), torch.ones(5, 12)),
+            ]
+            answers.append(torch.stack(found))
+            usages.append((session.usage.programs, session.usage.vectors))
+    assert torch.equal(*answers)
+    assert usages[0] == usages[1]
+
+
+def test_chips_of_their_own_threads_wait_together(matrix_device: Any) -> None:
+    import threading
+
+    meeting = threading.Barrier(3, timeout=5)
+    devices = [matrix_device() for _ in range(3)]
+    for device in devices:
+        device._query = lambda inputs: (meeting.wait(), inputs[:, :3])[1]
+    with Session(TiledDevice(devices, 12, 3, threads=True)) as session:
+        session.apply(torch.zeros(36), torch.ones(2, 12))  # would break the barrier one after the other
