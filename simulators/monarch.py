@@ -16,12 +16,13 @@ __all__ = ["Monarch"]
 
 
 class Monarch(LinearPhysics):
-    """Two stacks of block phase masks with a permutation between: A_(aq)(kc) = cos(u_kac + v_aqk) / sqrt(n).
+    """Monarch matrix: two stacks of block phase masks with a permutation between them.
 
-    The inputs stand in blocks k of elements c, the outputs in blocks a of elements q. The first stack spreads every
-    input block over all output blocks, the permutation gathers what is due to each, and the second stack mixes it (Dao
-    et al., ICML 2022); the detector takes the real part of the product of both phase factors. The number of blocks is
-    the largest power of two that divides the width and is not above its square root.
+    A_(aq)(kc) = cos(u_kac + v_aqk) / sqrt(n). The inputs stand in blocks k of elements c, the outputs in blocks a
+    of elements q. The first stack spreads every input block over all output blocks, the permutation gathers what is
+    due to each, and the second stack mixes it (Dao et al., ICML 2022); the detector takes the real part of the
+    product of both phase factors. The number of blocks is the largest power of two that divides the width and is
+    not above its square root.
 
     Controls: u in the order (k, a, c), then v in the order (a, q, k). Each control of the first stack moves one input's
     share in one block of outputs, each of the second one output's share of one block of inputs.

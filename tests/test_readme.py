@@ -12,16 +12,16 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_there_are_examples() -> None:
-    assert len(EXAMPLES) == 2
+    assert len(EXAMPLES) == 3
 
 
-@pytest.mark.parametrize("example", range(2))
+@pytest.mark.parametrize("example", range(3))
 @pytest.mark.usefixtures("a_throwaway_global_random_state")
 def test_an_example_runs_as_it_stands(example: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_registered", {})
     names: dict[str, object] = {"__name__": "readme"}
     exec(compile(EXAMPLES[example], "README.md", "exec"), names)
-    assert "device" in names or "layer" in names
+    assert names.keys() & {"device", "layer", "model"}
 
 
 def test_every_command_that_is_shown_exists() -> None:

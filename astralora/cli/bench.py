@@ -64,9 +64,9 @@ def efficiency(
 ) -> None:
     """Count the hardware operations that digits take to a test accuracy, method by method.
 
-    'paper' runs with each number of samples, with the step that suits the device best, for ten times the epochs. A run
-    is given up when, of programs and of vectors, it has spent more than another number of samples has needed on the
-    same device and seed, or PATIENCE times as much as another method.
+    'paper' gets each number of samples, its best step on the device, and ten times the epochs.
+
+    A run ends early when it can not win any more, against other numbers of samples or by --patience.
 
     Example: astralora bench efficiency --devices mrr --methods auto --seeds 0
     """
