@@ -30,8 +30,10 @@ class Choice(NamedTuple):
 
 def _auto(spec: DeviceSpec) -> Choice:
     if spec.linear and spec.coupling == "elementwise":
-        # Vectors are cheap where programs are not: against noise, every probe is sent twice.
-        return Choice("elementwise", "measured", {"every": 8, "repeats": 2 if spec.noise_std else 1})
+        # Vectors are cheap where programs are not: against noise, every probe is sent twice. A measurement takes as
+        # many vectors as the device is wide; where it comes less often by as much, a step's share of it stays.
+        every = max(8, spec.in_features // 64)
+        return Choice("elementwise", "measured", {"every": every, "repeats": 2 if spec.noise_std else 1})
     if spec.linear and spec.coupling == "sparse":
         return Choice("coloured", "measured")
     if spec.coupling in ("elementwise", "output"):

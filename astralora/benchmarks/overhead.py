@@ -20,7 +20,7 @@ __all__ = ["overhead"]
 
 Record = dict[str, Any]
 
-# Divisible by every period that a method is likely to have.
+# Steps of a cycle, at least.
 _CYCLE = 8
 
 
@@ -47,7 +47,7 @@ def overhead(
         sizes: inputs, and as many outputs.
         impairments: of the devices.
         batch: vectors a step.
-        cycles: of eight steps each, after one that warms up.
+        cycles: as above, after some steps that warm up.
         samples: perturbations a step, for methods that perturb; those are timed over single steps.
         listener: told every record as it comes.
 
@@ -101,9 +101,9 @@ def _ratio(device: str, impairments: str, size: int, method: str, batch: int, cy
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StaleGradientWarning)
-        length = 1 if method == "paper" else _CYCLE
+        length = 1 if method == "paper" else max(_CYCLE, layer.estimator.period)
         for module in (layer, linear):
-            for _ in range(length):
+            for _ in range(min(length, _CYCLE)):
                 step(module)
         spans = {layer: 0.0, linear: 0.0}
         for turn in range(cycles):

@@ -158,7 +158,7 @@ def overhead(
     ] = "128,256,512,1024",
     impairments: Impairments = "lab",
     batch: Annotated[int, typer.Option(help="Vectors a step.", min=1)] = 256,
-    cycles: Annotated[int, typer.Option(help="Of eight steps each.", min=1)] = 4,
+    cycles: Annotated[int, typer.Option(help="Of eight steps each, or of the method's own period.", min=1)] = 4,
     samples: Annotated[int, typer.Option(help="Perturbations a step, for 'paper'.", min=1)] = 100,
     output: Out = None,
     json: o.Json = False,

@@ -34,6 +34,7 @@ class Estimator(ABC):
             measured on the way.
         step_choice: the perturbation that the last estimate made, and what decided its size; None before the first, and
             where nothing is perturbed.
+        period: estimates after which what they spend repeats itself.
         staleness: of estimators that use what they measured in earlier steps, how far that is off by now, as a share of
             the outputs beyond their noise; None of the others.
     """
@@ -41,6 +42,7 @@ class Estimator(ABC):
     requires_linear: ClassVar[bool] = False
     couplings: ClassVar[tuple[Coupling, ...] | None] = None
     measures_transfer_matrix: ClassVar[bool] = False
+    period: int = 1
 
     def __init__(self, *, seed: int = 0) -> None:
         self.generator = derive_generator(seed, "estimator")

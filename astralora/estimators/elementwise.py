@@ -63,7 +63,7 @@ class Elementwise(TransferEstimator):
         super().__init__(step=step, repeats=repeats, seed=seed)
         if not (isinstance(stale, int | float) and stale > 0):
             raise ConfigurationError(f"stale must be a positive share of the outputs, not {stale!r}")
-        self.every = whole("every", every)
+        self.every = self.period = whole("every", every)
         self.stale = float(stale)
         self.pooling = pooling
         self.staleness: float = 0.0
