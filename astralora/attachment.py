@@ -79,7 +79,7 @@ def attach(
     common = {"initialize": initialize, "digital_fraction": digital_fraction, **options}
     places = _places(model, layers, tuple(exclude))
     for where in per_layer or {}:
-        if not any(_matches(where, place.name, place.old) for place in places):
+        if not any(_any_matches(where, place) for place in places):
             raise ConfigurationError(
                 f"per_layer has options for {_shown(where)}, which is none of the layers to attach"
             )
@@ -87,13 +87,14 @@ def attach(
     for place in places:
         place.options = dict(common)
         for where, its_own in (per_layer or {}).items():
-            if _matches(where, place.name, place.old):
+            if _any_matches(where, place):
                 place.options |= its_own
         _check_width(place)
         # A chip at two places is still one chip: one guard has to know what it holds.
         guard = place.device if isinstance(place.device, Session) else Session(place.device)
         place.session = sessions.setdefault(id(place.device), guard)
-        _check_options(place, shared=len(places) > 1)
+        _check_options(place)
+    _check_shared(places)
     for number, place in enumerate(places):
         # Layers of equal size must not start alike.
         place.options.setdefault("seed", derive_seed(seed, place.name) if number else seed)
@@ -135,11 +136,12 @@ def detach(model: nn.Module, layers: Iterable[Where] | None = None, *, repeats: 
             raise ConfigurationError(
                 f"layer {name!r} is on {module.session.spec.name!r}, which is not linear: no weight can be written back"
             )
+    # All are measured before the first is replaced: a chip that fails leaves the model as it is.
+    digital = {name: module.to_digital(repeats) for name, module in found.items()}
     for name, module in found.items():
-        digital = module.to_digital(repeats)
         if not name:
-            return digital
-        _put(model, module, digital)
+            return digital[name]
+        _put(model, module, digital[name])
     return model
 
 
@@ -148,6 +150,7 @@ class _Place:
     """One layer that is to be replaced, by what, and how."""
 
     name: str
+    aliases: tuple[str, ...]
     old: nn.Linear | nn.Conv2d
     device: Device
     options: dict[str, Any]
@@ -155,36 +158,35 @@ class _Place:
 
 
 def _places(model: nn.Module, layers: Layers, exclude: Sequence[Where]) -> list[_Place]:
-    # Tied layers stand under several names, and are replaced under all of them.
-    candidates = {
-        name: module
+    names = [
+        (name, module)
         for name, module in model.named_modules(remove_duplicate=False)
         if type(module) in (nn.Linear, nn.Conv2d)
-    }
+    ]
     chosen: dict[Where, What] = dict(layers.items())
     ranked = sorted(chosen, key=_rank)  # stable: among equals, the first in the mapping
     used: set[Where] = set()
     places: list[_Place] = []
-    taken: set[int] = set()
-    for name, module in candidates.items():
-        if any(_matches(where, name, module) for where in exclude):
+    for module in dict.fromkeys(module for _, module in names):
+        # Tied layers stand under several names, are meant by any of them, and are replaced under all.
+        aliases = tuple(name for name, other in names if other is module)
+
+        def meant(where: Where, module: nn.Module = module, aliases: tuple[str, ...] = aliases) -> bool:
+            return any(_matches(where, name, module) for name in aliases)
+
+        matching = [where for where in ranked if meant(where)]
+        if not matching or any(map(meant, exclude)):
             continue
-        where = next((where for where in ranked if _matches(where, name, module)), None)
-        if where is None:
-            continue
-        used.add(where)
-        used.update(other for other in ranked if _matches(other, name, module))
-        if id(module) in taken:
-            continue
-        taken.add(id(module))
+        used.update(matching)
         assert isinstance(module, nn.Linear | nn.Conv2d)
-        what = chosen[where]
-        places.append(_Place(name, module, what if isinstance(what, Device) else _made(what, name, module), {}))
+        what = chosen[matching[0]]
+        made = what if isinstance(what, Device) and not isinstance(what, type) else _made(what, aliases[0], module)
+        places.append(_Place(aliases[0], aliases, module, made, {}))
     for where in chosen:
         if where not in used:
-            raise ConfigurationError(_nothing_there(where, list(candidates), exclude))
+            raise ConfigurationError(_nothing_there(where, [name for name, _ in names], exclude))
     # In the order in which they were asked for, so that one layer more does not change the others' seeds.
-    order = {id(place): next(i for i, w in enumerate(chosen) if _matches(w, place.name, place.old)) for place in places}
+    order = {id(place): next(i for i, w in enumerate(chosen) if _any_matches(w, place)) for place in places}
     return sorted(places, key=lambda place: order[id(place)])
 
 
@@ -211,6 +213,10 @@ def _matches(where: Where, name: str, module: nn.Module) -> bool:
     return fnmatchcase(name, where) if _is_pattern(where) else name == where
 
 
+def _any_matches(where: Where, place: _Place) -> bool:
+    return any(_matches(where, name, place.old) for name in place.aliases)
+
+
 def layer_width(module: nn.Module) -> tuple[int, int]:
     """Inputs and outputs of the device that a linear layer or a convolution takes."""
     if isinstance(module, nn.Conv2d):
@@ -233,19 +239,27 @@ def _check_width(place: _Place) -> None:
         )
 
 
-def _check_options(place: _Place, *, shared: bool) -> None:
+def _check_options(place: _Place) -> None:
     options = dict(place.options)
     initialize, fraction = options.pop("initialize"), options.pop("digital_fraction")
     if initialize not in ("device", "fit"):
         raise ConfigurationError(f"initialize must be 'device' or 'fit', not {initialize!r}")
     if isinstance(fraction, bool) or not (isinstance(fraction, int | float) and 0 <= fraction < 1):
         raise ConfigurationError(f"digital_fraction must be at least 0 and below 1, not {fraction!r}")
+    if place.old.weight.dtype not in (torch.float32, torch.float64):
+        raise ConfigurationError(
+            f"layer {place.name!r} is {place.old.weight.dtype}; a device layer is float32 or float64"
+        )
     assert place.session is not None
     if initialize == "fit" and not place.session.spec.linear:
         raise ConfigurationError(f"{place.session.spec.name!r} is not linear, and cannot be fitted to weights")
     check_layer(place.session, **options)
+
+
+def _check_shared(places: Sequence[_Place]) -> None:
     for what in ("estimator", "surrogate"):
-        if shared and not isinstance(options.get(what), str | None):
+        objects = [id(place.options[what]) for place in places if not isinstance(place.options.get(what), str | None)]
+        if len(set(objects)) < len(objects):
             raise ConfigurationError(
                 f"one {what} cannot serve several layers; give its name, and each gets its own, or use per_layer"
             )
@@ -297,8 +311,14 @@ def _take_over(old: nn.Linear | nn.Conv2d, new: BlackBoxLinear, weight: Tensor) 
 def _put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if module is old:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, new)
+            path, _, child = name.rpartition(".")
+            parent = model.get_submodule(path)
+            setattr(parent, child, new)
+            if isinstance(parent, nn.TransformerEncoderLayer):
+                # Its fast path for inference would reach for weights that a device does not have.
+                device = any(isinstance(part, BlackBoxLinear) for part in parent.children())
+                known = {nn.functional.relu: 1, nn.functional.gelu: 2}
+                parent.activation_relu_or_gelu = 0 if device else known.get(parent.activation, 0)
 
 
 def _nothing_there(where: Where, names: Sequence[str], exclude: Sequence[Where]) -> str:

@@ -46,7 +46,8 @@ class Colouring:
             for patch, block in zip(spec.reach, blocks, strict=True):
                 shares = _shares(patch, places)
                 part_of.append(len(parts) + torch.arange(patch.controls) % len(shares))
-                colours.append(block + torch.arange(patch.controls) // len(shares))
+                order = torch.arange(patch.controls) // len(shares)
+                colours.append(block + (order if len(shares[0]) else torch.zeros_like(order)))
                 parts += shares
             self.colour, self._part_of = torch.cat(colours), torch.cat(part_of)
         self.count = int(self.colour.max()) + 1
@@ -94,7 +95,10 @@ def _blocks(patches: tuple[Patch, ...], height: int, width: int) -> list[int]:
     rows = _mask([range(*patch.outputs) for patch in patches], height)
     columns = _mask([range(*patch.inputs) for patch in patches], width)
     overlap = (rows @ rows.T > 0) & (columns @ columns.T > 0)
-    needs = [1 if patch.split else patch.controls for patch in patches]
+    needs = [
+        0 if not (row.any() and column.any()) else 1 if patch.split else patch.controls
+        for patch, row, column in zip(patches, rows, columns, strict=True)
+    ]
     starts: list[int] = []
     for place, need in enumerate(needs):
         taken = sorted((starts[other], needs[other]) for other in np.flatnonzero(overlap[place, :place]))

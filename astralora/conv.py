@@ -52,6 +52,8 @@ class BlackBoxConv2d(BlackBoxLinear):
         self.padding = padding if isinstance(padding, str) else _pair(padding)
         if isinstance(padding, str) and padding not in ("same", "valid"):
             raise ConfigurationError(f"padding must be a number, a pair, 'same' or 'valid', not {padding!r}")
+        if padding == "same" and self.stride != (1, 1):
+            raise ConfigurationError(f"padding 'same' goes with a stride of 1 only, not {self.stride}")
         self.padding_mode = padding_mode
         size = prod(self.kernel_size)
         if device.spec.in_features % size:

@@ -177,6 +177,8 @@ def _descend(session: Session, weight: Tensor, controls: nn.Parameter, product: 
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1), eta_min=stride / 100)
     vectors, power = orthogonal_probes(weight.shape[1], weight.dtype)
     vectors = vectors.to(weight.device)
+    frozen = not controls.requires_grad
+    controls.requires_grad_()
     best: Fit | None = None
     for turn in range(steps + 1):
         with torch.set_grad_enabled(turn < steps):
@@ -192,5 +194,6 @@ def _descend(session: Session, weight: Tensor, controls: nn.Parameter, product: 
             (factor * answers - vectors @ weight.mT).square().sum().mul(0.5 / power).backward()
             optimizer.step()
             schedule.step()
+    controls.requires_grad_(not frozen)
     assert best is not None
     return best

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 __all__ = ["Health", "StaleGradientWarning"]
 
@@ -37,6 +39,14 @@ class Health:
         self._steps = 0
         self._warned = False
         self.value: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next judgement depends on."""
+        return {"value": self.value, "steps": self._steps, "warned": self._warned}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` returned."""
+        self.value, self._steps, self._warned = state["value"], state["steps"], state["warned"]
 
     def update(self, explained: float | None) -> None:
         """Take in the newest batch; warns, once, when the average has fallen below a half."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from devices import Device, Session, SuggestsControls, derive_generator
+from devices import Device, DeviceSpec, ReportsPeaks, Session, SuggestsControls, derive_generator
 from devices.checks import check_inputs
 
 from .encoding import choose_encoding
@@ -86,6 +86,7 @@ class BlackBoxLinear(nn.Module):
         spec = self.session.spec
         self.in_features = spec.in_features
         self.out_features = spec.out_features
+        _check_digital(spec, digital)
         self.encoding = choose_encoding(spec, encoding)
         self.estimator, self.surrogate = choose_method(self.session, method, estimator, surrogate, seed=seed, **options)
         self.saturation = 0.0
@@ -171,6 +172,7 @@ class BlackBoxLinear(nn.Module):
         Raises:
             ConfigurationError: the device is not linear, and multiplies by nothing.
         """
+        self._project()
         session, controls = self.session, self.controls.detach()
         probe = TransferProbe(session.spec, controls.dtype, controls.device, repeats=repeats)
         with torch.no_grad(), session.purpose("measure"), session.transaction():
@@ -224,6 +226,7 @@ class BlackBoxLinear(nn.Module):
             "estimator": self.estimator.state_dict(),
             "surrogate": self.surrogate.state_dict(),
             "known": self._known,
+            "health": self._health.state_dict(),
         }
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
@@ -238,6 +241,7 @@ class BlackBoxLinear(nn.Module):
             self.estimator.load_state_dict(state["estimator"])
             self.surrogate.load_state_dict(state["surrogate"])
             self._known = state["known"]
+            self._health.load_state_dict(state["health"])
 
     def _kinds(self) -> list[str]:
         return [type(self.estimator).__name__, type(self.surrogate).__name__]
@@ -275,8 +279,8 @@ class BlackBoxLinear(nn.Module):
         vectors = bits * 2 - 1 if self.encoding.signed else bits
         inputs, factors = self.encoding.encode(vectors)
         with session.purpose("startup"), session.transaction():
-            spending = len(inputs) + self.surrogate.startup_vectors(session)
-            session.afford("startup", programs=1, vectors=spending, first=controls)
+            batches = (len(inputs), self.surrogate.startup_vectors(session))
+            session.afford("startup", programs=1, batches=batches, first=controls)
             answers = self.encoding.decode(session.apply(controls, inputs), factors)
             self.surrogate.start(session, controls)
         self._known = controls.clone()
@@ -309,9 +313,8 @@ class BlackBoxLinear(nn.Module):
             with session.purpose(booked):
                 outputs = session.query(inputs)
         if self.training:
-            if wants_inputs:
+            if wants_inputs and len(inputs):
                 self.surrogate.observe(inputs, outputs)
-                self._health.update(self.surrogate.explained(self._noise_variance))
             self._watch(outputs)
         return outputs
 
@@ -356,11 +359,15 @@ class BlackBoxLinear(nn.Module):
             if wants_inputs:
                 self.surrogate.recall(inputs)
                 grad_inputs = self.surrogate.vjp(grad_outputs)
+                if self.training:
+                    self._health.update(self.surrogate.explained(self._noise_variance))
         return grad_inputs, grad_controls
 
     def _watch(self, outputs: Tensor) -> None:
-        spec = self.session.spec
-        if spec.rails and outputs.numel():
+        spec, source = self.session.spec, self.session.capability(ReportsPeaks)
+        if source is not None:
+            self.saturation = float((source.peaks >= 1).to(outputs).mean()) if outputs.numel() else 0.0
+        elif spec.rails and outputs.numel():
             margin = (spec.output_step or 0.0) / 2
             ends = [outputs >= rail - margin if rail > 0 else outputs <= rail + margin for rail in spec.rails]
             self.saturation = sum(float(end.sum()) for end in ends) / outputs.numel()
@@ -389,6 +396,10 @@ def check_layer(
     spec = session.spec
     choose_encoding(spec, encoding)
     choose_method(session, method, estimator, surrogate, **options)
+    _check_digital(spec, digital)
+
+
+def _check_digital(spec: DeviceSpec, digital: Tensor | None) -> None:
     if digital is not None and digital.shape != (spec.out_features, spec.in_features):
         raise ConfigurationError(
             f"the digital part must have shape {(spec.out_features, spec.in_features)}, but has {tuple(digital.shape)}"

@@ -20,7 +20,7 @@ class Choice(NamedTuple):
     Attributes:
         estimator: of control gradients, by name.
         surrogate: of input gradients, by name.
-        options: for the one that takes them, where they differ from its own.
+        options: of the estimator, where they differ from its own.
     """
 
     estimator: str
@@ -98,7 +98,8 @@ def choose_method(
                 f"neither estimator {_name(estimator)} nor surrogate {_name(surrogate)} takes an option "
                 f"{option!r}; they take {', '.join(sorted(taken)) or 'none'}"
             )
-    options = {**{key: value for key, value in default.options.items() if key in taken}, **options}
+    if estimator == default.estimator:
+        options = {**default.options, **options}
     chosen = (
         ESTIMATORS.make(estimator, **options) if isinstance(estimator, str) else estimator,
         SURROGATES.make(surrogate, **options) if isinstance(surrogate, str) else surrogate,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from devices import DeviceSpec, Session, derive_generator
+from devices import DeviceSpec, ReportsPeaks, Session, derive_generator
 
 from .encoding import choose_encoding
 from .errors import ConfigurationError
@@ -127,8 +127,13 @@ class LinearProbe:
         inputs, factors = self._encoding.encode(self.rows[which], self.amplitude[which])
         inputs = self._repeated(inputs)
         outputs = session.query_adjoint(inputs) if self._backward else session.query(inputs)
-        outputs = self._mean(outputs)
+        if not len(outputs):
+            return self._encoding.decode(outputs, factors), outputs.new_zeros(0)
+        source = session.capability(ReportsPeaks)
+        outputs, passes = self._mean(outputs), outputs
         shares = outputs.new_zeros(len(outputs))
+        if source is not None:
+            shares = source.peaks.to(passes).view(self._repeats, -1).amax(dim=0)
         for rail in self._rails:
             shares = torch.maximum(shares, (outputs / rail).amax(dim=1))
         # Both signs of a split probe have to stay within range.

@@ -8,6 +8,7 @@ from .device import (
     HardwareDevice,
     ProgramsMany,
     Reciprocal,
+    ReportsPeaks,
     Snapshots,
     SuggestsControls,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "Reciprocal",
     "RehearsalDevice",
     "Rehearses",
+    "ReportsPeaks",
     "Session",
     "Snapshots",
     "Stripe",

@@ -28,6 +28,7 @@ __all__ = [
     "HardwareDevice",
     "ProgramsMany",
     "Reciprocal",
+    "ReportsPeaks",
     "Snapshots",
     "SuggestsControls",
 ]
@@ -119,6 +120,16 @@ class Composite(Protocol):
 
 
 @runtime_checkable
+class ReportsPeaks(Protocol):
+    """A device whose detectors may saturate without that showing in its outputs, since those are sums."""
+
+    @property
+    def peaks(self) -> Tensor:
+        """Of each vector of the newest query, the largest share of a detector's range that was reached: (batch,)."""
+        ...
+
+
+@runtime_checkable
 class Differentiable(Protocol):
     """A device whose law autograd can follow: simulators and calibrated twins."""
 
@@ -152,8 +163,8 @@ class Snapshots(Protocol):
         """The inner state, as tensors, numbers, strings, lists and dicts."""
         ...
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> bool | None:
+        """Put back what `state_dict` returned; False tells that some of it could not be."""
         ...
 
 

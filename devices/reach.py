@@ -11,8 +11,8 @@ __all__ = ["Patch", "Stripe", "check_reach"]
 
 _Index = Annotated[int, Field(ge=0)]
 
-Stripe = tuple[_Index, PositiveInt] | tuple[_Index, PositiveInt, PositiveInt]
-"""Evenly spaced indices: start, stop (not included) and, unless it is 1, the step."""
+Stripe = tuple[_Index, _Index] | tuple[_Index, _Index, PositiveInt]
+"""Evenly spaced indices: start, stop (not included) and, unless it is 1, the step. None of them where stop is start."""
 
 
 class Patch(BaseModel):
@@ -46,12 +46,12 @@ def check_reach(patches: Sequence[Patch], num_controls: int, in_features: int, o
     for place, patch in enumerate(patches):
         for side, width in (("outputs", out_features), ("inputs", in_features)):
             indices = range(*getattr(patch, side))
-            if not indices or indices[-1] >= width:
+            if (indices and indices[-1] >= width) or getattr(patch, side)[1] < getattr(patch, side)[0]:
                 raise ValueError(
                     f"patch {place} of the reach has {side} {getattr(patch, side)}, which are not within the "
                     f"device's {width}"
                 )
-            if patch.split == side and len(indices) % patch.controls:
+            if patch.split == side and (not indices or len(indices) % patch.controls):
                 raise ValueError(
                     f"patch {place} of the reach cannot split {len(indices)} {side} among {patch.controls} controls"
                 )

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from math import sqrt
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from .device import Device
+from .random import derive_generator
 from .session import Session
 from .spec import DeviceSpec
+
+# Standard deviation of an answer to inputs of full power, as a share of the detector's range.
+_SHARE = 0.1
 
 __all__ = ["RehearsalDevice", "Rehearses", "rehearse"]
 
 
 class RehearsalDevice:
-    """Answers zeros in the right shape, so that a run's operations can be counted without a run.
+    """Answers as some linear device would, so that a run's operations can be counted without a run.
 
     It takes the place of a device with the same spec: what is asked of it is what would be asked
-    of the real one, as far as that does not depend on the answers.
+    of the real one, as far as that does not depend on the answers. Those are of full rank, as any chip's are, well
+    within the detector's range, and the same whatever the controls.
 
     Args:
         spec: of the device that it stands in for.
@@ -25,6 +32,7 @@ class RehearsalDevice:
 
     def __init__(self, spec: DeviceSpec) -> None:
         self.spec = spec
+        self._entries: Tensor | None = None
 
     def open(self) -> None:
         """Do nothing: there is nothing to connect to."""
@@ -36,21 +44,30 @@ class RehearsalDevice:
         """Accept the controls and forget them."""
 
     def query(self, inputs: Tensor) -> Tensor:
-        """Zeros: (batch, in_features) -> (batch, out_features)."""
-        return inputs.new_zeros(len(inputs), self.spec.out_features)
+        """Some linear function of the inputs: (batch, in_features) -> (batch, out_features)."""
+        return inputs @ self._matrix(inputs).mT
 
     def query_each(self, controls: Tensor, inputs: Tensor) -> Tensor:
-        """Zeros: (settings, batch, out_features)."""
-        return inputs.new_zeros(len(controls), len(inputs), self.spec.out_features)
+        """The same at every setting: (settings, batch, out_features)."""
+        return self.query(inputs).expand(len(controls), -1, -1).clone()
 
     def query_adjoint(self, outputs: Tensor) -> Tensor:
-        """Zeros: (batch, out_features) -> (batch, in_features)."""
-        return outputs.new_zeros(len(outputs), self.spec.in_features)
+        """The same function's transpose: (batch, out_features) -> (batch, in_features)."""
+        return outputs @ self._matrix(outputs)
 
     def transfer(self, controls: Tensor, inputs: Tensor) -> Tensor:
-        """Zeros that autograd can follow."""
-        zeros = inputs.new_zeros(len(inputs), self.spec.out_features)
-        return zeros + 0.0 * (controls.sum(dim=-1)[..., None, None] + inputs.sum())
+        """The same, for autograd; no control has any part in it."""
+        return self.query(inputs) + 0.0 * controls.sum(dim=-1)[..., None, None]
+
+    def _matrix(self, like: Tensor) -> Tensor:
+        if self._entries is None:
+            spec = self.spec
+            shape = (spec.out_features, spec.in_features)
+            draw = torch.randn(shape, generator=derive_generator(0, "rehearsal"))
+            reach = max(map(abs, spec.input_range or (0.0, 1.0)))
+            scale = max(map(abs, spec.output_range or (0.0, 1.0)))
+            self._entries = draw * (_SHARE * scale / (reach * sqrt(spec.in_features)))
+        return self._entries.to(like)
 
 
 @runtime_checkable
@@ -58,7 +75,7 @@ class Rehearses(Protocol):
     """A device that knows better than its spec what operations on it come to."""
 
     def rehearsal(self) -> Device:
-        """A stand-in that is asked for the same, and answers zeros."""
+        """A stand-in that is asked for the same."""
         ...
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from math import ceil
@@ -247,13 +247,22 @@ class Session:
         """Whether light can be sent through the guarded device backwards."""
         return self.capability(Reciprocal) is not None
 
-    def afford(self, operation: str, *, programs: int = 0, vectors: int = 0, first: Tensor | None = None) -> None:
+    def afford(
+        self,
+        operation: str,
+        *,
+        programs: int = 0,
+        vectors: int = 0,
+        batches: Sequence[int] = (),
+        first: Tensor | None = None,
+    ) -> None:
         """Make sure that the budget covers a plan of several operations before its first is sent.
 
         Args:
             operation: what to call the plan in the error.
             programs: settings, each of which is passed the same number of vectors.
-            vectors: vectors in all.
+            vectors: vectors in all, equally many at each setting.
+            batches: further vectors, query by query.
             first: the first of the settings, which is free where the device holds it already.
 
         Raises:
@@ -261,7 +270,8 @@ class Session:
         """
         with self._lock:
             settings = max(programs, 1)
-            queries = settings * self._calls(ceil(vectors / settings))
+            queries = settings * self._calls(ceil(vectors / settings)) + sum(map(self._calls, batches))
+            vectors += sum(batches)
             if first is not None and self._holds(first):
                 programs -= 1
             self._afford(operation, programs=programs, queries=queries, vectors=vectors)
@@ -306,7 +316,8 @@ class Session:
             snapshot = self.capability(Snapshots)
             restored = snapshot is not None and state["device"] is not None
             if snapshot is not None and restored:
-                snapshot.load_state_dict(state["device"])
+                restored = snapshot.load_state_dict(state["device"]) is not False
+            if restored:
                 self._programmed = state["programmed"]
             else:
                 # What was spent on the way here was spent on the same chip, on top of what is saved.

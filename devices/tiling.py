@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from math import ceil, hypot, sqrt
-from typing import Any, TypeVar
+from math import ceil, copysign, hypot, sqrt
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,7 +31,8 @@ class TiledDevice:
     The matrix of (out_features, in_features) is cut into tiles of the chips' size, row by row of tiles; the last
     ones may be used in part. With as many chips as tiles, all of them hold their tile and work in parallel. With
     fewer, each serves several tiles in turn, and is reprogrammed for every batch: fit for large batches. An output
-    is the sum over a row of tiles, so its noise is that of one chip times the root of their number.
+    is the sum over a row of tiles, so its noise is that of one chip times the root of their number. Usage counts what
+    every chip is asked for, and the spec's times are per such operation, with all chips at work.
 
     The controls are those of the tiles: where the chips' coupling is elementwise, in the order of the whole matrix,
     which stays elementwise; elsewhere tile by tile, and each tile's controls reach its own block.
@@ -61,7 +62,9 @@ class TiledDevice:
     ) -> None:
         if not chips:
             raise DeviceError("needs at least one chip", device=name, operation="open")
-        self.sessions = [chip if isinstance(chip, Session) else Session(chip) for chip in chips]
+        # A chip that is given twice is still one, and takes turns.
+        unique = {id(chip): chip for chip in chips}.values()
+        self.sessions = [chip if isinstance(chip, Session) else Session(chip) for chip in unique]
         self._chip = chip = self.sessions[0].spec
         for session in self.sessions:
             other = session.spec
@@ -84,6 +87,7 @@ class TiledDevice:
         self._turns = ceil(self._tiles / len(self.sessions))
         self._controls: Tensor | None = None
         self._forth = True
+        self._peaks = torch.empty(0)
         self._threads = threads and len(self.sessions) > 1
         surplus = self._columns * chip.in_features - in_features
         if surplus and chip.input_range is not None and not chip.input_range[0] <= 0 <= chip.input_range[1]:
@@ -146,12 +150,29 @@ class TiledDevice:
             parts = self._split(controls)
             self._each_chip(lambda tile: self.sessions[tile].program(parts[tile]), range(self._tiles))
 
+    @property
+    def peaks(self) -> Tensor:
+        """Of each vector of the newest query, the largest share of any chip's range that was reached: (batch,)."""
+        return self._peaks
+
     def query(self, inputs: Tensor) -> Tensor:
         """Pass vectors through all tiles: (batch, in_features) -> (batch, out_features)."""
         if self._controls is None:
             raise NotConnected("no controls are set; call program first", device=self._spec.name, operation="query")
         parts = self._split(self._controls)
-        return self._assemble(inputs, lambda tile, lit: self._session(tile).apply(parts[tile], lit))
+        peaks = [inputs.new_zeros(len(inputs))]
+
+        def ask(tile: int, lit: Tensor) -> Tensor:
+            answer = self._session(tile).apply(parts[tile], lit)
+            margin = (self._chip.output_step or 0.0) / 2
+            # From half a code below its end on, a detector is as good as saturated.
+            ends = [rail - copysign(margin, rail) for rail in self._chip.rails if len(answer)]
+            peaks.extend((answer / end).amax(dim=1) for end in ends)
+            return answer
+
+        answers = self._assemble(inputs, ask)
+        self._peaks = torch.stack(peaks).amax(dim=0)
+        return answers
 
     def query_each(self, controls: Tensor, inputs: Tensor) -> Tensor:
         """Program each setting in turn and pass the same vectors through, all settings of a tile at once.
@@ -194,13 +215,22 @@ class TiledDevice:
 
     def state_dict(self) -> dict[str, Any]:
         """The state of every chip, and the controls held."""
-        return {"controls": self._controls, "chips": [session.state_dict() for session in self.sessions]}
+        return {
+            "controls": self._controls,
+            "forth": self._forth,
+            "chips": [session.state_dict() for session in self.sessions],
+        }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
-        for session, part in zip(self.sessions, state["chips"], strict=True):
-            session.load_state_dict(part)
-        self._controls = state["controls"]
+    def load_state_dict(self, state: Mapping[str, Any]) -> bool:
+        """Put back what `state_dict` returned.
+
+        Returns:
+            Whether every chip's inner state came back. If not, nothing is taken to be programmed.
+        """
+        restored = [session.load_state_dict(part) for session, part in zip(self.sessions, state["chips"], strict=True)]
+        self._forth = state["forth"]
+        self._controls = state["controls"] if all(restored) else None
+        return all(restored)
 
     # -- tiles ------------------------------------------------------------------------------
 
@@ -219,8 +249,10 @@ class TiledDevice:
             "noise_std": hypot(sqrt(columns) * chip.noise_std, sqrt((columns - 1) / 12) * (chip.output_step or 0.0)),
             "output_range": None,
             "output_levels": None,
-            "program_seconds": self._turns * chip.program_seconds,
-            "vector_seconds": self._turns * chip.vector_seconds,
+            # Every chip's operations are counted, and the chips work side by side.
+            "program_seconds": chip.program_seconds / len(self.sessions),
+            "vector_seconds": chip.vector_seconds / len(self.sessions),
+            "max_batch": None,
             "serial_number": "+".join(session.spec.serial_number or "?" for session in self.sessions),
         }
         if chip.output_range is not None:
@@ -232,9 +264,10 @@ class TiledDevice:
         else:
             update["coupling"] = "sparse"
             update["reach"] = tuple(
-                self._patch(patch, tile, in_features, out_features)
+                placed
                 for tile in range(self._tiles)
                 for patch in self._chip_patches()
+                for placed in self._placed(patch, tile, in_features, out_features)
             )
         return DeviceSpec.model_validate({**chip.model_dump(), **update})
 
@@ -250,14 +283,25 @@ class TiledDevice:
             )
         return (Patch(controls=chip.num_controls, outputs=(0, chip.out_features), inputs=(0, chip.in_features)),)
 
-    def _patch(self, patch: Patch, tile: int, in_features: int, out_features: int) -> Patch:
+    def _placed(self, patch: Patch, tile: int, in_features: int, out_features: int) -> list[Patch]:
         """A chip's patch at its tile's place in the whole, cut where the tile is used in part."""
         row, column = divmod(tile, self._columns)
-        outputs, cut_down = _moved(range(*patch.outputs), row * self._chip.out_features, out_features)
-        inputs, cut_across = _moved(range(*patch.inputs), column * self._chip.in_features, in_features)
-        # What is cut is not shared out evenly any more: to say that each moves all that is left is safe.
-        split = None if cut_down or cut_across else patch.split
-        return Patch(controls=patch.controls, outputs=outputs, inputs=inputs, split=split)
+        outputs = _moved(range(*patch.outputs), row * self._chip.out_features, out_features)
+        inputs = _moved(range(*patch.inputs), column * self._chip.in_features, in_features)
+        if patch.split is None or not outputs or not inputs:
+            return [_patch(patch.controls, outputs, inputs, patch.split if outputs and inputs else None)]
+        kept, whole = (inputs, patch.inputs) if patch.split == "inputs" else (outputs, patch.outputs)
+        share = len(range(*whole)) // patch.controls
+        full, rest = divmod(len(kept), share)
+
+        def part(controls: int, indices: range) -> Patch:
+            sides = (outputs, indices) if patch.split == "inputs" else (indices, inputs)
+            return _patch(controls, *sides, patch.split if indices else None)
+
+        parts = [part(full, kept[: full * share])] if full else []
+        parts += [part(1, kept[full * share :])] if rest else []
+        unused = patch.controls - full - bool(rest)
+        return parts + ([part(unused, kept[:0])] if unused else [])
 
     def _elementwise_places(self, in_features: int, out_features: int) -> Tensor:
         """Where the control of each matrix entry stands among those of the tiles, (num_controls,)."""
@@ -326,7 +370,7 @@ def make_tiled(
         chip: registered device of tile x tile.
         tile: inputs and outputs of a chip.
         chips: number of chips; None for one a tile.
-        seed: of the first chip; each has its own.
+        seed: from which every chip gets one of its own.
         **options: for every chip.
     """
     count = ceil(in_features / tile) * ceil(out_features / tile)
@@ -340,8 +384,11 @@ def make_tiled(
     return TiledDevice(made, in_features, out_features, name=f"tiled-{chip}")
 
 
-def _moved(indices: range, offset: int, limit: int) -> tuple[tuple[int, int, int], bool]:
-    """Indices moved by an offset and cut at a limit, one at least; and whether anything was cut."""
-    whole = range(indices.start + offset, indices.stop + offset, indices.step)
-    kept = range(whole.start, min(whole.stop, limit), whole.step) or range(limit - 1, limit)
-    return (kept.start, kept.stop, kept.step), len(kept) < len(whole) or kept.start != whole.start
+def _moved(indices: range, offset: int, limit: int) -> range:
+    """Indices moved by an offset, those below a limit."""
+    return range(indices.start + offset, min(indices.stop + offset, limit), indices.step)
+
+
+def _patch(controls: int, outputs: range, inputs: range, split: Literal["inputs", "outputs"] | None) -> Patch:
+    stripes = [(side.start, side.stop, side.step) if side else (0, 0, 1) for side in (outputs, inputs)]
+    return Patch(controls=controls, outputs=stripes[0], inputs=stripes[1], split=split)

@@ -94,4 +94,5 @@ def global_random_state_is_left_alone() -> Any:
 def a_throwaway_global_random_state(global_random_state_is_left_alone: Any) -> Any:
     """For code of users, who may draw from it as they like."""
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         yield

@@ -100,7 +100,7 @@ def _cases(
                     options = dict(parsed)
                     if count is not None:
                         options |= {"samples": count}
-                    if method == "paper":
+                    if step is not None and method == "paper":
                         options |= {"step": step}
                     for seed in seeds:
                         case = {**about, "samples": count, "seed": seed}
@@ -212,12 +212,13 @@ def _after_an_epoch(case: Record, parsed: dict[str, Any]) -> Record:
         fit = Fit(config, task, task.splits(), model)
         (layer,) = fit.layers
         witness = layer.estimator = _Witness(layer.estimator)
+        before = after = session.usage_by_purpose
         for record in fit.run():
             if record["event"] == "epoch":
                 break
-            by_purpose = session.usage_by_purpose
+            before, after = after, session.usage_by_purpose
     controls, inputs, outputs, grad_outputs = witness.data
-    spent = by_purpose.get("controls", Usage()) + by_purpose.get("inputs", Usage())
+    spent = sum((after[name] - before.get(name, Usage()) for name in ("controls", "inputs") if name in after), Usage())
     gradient = layer.surrogate.vjp(grad_outputs)
     return {
         "data": "digits",

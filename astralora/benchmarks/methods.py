@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from devices import Session, SuggestsControls, derive_generator, make_device
+from devices import Differentiable, Session, SuggestsControls, derive_generator, make_device
 
 from ..errors import ConfigurationError
 from ..estimators import ESTIMATORS, Exact, Gaussian
@@ -78,16 +78,18 @@ def cosine(a: Tensor, b: Tensor) -> float:
     return float((a * b).sum()) / scale if scale else 0.0
 
 
-def best_step(device: str, impairments: str, size: tuple[int, int], batch: int) -> float:
+def best_step(device: str, impairments: str, size: tuple[int, int], batch: int) -> float | None:
     """The step with which `Gaussian` comes closest to the exact gradient on a device, of all that are worth trying.
 
     The published method is not to be handicapped by a step that does not suit a chip's levels and noise. What the
     search spends is not counted against it.
 
     Returns:
-        In control units.
+        In control units; None for a device without a law to compare with, where the method's own has to do.
     """
     session, controls = open_chip(device, impairments, size, seed=0)
+    if session.capability(Differentiable) is None:
+        return None
     spec = session.spec
     low, high = spec.control_range or (0.0, 1.0)
     level = spec.control_step or 0.0

@@ -45,7 +45,7 @@ def plan(
                 "programs": usage.programs,
                 "queries": usage.queries,
                 "vectors": usage.vectors,
-                "hardware_seconds": usage.hardware_seconds(priced.spec),
+                "hardware_seconds": priced.seconds(None if name == "total" else name),
             }
             for name, usage in rows
         }
@@ -58,7 +58,7 @@ def plan(
     for name, usage in rows:
         if name == "total":
             table.add_section()
-        seconds = usage.hardware_seconds(priced.spec)
+        seconds = priced.seconds(None if name == "total" else name)
         table.add_row(
             name,
             f"{usage.programs:,}",

@@ -95,11 +95,16 @@ class Estimator(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next estimate depends on."""
-        return {"generator": self.generator.get_state()}
+        step = self.step_choice
+        return {
+            "generator": self.generator.get_state(),
+            "step": None if step is None else [step.size, step.bound],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` returned."""
         self.generator.set_state(state["generator"])
+        self.step_choice = None if state["step"] is None else StepChoice(*state["step"])
 
     def _randn(self, count: int, like: Tensor) -> Tensor:
         # Drawn on the CPU, so that a run does not depend on where the tensors live.

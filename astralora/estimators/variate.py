@@ -26,7 +26,8 @@ class ControlVariate:
         g = mean_k [c_k h + u_k (d_k - c_k t_k)]
 
     has the gradient as its mean for any c_k that does not depend on u_k. The best is c = sum d t / sum t^2: here from
-    earlier estimates and from all samples of this one but the k-th. A poor twin gets a small c, and harms nothing.
+    earlier estimates and, where directions are independent, from all samples of this one but the k-th. It starts at
+    0. A poor twin gets a small c, and harms nothing.
 
     Args:
         twin: the model.
@@ -36,6 +37,7 @@ class ControlVariate:
         self._twin = twin
         self._products = 0.0  # remembered sums of d t and of t^2
         self._squares = 0.0
+        self._earlier = 0.0
         self._shares: list[float] = []
         self._count = 0
 
@@ -48,22 +50,27 @@ class ControlVariate:
         self._products *= _MEMORY
         self._squares *= _MEMORY
         self._shares, self._count = [], 0
+        self._earlier = self.share
         return backpropagate(self._twin, controls, inputs, grad_outputs)
 
-    def remove(self, changes: Tensor, predicted: Tensor) -> Tensor:
+    def remove(self, changes: Tensor, predicted: Tensor, *, leave_one_out: bool) -> Tensor:
         """What the twin does not explain: d - c t.
 
         Args:
             changes: d by sample and output, (samples, out_features).
             predicted: t by sample, (samples, 1), or by sample and output.
+            leave_one_out: learn c from the other samples too, whose directions are independent of each one's own.
         """
         seen = changes if predicted.shape == changes.shape else changes.sum(dim=1, keepdim=True)
         products = (seen * predicted).sum(dim=1).double()
         squares = predicted.square().sum(dim=1).double()
         self._products += float(products.sum())
         self._squares += float(squares.sum())
-        others = self._squares - squares
-        shares = torch.where(others > 0, (self._products - products) / others.clamp_min(1e-300), 0.0)
+        if leave_one_out:
+            others = self._squares - squares
+            shares = torch.where(others > 0, (self._products - products) / others.clamp_min(1e-300), 0.0)
+        else:
+            shares = torch.full_like(products, self._earlier)
         self._shares.append(float(shares.sum()))
         self._count += len(shares)
         return seen - shares.to(seen).unsqueeze(1) * predicted

@@ -58,6 +58,8 @@ class ZeroOrder(Estimator):
     """
 
     step_share: ClassVar[float] = 1 / 64
+    independent: ClassVar[bool] = False
+    """Directions do not depend on one another: those drawn without repetition do."""
     default_compression: ClassVar[Compression] = "singular"
 
     def __init__(
@@ -171,7 +173,7 @@ class ZeroOrder(Estimator):
                 energy += float(changes.sum(dim=1).square().sum())
                 if known is not None and self._variate is not None:
                     predicted = self.predict(perturbed - controls, known, spec.out_features)
-                    changes = self._variate.remove(changes, predicted)
+                    changes = self._variate.remove(changes, predicted, leave_one_out=self.independent)
                 gradient += self.combine(directions, changes)
         gradient /= count * step
         self._look_out_for_noise(energy / count, (0.5 if self.antithetic else 2.0) * readout.variance())
@@ -237,6 +239,7 @@ class Gaussian(ZeroOrder):
     the gradient is about sqrt(M / (P + M)) for P controls.
     """
 
+    independent = True
     default_compression = "rows"
 
     def directions(self, count: int, controls: Tensor) -> Tensor:
@@ -254,6 +257,8 @@ class Rademacher(ZeroOrder):
 
     Variance (|g|^2 - g_i^2) / M of entry i: a little less than Gaussian directions, and no step strays beyond mu.
     """
+
+    independent = True
 
     def directions(self, count: int, controls: Tensor) -> Tensor:
         """Random signs."""
@@ -305,9 +310,9 @@ class Coordinate(ZeroOrder):
         """Every chosen control stands for as many as there are to each."""
         return len(directions[0]) * super().combine(directions, changes)
 
-    def reach(self, below: Tensor, above: Tensor) -> Tensor:  # noqa: ARG002
-        """Nothing is cut short."""
-        return torch.ones_like(above)
+    def reach(self, below: Tensor, above: Tensor) -> Tensor:
+        """Steps inward are not cut short; the opposite ones of antithetic pairs may be."""
+        return super().reach(below, above) if self.antithetic else torch.ones_like(above)
 
 
 class Output(ZeroOrder):

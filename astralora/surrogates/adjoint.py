@@ -23,6 +23,8 @@ class Adjoint(Surrogate):
     outputs, and no program.
     """
 
+    _gradient: Tensor
+
     def check(self, session: Session, estimator: Estimator) -> None:
         """Refuse a device without a reverse port."""
         super().check(session, estimator)
@@ -34,10 +36,13 @@ class Adjoint(Surrogate):
 
     def prepare(self, session: Session, grad_outputs: Tensor) -> None:
         """Send the gradients through, while the device holds the controls of the forward pass."""
+        if not len(grad_outputs):
+            self._gradient = grad_outputs.new_zeros(0, session.spec.in_features)
+            return
         U, s, V = torch.linalg.svd(grad_outputs, full_matrices=False)
         rank = max(1, int((s > torch.finfo(s.dtype).eps * max(grad_outputs.shape) * s[:1]).sum()))
         probe = LinearProbe(session.spec, V[:rank].contiguous(), backward=True)
-        self._gradient: Tensor = (U[:, :rank] * s[:rank]) @ probe.ask(session)
+        self._gradient = (U[:, :rank] * s[:rank]) @ probe.ask(session)
 
     def catch_up(self, session: Session, controls: Tensor, grad_outputs: Tensor) -> None:
         """The same; the device may hold other controls by now."""

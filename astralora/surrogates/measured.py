@@ -20,6 +20,7 @@ class Measured(MatrixSurrogate):
     requires_measuring_estimator = True
 
     _stale = False
+    _batch: tuple[Tensor, Tensor] | None = None
 
     def startup_vectors(self, session: Session) -> int:
         """One vector an input, or two where the inputs have only one sign."""
@@ -39,10 +40,18 @@ class Measured(MatrixSurrogate):
             session.program(controls)
             self.start(session, controls)
 
+    def observe(self, inputs: Tensor, outputs: Tensor) -> None:
+        """Note the residual; it is the next matrix that this batch's gradient is going to be of."""
+        super().observe(inputs, outputs)
+        self._batch = inputs, outputs
+
     def adopt(self, matrix: Tensor) -> None:
         """Take the new matrix."""
         self.matrix = matrix
         self._stale = False
+        if self._batch is not None:
+            super().observe(*self._batch)
+            self._batch = None
 
     def state_dict(self) -> dict[str, Any]:
         """The matrix, the random stream, and whether the matrix is up to date."""

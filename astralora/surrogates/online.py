@@ -20,6 +20,8 @@ __all__ = ["Online"]
 
 # Relative to the mean squared length of an input: keeps the solve well-posed on a noiseless device.
 _FLOOR = 1e-8
+# Most variance of an entry, relative to that of all entries together.
+_UNKNOWN = 100.0
 
 
 class Online(MatrixSurrogate):
@@ -110,8 +112,13 @@ class Online(MatrixSurrogate):
             drift = ((residual.square().mean() - expected) / length).clamp_min(0)
             P = P + drift * torch.eye(len(P), dtype=P.dtype, device=P.device)
         else:
+            prior = Y.square().mean() / length
             cold = float(P.diagonal().sum()) == 0
-            P = P + (Y.square().mean() / length) * torch.eye(len(P)).to(P) if cold else P / self._forgetting
+            P = prior * torch.eye(len(P)).to(P) if cold else P / self._forgetting
+            if self._forgetting < 1:
+                # What is never seen must not become less certain without end: much less than at a cold start is enough.
+                shrink = (_UNKNOWN * prior.clamp_min(1e-30) / P.diagonal()).clamp_max(1).sqrt()
+                P = shrink.unsqueeze(1) * P * shrink
         if len(X) > X.shape[1]:
             # More rows than directions: the same information in as many rows as there are directions.
             Q, X = torch.linalg.qr(X)

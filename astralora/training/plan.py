@@ -30,40 +30,58 @@ class Plan:
     """The price of a run.
 
     Attributes:
-        spec: of the device that would be used; all of them are of one kind.
+        specs: of the devices that would be used.
         steps: updates in all.
         first_step: what startup and one step take of each device.
-        by_purpose: everything, by what it is for.
+        by_device: everything that each is asked for, by what it is for.
     """
 
-    spec: DeviceSpec
+    specs: tuple[DeviceSpec, ...]
     steps: int
     first_step: tuple[Usage, ...]
-    by_purpose: Spending
+    by_device: tuple[Spending, ...]
+
+    @property
+    def by_purpose(self) -> Spending:
+        """All devices together, by what it is for."""
+        return _sum(*((1, spending) for spending in self.by_device))
 
     @property
     def total(self) -> Usage:
-        """All purposes together."""
+        """All devices and purposes together."""
         return _total(self.by_purpose)
+
+    def seconds(self, purpose: str | None = None) -> float:
+        """Time on hardware at each spec's own rates: for a purpose, or for all."""
+        return sum(
+            usage.hardware_seconds(spec)
+            for spec, spending in zip(self.specs, self.by_device, strict=True)
+            for name, usage in spending.items()
+            if purpose in (None, name)
+        )
 
     @property
     def hardware_seconds(self) -> float:
-        """Time on hardware at the spec's own rates."""
-        return self.total.hardware_seconds(self.spec)
+        """Time on hardware in all."""
+        return self.seconds()
 
 
 def plan(config: RunConfig) -> Plan:
     """Price a configuration without opening its device.
 
-    Exact for what does not depend on the device's answers. What some methods do when the answers call for it comes
-    on top: a slope that is measured before its time, a detector whose range has to be found, a direction that no
-    batch shows.
+    Exact for what does not depend on the device's answers. What some methods do when the answers call for it comes on
+    top: a slope that is measured before its time, a detector whose range has to be found, a direction that no batch
+    shows.
 
     Raises:
         DeviceError, ConfigurationError: the configuration cannot be run.
     """
     task = make_task(config)
-    return _rehearse(config, task, make_devices(config, task), task.splits())
+    devices = make_devices(config, task)
+    priced = _rehearse(config, task, devices, task.splits())
+    for device in devices.values():
+        check_method(config, device)
+    return priced
 
 
 def check_run(config: RunConfig, task: Task, splits: Splits, devices: Mapping[str, Device]) -> None:
@@ -98,50 +116,64 @@ def _rehearse(
     first_step_only: bool = False,
 ) -> Plan:
     sessions = {name: Session(rehearse(device)) for name, device in devices.items()}
-    spec = next(iter(devices.values())).spec
+    specs = tuple(device.spec for device in devices.values())
     fit = Fit(config, task, splits, attach_devices(config, task, sessions))
-    startup = usage_by_purpose(sessions.values())
-    seen = startup
+    seen: list[Spending] = [{} for _ in sessions]
 
-    def spent() -> Spending:
+    def spent() -> list[Spending]:
         nonlocal seen
-        before, seen = seen, usage_by_purpose(sessions.values())
-        return {name: usage - before.get(name, Usage()) for name, usage in seen.items()}
+        before, seen = seen, [session.usage_by_purpose for session in sessions.values()]
+        return [
+            {name: usage - old.get(name, Usage()) for name, usage in new.items()}
+            for old, new in zip(before, seen, strict=True)
+        ]
 
-    def step(rows: int) -> Spending:
+    def step(rows: int) -> list[Spending]:
         fit.train_step(torch.arange(rows))
         for layer in fit.layers:
-            # Answers of zero teach nothing; a real update would have moved the controls.
+            # Its controls have no say in a rehearsal; a real update would have moved them.
             with torch.no_grad():
                 layer.controls.copy_(layer.controls.flip(0))
         return spent()
 
+    startup = spent()
     samples, batch = len(splits.train_inputs), min(config.batch_size, len(splits.train_inputs))
     per_epoch = ceil(samples / config.batch_size)
     total = config.epochs * per_epoch
-    steps = [step(batch)]
-    once = tuple(session.usage for session in sessions.values())
-    if first_step_only:
-        return Plan(spec, 1, once, _sum((1, startup), (1, steps[0])))
-    evaluation: Spending = {}
+    shortest = samples - (per_epoch - 1) * batch
+    kinds: dict[bool, list[list[Spending]]] = {False: [], True: []}  # by whether it is an epoch's last step
+    evaluation: list[Spending] | None = None
+    first: list[Spending] | None = None
+    done = 0
     # In order, the shorter last batches and the evaluations included: methods need not do the same in every step.
-    while len(steps) < min(total, _REHEARSED):
-        if len(steps) % per_epoch == 0:
+    while done < (1 if first_step_only else min(total, _REHEARSED)):
+        if done and done % per_epoch == 0:
             fit.evaluate()
             evaluation = spent()
-        last = (len(steps) + 1) % per_epoch == 0
-        steps.append(step(samples - (per_epoch - 1) * batch if last else batch))
-    if not evaluation:
+        last = (done + 1) % per_epoch == 0
+        kinds[last].append(step(shortest if last else batch))
+        first = first or kinds[last][0]
+        done += 1
+    assert first is not None
+    if first_step_only:
+        once = [_sum((1, before), (1, one)) for before, one in zip(startup, first, strict=True)]
+        return Plan(specs, 1, tuple(map(_total, once)), tuple(once))
+    if evaluation is None:
         fit.evaluate()
         evaluation = spent()
-    window = steps[-min(len(steps), _WINDOW) :]
-    by_purpose = _sum(
-        (1, startup),
-        *((1, each) for each in steps),
-        ((total - len(steps)) / len(window), _sum(*((1, each) for each in window))),
-        (config.epochs, evaluation),
-    )
-    return Plan(spec, total, once, {name: usage.rounded() for name, usage in by_purpose.items()})
+    parts: list[list[tuple[float, Spending]]] = [[(1, each)] for each in startup]
+    for last, steps in kinds.items():
+        due = config.epochs if last else total - config.epochs
+        # The rest is taken to go on like the newest of its kind.
+        window = steps[-_WINDOW:] or ([step(shortest)] if last else [])
+        for place, part in enumerate(parts):
+            part += [(1, each[place]) for each in steps]
+            part += [((due - len(steps)) / len(window), each[place]) for each in window]
+    for place, part in enumerate(parts):
+        part.append((config.epochs, evaluation[place]))
+    by_device = tuple({name: usage.rounded() for name, usage in _sum(*part).items()} for part in parts)
+    once_each = tuple(_total(_sum((1, before), (1, one))) for before, one in zip(startup, first, strict=True))
+    return Plan(specs, total, once_each, by_device)
 
 
 def usage_by_purpose(sessions: Iterable[Session]) -> Spending:

@@ -372,3 +372,69 @@ def test_the_digital_part_has_the_gradients_of_a_linear_layer(simulated: Any, ge
     clone = BlackBoxLinear(simulated("matvec", 6, 5), digital=digital * 2, dtype=torch.float64)
     clone.load_state_dict(layer.state_dict())
     assert torch.equal(clone.digital, layer.digital)
+
+
+# -- what people do besides -------------------------------------------------------------------------
+
+
+def test_detach_takes_controls_that_an_optimizer_has_moved_out_of_range(simulated: Any) -> None:
+    net = al.attach(nn.Sequential(nn.Linear(8, 6)), {"0": simulated("slm", 8, 6)})
+    with torch.no_grad():
+        net[0].controls += 100
+    assert isinstance(al.detach(net)[0], nn.Linear)
+
+
+def test_detach_replaces_nothing_if_one_device_fails(simulated: Any) -> None:
+    net = al.attach(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), {nn.Linear: slm})
+    net[1].session.close()
+    with pytest.raises(al.DeviceError):
+        al.detach(net)
+    assert attached(net) == {"0", "1"}
+
+
+def test_a_frozen_layer_can_be_fitted_on_a_mesh(simulated: Any) -> None:
+    net = nn.Sequential(nn.Linear(4, 4)).requires_grad_(False)
+    al.attach(net, {"0": simulated("mzi", 4, 4)}, initialize="fit", method="exact")
+    assert not net[0].controls.requires_grad
+
+
+def test_a_transformer_layer_works_in_evaluation_too() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    al.attach(layer, {"linear?": slm}).eval()
+    x = torch.randn(2, 3, 8)
+    with torch.no_grad():
+        through = layer(x)
+        al.detach(layer)
+        torch.testing.assert_close(layer(x), through, atol=1e-4, rtol=1e-4)
+
+
+def test_one_layer_may_have_an_estimator_object_of_its_own(simulated: Any) -> None:
+    mine = al.ESTIMATORS.make("orthogonal")
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    al.attach(net, {nn.Linear: slm}, per_layer={"0": {"estimator": mine, "surrogate": "online"}})
+    assert net[0].estimator is mine
+
+
+def test_a_precision_that_devices_do_not_have_is_refused_before_anything_is_touched(simulated: Any) -> None:
+    net, session = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8).bfloat16()), simulated("slm", 8, 8)
+    with pytest.raises(ConfigurationError, match=r"layer '1' is torch\.bfloat16"):
+        al.attach(net, {"0": session, "1": slm})
+    assert session.usage == al.Usage()
+
+
+def test_a_class_can_make_the_devices(matrix_device: Any) -> None:
+    net = al.attach(nn.Sequential(nn.Linear(4, 3)), {nn.Linear: matrix_device})
+    assert attached(net) == {"0"}
+
+
+def test_a_tied_layer_is_meant_by_all_of_its_names() -> None:
+    linear = nn.Linear(8, 8)
+
+    def net() -> nn.Module:
+        return nn.ModuleDict({"a": linear, "b": linear})
+
+    with pytest.raises(ConfigurationError, match="that is not excluded"):
+        al.attach(net(), {"b": slm}, exclude=["a"])
+    tied = al.attach(net(), {"a*": slm, "b": lambda n, m: al.make_device("mrr", in_features=n, out_features=m)})
+    assert tied["a"] is tied["b"]  # type: ignore[index]
+    assert tied["a"].session.spec.name == "mrr"  # type: ignore[index]

@@ -85,3 +85,8 @@ def test_trains_by_the_default_method(simulated: Any) -> None:
     al.attach(net, {"2": simulated("mrr", 18, 4, impairments="lab")})
     net(torch.randn(4, 1, 8, 8)).square().mean().backward()
     assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+def test_refuses_a_stride_with_padding_same(simulated: Any) -> None:
+    with pytest.raises(ConfigurationError, match="goes with a stride of 1 only"):
+        BlackBoxConv2d(simulated("slm", 18, 5), 3, padding="same", stride=2)

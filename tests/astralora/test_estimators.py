@@ -308,7 +308,8 @@ class Scaled:
 
     def __init__(self, device: Any, factor: float, wrong: float) -> None:
         self.device, self.factor = device, factor
-        self.noise = wrong * torch.randn(20, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+        count = device.spec.num_controls
+        self.noise = wrong * torch.randn(count, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
 
     def transfer(self, controls: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         answer: torch.Tensor = self.device.transfer(controls, inputs)
@@ -332,6 +333,26 @@ def test_a_twin_as_control_variate_helps_as_far_as_it_is_right_and_never_biases(
     bias = with_twin.mean(dim=0) / (with_twin.std(dim=0) / sqrt(repeats)).clamp_min(1e-9)
     assert float(bias.abs().max()) < 5
     assert float(with_twin.square().sum() / without.square().sum()) < most
+
+
+@pytest.mark.parametrize("name", ["orthogonal", "coordinate", "output"])
+def test_a_twin_does_not_bias_directions_that_are_drawn_without_repetition(name: str, simulated: Any) -> None:
+    # All directions asked: exact with any twin, also with the worst.
+    session = simulated("matvec", 2, 1)
+    step = problem(session, 3)
+    samples = {"orthogonal": 2, "coordinate": None, "output": 2}[name]
+    twin = Scaled(session.device, -1.0, 0.0)
+    estimator = ESTIMATORS.make(name, samples=samples, step=1e-3, twin=twin)
+    for _ in range(3):
+        torch.testing.assert_close(estimator.estimate(session, *step), truth(session, *step))
+
+
+def test_antithetic_coordinates_are_exact_at_the_ends_of_the_range_too(simulated: Any) -> None:
+    session = simulated("matvec", 3, 1)
+    _, inputs, _, grads = problem(session, 5)
+    controls = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
+    step = controls, inputs, session.apply(controls, inputs), grads
+    torch.testing.assert_close(Coordinate(antithetic=True).estimate(session, *step), truth(session, *step))
 
 
 # -- coloured ---------------------------------------------------------------------------------

@@ -479,3 +479,33 @@ def test_wraps_a_bare_driver_in_a_session(bench: Any) -> None:
     assert isinstance(layer.session, Session)
     layer(torch.ones(2, 4)).sum().backward()
     assert bench.log.count("program") == 2
+
+
+def test_measured_is_healthy_however_far_the_controls_move(simulated: Any, generator: torch.Generator) -> None:
+    layer = layer_on(simulated, "slm", every=1)
+    for _ in range(25):
+        with torch.no_grad():
+            layer.controls.uniform_(0, 6, generator=generator)
+        layer(torch.randn(20, 8, generator=generator).requires_grad_()).square().sum().backward()
+    assert layer.health == pytest.approx(1, abs=1e-3)
+
+
+def test_health_and_step_come_back_with_the_state(simulated: Any, generator: torch.Generator) -> None:
+    first, second = layer_on(simulated, "mrr"), layer_on(simulated, "mrr")
+    take_four_steps(first, generator)
+    second.load_state_dict(first.state_dict())
+    assert second.health == first.health is not None
+    assert second.estimator.step_choice == first.estimator.step_choice is not None
+
+
+def test_an_empty_batch_teaches_nothing(simulated: Any) -> None:
+    layer = layer_on(simulated, "mrr")
+    layer(torch.empty(0, 8, requires_grad=True)).sum().backward()
+    assert layer.health is None
+
+
+def test_refuses_a_digital_part_of_another_shape_before_anything_is_spent(simulated: Any) -> None:
+    session = simulated("slm", 8, 6)
+    with pytest.raises(ConfigurationError, match=r"must have shape \(6, 8\), but has \(8, 6\)"):
+        BlackBoxLinear(session, digital=torch.ones(8, 6))
+    assert session.usage.programs == 0

@@ -304,6 +304,24 @@ def test_online_refuses_options_that_mean_nothing(options: dict[str, Any], compl
         Online(**options)
 
 
+def test_online_with_a_fixed_factor_never_stops_learning(simulated: Any, generator: torch.Generator) -> None:
+    # An input that is always dark: its uncertainty must not grow without end.
+    session = simulated("matvec", 6, 4)
+    controls = session.device.initial_controls(generator).double()
+    surrogate = Online(start="cold", forgetting=0.5, refresh=0)
+    session.program(controls)
+    surrogate.start(session, controls)
+    for step in range(1300):
+        if step == 1250:
+            controls = -controls
+            session.program(controls)
+        X = torch.empty(8, 6, dtype=torch.float64).uniform_(-1, 1, generator=generator)
+        X[:, 2] = 0
+        surrogate.observe(X, session.query(X))
+    error = (surrogate.matrix - dense(session, controls))[:, [0, 1, 3, 4, 5]]
+    assert float(error.abs().max()) < 1e-3
+
+
 # -- online, low rank --------------------------------------------------------------------------
 
 
@@ -344,6 +362,14 @@ def test_adjoint_asks_the_device_itself_for_as_many_vectors_as_there_are_gradien
         spent = session.usage - before
         assert (spent.programs, spent.vectors) == (0, rank * (1 if bounds[0] < 0 else 2))
         torch.testing.assert_close(surrogate.vjp(G), G @ dense(session, controls))
+
+
+def test_adjoint_takes_an_empty_batch(simulated: Any) -> None:
+    session = simulated("mzi", 8, 6)
+    session.program(torch.zeros(session.spec.num_controls))
+    surrogate = Adjoint()
+    surrogate.prepare(session, torch.empty(0, 6))
+    assert surrogate.vjp(torch.empty(0, 6)).shape == (0, 8)
 
 
 def test_the_reverse_port_has_noise_of_its_own(simulated: Any, generator: torch.Generator) -> None:

@@ -262,3 +262,19 @@ def test_the_digits_are_all_there_and_split_the_same_way_every_time() -> None:
     assert (float(splits.train_inputs.min()), float(splits.train_inputs.max())) == (0.0, 1.0)
     assert splits.test_targets.bincount().min() >= 35, "every digit in proportion"
     assert torch.equal(TASKS.make("digits").splits().test_inputs, splits.test_inputs)
+
+
+def test_a_plan_refuses_what_cannot_be_run() -> None:
+    with pytest.raises(ConfigurationError, match="'mrr' has no reverse port"):
+        plan(config(method={"surrogate": "adjoint"}))
+
+
+@pytest.mark.parametrize("method", [{}, {"surrogate": "adjoint"}])
+def test_a_plan_knows_that_gradients_have_full_rank(method: dict[str, Any], tmp_path: Path) -> None:
+    changes: dict[str, Any] = {
+        "device": {"name": "mzi"}, "in_features": 32, "out_features": 32, "batch_size": 100,
+        "method": {**method, "options": {"samples": 3}},
+    }  # fmt: skip
+    planned, used = plan(config(**changes)).total, run(tmp_path, **changes).summary
+    assert planned.programs == used["programs"]
+    assert planned.vectors == pytest.approx(used["vectors"], rel=0.05)
