@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ..reports.plots import as_png, prepare
+from ..reports.text import percent
 from .efficiency import Efficiency
 
 __all__ = ["efficiency_png", "fidelity_png", "overhead_png"]
@@ -20,36 +23,33 @@ Record = Mapping[str, Any]
 
 
 def efficiency_png(results: Sequence[Efficiency]) -> bytes:
-    """Accuracy against programs and against vectors, a row for each device."""
+    """The best accuracy so far against programs and against vectors, a row for each device and a line for each run."""
     devices = list(dict.fromkeys(result.race.device for result in results))
     colours = _coloured([_label(result.race.method, result.race.samples) for result in results])
-    figure = Figure(figsize=(11, 3.6 * len(devices) + 0.4), layout="constrained")
+    figure = Figure(figsize=(11, 3.2 * len(devices) + 0.6), layout="constrained")
     axes = figure.subplots(len(devices), 2, squeeze=False, sharey=True)
+    target = results[0].race.target
     for row, device in zip(axes, devices, strict=True):
         for ax, (place, what) in zip(row, ((1, "programs"), (2, "vectors")), strict=True):
             prepare(ax)
-            labelled = set()
             for result in results:
                 if result.race.device != device:
                     continue
                 label = _label(result.race.method, result.race.samples)
-                spent, accuracy = [point[place] for point in result.curve], [point[3] for point in result.curve]
-                ax.plot(
-                    spent,
-                    accuracy,
-                    color=colours[label],
-                    lw=1.2,
-                    alpha=0.8,
-                    label=None if label in labelled else label,
-                )
-                ax.plot(spent[-1:], accuracy[-1:], "o" if result.reached else "x", color=colours[label], ms=5)
-                labelled.add(label)
-            target = results[0].race.target
+                spent = [point[place] for point in result.curve]
+                best = list(accumulate((point[3] for point in result.curve), max))
+                ax.plot(spent, best, color=colours[label], lw=1.4, alpha=0.85)
+                ax.plot(spent[-1:], best[-1:], "o" if result.reached else "x", color=colours[label], ms=6)
             ax.axhline(target, ls="--", lw=1, color="#8a8a8a")
-            ax.set(xscale="log", xlabel=f"{what} spent", ylim=(0.5, 1.01), title=f"{device}: until {target:.1%}")
+            ax.set(xscale="log", xlabel=f"{what} spent", ylim=(0.5, 1.01), title=f"{device}, until {percent(target)}")
             ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-        row[0].set_ylabel("test accuracy")
-        row[1].legend(loc="lower right", frameon=False)
+        row[0].set_ylabel("best test accuracy so far")
+    marks = [Line2D([], [], color=colour, lw=2, label=label) for label, colour in colours.items()]
+    marks += [
+        Line2D([], [], color="#555555", marker=mark, ls="", label=what)
+        for mark, what in (("o", "target reached"), ("x", "ended without"))
+    ]
+    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), frameon=False)
     return as_png(figure)
 
 
@@ -75,11 +75,13 @@ def fidelity_png(records: Sequence[Record]) -> bytes:
                     "o-" if data == "uniform" else "s",
                     color=colours[method],
                     ms=5,
-                    label=method if data == "uniform" else f"{method}, an epoch of digits",
                 )
             ax.set(xscale="log", xlabel="programs spent", ylim=(-0.05, 1.05), title=f"{device}: gradients of {what}")
         row[0].set_ylabel("cosine to the exact gradient")
-        row[1].legend(loc="lower right", frameon=False)
+    marks = [Line2D([], [], color=colour, marker="o", label=label) for label, colour in colours.items()]
+    if any(record["data"] == "digits" for record in records):
+        marks.append(Line2D([], [], color="#555555", marker="s", ls="", label="after an epoch of digits"))
+    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), frameon=False)
     return as_png(figure)
 
 
