@@ -373,6 +373,8 @@ def make_tiled(
         seed: from which every chip gets one of its own.
         **options: for every chip.
     """
+    if tile < 1:
+        raise ValueError(f"tile must be at least 1, not {tile}")
     count = ceil(in_features / tile) * ceil(out_features / tile)
     wanted = count if chips is None else chips
     if wanted < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 import torch
@@ -44,8 +45,10 @@ def parse_method(name: str) -> dict[str, Any]:
         return {"estimator": name, "surrogate": "measured" if measures else "online"}
     if name in SURROGATES:
         return {"surrogate": name}
-    known = ", ".join([*METHODS, *(each for table in (ESTIMATORS, SURROGATES) for each in table)])
-    raise ConfigurationError(f"there is no method, estimator or surrogate named {name!r}; known are {known}")
+    known = list(dict.fromkeys([*METHODS, *ESTIMATORS, *SURROGATES]))
+    near = difflib.get_close_matches(name, known, n=1)
+    guess = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+    raise ConfigurationError(f"there is no method, estimator or surrogate named {name!r}; {guess}")
 
 
 def open_chip(device: str, impairments: str, size: tuple[int, int], seed: int) -> tuple[Session, Tensor]:

@@ -74,11 +74,16 @@ def fidelity_png(records: Sequence[Record]) -> bytes:
                     [fmean(points[programs]) for programs in spent],
                     "o-" if data == "uniform" else "s",
                     color=colours[method],
-                    ms=5,
+                    # Rings of falling size: methods that agree do not hide one another.
+                    mfc="none",
+                    mew=1.6,
+                    ms=max(11 - 2 * list(colours).index(method), 4),
                 )
             ax.set(xscale="log", xlabel="programs spent", ylim=(-0.05, 1.05), title=f"{device}: gradients of {what}")
         row[0].set_ylabel("cosine to the exact gradient")
-    marks = [Line2D([], [], color=colour, marker="o", label=label) for label, colour in colours.items()]
+    marks = [
+        Line2D([], [], color=colour, marker="o", mfc="none", mew=1.6, label=label) for label, colour in colours.items()
+    ]
     if any(record["data"] == "digits" for record in records):
         marks.append(Line2D([], [], color="#555555", marker="s", ls="", label="after an epoch of digits"))
     figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), frameon=False)

@@ -275,3 +275,9 @@ def test_tiles_used_in_part_take_no_more_colours(kind: str, size: int, colours: 
         spec = {"num_controls": 64, "coupling": "output"}
         tiled = TiledDevice([matrix_device(16, 16, **spec) for _ in range(4)], 32, size)
     assert Colouring(tiled.spec).count == colours
+
+
+@pytest.mark.parametrize("options", [{"tile": 0}, {"chips": 0}])
+def test_a_tiling_of_nothing_is_refused(options: dict[str, int]) -> None:
+    with pytest.raises(DeviceError, match="must be at least 1, not 0"):
+        d.make_device("tiled", in_features=8, out_features=8, **options)
