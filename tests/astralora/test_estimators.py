@@ -242,7 +242,7 @@ def test_samples_are_programs_and_pairs_take_two(name: str, antithetic: bool, si
     before = session.usage
     ESTIMATORS.make(name, samples=10, antithetic=antithetic, compression="none").estimate(session, *step)
     spent = session.usage - before
-    assert (spent.programs, spent.vectors) == (20, 80) if antithetic else (10, 40)
+    assert (spent.programs, spent.vectors) == ((20, 80) if antithetic else (10, 40))
 
 
 # -- how a linear device is asked -----------------------------------------------------------------

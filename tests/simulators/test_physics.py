@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from simulators import KINDS, MRR, MZI, SLM, LinearPhysics, MatVec
+from simulators import KINDS, MRR, MZI, SLM, LinearPhysics, MatVec, Monarch
 
 
 def controls_for(physics: Any, n: int, m: int, generator: torch.Generator, *leading: int) -> torch.Tensor:
@@ -122,3 +122,22 @@ def test_a_kind_of_ones_own_is_one_class_with_one_method(simulated: Any) -> None
     device.open()
     device.program(torch.ones(6))
     assert torch.equal(device.query(torch.ones(1, 3)), torch.full((1, 2), 6.0))
+
+
+@pytest.mark.parametrize(("n", "m"), [(16, 16), (12, 8), (8, 20)])
+def test_a_monarch_is_two_stacks_of_blocks_with_a_permutation_between(n: int, m: int) -> None:
+    law = KINDS["monarch"]()
+    assert isinstance(law, Monarch)
+    incoming, outgoing = law.blocks(n), law.blocks(m)
+    width, height = n // incoming, m // outgoing
+    generator = torch.Generator().manual_seed(0)
+    controls = 6 * torch.rand(law.num_controls(n, m), dtype=torch.float64, generator=generator)
+    first, second = controls.split([outgoing * n, incoming * m])
+    # Each input block spreads over one lane for every output block ...
+    spread = torch.block_diag(*torch.exp(1j * first.view(incoming, outgoing, width)))
+    # ... the lanes are gathered by output block, whatever input block they come from ...
+    lanes = torch.arange(incoming * outgoing).view(incoming, outgoing).T.flatten()
+    # ... and every output block mixes its own.
+    mix = torch.block_diag(*torch.exp(1j * second.view(outgoing, height, incoming)))
+    expected = (mix @ spread[lanes]).real / sqrt(n)
+    torch.testing.assert_close(law.matrix(controls, n, m), expected)
