@@ -61,12 +61,10 @@ def attach(
         exclude: names, patterns and types of layers that stay as they are.
         per_layer: options for layers that match, in place of those for all; later entries go before earlier ones.
         initialize: start the controls where the ``"device"`` suggests, or ``"fit"`` them to the weights that the
-            layer has:
-            what is left of them is in the new layer's ``fit_residual``.
+            layer has: what is left of them is in the new layer's ``fit_residual``.
         digital_fraction: share of each layer's weights, the largest, that stay digital beside the device and are
-            trained
-            with it; 0 for none. With ``initialize="fit"`` the device starts from the others: the sparse + device
-            layer of arXiv 2509.15113.
+            trained with it; 0 for none. With ``initialize="fit"`` the device starts from the others: the sparse +
+            device layer of arXiv 2509.15113.
         **options: for every `BlackBoxLinear`, such as ``method="paper"`` and ``samples=10``.
 
     Returns:
@@ -79,7 +77,7 @@ def attach(
     common = {"initialize": initialize, "digital_fraction": digital_fraction, **options}
     places = _places(model, layers, tuple(exclude))
     for where in per_layer or {}:
-        if not any(_any_matches(where, place) for place in places):
+        if not any(_any_matches(where, place.aliases, place.old) for place in places):
             raise ConfigurationError(
                 f"per_layer has options for {_shown(where)}, which is none of the layers to attach"
             )
@@ -87,7 +85,7 @@ def attach(
     for place in places:
         place.options = dict(common)
         for where, its_own in (per_layer or {}).items():
-            if _any_matches(where, place):
+            if _any_matches(where, place.aliases, place.old):
                 place.options |= its_own
         _check_width(place)
         # A chip at two places is still one chip: one guard has to know what it holds.
@@ -170,12 +168,8 @@ def _places(model: nn.Module, layers: Layers, exclude: Sequence[Where]) -> list[
     for module in dict.fromkeys(module for _, module in names):
         # Tied layers stand under several names, are meant by any of them, and are replaced under all.
         aliases = tuple(name for name, other in names if other is module)
-
-        def meant(where: Where, module: nn.Module = module, aliases: tuple[str, ...] = aliases) -> bool:
-            return any(_matches(where, name, module) for name in aliases)
-
-        matching = [where for where in ranked if meant(where)]
-        if not matching or any(map(meant, exclude)):
+        matching = [where for where in ranked if _any_matches(where, aliases, module)]
+        if not matching or any(_any_matches(where, aliases, module) for where in exclude):
             continue
         used.update(matching)
         assert isinstance(module, nn.Linear | nn.Conv2d)
@@ -186,8 +180,11 @@ def _places(model: nn.Module, layers: Layers, exclude: Sequence[Where]) -> list[
         if where not in used:
             raise ConfigurationError(_nothing_there(where, [name for name, _ in names], exclude))
     # In the order in which they were asked for, so that one layer more does not change the others' seeds.
-    order = {id(place): next(i for i, w in enumerate(chosen) if _any_matches(w, place)) for place in places}
-    return sorted(places, key=lambda place: order[id(place)])
+
+    def asked(place: _Place) -> int:
+        return next(i for i, where in enumerate(chosen) if _any_matches(where, place.aliases, place.old))
+
+    return sorted(places, key=asked)
 
 
 def _made(what: Callable[[int, int], Device], name: str, module: nn.Module) -> Device:
@@ -213,8 +210,8 @@ def _matches(where: Where, name: str, module: nn.Module) -> bool:
     return fnmatchcase(name, where) if _is_pattern(where) else name == where
 
 
-def _any_matches(where: Where, place: _Place) -> bool:
-    return any(_matches(where, name, place.old) for name in place.aliases)
+def _any_matches(where: Where, aliases: Sequence[str], module: nn.Module) -> bool:
+    return any(_matches(where, name, module) for name in aliases)
 
 
 def layer_width(module: nn.Module) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from devices import DeviceSpec, Session
 from .errors import ConfigurationError
 from .probing import TransferProbe, orthogonal_probes
 
-__all__ = ["Fit", "fit_matrix"]
+__all__ = ["MatrixFit", "fit_matrix"]
 
 Product = Callable[[Tensor], Tensor]
 
@@ -32,7 +32,7 @@ _STRIDE = 1 / 64
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class MatrixFit:
     """How near a device comes to a matrix.
 
     Attributes:
@@ -54,7 +54,7 @@ def fit_matrix(
     *,
     gain: bool = True,
     steps: int = 100,
-) -> Fit:
+) -> MatrixFit:
     """Find controls and a gain with which gain A(w) is nearest to a matrix W in the Frobenius norm.
 
     Where every control sets one entry, all of them are swept through their range together, which tells the curve of
@@ -105,7 +105,7 @@ def _residual(matrix: Tensor, weight: Tensor, gain: float) -> float:
     return float((gain * matrix - weight).norm() / weight.norm().clamp_min(1e-30))
 
 
-def _sweep(session: Session, weight: Tensor, controls: Tensor, gain: bool) -> Fit:
+def _sweep(session: Session, weight: Tensor, controls: Tensor, gain: bool) -> MatrixFit:
     spec = session.spec
     assert spec.control_range is not None
     low, high = spec.control_range
@@ -125,13 +125,13 @@ def _sweep(session: Session, weight: Tensor, controls: Tensor, gain: bool) -> Fi
 
     chosen = min(tried, key=lambda factor: predicted(factor)[0])
     _, settings, slopes = predicted(chosen)
-    best: Fit | None = None
+    best: MatrixFit | None = None
     for turn in range(_CORRECTIONS + 1):
         matrix = _measure(session, probe, settings)
         factor = _best_gain(matrix, weight, gain)
         residual = _residual(matrix, weight, factor)
         if best is None or residual < best.residual:
-            best = Fit(settings.clone(), factor, residual)
+            best = MatrixFit(settings.clone(), factor, residual)
         if turn == _CORRECTIONS:
             break
         # Newton's step on every element by itself, where its curve is steep enough to tell.
@@ -170,7 +170,9 @@ def _whole_levels(spec: DeviceSpec, settings: Tensor) -> Tensor:
     return (low + ((settings - low) / spec.control_step).round() * spec.control_step).clamp(low, high)
 
 
-def _descend(session: Session, weight: Tensor, controls: nn.Parameter, product: Product, gain: bool, steps: int) -> Fit:
+def _descend(
+    session: Session, weight: Tensor, controls: nn.Parameter, product: Product, gain: bool, steps: int
+) -> MatrixFit:
     low, high = session.spec.control_range or (float(controls.min()) - 1, float(controls.max()) + 1)
     stride = _STRIDE * (high - low)
     optimizer = torch.optim.Adam([controls], lr=stride)
@@ -179,7 +181,7 @@ def _descend(session: Session, weight: Tensor, controls: nn.Parameter, product: 
     vectors = vectors.to(weight.device)
     frozen = not controls.requires_grad
     controls.requires_grad_()
-    best: Fit | None = None
+    best: MatrixFit | None = None
     for turn in range(steps + 1):
         with torch.set_grad_enabled(turn < steps):
             answers = product(vectors)
@@ -187,7 +189,7 @@ def _descend(session: Session, weight: Tensor, controls: nn.Parameter, product: 
         factor = _best_gain(matrix, weight, gain)
         residual = _residual(matrix, weight, factor)
         if best is None or residual < best.residual:
-            best = Fit(controls.detach().clone(), factor, residual)
+            best = MatrixFit(controls.detach().clone(), factor, residual)
         if turn < steps:
             optimizer.zero_grad()
             # |gain A - W|^2 / 2 through orthogonal vectors; the best gain has no gradient of its own.

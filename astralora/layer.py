@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from devices import Device, DeviceSpec, ReportsPeaks, Session, SuggestsControls, derive_generator
+from devices import Device, DeviceSpec, ReportsPeaks, Session, derive_generator, initial_controls
 from devices.checks import check_inputs
 
 from .encoding import choose_encoding
@@ -41,8 +41,7 @@ class BlackBoxLinear(nn.Module):
         device: what computes. It is opened, programmed and asked for a few vectors on the way.
         bias: add a trainable bias to each output.
         gain: multiply by a trainable number, started where random inputs leave the layer as strong as they
-            leave a
-            freshly initialised `nn.Linear`; without it the outputs stay in device units.
+            leave a freshly initialised `nn.Linear`; without it the outputs stay in device units.
         method: how gradients are found; see `astralora.methods.METHODS`.
         estimator: takes the place of the method's, by name or as an object.
         surrogate: takes the place of the method's, by name or as an object.
@@ -93,7 +92,7 @@ class BlackBoxLinear(nn.Module):
         self._health = Health(spec.name)
         self._noise_variance = answer_variance(spec)
         generator = derive_generator(seed, "layer")
-        self.controls = nn.Parameter(self._initial_controls(generator).to(dtype))
+        self.controls = nn.Parameter(initial_controls(self.session, generator).to(dtype))
         self.session.open()
         self._known: Tensor | None = None  # the controls that the surrogate knows
         level = self._start(generator)
@@ -262,14 +261,6 @@ class BlackBoxLinear(nn.Module):
         return torch.sparse_coo_tensor(self.digital_places, self.digital, shape, check_invariants=False)
 
     # -- driving the device -----------------------------------------------------------------
-
-    def _initial_controls(self, generator: torch.Generator) -> Tensor:
-        spec = self.session.spec
-        source = self.session.capability(SuggestsControls)
-        if source is not None:
-            return source.initial_controls(generator)
-        low, high = spec.control_range or (-1.0, 1.0)
-        return torch.empty(spec.num_controls).uniform_(low, high, generator=generator)
 
     @torch.no_grad()
     def _start(self, generator: torch.Generator) -> float:

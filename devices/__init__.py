@@ -1,5 +1,6 @@
 """The `Device` protocol and everything that stands around a device, whatever it is made of."""
 
+from .controls import initial_controls
 from .device import (
     ChecksRequests,
     Composite,
@@ -70,6 +71,7 @@ __all__ = [
     "derive_generator",
     "derive_seed",
     "find_device",
+    "initial_controls",
     "list_devices",
     "make_device",
     "open_device",

@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from .device import Device, SuggestsControls
+from .controls import initial_controls
+from .device import Device
 from .errors import DeviceError, NotConnected
 from .random import derive_seed
 from .reach import Patch
@@ -191,15 +192,7 @@ class TiledDevice:
 
     def initial_controls(self, generator: torch.Generator) -> Tensor:
         """Where the chips suggest to start, each tile by itself; uniform over the range where they do not."""
-        parts = []
-        for tile in range(self._tiles):
-            source = self._session(tile).capability(SuggestsControls)
-            if source is not None:
-                parts.append(source.initial_controls(generator))
-            else:
-                low, high = self._chip.control_range or (-1.0, 1.0)
-                parts.append(torch.empty(self._chip.num_controls).uniform_(low, high, generator=generator))
-        tiled = torch.cat(parts)
+        tiled = torch.cat([initial_controls(self._session(tile), generator) for tile in range(self._tiles)])
         return tiled if self._places is None else tiled[self._places]
 
     def rehearsal(self) -> Device:

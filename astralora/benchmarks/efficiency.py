@@ -186,13 +186,12 @@ def _heat(heat: Heat) -> list[Efficiency]:
     races, patience = heat
     results: list[Efficiency] = []
     for race in races:
-        limits = [
-            (factor * programs, factor * vectors)
-            for other in results
-            if other.reached
-            for _, programs, vectors, _ in other.curve[-1:]
-            for factor in (1.0 if other.race.method == race.method else patience,)
-        ]
+        limits = []
+        for other in results:
+            if other.reached:
+                _, programs, vectors, _ = other.curve[-1]
+                factor = 1.0 if other.race.method == race.method else patience
+                limits.append((factor * programs, factor * vectors))
         results.append(_race(race, limits))
     return results
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from inspect import signature
 from math import sqrt
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from devices import Differentiable, Session, Usage, derive_generator
 
+from .. import surrogates
 from ..attachment import attach
 from ..errors import ConfigurationError
 from ..estimators import Estimator, Exact, Gaussian, Orthogonal, Rademacher
@@ -21,7 +23,6 @@ from ..estimators.readout import choose_readout
 from ..estimators.zero_order import ZeroOrder
 from ..health import StaleGradientWarning
 from ..methods import choose_method
-from ..surrogates import SURROGATES
 from ..training import RunConfig
 from ..training.fit import Fit
 from ..training.setup import make_task
@@ -105,15 +106,10 @@ def _cases(
                     for seed in seeds:
                         case = {**about, "samples": count, "seed": seed}
                         yield case, partial(_at_start, case, options, batch)
-                takes = SURROGATES.takes(type(surrogate).__name__.lower()) if _named(surrogate) else set()
-                if "start" in takes and size % 16 == 0:
+                if "start" in signature(type(surrogate)).parameters and size % 16 == 0:
                     for seed in seeds:
                         case = {**about, "samples": None, "seed": seed}
                         yield case, partial(_after_an_epoch, case, parsed)
-
-
-def _named(surrogate: object) -> bool:
-    return type(surrogate).__name__.lower() in set(SURROGATES)
 
 
 def _at_start(case: Record, options: dict[str, Any], batch: int) -> Record:
@@ -169,7 +165,7 @@ def _predicted(
         return None
     inputs, outputs, grad_outputs = data
     readout = choose_readout(session.spec, estimator.compression, estimator.tail, inputs, outputs, grad_outputs)
-    noise = (0.5 if estimator.antithetic else 2.0) * readout.variance() / step**2
+    noise = estimator.change_variance(readout) / step**2
 
     def change(moves: Tensor) -> Tensor:
         moved = law.transfer(within(session.spec, controls + step * moves), inputs)
@@ -231,8 +227,7 @@ def _after_an_epoch(case: Record, parsed: dict[str, Any]) -> Record:
 
 
 def _true_inputs(session: Session, controls: Tensor, inputs: Tensor, grad_outputs: Tensor) -> Tensor:
-    law = session.capability(Differentiable)
-    assert law is not None
-    leaf = inputs.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(law.transfer(controls, leaf), leaf, grad_outputs)
-    return gradient
+    law = surrogates.Exact()
+    law.start(session, controls)
+    law.recall(inputs)
+    return law.vjp(grad_outputs)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from devices import Differentiable, Session, SuggestsControls, derive_generator, make_device
+from devices import Differentiable, Session, derive_generator, initial_controls, make_device
 
 from ..errors import ConfigurationError
 from ..estimators import ESTIMATORS, Exact, Gaussian
@@ -57,12 +57,7 @@ def open_chip(device: str, impairments: str, size: tuple[int, int], seed: int) -
         make_device(device, in_features=size[0], out_features=size[1], impairments=impairments, seed=seed)
     )
     session.open()
-    source = session.capability(SuggestsControls)
-    generator = derive_generator(seed, "bench", "controls")
-    if source is not None:
-        return session, source.initial_controls(generator)
-    low, high = session.spec.control_range or (-1.0, 1.0)
-    return session, torch.empty(session.spec.num_controls).uniform_(low, high, generator=generator)
+    return session, initial_controls(session, derive_generator(seed, "bench", "controls"))
 
 
 def problem(session: Session, controls: Tensor, batch: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:

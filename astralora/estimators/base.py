@@ -14,7 +14,7 @@ from devices import Coupling, DeviceSpec, Session, derive_generator
 from ..errors import ConfigurationError
 from .steps import StepChoice
 
-__all__ = ["Estimator", "directions_per_call", "whole", "within"]
+__all__ = ["Estimator", "directions_per_call", "sign_reach", "whole", "within"]
 
 # Numbers held at a time for perturbed settings or their answers: 64 MiB in float32.
 _CHUNK = 1 << 24
@@ -130,6 +130,11 @@ def whole(name: str, value: Any) -> int:
 def within(spec: DeviceSpec, controls: Tensor) -> Tensor:
     """Controls moved to the nearest legal ones."""
     return controls if spec.control_range is None else controls.clamp(*spec.control_range)
+
+
+def sign_reach(below: Tensor, above: Tensor) -> Tensor:
+    """The mean of what is left of a step up and a step down, cut off at ``below`` <= 0 and ``above`` >= 0, in steps."""
+    return (above.clamp_max(1) - below.clamp_min(-1)) / 2
 
 
 def directions_per_call(total: int, controls: int, answers: int) -> Generator[int]:

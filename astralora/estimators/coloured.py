@@ -9,7 +9,7 @@ from devices import DeviceSpec, Session
 
 from ..colouring import Colouring
 from ..hadamard import CodedSigns
-from .base import directions_per_call, whole, within
+from .base import directions_per_call, sign_reach, whole, within
 from .steps import Step
 from .transfer import TransferEstimator
 
@@ -82,8 +82,7 @@ class Coloured(TransferEstimator):
             return gradient
         low, high = spec.control_range
         # At an end of the range half of the moves are cut short.
-        up, down = ((high - controls) / step).clamp_max(1), ((low - controls) / step).clamp_min(-1)
-        return 2 * gradient / (up - down)
+        return gradient / sign_reach((low - controls) / step, (high - controls) / step)
 
     def _colouring(self, spec: DeviceSpec) -> Colouring:
         # A colouring takes longer than an estimate.

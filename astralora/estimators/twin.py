@@ -10,7 +10,7 @@ from devices import DeviceSpec, Differentiable, Session
 from ..errors import ConfigurationError
 from .base import Estimator
 
-__all__ = ["Exact", "Twin", "backpropagate", "check_twin", "differentiable"]
+__all__ = ["Exact", "Twin", "check_twin", "differentiable"]
 
 
 def differentiable(session: Session) -> Differentiable:
@@ -47,25 +47,6 @@ def check_twin(twin: object, spec: DeviceSpec) -> None:
                 raise ConfigurationError(
                     f"the twin has {what} = {getattr(theirs, what)}, but {spec.name!r} has {getattr(spec, what)}"
                 )
-
-
-def backpropagate(law: Differentiable, controls: Tensor, inputs: Tensor, grad_outputs: Tensor) -> Tensor:
-    """The vector-Jacobian product of a law with respect to its controls.
-
-    Args:
-        law: of the device.
-        controls: where, (num_controls,).
-        inputs: (batch, in_features).
-        grad_outputs: (batch, out_features).
-
-    Returns:
-        (num_controls,).
-    """
-    with torch.enable_grad():
-        leaf = controls.detach().requires_grad_()
-        answer = law.transfer(leaf, inputs.detach())
-        (gradient,) = torch.autograd.grad(answer, leaf, grad_outputs)
-    return gradient
 
 
 class Twin(Estimator):

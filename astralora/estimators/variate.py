@@ -10,7 +10,7 @@ from torch import Tensor
 
 from devices import Differentiable, Session
 
-from .twin import backpropagate, check_twin
+from .twin import Twin
 
 __all__ = ["ControlVariate"]
 
@@ -34,7 +34,7 @@ class ControlVariate:
     """
 
     def __init__(self, twin: Differentiable) -> None:
-        self._twin = twin
+        self._twin = Twin(twin=twin)
         self._products = 0.0  # remembered sums of d t and of t^2
         self._squares = 0.0
         self._earlier = 0.0
@@ -43,15 +43,17 @@ class ControlVariate:
 
     def check(self, session: Session) -> None:
         """Refuse a twin of another shape than the device's."""
-        check_twin(self._twin, session.spec)
+        self._twin.check(session)
 
-    def gradient(self, controls: Tensor, inputs: Tensor, grad_outputs: Tensor) -> Tensor:
+    def gradient(
+        self, session: Session, controls: Tensor, inputs: Tensor, outputs: Tensor, grad_outputs: Tensor
+    ) -> Tensor:
         """The twin's gradient h, as a new estimate begins: (num_controls,)."""
         self._products *= _MEMORY
         self._squares *= _MEMORY
         self._shares, self._count = [], 0
         self._earlier = self.share
-        return backpropagate(self._twin, controls, inputs, grad_outputs)
+        return self._twin.estimate(session, controls, inputs, outputs, grad_outputs)
 
     def remove(self, changes: Tensor, predicted: Tensor, *, leave_one_out: bool) -> Tensor:
         """What the twin does not explain: d - c t.

@@ -14,8 +14,8 @@ from devices import DeviceSpec, Differentiable, Session
 
 from ..errors import ConfigurationError
 from ..hadamard import CodedSigns
-from .base import Estimator, directions_per_call, whole, within
-from .readout import Compression, choose_readout
+from .base import Estimator, directions_per_call, sign_reach, whole, within
+from .readout import Compression, Readout, choose_readout
 from .steps import Step, StepChoice, choose_step
 from .variate import ControlVariate
 
@@ -126,8 +126,7 @@ class ZeroOrder(Estimator):
 
     def reach(self, below: Tensor, above: Tensor) -> Tensor:
         """E[u d], where d is the direction u cut off at ``below`` <= 0 and ``above`` >= 0: 1 without a cut."""
-        # Signs: the mean of what is left of a step up and a step down.
-        return (above.clamp_max(1) - below.clamp_min(-1)) / 2
+        return sign_reach(below, above)
 
     def estimate(
         self,
@@ -153,7 +152,9 @@ class ZeroOrder(Estimator):
         )
         self.begin(spec, controls)
         mask = self._mask(controls)
-        known = None if self._variate is None else self._variate.gradient(controls, inputs, grad_outputs)
+        known = (
+            None if self._variate is None else self._variate.gradient(session, controls, inputs, outputs, grad_outputs)
+        )
         gradient = torch.zeros_like(controls)
         energy = 0.0
         with session.transaction():
@@ -176,7 +177,7 @@ class ZeroOrder(Estimator):
                     changes = self._variate.remove(changes, predicted, leave_one_out=self.independent)
                 gradient += self.combine(directions, changes)
         gradient /= count * step
-        self._look_out_for_noise(energy / count, (0.5 if self.antithetic else 2.0) * readout.variance())
+        self._look_out_for_noise(energy / count, self.change_variance(readout))
         if spec.control_range is not None:
             low, high = spec.control_range
             # Near an end of the range a perturbation is cut short; what it loses on average is made up for.
@@ -188,6 +189,10 @@ class ZeroOrder(Estimator):
     def count(self, controls: int) -> int:  # noqa: ARG002
         """Number of perturbations of one estimate."""
         return self.samples or _SAMPLES
+
+    def change_variance(self, readout: Readout) -> float:
+        """Variance of the noise on one perturbation's change: of a difference, or of half of one."""
+        return (0.5 if self.antithetic else 2.0) * readout.variance()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next estimate depends on."""

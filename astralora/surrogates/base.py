@@ -74,6 +74,10 @@ class Surrogate(ABC):
         if predicted is not None:
             self._seen = (outputs - predicted).square().mean(), outputs.square().mean()
 
+    def look(self) -> tuple[Tensor, Tensor] | None:
+        """Mean squared misfit and answer of the newest batch; None before the first."""
+        return self._seen
+
     def recall(self, inputs: Tensor) -> None:
         """The next `vjp` is about these inputs, (batch, in_features)."""
 
@@ -93,9 +97,10 @@ class Surrogate(ABC):
     @property
     def residual(self) -> float | None:
         """How far off the newest batch was, before it was learned from: |Y - predicted| / |Y|."""
-        if self._seen is None:
+        seen = self.look()
+        if seen is None:
             return None
-        misfit, energy = self._seen
+        misfit, energy = seen
         return float((misfit / energy.clamp_min(1e-30)).sqrt())
 
     def explained(self, noise_variance: float) -> float | None:
@@ -104,9 +109,10 @@ class Surrogate(ABC):
         Args:
             noise_variance: of one output.
         """
-        if self._seen is None:
+        seen = self.look()
+        if seen is None:
             return None
-        misfit, energy = (max(float(value) - noise_variance, 0.0) for value in self._seen)
+        misfit, energy = (max(float(value) - noise_variance, 0.0) for value in seen)
         if energy == 0:
             return None  # an answer that is all noise tells nothing
         return max(1 - misfit / energy, 0.0)

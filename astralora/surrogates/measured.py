@@ -41,17 +41,20 @@ class Measured(MatrixSurrogate):
             self.start(session, controls)
 
     def observe(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Note the residual; it is the next matrix that this batch's gradient is going to be of."""
-        super().observe(inputs, outputs)
+        """Keep the batch: it is by the next matrix that its gradient and its residual are going to be."""
         self._batch = inputs, outputs
+
+    def look(self) -> tuple[Tensor, Tensor] | None:
+        """Compare the newest batch with the matrix of its gradient."""
+        if self._batch is not None:
+            super().observe(*self._batch)
+            self._batch = None
+        return super().look()
 
     def adopt(self, matrix: Tensor) -> None:
         """Take the new matrix."""
         self.matrix = matrix
         self._stale = False
-        if self._batch is not None:
-            super().observe(*self._batch)
-            self._batch = None
 
     def state_dict(self) -> dict[str, Any]:
         """The matrix, the random stream, and whether the matrix is up to date."""
