@@ -278,3 +278,10 @@ def test_a_plan_knows_that_gradients_have_full_rank(method: dict[str, Any], tmp_
     planned, used = plan(config(**changes)).total, run(tmp_path, **changes).summary
     assert planned.programs == used["programs"]
     assert planned.vectors == pytest.approx(used["vectors"], rel=0.05)
+
+
+@pytest.mark.parametrize("task", ["digits-deep", "digits-conv"])
+def test_models_with_other_device_layers_come_within_two_points_of_digital_ones(task: str, tmp_path: Path) -> None:
+    summary = train(RunFolder(tmp_path, RunConfig(task=task, seed=1)), report=False).summary
+    assert summary["baseline_test_accuracy"] > 0.97
+    assert summary["test_accuracy"] > summary["baseline_test_accuracy"] - 0.02
