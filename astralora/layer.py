@@ -92,7 +92,7 @@ class BlackBoxLinear(nn.Module):
         self._health = Health(spec.name)
         self._noise_variance = answer_variance(spec)
         generator = derive_generator(seed, "layer")
-        self.controls = nn.Parameter(initial_controls(self.session, generator).to(dtype))
+        self.controls = nn.Parameter(initial_controls(self.session.spec, generator).to(dtype))
         self.session.open()
         self._known: Tensor | None = None  # the controls that the surrogate knows
         level = self._start(generator)

@@ -11,7 +11,6 @@ from .device import (
     Reciprocal,
     ReportsPeaks,
     Snapshots,
-    SuggestsControls,
 )
 from .errors import (
     BudgetExceeded,
@@ -65,7 +64,6 @@ __all__ = [
     "Session",
     "Snapshots",
     "Stripe",
-    "SuggestsControls",
     "TiledDevice",
     "Usage",
     "derive_generator",

@@ -5,16 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .device import SuggestsControls
-from .session import Session
+from .spec import DeviceSpec
 
 __all__ = ["initial_controls"]
 
 
-def initial_controls(session: Session, generator: torch.Generator) -> Tensor:
-    """Controls to start from, (num_controls,): where the device suggests, else uniform over its range, or -1 to 1."""
-    source = session.capability(SuggestsControls)
-    if source is not None:
-        return source.initial_controls(generator)
-    low, high = session.spec.control_range or (-1.0, 1.0)
-    return torch.empty(session.spec.num_controls).uniform_(low, high, generator=generator)
+def initial_controls(spec: DeviceSpec, generator: torch.Generator) -> Tensor:
+    """Controls to start from, (num_controls,): uniform over the initial range, else the control range, else -1 to 1."""
+    low, high = spec.initial_range or spec.control_range or (-1.0, 1.0)
+    return torch.empty(spec.num_controls).uniform_(low, high, generator=generator)

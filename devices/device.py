@@ -30,7 +30,6 @@ __all__ = [
     "Reciprocal",
     "ReportsPeaks",
     "Snapshots",
-    "SuggestsControls",
 ]
 
 
@@ -143,15 +142,6 @@ class Differentiable(Protocol):
         Returns:
             (batch, out_features), or (settings, batch, out_features).
         """
-        ...
-
-
-@runtime_checkable
-class SuggestsControls(Protocol):
-    """A device that knows a good place to start training from."""
-
-    def initial_controls(self, generator: torch.Generator) -> Tensor:
-        """Controls to start from, (num_controls,), random where that is wanted."""
         ...
 
 

@@ -39,6 +39,7 @@ class DeviceSpec(BaseModel):
         control_levels: distinct control codes over ``control_range``.
         output_levels: distinct output codes over ``output_range`` (ADC).
         control_unit: unit of the controls, such as ``"rad"`` or ``"V"``.
+        initial_range: where training starts, each control at random within it; None for the whole control range.
         linear: the outputs are a linear function of the inputs, ``y = A(w) x``.
         coupling: what one control can reach. ``"elementwise"``: control ``i * in_features + j`` moves
             entry (i, j) of the transfer matrix alone. ``"output"``: the controls stand in ``out_features``
@@ -64,6 +65,7 @@ class DeviceSpec(BaseModel):
     control_levels: _Levels | None = None
     output_levels: _Levels | None = None
     control_unit: str = ""
+    initial_range: Range | None = None
     linear: bool = False
     coupling: Coupling = "dense"
     reach: tuple[Patch, ...] | None = Field(default=None, repr=False)
@@ -81,6 +83,13 @@ class DeviceSpec(BaseModel):
                 raise ValueError(f"{what}_range must rise, but is {bounds}")
             if bounds is None and getattr(self, f"{what}_levels") is not None:
                 raise ValueError(f"{what}_levels needs an {what}_range to count them over")
+        if self.initial_range is not None:
+            low, high = self.initial_range
+            if low > high:
+                raise ValueError(f"initial_range must not fall, but is {self.initial_range}")
+            bounds = self.control_range
+            if bounds is not None and not bounds[0] <= low <= high <= bounds[1]:
+                raise ValueError(f"initial_range {self.initial_range} must lie within control_range {bounds}")
         entries = self.in_features * self.out_features
         if self.coupling == "elementwise" and self.num_controls != entries:
             raise ValueError(

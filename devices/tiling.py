@@ -10,7 +10,6 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from .controls import initial_controls
 from .device import Device
 from .errors import DeviceError, NotConnected
 from .random import derive_seed
@@ -189,11 +188,6 @@ class TiledDevice:
         answers = self._assemble(inputs, lambda tile, lit: self._session(tile).query_each(parts[tile], lit))
         self._controls = controls[-1].clone()
         return answers
-
-    def initial_controls(self, generator: torch.Generator) -> Tensor:
-        """Where the chips suggest to start, each tile by itself; uniform over the range where they do not."""
-        tiled = torch.cat([initial_controls(self._session(tile), generator) for tile in range(self._tiles)])
-        return tiled if self._places is None else tiled[self._places]
 
     def rehearsal(self) -> Device:
         """The same tiles on stand-ins of the chips, so that all of them are counted."""

@@ -23,19 +23,18 @@ class MatVec(LinearPhysics):
 
     control_unit: ClassVar[str] = ""
     control_range: ClassVar[Range] = (-1.0, 1.0)
+    initial_range: ClassVar[Range] = (-0.5, 0.5)  # the inner half: entries can grow either way
     reciprocal: ClassVar[bool] = True
 
     def matrix(self, controls: Tensor, in_features: int, out_features: int) -> Tensor:
         """The controls, in their places."""
         return controls.reshape(*controls.shape[:-1], out_features, in_features)
 
-    def initial_controls(self, in_features: int, out_features: int, generator: torch.Generator) -> Tensor:
-        """Uniform in the inner half of the range, so that entries can grow either way."""
-        return self._uniform((-0.5, 0.5), in_features, out_features, generator)
-
 
 class SLM(LinearPhysics):
     """Spatial light modulator: A_ij = cos(w_ij) / sqrt(in_features)."""
+
+    initial_range: ClassVar[Range] = (pi / 2 - 0.1, pi / 2 + 0.1)  # near the zero crossing
 
     def matrix(self, controls: Tensor, in_features: int, out_features: int) -> Tensor:
         """The cosine of each phase over the square root of the number of inputs."""
@@ -45,10 +44,6 @@ class SLM(LinearPhysics):
     def full_scale(self, in_features: int) -> float:  # noqa: ARG002
         """One: the matrix carries the 1 / sqrt(in_features) itself."""
         return 1.0
-
-    def initial_controls(self, in_features: int, out_features: int, generator: torch.Generator) -> Tensor:
-        """Near the zero crossing, uniform in pi/2 +- 0.1."""
-        return self._uniform((pi / 2 - 0.1, pi / 2 + 0.1), in_features, out_features, generator)
 
 
 class MRR(LinearPhysics):
@@ -64,6 +59,7 @@ class MRR(LinearPhysics):
     """
 
     control_range: ClassVar[Range] = (0.0, pi)  # T is even and periodic: this is all it can do
+    initial_range: ClassVar[Range] = (0.01, pi / 4)  # close to resonance, where weights move fast
 
     response: Literal["field", "power"] = "field"
     a: _Amplitude = 0.8
@@ -78,7 +74,3 @@ class MRR(LinearPhysics):
         # Dark at resonance where a = r; rounding must not make it less than dark.
         transmitted = (1 - absorbed).clamp_min(1e-12)
         return 2 * (transmitted.sqrt() if self.response == "field" else transmitted) - 1
-
-    def initial_controls(self, in_features: int, out_features: int, generator: torch.Generator) -> Tensor:
-        """Close to resonance, where weights move fast: uniform in [0.01, pi/4]."""
-        return self._uniform((0.01, pi / 4), in_features, out_features, generator)

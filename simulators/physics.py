@@ -26,6 +26,7 @@ class Physics(BaseModel, ABC):
         linear: the outputs are linear in the inputs.
         control_unit: unit of the controls.
         control_range: legal controls, in that unit.
+        initial_range: where training starts; None for the whole control range.
         reciprocal: light can be sent through backwards.
     """
 
@@ -35,6 +36,7 @@ class Physics(BaseModel, ABC):
     linear: ClassVar[bool] = True
     control_unit: ClassVar[str] = "rad"
     control_range: ClassVar[Range] = (0.0, 2 * pi)
+    initial_range: ClassVar[Range | None] = None
     reciprocal: ClassVar[bool] = False
 
     @abstractmethod
@@ -72,14 +74,6 @@ class Physics(BaseModel, ABC):
         matrix entry has its greatest magnitude, 1 here; larger sums saturate.
         """
         return sqrt(in_features)
-
-    def initial_controls(self, in_features: int, out_features: int, generator: torch.Generator) -> Tensor:
-        """Controls that training starts from: uniform over the range unless the kind says otherwise."""
-        return self._uniform(self.control_range, in_features, out_features, generator)
-
-    def _uniform(self, bounds: Range, in_features: int, out_features: int, generator: torch.Generator) -> Tensor:
-        count = self.num_controls(in_features, out_features)
-        return torch.empty(count).uniform_(bounds[0], bounds[1], generator=generator)
 
 
 class LinearPhysics(Physics):

@@ -76,6 +76,7 @@ class SimulatedDevice:
             control_levels=impairments.control_levels,
             output_levels=impairments.output_levels,
             control_unit=physics.control_unit,
+            initial_range=physics.initial_range,
             linear=physics.linear,
             coupling=physics.coupling,
             reach=physics.reach(in_features, out_features),
@@ -155,7 +156,7 @@ class SimulatedDevice:
             outputs = self._physics(self._wandered(self._acting.to(signals.dtype)), signals)
         return self._detect(outputs).to(inputs.device)
 
-    # -- ProgramsMany, Differentiable, SuggestsControls -------------------------------------------
+    # -- ProgramsMany, Differentiable ------------------------------------------------------------
 
     def query_each(self, controls: Tensor, inputs: Tensor) -> Tensor:
         """Program each setting in turn and pass the same vectors through, batched over settings.
@@ -203,10 +204,6 @@ class SimulatedDevice:
         """
         acting = self._wandered(self._chip.act(controls.to(self._device)))
         return self._physics(acting, inputs.to(self._device)).to(inputs.device)
-
-    def initial_controls(self, generator: torch.Generator) -> Tensor:
-        """The kind's own starting point: (num_controls,)."""
-        return self.physics.initial_controls(self._spec.in_features, self._spec.out_features, generator)
 
     # -- Snapshots --------------------------------------------------------------------------
 

@@ -57,7 +57,7 @@ def open_chip(device: str, impairments: str, size: tuple[int, int], seed: int) -
         make_device(device, in_features=size[0], out_features=size[1], impairments=impairments, seed=seed)
     )
     session.open()
-    return session, initial_controls(session, derive_generator(seed, "bench", "controls"))
+    return session, initial_controls(session.spec, derive_generator(seed, "bench", "controls"))
 
 
 def problem(session: Session, controls: Tensor, batch: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:

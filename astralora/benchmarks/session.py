@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from devices import Session, SuggestsControls, derive_generator, make_device
+from devices import Session, derive_generator, initial_controls, make_device
 
 __all__ = ["session_overhead"]
 
@@ -34,11 +34,7 @@ def session_overhead(device: str, impairments: str, size: int, batch: int, round
     generator = derive_generator(0, "bench")
     inputs = torch.empty(batch, size).uniform_(-1, 1, generator=generator)
     with session:
-        if isinstance(raw, SuggestsControls):
-            controls = raw.initial_controls(generator)
-        else:
-            controls = torch.zeros(session.spec.num_controls)
-        session.program(controls)
+        session.program(initial_controls(session.spec, generator))
         pairs = np.array([_pair(raw.query, session.query, inputs, i) for i in range(rounds + rounds // 10)])
     pairs = pairs[rounds // 10 :]  # the first tenth warms up
     blocks = [np.median(block[:, 1]) / np.median(block[:, 0]) - 1 for block in np.array_split(pairs, 10)]

@@ -321,7 +321,7 @@ def test_a_fit_on_a_lab_chip_is_nearly_as_good_as_what_its_rings_can_reach(simul
 def test_a_fit_on_a_mesh_follows_the_gradient(simulated: Any) -> None:
     session = simulated("mzi", 8, 8)
     net = nn.Sequential(nn.Linear(8, 8))
-    target = session.device.physics.matrix(session.device.initial_controls(torch.Generator().manual_seed(5)), 8, 8)
+    target = session.device.physics.matrix(al.initial_controls(session.spec, torch.Generator().manual_seed(5)), 8, 8)
     with torch.no_grad():
         net[0].weight.copy_(target)
     al.attach(net, {"0": session}, initialize="fit", method="exact", gain=False)

@@ -19,7 +19,7 @@ from astralora.estimators import (
     Twin,
 )
 from astralora.estimators.steps import StepChoice, choose_step
-from devices import Budget, BudgetExceeded, DeviceSpec, RehearsalDevice, Session, Usage
+from devices import Budget, BudgetExceeded, DeviceSpec, RehearsalDevice, Session, Usage, initial_controls
 from simulators import Impairments
 
 
@@ -27,7 +27,7 @@ def problem(session: Any, batch: int, seed: int = 0, dtype: torch.dtype = torch.
     """Controls, inputs, outputs and output gradients of one step."""
     generator = torch.Generator().manual_seed(seed)
     spec = session.spec
-    controls = session.device.initial_controls(generator).to(dtype)
+    controls = initial_controls(session.spec, generator).to(dtype)
     inputs = torch.empty(batch, spec.in_features, dtype=dtype).uniform_(-1, 1, generator=generator)
     outputs = session.apply(controls, inputs)
     grad_outputs = torch.randn(batch, spec.out_features, dtype=dtype, generator=generator)
@@ -478,7 +478,7 @@ def test_elementwise_converges_with_the_step_as_a_one_sided_difference_does(boun
 
 def problem_positive(session: Any) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
-    controls = session.device.initial_controls(generator).double()
+    controls = initial_controls(session.spec, generator).double()
     inputs = torch.rand(9, 6, dtype=torch.float64, generator=generator)
     outputs = session.apply(controls, inputs)
     return controls, inputs, outputs, torch.randn(9, 5, dtype=torch.float64, generator=generator)

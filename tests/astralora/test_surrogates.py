@@ -9,7 +9,7 @@ import torch
 from astralora import SURROGATES, ConfigurationError
 from astralora.estimators import Elementwise, Gaussian
 from astralora.surrogates import Adjoint, Exact, LowRankOnline, Measured, Online, Psi, Twin
-from devices import Session
+from devices import Session, initial_controls
 from simulators import PRESETS, Impairments
 
 GRADS = torch.ones(1, 1)
@@ -80,7 +80,7 @@ def test_psi_keeps_its_factors_orthonormal(simulated: Any) -> None:
 
 def test_psi_starts_from_the_best_matrix_of_its_rank(simulated: Any, generator: torch.Generator) -> None:
     session = simulated("matvec", 12, 8)
-    controls = session.device.initial_controls(generator).double()
+    controls = initial_controls(session.spec, generator).double()
     session.program(controls)
     surrogate = Psi(rank=3)
     surrogate.start(session, controls)
@@ -128,7 +128,7 @@ def test_psi_is_clueless_about_a_unitary_beyond_its_rank(simulated: Any, generat
 
 def test_online_learns_the_matrix_from_what_passes_anyway(simulated: Any, generator: torch.Generator) -> None:
     session = simulated("mzi", 16, 16)
-    controls = session.device.initial_controls(generator).double()
+    controls = initial_controls(session.spec, generator).double()
     session.program(controls)
     surrogate = Online(start="cold")
     surrogate.start(session, controls)
@@ -147,7 +147,7 @@ def test_online_learns_the_matrix_from_what_passes_anyway(simulated: Any, genera
 
 def test_online_averages_noise_away(simulated: Any, generator: torch.Generator) -> None:
     session = simulated("mzi", 16, 16, impairments=Impairments(output_noise_fraction=0.02))
-    controls = session.device.initial_controls(generator)
+    controls = initial_controls(session.spec, generator)
     session.program(controls)
     surrogate = Online()
     surrogate.start(session, controls)
@@ -161,7 +161,7 @@ def test_online_averages_noise_away(simulated: Any, generator: torch.Generator) 
 
 def test_online_follows_a_device_that_moves(simulated: Any, generator: torch.Generator) -> None:
     session = simulated("slm", 16, 16)
-    controls = session.device.initial_controls(generator).double()
+    controls = initial_controls(session.spec, generator).double()
     session.program(controls)
     surrogate = Online()
     surrogate.start(session, controls)
@@ -212,7 +212,7 @@ def test_online_without_forgetting_is_least_squares_on_all_data_ever_seen(
     batch: int, simulated: Any, generator: torch.Generator
 ) -> None:
     session = simulated("matvec", 12, 7, impairments=Impairments(output_noise_fraction=0.02))
-    controls = session.device.initial_controls(generator).double()
+    controls = initial_controls(session.spec, generator).double()
     session.program(controls)
     surrogate = Online(start="cold", forgetting=1.0, refresh=0)
     surrogate.start(session, controls)
@@ -230,7 +230,7 @@ def test_online_forgets_as_fast_as_the_chip_wanders(kind: str, simulated: Any, g
     # Ten times the wander of a lab chip, over 2,000 steps of 10 ms: twice its correlation time.
     wandering = PRESETS["lab"].model_copy(update={"wander_std": 0.1})
     session = simulated(kind, 16, 16, impairments=wandering)
-    controls = session.device.initial_controls(generator)
+    controls = initial_controls(session.spec, generator)
     session.program(controls)
     surrogate = Online()
     surrogate.start(session, controls)
@@ -254,7 +254,7 @@ def test_online_forgets_as_fast_as_the_chip_wanders(kind: str, simulated: Any, g
 
 def test_online_asks_for_directions_that_no_batch_shows(simulated: Any, generator: torch.Generator) -> None:
     session = simulated("slm", 32, 16, impairments="lab")
-    controls = session.device.initial_controls(generator)
+    controls = initial_controls(session.spec, generator)
     session.program(controls)
     seen = torch.randn(8, 32, generator=generator)
     G = torch.randn(10, 16, generator=generator)
@@ -281,7 +281,7 @@ def test_online_asks_for_directions_that_no_batch_shows(simulated: Any, generato
 
 def test_online_asks_for_nothing_where_it_is_sure(simulated: Any, generator: torch.Generator) -> None:
     session = simulated("matvec", 16, 8, impairments=Impairments(output_noise_fraction=0.002))
-    controls = session.device.initial_controls(generator)
+    controls = initial_controls(session.spec, generator)
     session.program(controls)
     surrogate = Online()
     surrogate.start(session, controls)
@@ -307,7 +307,7 @@ def test_online_refuses_options_that_mean_nothing(options: dict[str, Any], compl
 def test_online_with_a_fixed_factor_never_stops_learning(simulated: Any, generator: torch.Generator) -> None:
     # An input that is always dark: its uncertainty must not grow without end.
     session = simulated("matvec", 6, 4)
-    controls = session.device.initial_controls(generator).double()
+    controls = initial_controls(session.spec, generator).double()
     surrogate = Online(start="cold", forgetting=0.5, refresh=0)
     session.program(controls)
     surrogate.start(session, controls)
@@ -351,7 +351,7 @@ def test_adjoint_asks_the_device_itself_for_as_many_vectors_as_there_are_gradien
     kind: str, bounds: Any, simulated: Any, generator: torch.Generator
 ) -> None:
     session = simulated(kind, 8, 6, input_range=bounds)
-    controls = session.device.initial_controls(generator).double()
+    controls = initial_controls(session.spec, generator).double()
     session.program(controls)
     surrogate = Adjoint()
     for batch, rank in ((4, 4), (40, 6), (40, 2)):
@@ -374,7 +374,7 @@ def test_adjoint_takes_an_empty_batch(simulated: Any) -> None:
 
 def test_the_reverse_port_has_noise_of_its_own(simulated: Any, generator: torch.Generator) -> None:
     session = simulated("mzi", 32, 32, impairments=Impairments(output_noise_fraction=0.01))
-    controls = session.device.initial_controls(generator)
+    controls = initial_controls(session.spec, generator)
     session.program(controls)
     G = torch.empty(400, 32).uniform_(-1, 1, generator=generator)
     error = session.query_adjoint(G) - G @ dense(session, controls)
@@ -391,7 +391,7 @@ def test_adjoint_needs_a_reverse_port(simulated: Any) -> None:
 
 def test_twin_is_autograd_through_the_model(simulated: Any, generator: torch.Generator) -> None:
     device, model = simulated("mzi", 6, 4, impairments="lab"), simulated("mzi", 6, 4)
-    controls = model.device.initial_controls(generator)
+    controls = initial_controls(model.spec, generator)
     surrogate = Twin(twin=model.device)
     surrogate.check(device, Gaussian())
     surrogate.start(device, controls)
@@ -412,7 +412,7 @@ def test_measured_is_what_the_estimator_measured(generator: torch.Generator) -> 
 
 def test_exact_is_autograd_through_the_law(simulated: Any, generator: torch.Generator) -> None:
     session = simulated("mzi", 6, 6, impairments="lab")
-    controls = session.device.initial_controls(generator).double()
+    controls = initial_controls(session.spec, generator).double()
     inputs = torch.rand(5, 6, dtype=torch.float64, generator=generator)
     G = torch.randn(5, 6, dtype=torch.float64, generator=generator)
     surrogate = Exact()
@@ -427,7 +427,7 @@ def test_exact_is_autograd_through_the_law(simulated: Any, generator: torch.Gene
 
 def test_the_residual_is_about_data_that_was_not_learned_from_yet(simulated: Any, generator: torch.Generator) -> None:
     session = simulated("matvec", 8, 8)
-    controls = session.device.initial_controls(generator)
+    controls = initial_controls(session.spec, generator)
     inputs = torch.empty(4, 8).uniform_(-1, 1, generator=generator)
     for name in ("psi", "online", "measured"):
         surrogate = SURROGATES.make(name, rank=8)

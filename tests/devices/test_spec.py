@@ -47,3 +47,11 @@ def test_levels_are_counted_with_both_ends() -> None:
 
 def test_a_continuous_control_has_no_step() -> None:
     assert DeviceSpec(**SIZE, control_range=(0.0, 1.0)).control_step is None
+
+
+@pytest.mark.parametrize(
+    ("initial", "complaint"), [((0.5, 0.2), "must not fall"), ((0.5, 2.5), "must lie within control_range")]
+)
+def test_training_cannot_start_where_controls_cannot_go(initial: tuple[float, float], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        DeviceSpec(name="x", in_features=1, out_features=1, num_controls=1, control_range=(0, 1), initial_range=initial)

@@ -42,7 +42,7 @@ def test_other_chips_tell_which_block_their_controls_reach(kind: str, n: int, m:
     tiled = TiledDevice(chips(kind, 6, 4, 4), n, m)
     assert tiled.spec.coupling == "sparse"
     with Session(tiled) as session:
-        controls = tiled.initial_controls(torch.Generator().manual_seed(0)).double()
+        controls = d.initial_controls(tiled.spec, torch.Generator().manual_seed(0)).double()
         session.program(controls)
         before = whole(session)
         assert tiled.spec.reach is not None
@@ -122,7 +122,7 @@ def test_a_mesh_of_tiles_is_measured_tile_by_tile_at_once() -> None:
 
     device = d.open_device("tiled", in_features=8, out_features=8, chip="mzi", tile=4)
     single = d.open_device("mzi", in_features=4, out_features=4)
-    controls = device.device.initial_controls(torch.Generator().manual_seed(0)).double()  # type: ignore[attr-defined]
+    controls = d.initial_controls(device.spec, torch.Generator().manual_seed(0)).double()
     generator = torch.Generator().manual_seed(1)
     x = torch.empty(6, 8, dtype=torch.float64).uniform_(-1, 1, generator=generator)
     grad = torch.randn(6, 8, dtype=torch.float64, generator=generator)

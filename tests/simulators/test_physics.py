@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from simulators import KINDS, MRR, MZI, SLM, LinearPhysics, MatVec, Monarch
+from devices import initial_controls
+from simulators import KINDS, MRR, MZI, SLM, LinearPhysics, MatVec, Monarch, device_factory
 
 
 def controls_for(physics: Any, n: int, m: int, generator: torch.Generator, *leading: int) -> torch.Tensor:
@@ -104,11 +105,13 @@ def test_many_settings_equal_one_after_the_other(kind: str, generator: torch.Gen
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_starts_within_the_range(kind: str, generator: torch.Generator) -> None:
-    physics = KINDS[kind]()
-    controls = physics.initial_controls(8, 8, generator)
-    assert controls.shape == (physics.num_controls(8, 8),)
-    assert controls.min() >= physics.control_range[0]
-    assert controls.max() <= physics.control_range[1]
+    spec = device_factory(KINDS[kind])(8, 8).spec
+    assert spec.control_range is not None
+    low, high = spec.initial_range or spec.control_range
+    controls = initial_controls(spec, generator)
+    assert controls.shape == (spec.num_controls,)
+    assert spec.control_range[0] <= low <= controls.min()
+    assert controls.max() <= high <= spec.control_range[1]
 
 
 def test_a_kind_of_ones_own_is_one_class_with_one_method(simulated: Any) -> None:

@@ -10,14 +10,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from devices import Device, Differentiable, NotConnected, OutOfRange, ProgramsMany, Snapshots, SuggestsControls
+from devices import Device, Differentiable, NotConnected, OutOfRange, ProgramsMany, Snapshots, initial_controls
 from simulators import KINDS, PRESETS, Impairments, MatVec, SimulatedDevice
 from simulators.chip import quantize
 from simulators.wander import Wander
 
 
 def start(session: Any) -> torch.Tensor:
-    controls: torch.Tensor = session.device.initial_controls(torch.Generator().manual_seed(0))
+    controls: torch.Tensor = initial_controls(session.spec, torch.Generator().manual_seed(0))
     session.program(controls)
     return controls
 
@@ -29,7 +29,7 @@ def vectors(count: int, width: int, generator: torch.Generator) -> torch.Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 def test_is_a_device_with_all_abilities_of_a_simulator(kind: str, simulated: Any) -> None:
     device = simulated(kind, 4, 4).device
-    for protocol in (Device, ProgramsMany, Differentiable, SuggestsControls, Snapshots):
+    for protocol in (Device, ProgramsMany, Differentiable, Snapshots):
         assert isinstance(device, protocol)
 
 
