@@ -6,10 +6,12 @@ from .device import (
     Composite,
     Device,
     Differentiable,
+    Flushes,
     HardwareDevice,
     ProgramsMany,
     Reciprocal,
     ReportsPeaks,
+    Resends,
     Snapshots,
 )
 from .errors import (
@@ -23,6 +25,7 @@ from .errors import (
 )
 from .random import derive_generator, derive_seed
 from .reach import Patch, Stripe
+from .recovery import Retry
 from .registry import (
     DeviceEntry,
     find_device,
@@ -50,6 +53,7 @@ __all__ = [
     "DeviceSpec",
     "DeviceTimeout",
     "Differentiable",
+    "Flushes",
     "HardwareDevice",
     "NotConnected",
     "OutOfRange",
@@ -61,6 +65,8 @@ __all__ = [
     "RehearsalDevice",
     "Rehearses",
     "ReportsPeaks",
+    "Resends",
+    "Retry",
     "Session",
     "Snapshots",
     "Stripe",

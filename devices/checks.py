@@ -10,7 +10,7 @@ from torch import Tensor
 from .errors import OutOfRange, ProtocolError
 from .spec import DeviceSpec, Range
 
-__all__ = ["check_controls", "check_inputs", "check_outputs"]
+__all__ = ["check_controls", "check_finite", "check_inputs", "check_outputs"]
 
 # Scaling into a range in float32 may overshoot its end by an ulp or two.
 _ROUNDING = 1e-6
@@ -35,10 +35,10 @@ def check_inputs(spec: DeviceSpec, inputs: Tensor, operation: str) -> None:
 
 
 def check_outputs(spec: DeviceSpec, outputs: Tensor, shape: tuple[int, ...]) -> None:
-    """Refuse an answer of the wrong shape or with values that are not finite.
+    """Refuse an answer of the wrong shape or type.
 
     Raises:
-        ProtocolError: the device or its driver is at fault.
+        ProtocolError: the driver is at fault, and will be the next time too.
     """
     problem = None
     if not isinstance(outputs, Tensor):
@@ -47,14 +47,24 @@ def check_outputs(spec: DeviceSpec, outputs: Tensor, shape: tuple[int, ...]) -> 
         problem = f"answered shape {tuple(outputs.shape)} where {shape} was due"
     elif not outputs.is_floating_point():
         problem = f"answered {outputs.dtype} where a floating-point tensor was due"
-    # One pass over numbers that are nearly always fine; a sum that overflows is looked at more closely.
-    elif not isfinite(outputs.detach().sum().item()):
-        bad = ~torch.isfinite(outputs)
-        if bool(bad.any()):
-            row = _first(bad.reshape(-1, shape[-1]).any(dim=1))
-            problem = f"{row} of the answer is not finite; check the detector chain"
     if problem is not None:
         raise ProtocolError(problem, device=spec.name, operation="query")
+
+
+def check_finite(spec: DeviceSpec, outputs: Tensor) -> None:
+    """Refuse an answer with NaN or infinity in it.
+
+    Raises:
+        ProtocolError: the device is at fault, which may pass.
+    """
+    # One pass over numbers that are nearly always fine; a sum that overflows is looked at more closely.
+    if not isfinite(outputs.detach().sum().item()):
+        bad = ~torch.isfinite(outputs)
+        if bool(bad.any()):
+            row = _first(bad.flatten(0, -2).any(dim=1)) if outputs.ndim > 1 else "a value"
+            raise ProtocolError(
+                f"{row} of the answer is not finite; check the detector chain", device=spec.name, operation="query"
+            )
 
 
 def _check(

@@ -7,6 +7,7 @@ small protocols of their own, which it either implements or does not.
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .errors import ProtocolError
+from .errors import NotConnected, ProtocolError
 from .spec import DeviceSpec
 from .usage import Usage
 
@@ -25,10 +26,12 @@ __all__ = [
     "Composite",
     "Device",
     "Differentiable",
+    "Flushes",
     "HardwareDevice",
     "ProgramsMany",
     "Reciprocal",
     "ReportsPeaks",
+    "Resends",
     "Snapshots",
 ]
 
@@ -146,6 +149,23 @@ class Differentiable(Protocol):
 
 
 @runtime_checkable
+class Flushes(Protocol):
+    """A device behind a link on which something may still be under way after a fault."""
+
+    def flush(self) -> None:
+        """Discard whatever has arrived, or is about to; the chip is left as it is."""
+
+
+@runtime_checkable
+class Resends(Protocol):
+    """A device that numbers its requests, so that repeating the newest one carries nothing out twice."""
+
+    def resend(self) -> Tensor | None:
+        """Send the newest request once more under its old number, and return its answer: None for a program."""
+        ...
+
+
+@runtime_checkable
 class Snapshots(Protocol):
     """A device whose whole inner state can be saved and put back, so that a run can go on exactly."""
 
@@ -161,7 +181,8 @@ class Snapshots(Protocol):
 class HardwareDevice(ABC):
     """Base of drivers that work in numpy: fill in `_open`, `_close`, `_program` and `_query`.
 
-    Arrays arrive checked by the session, in C order, read-only, in the caller's float32 or float64.
+    Arrays arrive checked by the session, in C order, read-only, in the caller's float32 or float64. One method
+    runs at a time; a device that is closed, or holds no controls, is not asked.
 
     Args:
         spec: what the device promises.
@@ -169,28 +190,54 @@ class HardwareDevice(ABC):
 
     def __init__(self, spec: DeviceSpec) -> None:
         self.spec = spec
+        self._lock = threading.RLock()
         self._is_open = False
+        self._is_programmed = False
 
     def open(self) -> None:
         """Connect; does nothing when connected already."""
-        if not self._is_open:
-            self._open()
-            self._is_open = True
+        with self._lock:
+            if not self._is_open:
+                self._is_programmed = False
+                self._open()
+                self._is_open = True
 
     def close(self) -> None:
         """Leave the hardware in its safe state and disconnect; does nothing when closed already."""
-        if self._is_open:
-            # A port that fails while closing is not open any more either.
-            self._is_open = False
-            self._close()
+        with self._lock:
+            if self._is_open:
+                # A port that fails while closing is not open any more either.
+                self._is_open = self._is_programmed = False
+                self._close()
 
     def program(self, controls: Tensor) -> None:
-        """Set all controls: shape (num_controls,), in control units."""
-        self._program(_as_array(controls))
+        """Set all controls: shape (num_controls,), in control units.
+
+        Raises:
+            NotConnected: the device is closed.
+        """
+        with self._lock:
+            self._require(self._is_open, "program", "is closed; call open first")
+            self._program(_as_array(controls))
+            self._is_programmed = True
 
     def query(self, inputs: Tensor) -> Tensor:
-        """Pass vectors through: (batch, in_features) -> (batch, out_features)."""
-        answer = np.asarray(self._query(_as_array(inputs)))
+        """Pass vectors through: (batch, in_features) -> (batch, out_features).
+
+        Raises:
+            NotConnected: the device is closed, or has not been programmed since it was opened.
+        """
+        with self._lock:
+            self._require(self._is_open, "query", "is closed; call open first")
+            self._require(self._is_programmed, "query", "no controls are set; call program first")
+            return self._as_tensor(self._query(_as_array(inputs)), inputs)
+
+    def _require(self, condition: bool, operation: str, otherwise: str) -> None:
+        if not condition:
+            raise NotConnected(otherwise, device=self.spec.name, operation=operation)
+
+    def _as_tensor(self, outputs: NDArray[Any], like: Tensor) -> Tensor:
+        answer = np.asarray(outputs)
         if answer.dtype.kind not in "fiu":
             raise ProtocolError(
                 f"the driver's _query returned {answer.dtype} where numbers are due",
@@ -198,7 +245,7 @@ class HardwareDevice(ABC):
                 operation="query",
             )
         # Own memory: a driver may hand out the buffer that it fills again on the next query.
-        return torch.tensor(answer, dtype=inputs.dtype, device=inputs.device)
+        return torch.tensor(answer, dtype=like.dtype, device=like.device)
 
     @abstractmethod
     def _open(self) -> None:

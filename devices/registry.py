@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from .device import Device
 from .errors import DeviceError
+from .recovery import Retry
 from .session import Session
 from .usage import Budget
 
@@ -147,12 +148,13 @@ def make_device(name: str, **options: Any) -> Device:
     return device
 
 
-def open_device(name: str, *, budget: Budget | None = None, **options: Any) -> Session:
+def open_device(name: str, *, budget: Budget | None = None, retry: Retry | None = None, **options: Any) -> Session:
     """Make the device of this name, connect to it, and put a session in front of it.
 
     Args:
         name: a registered name; see `list_devices`.
         budget: the most that may be spent through the session.
+        retry: how often to try again after a fault of the link, and how soon.
         **options: for the device's factory, such as ``in_features``.
 
     Returns:
@@ -161,7 +163,7 @@ def open_device(name: str, *, budget: Budget | None = None, **options: Any) -> S
     Raises:
         DeviceError: unknown name, options that the factory refuses, or the device cannot be opened.
     """
-    session = Session(make_device(name, **options), budget=budget)
+    session = Session(make_device(name, **options), budget=budget, retry=retry)
     session.open()
     return session
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from .checks import check_controls, check_inputs, check_outputs
+from .checks import check_controls, check_finite, check_inputs, check_outputs
 from .device import ChecksRequests, Composite, Device, ProgramsMany, Reciprocal, Snapshots
 from .errors import BudgetExceeded, DeviceError, NotConnected
+from .recovery import FAULTS, Recovery, Retry
+from .safety import unwatch, watch
 from .spec import DeviceSpec
 from .usage import Budget, Usage
 
@@ -34,15 +37,18 @@ class Session:
     """Guards a device; is itself a device.
 
     It refuses bad requests before they cost anything, splits batches to the device's ``max_batch``,
-    skips a program that would change nothing, counts every operation by purpose, keeps the budget, and
-    lets nobody in between a program and its query. Use it as a context manager, or call `open` and `close`.
+    skips a program that would change nothing, counts every operation by purpose, keeps the budget, tries again
+    after faults of the link, and lets nobody in between a program and its query. Use it as a context manager, or
+    call `open` and `close`; one that is left open is closed when the interpreter exits, also by a signal.
 
     Args:
         device: the device to guard.
-        budget: the most that may be spent through this session.
+        budget: the most that may be spent through this session, repetitions included.
+        retry: how often and how soon to try again after a fault; see `devices.recovery.Recovery` for what is repeated.
+            A device that is guarded already, or made of such, sees to that itself.
     """
 
-    def __init__(self, device: Device, budget: Budget | None = None) -> None:
+    def __init__(self, device: Device, budget: Budget | None = None, retry: Retry | None = None) -> None:
         if not isinstance(device, Device):
             raise TypeError(f"{type(device).__name__} is not a Device: it needs spec, open, close, program and query")
         self.device = device
@@ -53,6 +59,9 @@ class Session:
         self._query_name = "query_unchecked" if spared else "query"
         # Of a device with parts, it is the parts' operations that count.
         self._parts = self.capability(Composite)
+        guarded = isinstance(device, Session) or self._parts is not None
+        retry = retry or Retry()
+        self._recovery = Recovery(device, retry) if retry.attempts > 1 and not guarded else None
         self._lock = threading.RLock()
         self._is_open = False
         self._programmed: Tensor | None = None
@@ -102,6 +111,7 @@ class Session:
                 self.device.open()
                 self._is_open = True
                 self._programmed = None
+                watch(self)
 
     def close(self) -> None:
         """Leave the device in its safe state; does nothing when closed already."""
@@ -109,6 +119,7 @@ class Session:
             if self._is_open:
                 self._is_open = False
                 self._programmed = None
+                unwatch(self)
                 self.device.close()
 
     def __enter__(self) -> Self:
@@ -212,7 +223,7 @@ class Session:
             if not settings or not batch:
                 return inputs.new_empty(settings, batch, self.spec.out_features)
             if isinstance(self.device, ProgramsMany) and self._calls(batch) == 1:
-                return self._query_each(self.device, controls, inputs)
+                return self._query_each(controls, inputs)
             answers = []
             for setting in controls:
                 self._program(setting)
@@ -338,8 +349,11 @@ class Session:
         self._programmed = None
         # A copy of its own: what a driver keeps must not change when the caller's optimizer does.
         sent = controls.clone()
-        self._call("program", getattr(self.device, self._program_name), (sent,), programs=1, moved=_size(sent))
+        self._ask(self._program_request(sent))
         self._programmed = sent
+
+    def _program_request(self, controls: Tensor) -> _Request:
+        return _Request("program", self._program_name, (controls,), None, programs=1, moved=_size(controls))
 
     def _query(self, inputs: Tensor, operation: str = "query", width: int | None = None) -> Tensor:
         limit = self.spec.max_batch
@@ -353,26 +367,73 @@ class Session:
     def _query_once(self, inputs: Tensor, operation: str, width: int) -> Tensor:
         batch = len(inputs)
         moved = batch * (inputs.shape[1] + width) * inputs.element_size()
-        call = getattr(self.device, self._query_name if operation == "query" else operation)
-        outputs: Tensor = self._call(operation, call, (inputs,), queries=1, vectors=batch, moved=moved)
-        check_outputs(self.spec, outputs, (batch, width))
-        return outputs if outputs.dtype == inputs.dtype else outputs.to(inputs.dtype)
+        name = self._query_name if operation == "query" else operation
+        shape = (batch, width)
+        outputs: Tensor = self._ask(_Request(operation, name, (inputs,), shape, queries=1, vectors=batch, moved=moved))
+        return outputs
 
-    def _query_each(self, device: ProgramsMany, controls: Tensor, inputs: Tensor) -> Tensor:
+    def _query_each(self, controls: Tensor, inputs: Tensor) -> Tensor:
         settings, batch, width = len(controls), len(inputs), self.spec.out_features
         self._programmed = None
-        outputs: Tensor = self._call(
-            "query_each",
-            device.query_each,
-            (controls, inputs),
-            programs=settings,
-            queries=settings,
-            vectors=settings * batch,
-            moved=_size(controls) + settings * (_size(inputs) + batch * width * inputs.element_size()),
+        outputs: Tensor = self._ask(
+            _Request(
+                "query_each",
+                "query_each",
+                (controls, inputs),
+                (settings, batch, width),
+                programs=settings,
+                queries=settings,
+                vectors=settings * batch,
+                moved=_size(controls) + settings * (_size(inputs) + batch * width * inputs.element_size()),
+            )
         )
-        check_outputs(self.spec, outputs, (settings, batch, width))
         self._programmed = controls[-1].clone()
-        return outputs if outputs.dtype == inputs.dtype else outputs.to(inputs.dtype)
+        return outputs
+
+    def _ask(self, request: _Request) -> Any:
+        """One operation on the device, with as many attempts as it takes and may have."""
+        try:
+            answer = self._attempt(request)
+        except FAULTS as fault:
+            if self._recovery is None:
+                raise
+            answer = self._ask_again(request, fault, self._recovery)
+        if request.shape is not None:
+            # A driver that answers in the wrong shape is not asked again: it would do no better.
+            check_outputs(self.spec, answer, request.shape)
+            if answer.dtype != request.like.dtype:
+                answer = answer.to(request.like)
+        return answer
+
+    def _ask_again(self, request: _Request, fault: DeviceError, recovery: Recovery) -> Any:
+        # While it is being brought back, nobody knows what the device holds.
+        held, self._programmed = self._programmed, None
+
+        def restore() -> None:
+            if held is not None:
+                self._afford(request.operation, programs=1)
+                self._attempt(self._program_request(held))
+
+        def again() -> Any:
+            costs = {"programs": request.programs, "queries": request.queries, "vectors": request.vectors}
+            self._afford(request.operation, **costs)
+            return self._attempt(request, retries=1)
+
+        answer = recovery.run(
+            request.operation,
+            fault,
+            again=again,
+            resent=lambda: self._attempt(request.resent(), retries=1),
+            restore=None if request.programs else restore,
+        )
+        self._programmed = held
+        return answer
+
+    def _attempt(self, request: _Request, retries: int = 0) -> Any:
+        answer = self._call(request, retries)
+        if isinstance(answer, Tensor) and answer.is_floating_point():
+            check_finite(self.spec, answer)
+        return answer
 
     def _holds(self, controls: Tensor) -> bool:
         held = self._programmed
@@ -415,25 +476,15 @@ class Session:
                 operation=operation,
             )
 
-    def _call(
-        self,
-        operation: str,
-        call: Callable[..., Any],
-        arguments: tuple[Tensor, ...],
-        *,
-        programs: int = 0,
-        queries: int = 0,
-        vectors: int = 0,
-        moved: int,
-    ) -> Any:
+    def _call(self, request: _Request, retries: int) -> Any:
         """Every operation on the device goes through here, and is booked whether or not it succeeds."""
         before = self._parts.usage if self._parts is not None else None
         start = time.perf_counter()
         try:
-            return call(*arguments)
+            return getattr(self.device, request.name)(*request.arguments)
         except DeviceError as error:
             error.device = error.device or self.spec.name
-            error.operation = error.operation or operation
+            error.operation = error.operation or request.operation
             raise
         finally:
             seconds = time.perf_counter() - start
@@ -441,20 +492,55 @@ class Session:
             tally = self._spent.get(purpose)
             if tally is None:
                 tally = self._spent[purpose] = Usage().to_list()
+            programs, queries, vectors, moved = request.programs, request.queries, request.vectors, request.moved
             if self._parts is not None and before is not None:
                 spent = self._parts.usage - before
                 programs, queries, vectors, moved = spent.programs, spent.queries, spent.vectors, spent.bytes
-                tally[4] += spent.retries
+                retries += spent.retries
             tally[0] += programs
             tally[1] += queries
             tally[2] += vectors
             tally[3] += seconds
+            tally[4] += retries
             tally[5] += moved
             if _log.isEnabledFor(logging.DEBUG):
                 _log.debug(
                     "%s %s for %s: %d programs, %d vectors, %d bytes, %.3f ms",
-                    self.spec.name, operation, purpose, programs, vectors, moved, 1e3 * seconds,
+                    self.spec.name, request.operation, purpose, programs, vectors, moved, 1e3 * seconds,
                 )  # fmt: skip
+
+
+@dataclass(slots=True)
+class _Request:
+    """One operation on the device.
+
+    Attributes:
+        operation: what it is called in messages.
+        name: of the device's method.
+        arguments: of that method; the last ones are the vectors.
+        shape: of the answer; None where there is none.
+        programs, queries, vectors, moved: what it costs, moved in bytes.
+        like: has the type that the answer is to have.
+    """
+
+    operation: str
+    name: str
+    arguments: tuple[Tensor, ...]
+    shape: tuple[int, ...] | None
+    programs: int = 0
+    queries: int = 0
+    vectors: int = 0
+    moved: int = 0
+    like: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.like = self.arguments[-1]
+
+    def resent(self) -> _Request:
+        """Asking for its answer once more: it moves bytes, but nothing is carried out."""
+        again = replace(self, programs=0, queries=0, vectors=0)
+        again.name, again.arguments = "resend", ()
+        return again
 
 
 def _size(tensor: Tensor) -> int:

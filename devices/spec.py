@@ -46,6 +46,8 @@ class DeviceSpec(BaseModel):
             equal runs, and run i moves output i alone. ``"sparse"``: what ``reach`` says. ``"dense"``: anything.
         reach: with ``coupling="sparse"``, the part of the transfer matrix that each run of controls can move.
         noise_std: standard deviation of one output of one query, in output units.
+        idempotent_program: programming the same controls twice does the same as once, so that a program whose
+            answer was lost may be sent again.
         max_batch: the most vectors that one query takes.
         program_seconds: time to set all controls once, settling included.
         vector_seconds: time to pass one vector.
@@ -70,6 +72,7 @@ class DeviceSpec(BaseModel):
     coupling: Coupling = "dense"
     reach: tuple[Patch, ...] | None = Field(default=None, repr=False)
     noise_std: _NonNegative = 0.0
+    idempotent_program: bool = False
     max_batch: PositiveInt | None = None
     program_seconds: _NonNegative = 0.0
     vector_seconds: _NonNegative = 0.0

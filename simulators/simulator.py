@@ -81,6 +81,7 @@ class SimulatedDevice:
             coupling=physics.coupling,
             reach=physics.reach(in_features, out_features),
             noise_std=hypot(self._output_noise_std, impairments.input_noise_std * full_scale),
+            idempotent_program=True,
             max_batch=max_batch,
             program_seconds=impairments.program_seconds + impairments.settle_seconds,
             vector_seconds=impairments.vector_seconds,

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from devices import Budget
+from devices import Budget, Retry
 
 from ..errors import ConfigurationError
 
@@ -73,6 +73,7 @@ class RunConfig(_Section):
         device: which device.
         method: how gradients are found.
         budget: the most that the device may be asked.
+        retry: how often, and how soon, to try again after a fault of the device's link.
     """
 
     task: str = "digits"
@@ -87,6 +88,7 @@ class RunConfig(_Section):
     device: DeviceConfig = DeviceConfig()
     method: MethodConfig = MethodConfig()
     budget: Budget = Budget()
+    retry: Retry = Retry()
 
     @classmethod
     def load(cls, path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Self:

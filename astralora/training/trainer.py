@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 from devices import BudgetExceeded, Session, Usage
+from devices.safety import stop_on_signals
 
 from ..errors import ConfigurationError
 from ..health import StaleGradientWarning
@@ -96,7 +97,8 @@ def train(
         with ExitStack() as stack:
             tracker = stack.enter_context(Tracker(folder.path))
             sessions = {
-                name: stack.enter_context(Session(device, budget=config.budget)) for name, device in devices.items()
+                name: stack.enter_context(Session(device, config.budget, config.retry))
+                for name, device in devices.items()
             }
             fit = Fit(config, task, splits, attach_devices(config, task, sessions))
             before = [layer.controls.detach().clone() for layer in fit.layers]
@@ -229,6 +231,8 @@ def _stoppable() -> Generator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
+    # The second signal has to leave the chips safe as well.
+    stop_on_signals()
     signals = (signal.SIGINT, signal.SIGTERM)
     earlier = {number: signal.getsignal(number) for number in signals}
 

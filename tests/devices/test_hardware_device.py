@@ -1,10 +1,19 @@
+import threading
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from devices import ProtocolError
+from devices import NotConnected, ProtocolError
+
+
+@pytest.fixture
+def running(bench: Any) -> Any:
+    bench.open()
+    bench.program(torch.zeros(12))
+    return bench
 
 
 def test_opens_and_closes_once(bench: Any) -> None:
@@ -16,37 +25,75 @@ def test_opens_and_closes_once(bench: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_works_in_the_precision_of_the_caller(bench: Any, dtype: torch.dtype) -> None:
-    bench.program(torch.ones(12, dtype=dtype))
-    answer = bench.query(torch.ones(2, 4, dtype=dtype))
+def test_works_in_the_precision_of_the_caller(running: Any, dtype: torch.dtype) -> None:
+    running.program(torch.ones(12, dtype=dtype))
+    answer = running.query(torch.ones(2, 4, dtype=dtype))
     assert answer.dtype == dtype
     assert torch.equal(answer, torch.full((2, 3), 4.0, dtype=dtype))
 
 
-def test_a_driver_cannot_change_the_inputs(bench: Any) -> None:
+def test_a_driver_cannot_change_the_inputs(running: Any) -> None:
     def scribble(inputs: Any) -> Any:
         inputs[:] = 0
         return inputs
 
-    bench._query = scribble
+    running._query = scribble
     with pytest.raises(ValueError, match="read-only"):
-        bench.query(torch.ones(2, 4))
+        running.query(torch.ones(2, 4))
 
 
-def test_an_answer_outlives_the_buffer_that_the_driver_reuses(bench: Any) -> None:
+def test_an_answer_outlives_the_buffer_that_the_driver_reuses(running: Any) -> None:
     buffer = np.zeros((2, 3), dtype=np.float32)
 
     def reuse(inputs: Any) -> Any:
         buffer[:] += 1
         return buffer
 
-    bench._query = reuse
-    first = bench.query(torch.ones(2, 4))
-    bench.query(torch.ones(2, 4))
+    running._query = reuse
+    first = running.query(torch.ones(2, 4))
+    running.query(torch.ones(2, 4))
     assert torch.equal(first, torch.ones(2, 3))
 
 
-def test_an_answer_that_is_not_numbers_is_the_drivers_fault(bench: Any) -> None:
-    bench._query = lambda inputs: None
+def test_an_answer_that_is_not_numbers_is_the_drivers_fault(running: Any) -> None:
+    running._query = lambda inputs: None
     with pytest.raises(ProtocolError, match="returned object where numbers are due"):
-        bench.query(torch.ones(2, 4))
+        running.query(torch.ones(2, 4))
+
+
+def test_a_closed_or_unprogrammed_device_is_not_asked(bench: Any) -> None:
+    with pytest.raises(NotConnected, match="is closed; call open first"):
+        bench.program(torch.zeros(12))
+    bench.open()
+    with pytest.raises(NotConnected, match="no controls are set; call program first"):
+        bench.query(torch.zeros(1, 4))
+    bench.program(torch.zeros(12))
+    bench.close()
+    bench.open()
+    with pytest.raises(NotConnected, match="no controls are set"):
+        bench.query(torch.zeros(1, 4))
+    assert "query 1" not in bench.log
+
+
+def test_one_method_runs_at_a_time(running: Any) -> None:
+    scratch = np.zeros((1, 3))
+    reading = threading.Event()
+
+    def slow(inputs: Any) -> Any:
+        scratch[:] = inputs[0, 0]
+        reading.set()
+        time.sleep(0.05)
+        return scratch
+
+    running._query = slow
+    answers: dict[float, Any] = {}
+    threads = [
+        threading.Thread(target=lambda value=value: answers.update({value: running.query(torch.full((1, 4), value))}))
+        for value in (0.25, 0.5)
+    ]
+    threads[0].start()
+    reading.wait()
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert {value: answer[0, 0].item() for value, answer in answers.items()} == {0.25: 0.25, 0.5: 0.5}
