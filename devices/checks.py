@@ -10,10 +10,14 @@ from torch import Tensor
 from .errors import OutOfRange, ProtocolError
 from .spec import DeviceSpec, Range
 
-__all__ = ["check_controls", "check_finite", "check_inputs", "check_outputs"]
+__all__ = ["NotFinite", "check_controls", "check_finite", "check_inputs", "check_outputs"]
 
 # Scaling into a range in float32 may overshoot its end by an ulp or two.
 _ROUNDING = 1e-6
+
+
+class NotFinite(ProtocolError):
+    """An answer that arrived whole, with NaN or infinity in it."""
 
 
 def check_controls(spec: DeviceSpec, controls: Tensor, operation: str, ndim: int = 1) -> None:
@@ -55,14 +59,14 @@ def check_finite(spec: DeviceSpec, outputs: Tensor) -> None:
     """Refuse an answer with NaN or infinity in it.
 
     Raises:
-        ProtocolError: the device is at fault, which may pass.
+        NotFinite: the device is at fault, which may pass.
     """
     # One pass over numbers that are nearly always fine; a sum that overflows is looked at more closely.
     if not isfinite(outputs.detach().sum().item()):
         bad = ~torch.isfinite(outputs)
         if bool(bad.any()):
             row = _first(bad.flatten(0, -2).any(dim=1)) if outputs.ndim > 1 else "a value"
-            raise ProtocolError(
+            raise NotFinite(
                 f"{row} of the answer is not finite; check the detector chain", device=spec.name, operation="query"
             )
 

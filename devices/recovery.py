@@ -9,6 +9,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
+from .checks import NotFinite
 from .device import Device, Flushes, Resends
 from .errors import DeviceError, DeviceTimeout, NotConnected, ProtocolError
 
@@ -113,7 +114,8 @@ class Recovery:
             raise
 
     def _can_resend(self, fault: DeviceError) -> bool:
-        return isinstance(self._device, Resends) and not isinstance(fault, NotConnected)
+        # Of an answer that arrived as it was meant, the same would arrive again.
+        return isinstance(self._device, Resends) and not isinstance(fault, (NotConnected, NotFinite))
 
     def _objection(self, fault: DeviceError, writes: bool) -> str | None:
         """Why there must be no further attempt."""

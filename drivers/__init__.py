@@ -1,5 +1,4 @@
-"""Drivers of real hardware live here: transports, wire protocols, and the devices on top of them.
+"""Drivers of real hardware: transports, two wire protocols with their drivers, an emulator, and remote devices.
 
-A driver is a `devices.HardwareDevice` with four methods, registered under the entry-point group
-``astralora.devices``. This room imports `devices` and nothing else of astralora.
+Nothing here is imported before it is used: a driver is opened by its name, ``devices.open_device("frame-mvm", ...)``.
 """

@@ -1,0 +1,36 @@
+"""What drivers at the end of a line of bytes share."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from devices import DeviceSpec, HardwareDevice
+
+from .transports import Transport
+
+__all__ = ["LinkDevice"]
+
+
+class LinkDevice(HardwareDevice):
+    """A driver on a `Transport`: what is stuck in the line can be flushed, and the line be cut for a test.
+
+    Args:
+        spec: what the device promises.
+        transport: closed; opened and closed with the device.
+    """
+
+    def __init__(self, spec: DeviceSpec, transport: Transport) -> None:
+        super().__init__(spec)
+        self.transport = transport
+
+    def flush(self) -> None:
+        """Discard whatever has arrived on the line and was not asked for."""
+        with self._lock:
+            self.transport.flush()
+
+    @contextmanager
+    def interrupted(self) -> Generator[None]:
+        """For tests: within this block nothing passes along the line."""
+        with self.transport.interrupted():
+            yield

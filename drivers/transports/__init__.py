@@ -1,0 +1,10 @@
+"""Ways of moving bytes to an instrument: serial ports, sockets, VISA, and lines in memory."""
+
+from .base import Transport
+from .loopback import LoopbackTransport
+from .serial_port import SerialTransport
+from .sockets import TcpTransport
+from .uri import open_transport
+from .visa import VisaTransport
+
+__all__ = ["LoopbackTransport", "SerialTransport", "TcpTransport", "Transport", "VisaTransport", "open_transport"]
