@@ -1,5 +1,6 @@
 """The `Device` protocol and everything that stands around a device, whatever it is made of."""
 
+from .bench import Bench
 from .controls import initial_controls
 from .device import (
     ChecksRequests,
@@ -14,6 +15,7 @@ from .device import (
     Resends,
     Snapshots,
 )
+from .emulation import list_emulators, make_emulator
 from .errors import (
     BudgetExceeded,
     CalibrationMismatch,
@@ -23,6 +25,7 @@ from .errors import (
     OutOfRange,
     ProtocolError,
 )
+from .faults import FaultPlan, FaultyDevice
 from .random import derive_generator, derive_seed
 from .reach import Patch, Stripe
 from .recovery import Retry
@@ -31,6 +34,7 @@ from .registry import (
     find_device,
     list_devices,
     make_device,
+    offer_device,
     open_device,
     register_device,
 )
@@ -41,6 +45,7 @@ from .tiling import TiledDevice
 from .usage import Budget, Usage
 
 __all__ = [
+    "Bench",
     "Budget",
     "BudgetExceeded",
     "CalibrationMismatch",
@@ -53,6 +58,8 @@ __all__ = [
     "DeviceSpec",
     "DeviceTimeout",
     "Differentiable",
+    "FaultPlan",
+    "FaultyDevice",
     "Flushes",
     "HardwareDevice",
     "NotConnected",
@@ -77,7 +84,10 @@ __all__ = [
     "find_device",
     "initial_controls",
     "list_devices",
+    "list_emulators",
     "make_device",
+    "make_emulator",
+    "offer_device",
     "open_device",
     "register_device",
     "rehearse",

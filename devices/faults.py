@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self, get_args
 
@@ -165,6 +166,7 @@ class FaultyDevice:
         self._plan = plan
         self._dice = FaultDice(plan, kinds)
         self._gone = False
+        self._spared = False
         self._before: Tensor | None = None
 
     @property
@@ -189,7 +191,7 @@ class FaultyDevice:
     def program(self, controls: Tensor) -> None:
         """Set all controls: shape (num_controls,), in control units."""
         self._require_line("program")
-        kind = self._dice.throw(LINK_FAULTS)
+        kind = self._throw(LINK_FAULTS)
         self._on_the_way("program", kind)
         self.device.program(controls)
         self._on_the_way_back("program", kind)
@@ -200,11 +202,23 @@ class FaultyDevice:
 
     def _asked(self, operation: str, ask: Callable[[], Tensor]) -> Tensor:
         self._require_line(operation)
-        kind = self._dice.throw(LINK_FAULTS + CHIP_FAULTS)
+        kind = self._throw(LINK_FAULTS + CHIP_FAULTS)
         self._on_the_way(operation, kind)
         outputs = ask()
         self._on_the_way_back(operation, kind)
         return self._altered(outputs.flatten(0, -2), kind).view(outputs.shape)
+
+    @contextmanager
+    def spared(self) -> Generator[None]:
+        """Within this block all goes well, and nothing is drawn."""
+        self._spared = True
+        try:
+            yield
+        finally:
+            self._spared = False
+
+    def _throw(self, possible: Collection[FaultKind]) -> FaultKind | None:
+        return None if self._spared else self._dice.throw(possible)
 
     def _require_line(self, operation: str) -> None:
         if self._gone:

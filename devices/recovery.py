@@ -64,6 +64,7 @@ class Recovery:
         again: Callable[[], _Answer],
         resent: Callable[[], _Answer],
         restore: Callable[[], None] | None,
+        count: Callable[[], None],
     ) -> _Answer:
         """Get an operation through that has failed once.
 
@@ -73,6 +74,7 @@ class Recovery:
             again: repeats it.
             resent: asks a device that `Resends` for its answer once more.
             restore: programs what the device held before; None for an operation that programs it itself.
+            count: called before each attempt.
 
         Raises:
             DeviceError: the newest fault, when all attempts are spent or no further one is allowed.
@@ -87,6 +89,7 @@ class Recovery:
             attempts += 1
             if attempts > 1:  # the first has been made already
                 _log.warning("%s; attempt %d of %d", newest, attempts, self._retry.attempts)
+                count()
                 try:
                     if attempts == 2 and self._can_resend(newest):
                         return resent()

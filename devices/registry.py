@@ -6,18 +6,28 @@ import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from pydantic import ValidationError
 
+from .bench import Bench
 from .device import Device
 from .errors import DeviceError
 from .recovery import Retry
 from .session import Session
 from .usage import Budget
 
-__all__ = ["DeviceEntry", "find_device", "list_devices", "make_device", "open_device", "register_device"]
+__all__ = [
+    "DeviceEntry",
+    "find_device",
+    "list_devices",
+    "make_device",
+    "offer_device",
+    "open_device",
+    "register_device",
+]
 
 ENTRY_POINT_GROUP = "astralora.devices"
 
@@ -83,11 +93,21 @@ def list_devices() -> list[DeviceEntry]:
 
 
 def find_device(name: str) -> DeviceEntry:
-    """The registered device of this name.
+    """The registered device of this name, or the one that a `devices.Bench` file tells of.
+
+    Args:
+        name: a registered name, or a path that ends in ``.toml``.
 
     Raises:
         DeviceError: there is none, with the nearest names; or it cannot be loaded, with the reason.
     """
+    if name.endswith(".toml"):
+        bench = Bench.load(name)
+        entry = find_device(bench.device)
+        assert entry.factory is not None
+        factory = partial(entry.factory, **bench.options)
+        factory.__doc__ = entry.factory.__doc__
+        return DeviceEntry(name, f"{bench.device} of {entry.source}", factory)
     known = _known()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
@@ -107,7 +127,7 @@ def make_device(name: str, **options: Any) -> Device:
     """Make the device of this name, without connecting to it.
 
     Args:
-        name: a registered name; see `list_devices`.
+        name: a registered name, or a bench file; see `find_device`.
         **options: for the device's factory, such as ``in_features``.
 
     Raises:
@@ -148,11 +168,28 @@ def make_device(name: str, **options: Any) -> Device:
     return device
 
 
+def offer_device(name: str, offered: Mapping[str, Any], **options: Any) -> Device:
+    """Make a device with options of its own, and those of a common offer that it takes.
+
+    Args:
+        name: a registered name, or a bench file.
+        offered: options that devices may or may not take, such as ``impairments``.
+        **options: that it has to take.
+
+    Raises:
+        DeviceError: as `make_device`, or an option is both offered and given.
+    """
+    entry = find_device(name)
+    for option in offered.keys() & options.keys():
+        raise DeviceError(f"the option {option!r} is given twice", device=name, operation="open")
+    return make_device(name, **{key: value for key, value in offered.items() if entry.accepts(key)}, **options)
+
+
 def open_device(name: str, *, budget: Budget | None = None, retry: Retry | None = None, **options: Any) -> Session:
     """Make the device of this name, connect to it, and put a session in front of it.
 
     Args:
-        name: a registered name; see `list_devices`.
+        name: a registered name, or a bench file; see `find_device`.
         budget: the most that may be spent through the session.
         retry: how often to try again after a fault of the link, and how soon.
         **options: for the device's factory, such as ``in_features``.

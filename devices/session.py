@@ -417,20 +417,21 @@ class Session:
         def again() -> Any:
             costs = {"programs": request.programs, "queries": request.queries, "vectors": request.vectors}
             self._afford(request.operation, **costs)
-            return self._attempt(request, retries=1)
+            return self._attempt(request)
 
         answer = recovery.run(
             request.operation,
             fault,
             again=again,
-            resent=lambda: self._attempt(request.resent(), retries=1),
+            resent=lambda: self._attempt(request.resent()),
             restore=None if request.programs else restore,
+            count=self._count_retry,
         )
         self._programmed = held
         return answer
 
-    def _attempt(self, request: _Request, retries: int = 0) -> Any:
-        answer = self._call(request, retries)
+    def _attempt(self, request: _Request) -> Any:
+        answer = self._call(request)
         if isinstance(answer, Tensor) and answer.is_floating_point():
             check_finite(self.spec, answer)
         return answer
@@ -476,7 +477,13 @@ class Session:
                 operation=operation,
             )
 
-    def _call(self, request: _Request, retries: int) -> Any:
+    def _count_retry(self) -> None:
+        self._tally()[4] += 1
+
+    def _tally(self) -> _Tally:
+        return self._spent.setdefault(_purpose.get(), Usage().to_list())
+
+    def _call(self, request: _Request) -> Any:
         """Every operation on the device goes through here, and is booked whether or not it succeeds."""
         before = self._parts.usage if self._parts is not None else None
         start = time.perf_counter()
@@ -488,25 +495,21 @@ class Session:
             raise
         finally:
             seconds = time.perf_counter() - start
-            purpose = _purpose.get()
-            tally = self._spent.get(purpose)
-            if tally is None:
-                tally = self._spent[purpose] = Usage().to_list()
+            tally = self._tally()
             programs, queries, vectors, moved = request.programs, request.queries, request.vectors, request.moved
             if self._parts is not None and before is not None:
                 spent = self._parts.usage - before
                 programs, queries, vectors, moved = spent.programs, spent.queries, spent.vectors, spent.bytes
-                retries += spent.retries
+                tally[4] += spent.retries
             tally[0] += programs
             tally[1] += queries
             tally[2] += vectors
             tally[3] += seconds
-            tally[4] += retries
             tally[5] += moved
             if _log.isEnabledFor(logging.DEBUG):
                 _log.debug(
                     "%s %s for %s: %d programs, %d vectors, %d bytes, %.3f ms",
-                    self.spec.name, request.operation, purpose, programs, vectors, moved, 1e3 * seconds,
+                    self.spec.name, request.operation, _purpose.get(), programs, vectors, moved, 1e3 * seconds,
                 )  # fmt: skip
 
 

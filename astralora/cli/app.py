@@ -8,6 +8,7 @@ import typer
 
 from .bench import bench
 from .devices import devices
+from .emulate import emulate
 from .plan import plan
 from .train import train
 
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.command()(train)
 app.command()(plan)
 app.command()(devices)
+app.command()(emulate)
 app.add_typer(bench, name="bench")
 
 

@@ -13,9 +13,10 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from devices.files import write_atomically
+
 from .. import benchmarks
 from ..errors import ConfigurationError
-from ..training.checkpoint import write_atomically
 from . import options as o
 from .console import errors, one_sentence_errors, out, print_json
 

@@ -33,6 +33,7 @@ __all__ = [
     "Step",
     "TaskName",
     "given_options",
+    "parse_settings",
     "run_config",
 ]
 
@@ -44,7 +45,9 @@ TaskName = Annotated[
 DeviceName = Annotated[
     str | None,
     typer.Option(
-        "--device", help="Registered device; see 'astralora devices'. (default: mrr)", rich_help_panel=_DEVICE
+        "--device",
+        help="Registered device, or a bench file; see 'astralora devices'. (default: mrr)",
+        rich_help_panel=_DEVICE,
     ),
 ]
 Impairments = Annotated[
@@ -134,12 +137,20 @@ def run_config(config: Path | None, settings: list[str] | None, given: Mapping[s
     overrides: dict[str, Any] = {}
     for key, value in given.items():
         _put(overrides, key, value)
+    for key, value in parse_settings(settings).items():
+        _put(overrides, key, value)
+    return RunConfig.load(config, overrides)
+
+
+def parse_settings(settings: list[str] | None) -> dict[str, Any]:
+    """The values of ``--set KEY=VALUE`` by key, which may have dots."""
+    values = {}
     for setting in settings or ():
         key, equals, value = setting.partition("=")
         if not equals or not key:
             raise ConfigurationError(f"--set takes KEY=VALUE, not {setting!r}")
-        _put(overrides, key.strip(), _parse(value.strip()))
-    return RunConfig.load(config, overrides)
+        values[key.strip()] = _parse(value.strip())
+    return values
 
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:

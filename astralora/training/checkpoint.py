@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,22 +12,13 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from devices.files import write_atomically
+
 from ..errors import ConfigurationError
 
-__all__ = ["load_state", "save_state", "write_atomically"]
+__all__ = ["load_state", "save_state"]
 
 _INDEX = "state.json"
-
-
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file so that at any moment either the old or the new content is there, whole."""
-    data = content.encode() if isinstance(content, str) else content
-    draft = path.with_name(path.name + ".tmp")
-    with draft.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:

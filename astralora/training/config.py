@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from devices import Budget, Retry
+from devices import Bench, Budget, Retry
 
 from ..errors import ConfigurationError
 
@@ -106,7 +106,8 @@ class RunConfig(_Section):
             except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
                 raise ConfigurationError(f"{path} is not TOML: {error}") from None
         try:
-            return cls.model_validate(_merged(values, overrides or {}))
+            values = _merged(values, overrides or {})
+            return cls.model_validate(_with_bench(values))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
@@ -120,6 +121,17 @@ class RunConfig(_Section):
     def to_toml(self) -> str:
         """The complete configuration, from which the run can be repeated."""
         return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+
+def _with_bench(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with a bench file's device and options in the place of its name: a run has to be repeatable."""
+    device = values.get("device")
+    name = device.get("name") if isinstance(device, Mapping) else None
+    if not isinstance(device, Mapping) or not isinstance(name, str) or not name.endswith(".toml"):
+        return values
+    bench = Bench.load(name)
+    options = device.get("options", {})
+    return {**values, "device": {**device, "name": bench.device, "options": {**bench.options, **options}}}
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from devices.files import write_atomically
+
 from ..errors import ConfigurationError
-from .checkpoint import load_state, save_state, write_atomically
+from .checkpoint import load_state, save_state
 from .config import RunConfig
 
 __all__ = ["RunFolder"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from devices import Device, DeviceError, Session, derive_seed, find_device, make_device
+from devices import Device, DeviceError, Session, derive_seed, offer_device
 
 from ..attachment import ATTACH_OPTIONS, attach, layer_width
 from ..methods import choose_method
@@ -41,7 +41,6 @@ def make_devices(config: RunConfig, task: Task) -> dict[str, Device]:
 
 def _make_device(config: RunConfig, width: tuple[int, int], name: str | None) -> Device:
     chosen = config.device
-    entry = find_device(chosen.name)
     seed = config.seed if chosen.seed is None else chosen.seed
     offered: dict[str, Any] = {
         "in_features": width[0],
@@ -53,14 +52,14 @@ def _make_device(config: RunConfig, width: tuple[int, int], name: str | None) ->
     asked = {"impairments"} if chosen.impairments != DeviceConfig().impairments else set()
     if chosen.seed is not None:
         asked.add("seed")
-    options = {name: value for name, value in offered.items() if entry.accepts(name) or name in asked}
-    for option in options.keys() & chosen.options.keys():
+    insisted = {name: offered.pop(name) for name in asked}
+    for option in (offered.keys() | insisted.keys()) & chosen.options.keys():
         raise DeviceError(
             f"the option {option!r} has a place of its own in the configuration",
             device=chosen.name,
             operation="open",
         )
-    return make_device(chosen.name, **options, **chosen.options)
+    return offer_device(chosen.name, offered, **insisted, **chosen.options)
 
 
 def check_method(config: RunConfig, device: Device) -> None:

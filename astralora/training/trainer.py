@@ -13,12 +13,12 @@ from types import FrameType
 from typing import Any
 
 from devices import BudgetExceeded, Session, Usage
+from devices.files import write_atomically
 from devices.safety import stop_on_signals
 
 from ..errors import ConfigurationError
 from ..health import StaleGradientWarning
 from ..reports import RunData, run_report
-from .checkpoint import write_atomically
 from .config import RunConfig
 from .fit import Fit, Record
 from .folder import RunFolder

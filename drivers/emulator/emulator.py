@@ -52,7 +52,7 @@ class Emulator:
         self.device = device
         plan = faults or FaultPlan()
         self._chip = FaultyDevice(device, plan, CHIP_FAULTS)
-        self._line_faults = LineFaults(plan, self.possible_faults(plan))
+        self._line_faults = LineFaults(plan, self._chip, self.possible_faults(plan))
         self._stop = threading.Event()
         self._port = open_port(address, busy=self.busy, public=public)
         self.uri = self._port.uri

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
 
-from devices.faults import LINK_FAULTS, FaultDice, FaultKind, FaultPlan
+from devices.faults import LINK_FAULTS, FaultDice, FaultKind, FaultPlan, FaultyDevice
 
 from ..transports import Transport
 from ..transports.base import Bytes
@@ -21,14 +22,16 @@ class LineFaults:
 
     Args:
         plan: how often which fault.
+        chip: the device behind; it is spared where the line has a fault, so that an operation has one at most.
         possible: faults that the protocol can notice.
 
     Attributes:
         dice: decides, and counts.
     """
 
-    def __init__(self, plan: FaultPlan, possible: Collection[FaultKind] = LINK_FAULTS) -> None:
+    def __init__(self, plan: FaultPlan, chip: FaultyDevice, possible: Collection[FaultKind] = LINK_FAULTS) -> None:
         self.dice = FaultDice(plan, LINK_FAULTS)
+        self._chip = chip
         self._possible = possible
         self._held: list[Bytes] = []
 
@@ -48,7 +51,18 @@ class LineFaults:
         Raises:
             HungUp: the line is to be broken.
         """
-        kind = self.dice.throw(self._possible)
+        # One fault at a time: what comes with a late answer, the late answer would make good.
+        kind = None if self._held else self.dice.throw(self._possible)
+        with self._chip.spared() if kind is not None else nullcontext():
+            self._answer(kind, line, carry_out, complain)
+
+    def _answer(
+        self,
+        kind: FaultKind | None,
+        line: Transport,
+        carry_out: Callable[[], list[Bytes]],
+        complain: Callable[[], list[Bytes]],
+    ) -> None:
         # What was held back comes at the worst time: just before the next answer.
         held, self._held = self._held, []
         if kind == "disconnect":

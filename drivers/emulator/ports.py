@@ -132,12 +132,14 @@ class _PtyPort(Port):
         return line
 
     def hang_up(self, line: Transport) -> None:
+        # The next terminal is there before the last one goes: a host that comes back at once finds it.
         line.close()
-        self._disconnect()
+        ends = self._master, self._slave
         self._connect()
+        _close(ends)
 
     def close(self) -> None:
-        self._disconnect()
+        _close((self._master, self._slave))
         if self._link.is_symlink():
             self._link.unlink()
         if self._folder is not None:
@@ -156,11 +158,11 @@ class _PtyPort(Port):
         draft.symlink_to(os.ttyname(self._slave))
         draft.replace(self._link)
 
-    def _disconnect(self) -> None:
-        for end in (self._master, self._slave):
-            if end >= 0:
-                os.close(end)
-        self._master = self._slave = -1
+
+def _close(ends: tuple[int, int]) -> None:
+    for end in ends:
+        if end >= 0:
+            os.close(end)
 
 
 # -- TCP ---------------------------------------------------------------------------------------------

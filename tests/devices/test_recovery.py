@@ -120,7 +120,7 @@ def test_a_device_that_does_not_come_back_has_used_up_an_attempt(chip: Any, sess
     chip._query = failing(chip._query, NotConnected("gone"))
     chip._open = failing(chip._open, NotConnected("not yet back"))
     torch.testing.assert_close(session.query(X), X @ W.reshape(3, 4).T)
-    assert session.usage.retries == 1
+    assert session.usage.retries == 2
 
 
 def test_a_close_that_fails_does_not_keep_a_device_from_being_reopened(chip: Any, session: Session) -> None:

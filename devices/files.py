@@ -1,0 +1,19 @@
+"""Files that are there whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["write_atomically"]
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a file so that at any moment either the old or the new content is there, whole."""
+    data = content.encode() if isinstance(content, str) else content
+    draft = path.with_name(path.name + ".tmp")
+    with draft.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
