@@ -120,6 +120,13 @@ class DeviceSpec(BaseModel):
         return self.model_copy(update={**swapped, "coupling": "dense", "reach": None})
 
     @property
+    def input_step(self) -> float | None:
+        """Distance between neighbouring input codes, in input units; None if continuous."""
+        if self.input_levels is None or self.input_range is None:
+            return None
+        return (self.input_range[1] - self.input_range[0]) / (self.input_levels - 1)
+
+    @property
     def control_step(self) -> float | None:
         """Distance between neighbouring control codes, in control units; None if continuous."""
         if self.control_levels is None or self.control_range is None:

@@ -145,10 +145,12 @@ class TiledDevice:
 
     def program(self, controls: Tensor) -> None:
         """Set all controls: (num_controls,). Chips that serve several tiles get theirs when their turn comes."""
-        self._controls = controls.clone()
+        # Until every chip has said yes, nobody knows what they hold.
+        self._controls = None
         if self._turns == 1:
             parts = self._split(controls)
             self._each_chip(lambda tile: self.sessions[tile].program(parts[tile]), range(self._tiles))
+        self._controls = controls.clone()
 
     @property
     def peaks(self) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .bench import bench
+from .check import check
 from .devices import devices
 from .emulate import emulate
 from .plan import plan
@@ -25,6 +26,7 @@ app.command()(train)
 app.command()(plan)
 app.command()(devices)
 app.command()(emulate)
+app.command()(check)
 app.add_typer(bench, name="bench")
 
 

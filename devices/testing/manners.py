@@ -1,0 +1,389 @@
+"""Checks of how a device behaves, whatever it computes."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..device import Composite, Device, ProgramsMany, Reciprocal, Resends, Snapshots
+from ..errors import DeviceError, DeviceTimeout, NotConnected, OutOfRange
+from ..recovery import Retry
+from ..session import Session
+from ..spec import DeviceSpec
+from ..usage import Usage
+from .specimen import NotApplicable, Specimen, fail
+
+__all__: list[str] = []
+
+
+def check_spec(specimen: Specimen) -> None:
+    """The spec is a DeviceSpec, and the same before, while and after the device is open."""
+    device = specimen.fresh()
+    before = device.spec
+    if not isinstance(before, DeviceSpec):
+        fail(f"spec is a {type(before).__name__}, and must be a DeviceSpec")
+    device.open()
+    while_open = device.spec
+    device.close()
+    for when, spec in (("by opening the device", while_open), ("by closing it", device.spec)):
+        if spec != before:
+            fail(f"the spec changed {when}; it must be known before, and stay")
+
+
+def check_lifecycle(specimen: Specimen) -> None:
+    """Opening and closing twice does no harm, and a closed device can be opened again."""
+    device = specimen.fresh()
+    device.close()
+    device.open()
+    device.open()
+    controls, inputs = specimen.controls(device.spec), specimen.inputs(device.spec, 2)
+    specimen.program(device, controls)
+    first = specimen.query(device, inputs)
+    device.open()
+    specimen.agree(device.spec, specimen.query(device, inputs), first, "opening an open device changed its answers")
+    device.close()
+    device.close()
+    device.open()
+    specimen.program(device, controls)
+    specimen.agree(device.spec, specimen.query(device, inputs), first, "the device answers otherwise once reopened")
+
+
+def check_leaks(specimen: Specimen) -> None:
+    """Closing gives back the port, and every file and thread that opening took."""
+    device = specimen.fresh()
+
+    def cycle() -> None:
+        device.open()
+        device.close()
+
+    for _ in range(3):
+        cycle()  # what is set up once may stay
+    before = _held()
+    for _ in range(5):
+        cycle()
+    after = _held()
+    for what, count in after.items():
+        if count >= before[what] + 5:
+            fail(f"{count - before[what]} {what} more are held after opening and closing five times")
+    try:
+        specimen.fresh().open()
+    except NotConnected as error:
+        fail(f"the port of a closed device cannot be opened by the next one: {error}")
+
+
+def check_errors(specimen: Specimen) -> None:
+    """A closed or unprogrammed device raises NotConnected, and names itself."""
+    device = specimen.fresh()
+    spec = device.spec
+    controls, inputs = specimen.controls(spec), specimen.inputs(spec, 1)
+    _must_raise("program, closed,", lambda: device.program(controls))
+    _must_raise("query, closed,", lambda: device.query(inputs))
+    device.open()
+    _must_raise("query before the first program", lambda: device.query(inputs))
+    specimen.program(device, controls)
+    specimen.query(device, inputs)
+    device.close()
+    _must_raise("query, closed again,", lambda: device.query(inputs))
+    device.open()
+    _must_raise("query after reopening, without a program,", lambda: device.query(inputs))
+
+
+def check_requests(specimen: Specimen) -> None:
+    """Behind a session, a request of the wrong shape, type or range is refused and costs nothing."""
+    session = Session(specimen.running())
+    spec = session.spec
+    session.open()
+    specimen.program(session, specimen.controls(spec))
+    before = session.usage
+    bad = {
+        "inputs that are too wide": torch.zeros(1, spec.in_features + 1),
+        "whole numbers": torch.zeros(1, spec.in_features, dtype=torch.int64),
+        "NaN": torch.full((1, spec.in_features), torch.nan),
+    }
+    if spec.input_range is not None:
+        low, high = spec.input_range
+        bad["inputs out of range"] = torch.full((1, spec.in_features), high + 0.1 * (high - low))
+    for what, inputs in bad.items():
+        try:
+            session.query(inputs)
+        except OutOfRange:
+            continue
+        fail(f"{what} were not refused")
+    if session.usage != before:
+        fail("requests that were refused have been counted")
+
+
+def check_shapes(specimen: Specimen) -> None:
+    """A query of any number of vectors answers as many."""
+    device = specimen.running()
+    limit = device.spec.max_batch or 64
+    for batch in sorted({1, 2, min(7, limit), *([limit] if limit <= 4096 else [])}):
+        if not torch.isfinite(specimen.query(device, specimen.inputs(device.spec, min(batch, limit)))).all():
+            fail(f"a query of {batch} vectors answered NaN or infinity")
+
+
+def check_dtypes(specimen: Specimen) -> None:
+    """Answers have the type of the inputs, float32 or float64."""
+    device = specimen.running()
+    for dtype in (torch.float32, torch.float64):
+        specimen.program(device, specimen.controls(device.spec).to(dtype))
+        answer = specimen.query(device, specimen.inputs(device.spec, 2).to(dtype))
+        if answer.dtype != dtype:
+            fail(f"inputs of {dtype} were answered in {answer.dtype}")
+
+
+def check_batch_equals_loop(specimen: Specimen) -> None:
+    """A vector is answered the same, whatever other vectors come with it."""
+    device = specimen.running()
+    inputs = specimen.inputs(device.spec, min(5, device.spec.max_batch or 5))
+    together = specimen.query(device, inputs)
+    for row, vector in enumerate(inputs):
+        alone = specimen.query(device, vector[None])
+        specimen.agree(
+            device.spec, together[row], alone[0], f"vector {row} of {len(inputs)} is answered otherwise alone"
+        )
+
+
+def check_inputs_not_mutated(specimen: Specimen) -> None:
+    """What is given to the device stays as it was, and what it gave stays too."""
+    device = specimen.running()
+    spec = device.spec
+    controls, inputs, others = specimen.controls(spec), specimen.inputs(spec, 3), specimen.inputs(spec, 3)
+    given, sent = controls.clone(), inputs.clone()
+    specimen.program(device, controls)
+    answer = specimen.query(device, inputs)
+    if not torch.equal(controls, given):
+        fail("program has changed the controls that it was given")
+    if not torch.equal(inputs, sent):
+        fail("query has changed the inputs that it was given")
+    kept = answer.clone()
+    specimen.query(device, others)
+    if not torch.equal(answer, kept):
+        fail("an answer changed when the next query was made: it is a view of a buffer that is used again")
+    controls.copy_(specimen.controls(spec))
+    specimen.agree(spec, specimen.query(device, sent), kept, "controls that were changed after program took effect")
+
+
+def check_program_takes_effect(specimen: Specimen) -> None:
+    """Other controls make other answers."""
+    device = specimen.running()
+    spec, repeats = device.spec, specimen.repeats(device.spec)
+    inputs = specimen.inputs(spec, 8)
+    answers = []
+    for _ in range(4):
+        specimen.program(device, specimen.controls(spec))
+        answers.append(specimen.average(device, inputs, repeats))
+    spread = max(float((answer - answers[0]).abs().max()) for answer in answers[1:])
+    bound = specimen.scatter(spec, 3 * answers[0].numel(), float(answers[0].abs().max()), repeats=repeats)
+    if spread <= bound:
+        fail(f"four settings at random are answered alike, to {spread:.3g}, which noise explains up to {bound:.3g}")
+
+
+def check_program_sets_everything(specimen: Specimen) -> None:
+    """A setting means the same, whatever was set before."""
+    device = specimen.running()
+    controls, inputs = specimen.controls(device.spec), specimen.inputs(device.spec, 4)
+    specimen.program(device, controls)
+    first = specimen.query(device, inputs)
+    specimen.program(device, specimen.controls(device.spec))
+    specimen.program(device, controls)
+    specimen.agree(
+        device.spec, specimen.query(device, inputs), first, "the same controls are answered otherwise after others"
+    )
+
+
+def check_program_idempotence(specimen: Specimen) -> None:
+    """Programming the same twice is the same as once, where the spec says so."""
+    device = specimen.running()
+    if not device.spec.idempotent_program:
+        raise NotApplicable("the spec does not declare idempotent_program")
+    controls, inputs = specimen.controls(device.spec), specimen.inputs(device.spec, 4)
+    specimen.program(device, controls)
+    first = specimen.query(device, inputs)
+    for _ in range(3):
+        specimen.program(device, controls)
+    specimen.agree(
+        device.spec, specimen.query(device, inputs), first, "the same controls programmed again are answered otherwise"
+    )
+
+
+def check_usage(specimen: Specimen) -> None:
+    """What is counted is what was asked for, exactly."""
+    device = specimen.fresh()
+    spec = device.spec
+    with Session(device) as session:
+        # Of a device with parts it is the parts' operations that count: at most what it says they come to.
+        parts = session.capability(Composite)
+        inputs, controls = specimen.inputs(spec, min(3, spec.max_batch or 3)), specimen.controls(spec)
+        batch = len(inputs)
+        for what, act, due in (
+            ("program", lambda: specimen.program(session, controls), Usage(programs=1)),
+            ("query", lambda: specimen.query(session, inputs), Usage(queries=1, vectors=batch)),
+            ("a program that changes nothing", lambda: specimen.program(session, controls), Usage()),
+        ):
+            before = session.usage
+            act()
+            spent = session.usage - before
+            allowed = due if parts is None else parts.price(due)
+            counted = (spent.programs, spent.queries, spent.vectors, spent.retries)
+            most = (allowed.programs, allowed.queries, allowed.vectors, 0)
+            wrong = counted != most if parts is None else any(c > limit for c, limit in zip(counted, most, strict=True))
+            if wrong:
+                fail(f"{what} was counted as {counted} programs, queries, vectors and retries where {most} are due")
+
+
+def check_threads(specimen: Specimen) -> None:
+    """Queries from several threads each get their own answer."""
+    device = specimen.running()
+    spec = device.spec
+    batches = [specimen.inputs(spec, 2) for _ in range(8)]
+    due = [specimen.query(device, inputs) for inputs in batches]
+    found: list[Tensor | None] = [None] * len(batches)
+    problems: list[BaseException] = []
+    together = threading.Barrier(4)
+
+    def ask(first: int) -> None:
+        try:
+            together.wait()
+            for place in (first, first + 4):
+                found[place] = device.query(batches[place])
+        except Exception as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=ask, args=(first,)) for first in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    specimen.vectors += 2 * len(batches)
+    if problems:
+        fail(f"a query beside others failed with {type(problems[0]).__name__}: {problems[0]}")
+    for answer, expected in zip(found, due, strict=True):
+        assert answer is not None
+        if answer.shape != expected.shape:
+            fail(f"a query beside others answered shape {tuple(answer.shape)}")
+        specimen.agree(spec, answer, expected, "a query beside others got another answer than alone")
+
+
+def check_recovery(specimen: Specimen) -> None:
+    """While the line is cut a query fails as it should, and once it is whole a session gets through."""
+    device = specimen.running()
+    interrupted = getattr(device, "interrupted", None)
+    if interrupted is None:
+        raise NotApplicable("the driver offers no interrupted(), which would cut its line for a test")
+    spec = device.spec
+    controls, inputs = specimen.controls(spec), specimen.inputs(spec, 2)
+    specimen.program(device, controls)
+    due = specimen.query(device, inputs)
+    with interrupted():
+        try:
+            device.query(inputs)
+        except (DeviceTimeout, NotConnected):
+            pass
+        except Exception as error:
+            fail(
+                f"a query along a cut line raised {type(error).__name__}, and must raise DeviceTimeout or NotConnected"
+            )
+        else:
+            fail("a query along a cut line was answered: the driver swallows timeouts")
+    with suppress(DeviceError):
+        device.close()
+    with Session(device, retry=Retry(attempts=3)) as session:
+        specimen.program(session, controls)
+        specimen.agree(spec, specimen.query(session, inputs), due, "after the line was cut, other answers came")
+
+
+def check_capabilities(specimen: Specimen) -> None:
+    """What the device can do beyond the least, it does right."""
+    device = specimen.running()
+    spec = device.spec
+    controls, inputs = specimen.controls(spec), specimen.inputs(spec, 3)
+    claimed = []
+    if isinstance(device, ProgramsMany):
+        claimed.append("query_each")
+        _check_many(specimen, device, inputs)
+    if isinstance(device, Resends):
+        claimed.append("resend")
+        specimen.program(device, controls)
+        answer = specimen.query(device, inputs)
+        again = device.resend()
+        if again is None:
+            fail("resend answered nothing after a query")
+        specimen.agree(spec, again, answer, "resend answered otherwise than the query")
+    if isinstance(device, Snapshots):
+        claimed.append("state_dict")
+        specimen.program(device, controls)
+        state = device.state_dict()
+        answer = specimen.query(device, inputs)
+        specimen.program(device, specimen.controls(spec))
+        if device.load_state_dict(state) is not False:
+            specimen.agree(spec, specimen.query(device, inputs), answer, "a state that was put back answers otherwise")
+    if isinstance(device, Reciprocal) and spec.linear:
+        claimed.append("query_adjoint")
+        specimen.program(device, controls)
+        _check_adjoint(specimen, device, device)
+    if not claimed:
+        raise NotApplicable("the device claims nothing beyond the least")
+
+
+def _check_many(specimen: Specimen, device: ProgramsMany, inputs: Tensor) -> None:
+    assert isinstance(device, Device)
+    spec = device.spec
+    settings = torch.stack([specimen.controls(spec) for _ in range(3)])
+    together = device.query_each(settings, inputs)
+    specimen.programs += 3
+    specimen.vectors += 3 * len(inputs)
+    due = (3, len(inputs), spec.out_features)
+    if tuple(together.shape) != due:
+        fail(f"query_each of 3 settings answered shape {tuple(together.shape)} where {due} is due")
+    for place, setting in enumerate(settings):
+        specimen.program(device, setting)
+        specimen.agree(
+            spec,
+            together[place],
+            specimen.query(device, inputs),
+            f"setting {place} of query_each is answered otherwise",
+        )
+
+
+def _check_adjoint(specimen: Specimen, device: Device, port: Reciprocal) -> None:
+    spec = device.spec
+    backward = spec.backward()
+    x, y = specimen.inputs(spec, 1).double(), specimen.inputs(backward, 1).double()
+    forth = specimen.average(device, x.float(), 4)
+    back = sum((port.query_adjoint(y.float()).double() for _ in range(4)), torch.zeros_like(x)) / 4
+    # <y, A x> = <A^T y, x>, up to the converters of both ends.
+    left, right = float((y * forth).sum()), float((back * x).sum())
+    reach = max(float(y.norm()), float(x.norm()))
+    power = float(forth.norm() / x.norm() + back.norm() / y.norm())
+    allowed = reach * (
+        specimen.scatter(spec, 1, float(forth.abs().max()), repeats=4) * 2 + power * (spec.input_step or 0.0) * 3
+    )
+    if abs(left - right) > allowed:
+        fail(f"light backwards does not pass the transpose: <y, A x> = {left:.4g}, <A^T y, x> = {right:.4g}")
+
+
+def _must_raise(what: str, act: Callable[[], object]) -> None:
+    try:
+        act()
+    except NotConnected as error:
+        if not str(error):
+            fail(f"{what} raised NotConnected without a word")
+        return
+    except Exception as error:
+        fail(f"{what} raised {type(error).__name__}, and must raise NotConnected")
+    fail(f"{what} was carried out, and must raise NotConnected")
+
+
+def _held() -> dict[str, int]:
+    files = Path("/dev/fd")
+    return {
+        "files": len(os.listdir(files)) if files.exists() else 0,
+        "threads": threading.active_count(),
+    }

@@ -1,0 +1,130 @@
+"""A device that answers what a test has written down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import NotConnected
+from ..spec import DeviceSpec
+
+__all__ = ["MockDevice"]
+
+Answer = Tensor | Sequence[Any] | Exception | Callable[[Tensor, Tensor], Tensor]
+
+
+class MockDevice:
+    """Answers a script, and remembers everything that was asked.
+
+    An answer is a tensor or nested list of shape (batch, out_features); an exception, which is raised; or a function
+    of controls and inputs. Answers are given in their order; what comes after the last is answered by ``otherwise``.
+
+    Args:
+        spec: what it promises; by default the least, for ``in_features`` inputs and ``out_features`` outputs.
+        answers: the script of its queries.
+        otherwise: function of controls and inputs for queries beyond the script; None refuses them.
+        in_features: n, where no spec is given.
+        out_features: m, where no spec is given.
+        num_controls: P, where no spec is given; n times m by default.
+
+    Attributes:
+        calls: names of all that was asked, in order: ``"open"``, ``"program"``, ``"query"``, ``"close"``.
+        programmed: all controls that were programmed, oldest first.
+        queried: all inputs that were passed, oldest first.
+    """
+
+    def __init__(
+        self,
+        spec: DeviceSpec | None = None,
+        answers: Sequence[Answer] = (),
+        otherwise: Callable[[Tensor, Tensor], Tensor] | None = None,
+        *,
+        in_features: int = 4,
+        out_features: int = 3,
+        num_controls: int | None = None,
+    ) -> None:
+        self.spec = spec or DeviceSpec(
+            name="mock",
+            in_features=in_features,
+            out_features=out_features,
+            num_controls=num_controls or in_features * out_features,
+        )
+        self.calls: list[str] = []
+        self.programmed: list[Tensor] = []
+        self.queried: list[Tensor] = []
+        self._answers = list(answers)
+        self._otherwise = otherwise
+        self._is_open = False
+        self._controls: Tensor | None = None
+
+    def answer(self, *answers: Answer) -> None:
+        """Add to the script."""
+        self._answers += answers
+
+    # -- Device -----------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Connect; does nothing when connected already."""
+        if not self._is_open:
+            self.calls.append("open")
+            self._is_open = True
+
+    def close(self) -> None:
+        """Disconnect, and forget the controls; does nothing when closed already."""
+        if self._is_open:
+            self.calls.append("close")
+            self._is_open, self._controls = False, None
+
+    def program(self, controls: Tensor) -> None:
+        """Remember the controls: shape (num_controls,)."""
+        self._require(self._is_open, "program", "is closed; call open first")
+        self.calls.append("program")
+        self._controls = controls.detach().clone()
+        self.programmed.append(self._controls)
+
+    def query(self, inputs: Tensor) -> Tensor:
+        """The next answer of the script: (batch, in_features) -> (batch, out_features)."""
+        self._require(self._is_open, "query", "is closed; call open first")
+        self._require(self._controls is not None, "query", "no controls are set; call program first")
+        assert self._controls is not None
+        self.calls.append("query")
+        self.queried.append(inputs.detach().clone())
+        if self._answers:
+            answer = self._answers.pop(0)
+        elif self._otherwise is not None:
+            answer = self._otherwise
+        else:
+            raise AssertionError(f"query {len(self.queried)} is one more than the script has answers for")
+        if isinstance(answer, Exception):
+            raise answer
+        outputs = answer(self._controls, inputs) if callable(answer) else torch.as_tensor(answer)
+        return outputs.to(inputs.dtype)
+
+    # -- what a test wants to know ----------------------------------------------------------
+
+    def assert_programmed(self, controls: Tensor | Sequence[float], *, atol: float = 0.0) -> None:
+        """Fail unless the newest program was this, to within ``atol``."""
+        assert self.programmed, "nothing was programmed"
+        newest, due = self.programmed[-1], torch.as_tensor(controls).to(self.programmed[-1])
+        assert newest.shape == due.shape, f"{len(newest)} controls were programmed, and {tuple(due.shape)} are due"
+        wrong = (newest - due).abs() > atol
+        first = int(wrong.nonzero()[0, 0]) if wrong.any() else 0
+        assert not wrong.any(), (
+            f"{int(wrong.sum())} of {len(newest)} controls were programmed otherwise, "
+            f"first number {first}: {newest[first]:.6g} where {due[first]:.6g} is due"
+        )
+
+    def assert_calls(self, *calls: str) -> None:
+        """Fail unless exactly these were asked, in this order."""
+        assert self.calls == list(calls), f"asked were {', '.join(self.calls)}; due are {', '.join(calls)}"
+
+    def assert_exhausted(self) -> None:
+        """Fail while answers of the script are left."""
+        assert not self._answers, f"{len(self._answers)} answers of the script were never asked for"
+
+    def _require(self, condition: bool, operation: str, otherwise: str) -> None:
+        if not condition:
+            raise NotConnected(otherwise, device=self.spec.name, operation=operation)
