@@ -28,6 +28,7 @@ from .errors import (
 from .faults import FaultPlan, FaultyDevice
 from .random import derive_generator, derive_seed
 from .reach import Patch, Stripe
+from .recording import RecordingDevice, ReplayDevice
 from .recovery import Retry
 from .registry import (
     DeviceEntry,
@@ -43,6 +44,7 @@ from .session import Session
 from .spec import Coupling, DeviceSpec, Range
 from .tiling import TiledDevice
 from .usage import Budget, Usage
+from .wrapped import wrap_device
 
 __all__ = [
     "Bench",
@@ -69,8 +71,10 @@ __all__ = [
     "ProtocolError",
     "Range",
     "Reciprocal",
+    "RecordingDevice",
     "RehearsalDevice",
     "Rehearses",
+    "ReplayDevice",
     "ReportsPeaks",
     "Resends",
     "Retry",
@@ -91,4 +95,5 @@ __all__ = [
     "open_device",
     "register_device",
     "rehearse",
+    "wrap_device",
 ]

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from devices import DeviceSpec, ProtocolError
 
-from .frames import ANSWER, ERROR, VERSION, Header, encode_frame, find_header, read_payload, skip_payload
+from .frames import ANSWER, ERROR, VERSION, Buffers, Header, encode_frame, find_header, read_payload, skip_payload
 from .messages import IDENTITY, LONGEST_ERROR, STATUS, Command, Option, State, decode_error
 from .transports import Transport
 from .transports.base import Bytes
@@ -85,6 +85,7 @@ class FrameLink:
         # Not from the beginning: what an earlier process was owed may still be on its way.
         self._sequence = int.from_bytes(os.urandom(4), "little")
         self._newest: _Request | None = None
+        self._buffers = Buffers()
         self._largest = _LONGEST_SPEC
 
     def identify(self) -> Identity:
@@ -93,7 +94,7 @@ class FrameLink:
         if len(data) < IDENTITY.size:
             raise ProtocolError(f"it identified itself in {len(data)} bytes, where at least {IDENTITY.size} are due")
         max_payload, options = IDENTITY.unpack_from(data)
-        words = [word.strip() for word in data[IDENTITY.size :].decode(errors="replace").split(",")]
+        words = [word.strip() for word in bytes(data[IDENTITY.size :]).decode(errors="replace").split(",")]
         words += [""] * (4 - len(words))
         self._largest = max(_LONGEST_SPEC, max_payload)
         return Identity(max_payload, Option(options & sum(Option)), *words[:4])
@@ -120,7 +121,7 @@ class FrameLink:
         """Bring the device into its safe state; the controls are lost."""
         self.exchange(Command.SAFE, longest=0)
 
-    def exchange(self, command: int, *payload: Bytes, longest: int, patience: float = 0.0) -> bytearray:
+    def exchange(self, command: int, *payload: Bytes, longest: int, patience: float = 0.0) -> memoryview:
         """Send a request and return the payload of its answer.
 
         Args:
@@ -139,7 +140,7 @@ class FrameLink:
         self._newest = _Request(command, self._sequence, frame, longest, patience)
         return self.repeat()
 
-    def repeat(self) -> bytearray:
+    def repeat(self) -> memoryview:
         """Send the newest request, number and all, and return the payload of its answer; see `exchange`."""
         request = self._newest
         if request is None:
@@ -155,7 +156,7 @@ class FrameLink:
             raise decode_error(read_payload(self.transport.read_into, header))
         if header.command != request.command | ANSWER:
             raise ProtocolError(f"it answered command {header.command & ~ANSWER} where {request.command} was asked")
-        return read_payload(self.transport.read_into, header)
+        return read_payload(self.transport.read_into, header, self._buffers)
 
     def _answer_to(self, request: _Request) -> Header:
         for _ in range(_MOST_STALE):

@@ -60,7 +60,7 @@ class FrameDevice(LinkDevice):
         self._controls = format_of(spec, "control", encoding)
         self._outputs = format_of(spec, "output", encoding)
         # What becomes of the answer to the newest request, should it have to be asked for again.
-        self._finish: Callable[[bytearray], Tensor | None] = lambda _: None
+        self._finish: Callable[[memoryview], Tensor | None] = lambda _: None
 
     def status(self) -> Status:
         """Ask the chip what it is doing, and what it has done since power-up."""
@@ -126,11 +126,11 @@ class FrameDevice(LinkDevice):
     def _code_inputs(self, inputs: NDArray[Any]) -> memoryview:
         return encode_values(inputs, self._inputs, self.spec.input_range, self.spec.input_levels)
 
-    def _answer(self, data: bytearray, rows: int) -> NDArray[Any]:
+    def _answer(self, data: memoryview, rows: int) -> NDArray[Any]:
         if len(data) < VALUES.size:
             raise ProtocolError(f"it answered {len(data)} bytes where at least {VALUES.size} are due")
         form, told = VALUES.unpack_from(data)
-        values = decode_values(memoryview(data)[VALUES.size :], form, self.spec.output_range, self.spec.output_levels)
+        values = decode_values(data[VALUES.size :], form, self.spec.output_range, self.spec.output_levels)
         width = self.spec.out_features
         if told != rows or values.size != rows * width:
             raise ProtocolError(f"it answered {values.size} values for {told} vectors where {rows} x {width} are due")
@@ -162,7 +162,7 @@ class ManyFrameDevice(FrameDevice):
             coded = self._code_inputs(vectors)
             answers: list[NDArray[Any]] = []
 
-            def go_on(data: bytearray | None) -> Tensor:
+            def go_on(data: memoryview | None) -> Tensor:
                 # Also the way back in after a fault, with the answer that was missing.
                 if data is not None:
                     answers.append(self._answer(data, min(at_a_time, len(settings) - done()) * batch))

@@ -16,7 +16,7 @@ from torch import Tensor
 from devices import Device, DeviceError, DeviceTimeout, NotConnected, OutOfRange, ProgramsMany, ProtocolError
 from devices.checks import check_controls, check_inputs
 
-from .frames import ANSWER, ERROR, VERSION, Header, encode_frame, find_header, read_payload
+from .frames import ANSWER, ERROR, VERSION, Buffers, Header, encode_frame, find_header, read_payload
 from .messages import (
     IDENTITY,
     PROGRAM,
@@ -57,6 +57,7 @@ class FrameServer:
         self._programs = 0
         self._vectors = 0
         self._is_programmed = False
+        self._buffers = Buffers()
         # Of the newest request that was carried out: number and command, and what was answered.
         self._newest: tuple[int, int] | None = None
         self._answered: list[Bytes] = []
@@ -85,13 +86,13 @@ class FrameServer:
                 continue  # nobody asks, or it was noise
             self.respond(line, header, self._receive(line, header))
 
-    def respond(self, line: Transport, header: Header, payload: bytearray | DeviceError) -> None:
+    def respond(self, line: Transport, header: Header, payload: memoryview | DeviceError) -> None:
         """Answer one request: its payload, or why there is none."""
         # Where nobody takes the answer, it will be asked for again if it is wanted.
         with suppress(DeviceTimeout):
             line.write(*self.handle(header, payload))
 
-    def handle(self, header: Header, payload: bytearray | DeviceError) -> list[Bytes]:
+    def handle(self, header: Header, payload: memoryview | DeviceError) -> list[Bytes]:
         """The frame that answers a request."""
         if isinstance(payload, DeviceError):
             return encode_frame(ERROR, header.sequence, encode_error(payload))
@@ -104,7 +105,7 @@ class FrameServer:
                 raise ProtocolError(f"version {header.version} is not spoken here, only {VERSION}")
             if command is None:
                 raise ProtocolError(f"there is no command {header.command}")
-            answer = encode_frame(header.command | ANSWER, header.sequence, *command(memoryview(payload)))
+            answer = encode_frame(header.command | ANSWER, header.sequence, *command(payload))
         except Exception as error:
             # Whatever goes wrong on the device is the host's to know; firmware goes on.
             return encode_frame(ERROR, header.sequence, encode_error(error))
@@ -120,11 +121,11 @@ class FrameServer:
         self.device.close()
         return []
 
-    def _receive(self, line: Transport, header: Header) -> bytearray | DeviceError:
+    def _receive(self, line: Transport, header: Header) -> memoryview | DeviceError:
         if header.length > self.max_payload:
             return ProtocolError(f"a payload of {header.length} bytes is more than the {self.max_payload} taken here")
         try:
-            return read_payload(line.read_into, header)
+            return read_payload(line.read_into, header, self._buffers)
         except (DeviceTimeout, ProtocolError) as error:
             return ProtocolError(error.message)
 

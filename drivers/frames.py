@@ -17,9 +17,13 @@ a damaged length is noticed before anything is read or set aside for it.
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from devices import DeviceTimeout, ProtocolError
 
@@ -36,6 +40,7 @@ __all__ = [
     "ERROR",
     "OVERHEAD",
     "VERSION",
+    "Buffers",
     "Header",
     "decode_header",
     "encode_frame",
@@ -55,6 +60,11 @@ _HEADER = _FIELDS.size + _CHECK.size
 OVERHEAD: Final = _HEADER + _CHECK.size
 """Bytes of a frame beyond its payload."""
 
+_OWN_REFERENCES = 3
+_MOST_BUFFERS = 4
+_SMALL = 1 << 12
+# Bytes that are read and checked at a time.
+_PIECE = 1 << 18
 # At a time, of a payload that nobody wants.
 _SKIPPED = 1 << 16
 
@@ -137,21 +147,52 @@ def find_header(read: Read, patience: int) -> Header:
             raise DeviceTimeout(f"{error.message}, and what came was no frame") from error
 
 
-def read_payload(read_into: Callable[[memoryview], None], header: Header) -> bytearray:
+class Buffers:
+    """Memory for payloads: that of earlier ones which nobody holds any more.
+
+    New memory comes from the system page by page, each cleared at its first touch: for the answers of a large batch
+    that takes longer than the wire does.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[NDArray[np.uint8]] = []
+
+    def take(self, size: int) -> memoryview:
+        """So many bytes, whose content is whatever was there before."""
+        for place in range(len(self._kept)):
+            buffer = self._kept[place]
+            # The list, this name, and the call: arrays and tensors on top of the memory would count as well.
+            if sys.getrefcount(buffer) <= _OWN_REFERENCES and size <= len(buffer) <= 2 * size + _SMALL:
+                self._kept.append(self._kept.pop(place))
+                return buffer[:size].data
+        buffer = np.empty(size, np.uint8)
+        self._kept.append(buffer)
+        del self._kept[:-_MOST_BUFFERS]
+        return buffer.data
+
+
+def read_payload(read_into: Callable[[memoryview], None], header: Header, buffers: Buffers | None = None) -> memoryview:
     """The payload of a frame whose length is known to be a sensible one.
+
+    Args:
+        read_into: fills memory from the line, or raises.
+        header: of the frame.
+        buffers: memory to be used again.
 
     Raises:
         ProtocolError: it arrived damaged.
         DeviceTimeout: it did not arrive whole.
     """
-    data = bytearray(header.length + _CHECK.size)
-    view = memoryview(data)
-    read_into(view)
-    if _CHECK.unpack_from(view, header.length) != (crc32(view[: header.length], header.crc),):
+    view = (buffers or Buffers()).take(header.length + _CHECK.size)
+    payload, crc = view[: header.length], header.crc
+    # Piece by piece: one is checked while it is still in the cache, and the next already on its way.
+    for start in range(0, max(header.length, 1), _PIECE):
+        end = min(start + _PIECE, header.length)
+        read_into(view[start:end] if end < header.length else view[start:])
+        crc = crc32(payload[start:end], crc)
+    if _CHECK.unpack_from(view, header.length) != (crc,):
         raise ProtocolError(f"a payload of {header.length} bytes arrived damaged")
-    del view
-    del data[header.length :]
-    return data
+    return payload
 
 
 def skip_payload(read: Read, header: Header) -> None:

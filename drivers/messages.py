@@ -132,9 +132,7 @@ def value_size(form: int) -> int:
     Raises:
         ProtocolError: there is no such format.
     """
-    if form not in list(Format):
-        raise ProtocolError(f"there is no format {form} of values")
-    return _TYPES[Format(form)].itemsize
+    return _type_of(form).itemsize
 
 
 def encode_values(values: NDArray[Any], form: Format, bounds: Range | None, levels: int | None) -> memoryview:
@@ -154,10 +152,10 @@ def decode_values(data: memoryview, form: int, bounds: Range | None, levels: int
         ProtocolError: no such format, codes of a converter that is none, a part of a value left over, or a code
             beyond the converter's.
     """
-    size = value_size(form)
-    if len(data) % size:
-        raise ProtocolError(f"{len(data)} bytes are no whole number of values of {size} bytes")
-    values: NDArray[Any] = np.frombuffer(data, _TYPES[Format(form)])
+    kind = _type_of(form)
+    if len(data) % kind.itemsize:
+        raise ProtocolError(f"{len(data)} bytes are no whole number of values of {kind.itemsize} bytes")
+    values: NDArray[Any] = np.frombuffer(data, kind)
     if form == Format.FLOAT32:
         return values
     if bounds is None or levels is None:
@@ -166,6 +164,13 @@ def decode_values(data: memoryview, form: int, bounds: Range | None, levels: int
         raise ProtocolError(f"code {values.max()} is beyond the {levels} that the spec promises")
     low, high = bounds
     return low + values * ((high - low) / (levels - 1))
+
+
+def _type_of(form: int) -> np.dtype[Any]:
+    kind = _TYPES.get(form)  # type: ignore[call-overload]  # an IntEnum is found by its number
+    if kind is None:
+        raise ProtocolError(f"there is no format {form} of values")
+    return kind  # type: ignore[no-any-return]
 
 
 def encode_error(error: BaseException) -> bytes:

@@ -6,6 +6,7 @@ from .methods import parse_method
 from .overhead import overhead
 from .plots import efficiency_png, fidelity_png, overhead_png
 from .session import session_overhead
+from .transport import transport
 
 __all__ = [
     "Efficiency",
@@ -18,4 +19,5 @@ __all__ = [
     "overhead_png",
     "parse_method",
     "session_overhead",
+    "transport",
 ]

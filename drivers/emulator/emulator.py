@@ -163,7 +163,7 @@ class _FaultyFrameServer(FrameServer):
         super().__init__(device)
         self._faults = faults
 
-    def respond(self, line: Transport, header: Header, payload: bytearray | DeviceError) -> None:
+    def respond(self, line: Transport, header: Header, payload: memoryview | DeviceError) -> None:
         if self._faults is None or header.command not in _OPERATIONS:
             super().respond(line, header, payload)
             return

@@ -173,8 +173,7 @@ class _TcpLine(SocketTransport):
 
     def __init__(self, uri: str, connection: socket.socket) -> None:
         super().__init__(uri, timeout=_TICK)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket = connection
+        self._connected(connection)
 
     def _open(self) -> None:
         pass

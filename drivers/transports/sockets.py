@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import select
 import socket
+import struct
+import sys
 
 from devices import DeviceTimeout, NotConnected
 
@@ -18,43 +19,57 @@ class SocketTransport(Transport):
     def __init__(self, uri: str, timeout: float = 2.0) -> None:
         super().__init__(uri, timeout)
         self._socket: socket.socket | None = None
+        self._limits: dict[int, float] = {}
 
     def _close(self) -> None:
         connection, self._socket = self._socket, None
         assert connection is not None
         connection.close()
 
+    def _connected(self, connection: socket.socket) -> None:
+        """Use this connection from now on."""
+        # Requests are answered one by one: waiting for more to send would only cost time.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection.settimeout(None)
+        self._socket, self._limits = connection, {}
+
     def _send(self, parts: tuple[Bytes, ...]) -> None:
-        assert self._socket is not None
-        self._socket.settimeout(self.timeout)
+        connection = self._limited(socket.SO_SNDTIMEO, self.timeout)
         try:
             # All parts in one call and without joining them; what did not fit is sent after.
-            sent = self._socket.sendmsg(parts)
+            sent = connection.sendmsg(parts)
             for part in parts:
                 if sent < len(part):
-                    self._socket.sendall(memoryview(part)[sent:])
+                    connection.sendall(memoryview(part)[sent:])
                 sent = max(0, sent - len(part))
-        except TimeoutError as error:
+        except BlockingIOError as error:
             raise DeviceTimeout(f"{self.uri} takes no more bytes") from error
         except OSError as error:
             raise NotConnected(f"{self.uri} has hung up: {error.strerror or error}") from error
 
     def _receive(self, view: memoryview, seconds: float) -> int:
-        assert self._socket is not None
+        flags = socket.MSG_DONTWAIT if seconds <= 0 else socket.MSG_WAITALL
+        connection = self._limited(socket.SO_RCVTIMEO, seconds) if seconds > 0 else self._socket
+        assert connection is not None
         try:
-            if seconds <= 0:
-                if not select.select([self._socket], [], [], 0)[0]:
-                    return 0
-            elif self._socket.gettimeout() != seconds:
-                self._socket.settimeout(seconds)
-            count = self._socket.recv_into(view)
-        except TimeoutError:
+            count = connection.recv_into(view, flags=flags)
+        except BlockingIOError:
             return 0
-        except (OSError, ValueError) as error:
-            raise NotConnected(f"{self.uri} has hung up: {error}") from error
+        except OSError as error:
+            raise NotConnected(f"{self.uri} has hung up: {error.strerror or error}") from error
         if not count:
             raise NotConnected(f"{self.uri} has hung up; check the instrument, and whether somebody else uses it")
         return count
+
+    def _limited(self, which: int, seconds: float) -> socket.socket:
+        # The kernel's own timeouts: those of Python's sockets take a poll before every piece, which costs more
+        # than the piece.
+        assert self._socket is not None
+        if self._limits.get(which) != seconds:
+            self._socket.setsockopt(socket.SOL_SOCKET, which, _interval(seconds))
+            self._limits[which] = seconds
+        return self._socket
 
 
 class TcpTransport(SocketTransport):
@@ -73,11 +88,17 @@ class TcpTransport(SocketTransport):
 
     def _open(self) -> None:
         try:
-            self._socket = socket.create_connection((self.host, self.port), timeout=self.timeout)
+            connection = socket.create_connection((self.host, self.port), timeout=self.timeout)
         except TimeoutError as error:
             raise NotConnected(f"{self.uri} does not answer; check address and network") from error
         except OSError as error:
             raise NotConnected(f"{self.uri} cannot be reached: {error.strerror or error}") from error
-        # Requests are answered one by one: waiting for more to send would only cost time.
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._connected(connection)
+
+
+def _interval(seconds: float) -> bytes:
+    """A time as the system's socket options take it."""
+    if sys.platform == "win32":
+        return struct.pack("I", max(1, round(1000 * seconds)))
+    micros = max(1, round(1e6 * seconds))
+    return struct.pack("ll", micros // 1_000_000, micros % 1_000_000)

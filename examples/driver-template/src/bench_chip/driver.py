@@ -1,0 +1,71 @@
+"""The driver: four methods on numpy arrays, and a spec that says what they can be held to.
+
+The chip takes and gives lines of text, numbers with spaces between them:
+
+    V v1 v2 ... v64     sets all voltages; answers OK
+    X x1 x2 ... x8      passes one vector; answers y1 y2 ... y8
+    S                   all voltages to zero; answers OK
+
+Put your own instrument in place of these lines.
+"""
+
+import numpy as np
+
+from devices import DeviceSpec, ProtocolError
+from drivers.link import LinkDevice
+from drivers.transports import open_transport
+
+SPEC = DeviceSpec(
+    name="bench-chip",
+    in_features=8,
+    out_features=8,
+    num_controls=64,
+    input_range=(-1.0, 1.0),
+    control_range=(0.0, 5.0),
+    control_levels=4096,
+    control_unit="V",
+    linear=True,
+    coupling="elementwise",
+    # A program that is sent twice does no harm: faults of the port can be got over without asking anyone.
+    idempotent_program=True,
+    noise_std=0.0,
+    program_seconds=2e-3,
+    vector_seconds=1e-4,
+)
+
+
+class BenchChip(LinkDevice):
+    """Crossbar of 8 x 8 heaters behind a serial port.
+
+    Args:
+        port: its address, such as ``serial:///dev/ttyUSB0?baudrate=115200``.
+        timeout: longest silence that is waited through, in seconds.
+    """
+
+    def __init__(self, port: str, timeout: float = 2.0) -> None:
+        super().__init__(SPEC, open_transport(port, timeout))
+
+    def _open(self):
+        self.transport.open()
+        self.transport.flush()
+
+    def _close(self):
+        try:
+            self._ask("S")  # the heaters are off before the port is let go
+        finally:
+            self.transport.close()
+
+    def _program(self, controls):
+        self._ask("V", controls)
+
+    def _query(self, inputs):
+        answers = [self._ask("X", vector) for vector in inputs]
+        return np.array([[float(word) for word in answer.split()] for answer in answers])
+
+    def _ask(self, command, values=()):
+        line = " ".join([command, *(f"{value:.9g}" for value in values)])
+        self.transport.write(line.encode() + b"\n")
+        answer = self.transport.read_until(b"\n", limit=4096).decode("ascii", "replace").strip()
+        if answer.startswith("ERR"):
+            raise ProtocolError(f"the chip answered {answer!r} to {line[:40]!r}")
+        return answer

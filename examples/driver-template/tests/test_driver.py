@@ -1,0 +1,46 @@
+"""The driver against a stand-in on a real port; with pytest --device bench.toml, against the chip."""
+
+import pytest
+import torch
+from bench_chip import BenchChip
+from chip_on_tcp import chip_on_tcp
+
+import astralora as al
+from devices.testing import DeviceConformance
+
+
+@pytest.fixture
+def port():
+    with chip_on_tcp() as address:
+        yield address
+
+
+class TestBenchChip(DeviceConformance):
+    """Every check of the kit."""
+
+    @pytest.fixture(autouse=True)
+    def serve(self, port):
+        self.port = port
+
+    def make_device(self):
+        return BenchChip(self.port, timeout=0.5)
+
+
+def test_is_found_by_its_name(port):
+    with al.open_device("bench-chip", port=port) as session:
+        answer = session.apply(torch.full((64,), 2.5), torch.ones(1, 8))
+    assert torch.allclose(answer, torch.full((1, 8), 4.0), atol=8 * 5 / 4095 / 2)
+
+
+def test_what_the_chip_complains_of_is_an_error(port):
+    device = BenchChip(port)
+    device.open()
+    with pytest.raises(al.ProtocolError, match="the chip answered 'ERR what\\?'"):
+        device._ask("nonsense")
+    device.close()
+
+
+@pytest.mark.hardware
+def test_the_chip_itself_takes_a_program(hardware_device):
+    hardware_device.program(torch.zeros(64))
+    assert hardware_device.query(torch.zeros(1, 8)).abs().max() < 0.1
