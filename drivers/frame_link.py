@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from devices import DeviceSpec, ProtocolError
 
 from .frames import ANSWER, ERROR, VERSION, Buffers, Header, encode_frame, find_header, read_payload, skip_payload
-from .messages import IDENTITY, LONGEST_ERROR, STATUS, Command, Option, State, decode_error
+from .messages import IDENTITY, LONGEST_ERROR, OPERATIONS, STATUS, Command, Option, State, decode_error
 from .transports import Transport
 from .transports.base import Bytes
 
@@ -137,14 +137,22 @@ class FrameLink:
         # 0 is for answers to nobody: it tells a host that never asked why it is not served.
         self._sequence = self._sequence % 0xFFFFFFFF + 1
         frame = encode_frame(command, self._sequence, *payload)
-        self._newest = _Request(command, self._sequence, frame, longest, patience)
-        return self.repeat()
+        request = _Request(command, self._sequence, frame, longest, patience)
+        if command in OPERATIONS:
+            self._newest = request
+        return self._ask(request)
 
     def repeat(self) -> memoryview:
-        """Send the newest request, number and all, and return the payload of its answer; see `exchange`."""
-        request = self._newest
-        if request is None:
-            raise ProtocolError("there is no request yet to repeat")
+        """Send the newest operation, number and all, and return the payload of its answer; see `exchange`."""
+        if self._newest is None:
+            raise ProtocolError("there is no program or query yet to repeat")
+        return self._ask(self._newest)
+
+    def forget(self) -> None:
+        """Repeat nothing of what was asked before."""
+        self._newest = None
+
+    def _ask(self, request: _Request) -> memoryview:
         self.transport.write(*request.frame)
         header = self._answer_to(request)
         if header.version != VERSION:

@@ -13,7 +13,7 @@ from torch import Tensor
 from devices import DeviceError, DeviceSpec, ProtocolError
 
 from .frame_link import FrameLink, Identity, Status
-from .link import LinkDevice
+from .link import ProtocolDevice
 from .messages import (
     PROGRAM,
     QUERY,
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 Encoding = Literal["float32", "codes"]
 
 
-class FrameDevice(LinkDevice):
+class FrameDevice(ProtocolDevice):
     """A chip behind the framed protocol; see docs/protocol.md.
 
     Args:
@@ -84,6 +84,7 @@ class FrameDevice(LinkDevice):
         self.transport.open()
         try:
             self.transport.flush()
+            self._link.forget()
             found = self._link.identify()
             if found.serial_number != self.identity.serial_number:
                 raise DeviceError(
@@ -156,15 +157,19 @@ class ManyFrameDevice(FrameDevice):
             settings = np.ascontiguousarray(controls.detach().cpu().numpy())
             batch, width = len(vectors), self.spec.out_features
             room = self.identity.max_payload - QUERY_EACH.size - 4 * vectors.size
-            at_a_time = min(room // (4 * settings.shape[1]), self.identity.max_payload // (4 * batch * width))
+            at_a_time = min(
+                room // (4 * settings.shape[1]), (self.identity.max_payload - VALUES.size) // (4 * batch * width)
+            )
             if at_a_time < 1:
                 raise DeviceError("these vectors and controls do not fit into one frame", device=self.spec.name)
             coded = self._code_inputs(vectors)
             answers: list[NDArray[Any]] = []
 
             def go_on(data: memoryview | None) -> Tensor:
-                # Also the way back in after a fault, with the answer that was missing.
+                # Also the way back in after a fault, with the answer that was missing, or to hear the last one again.
                 if data is not None:
+                    if done() == len(settings):
+                        answers.pop()
                     answers.append(self._answer(data, min(at_a_time, len(settings) - done()) * batch))
                 while done() < len(settings):
                     part = settings[done() : done() + at_a_time]

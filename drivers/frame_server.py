@@ -19,6 +19,7 @@ from devices.checks import check_controls, check_inputs
 from .frames import ANSWER, ERROR, VERSION, Buffers, Header, encode_frame, find_header, read_payload
 from .messages import (
     IDENTITY,
+    OPERATIONS,
     PROGRAM,
     QUERY,
     QUERY_EACH,
@@ -96,7 +97,7 @@ class FrameServer:
         """The frame that answers a request."""
         if isinstance(payload, DeviceError):
             return encode_frame(ERROR, header.sequence, encode_error(payload))
-        operation = header.command in (Command.PROGRAM, Command.QUERY, Command.QUERY_EACH)
+        operation = header.command in OPERATIONS
         if operation and self._newest == (header.sequence, header.command):
             return self._answered
         try:

@@ -60,7 +60,6 @@ _HEADER = _FIELDS.size + _CHECK.size
 OVERHEAD: Final = _HEADER + _CHECK.size
 """Bytes of a frame beyond its payload."""
 
-_OWN_REFERENCES = 3
 _MOST_BUFFERS = 4
 _SMALL = 1 << 12
 # Bytes that are read and checked at a time.
@@ -147,6 +146,15 @@ def find_header(read: Read, patience: int) -> Header:
             raise DeviceTimeout(f"{error.message}, and what came was no frame") from error
 
 
+def _references(buffers: list[NDArray[np.uint8]], place: int) -> int:
+    # Arrays and tensors on top of the memory count as well.
+    return sys.getrefcount(buffers[place])
+
+
+# Of a buffer that only the list holds: how many that makes is the interpreter's own affair.
+_UNHELD = _references([np.empty(1, np.uint8)], 0)
+
+
 class Buffers:
     """Memory for payloads: that of earlier ones which nobody holds any more.
 
@@ -160,11 +168,10 @@ class Buffers:
     def take(self, size: int) -> memoryview:
         """So many bytes, whose content is whatever was there before."""
         for place in range(len(self._kept)):
-            buffer = self._kept[place]
-            # The list, this name, and the call: arrays and tensors on top of the memory would count as well.
-            if sys.getrefcount(buffer) <= _OWN_REFERENCES and size <= len(buffer) <= 2 * size + _SMALL:
+            fits = size <= len(self._kept[place]) <= 2 * size + _SMALL
+            if fits and _references(self._kept, place) <= _UNHELD:
                 self._kept.append(self._kept.pop(place))
-                return buffer[:size].data
+                return self._kept[-1][:size].data
         buffer = np.empty(size, np.uint8)
         self._kept.append(buffer)
         del self._kept[:-_MOST_BUFFERS]

@@ -14,7 +14,7 @@ from devices import DeviceSpec, HardwareDevice
 
 from .transports import Transport
 
-__all__ = ["LinkDevice"]
+__all__ = ["LinkDevice", "ProtocolDevice"]
 
 
 class LinkDevice(HardwareDevice):
@@ -34,12 +34,15 @@ class LinkDevice(HardwareDevice):
         with self._lock:
             self.transport.flush()
 
-    def _as_tensor(self, outputs: NDArray[Any], like: Tensor) -> Tensor:
-        # What came off a line has memory of its own, and needs no copy.
-        return torch.from_numpy(outputs).to(like)
-
     @contextmanager
     def interrupted(self) -> Generator[None]:
         """For tests: within this block nothing passes along the line."""
         with self.transport.interrupted():
             yield
+
+
+class ProtocolDevice(LinkDevice):
+    """One whose answers are read into memory of their own, and need not be copied."""
+
+    def _as_tensor(self, outputs: NDArray[Any], like: Tensor) -> Tensor:
+        return torch.from_numpy(outputs).to(like)

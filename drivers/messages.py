@@ -26,6 +26,7 @@ from .transports.base import Bytes
 __all__ = [
     "IDENTITY",
     "LONGEST_ERROR",
+    "OPERATIONS",
     "PROGRAM",
     "QUERY",
     "QUERY_EACH",
@@ -54,6 +55,10 @@ class Command(IntEnum):
     QUERY_EACH = 5
     STATUS = 6
     SAFE = 7
+
+
+OPERATIONS: Final = frozenset({Command.PROGRAM, Command.QUERY, Command.QUERY_EACH})
+"""Commands that have the device do something: those whose numbers are remembered."""
 
 
 class Option(IntFlag):

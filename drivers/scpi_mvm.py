@@ -14,7 +14,7 @@ from torch import Tensor
 
 from devices import DeviceError, DeviceSpec, ProtocolError
 
-from .link import LinkDevice
+from .link import ProtocolDevice
 from .scpi import LONGEST_LINE, block_head, block_length, error_of
 from .transports import Transport, open_transport
 from .transports.base import Bytes
@@ -32,7 +32,7 @@ _MOST_STALE: Final = 100
 _LONGEST_BLOCK: Final = 1 << 24
 
 
-class ScpiDevice(LinkDevice):
+class ScpiDevice(ProtocolDevice):
     """An instrument that computes matrix-vector products; see `drivers.scpi` for its commands.
 
     SCPI has no checksum: the line below has to be one that loses and damages nothing, as TCP, USB and GPIB are.

@@ -12,7 +12,7 @@ from devices.faults import CHIP_FAULTS, LINK_FAULTS, FaultKind, FaultPlan, Fault
 
 from ..frame_server import FrameServer
 from ..frames import ERROR, Header, encode_frame
-from ..messages import Command, encode_error
+from ..messages import OPERATIONS, encode_error
 from ..scpi_server import Message, ScpiServer
 from ..transports import Transport
 from ..transports.base import Bytes
@@ -20,8 +20,6 @@ from .line_faults import HungUp, LineFaults
 from .ports import open_port
 
 __all__ = ["Emulator", "FrameEmulator", "ScpiEmulator"]
-
-_OPERATIONS = (Command.PROGRAM, Command.QUERY, Command.QUERY_EACH)
 
 
 class Emulator:
@@ -164,7 +162,7 @@ class _FaultyFrameServer(FrameServer):
         self._faults = faults
 
     def respond(self, line: Transport, header: Header, payload: memoryview | DeviceError) -> None:
-        if self._faults is None or header.command not in _OPERATIONS:
+        if self._faults is None or header.command not in OPERATIONS:
             super().respond(line, header, payload)
             return
         damaged = ProtocolError("a payload arrived damaged")
