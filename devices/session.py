@@ -8,7 +8,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from math import ceil
 from typing import Any, Self, TypeVar
 
@@ -401,8 +401,9 @@ class Session:
         if request.shape is not None:
             # A driver that answers in the wrong shape is not asked again: it would do no better.
             check_outputs(self.spec, answer, request.shape)
-            if answer.dtype != request.like.dtype:
-                answer = answer.to(request.like)
+            like = request.arguments[-1]
+            if answer.dtype != like.dtype:
+                answer = answer.to(like)
         return answer
 
     def _ask_again(self, request: _Request, fault: DeviceError, recovery: Recovery) -> Any:
@@ -481,7 +482,11 @@ class Session:
         self._tally()[4] += 1
 
     def _tally(self) -> _Tally:
-        return self._spent.setdefault(_purpose.get(), Usage().to_list())
+        purpose = _purpose.get()
+        tally = self._spent.get(purpose)
+        if tally is None:
+            tally = self._spent[purpose] = Usage().to_list()
+        return tally
 
     def _call(self, request: _Request) -> Any:
         """Every operation on the device goes through here, and is booked whether or not it succeeds."""
@@ -523,7 +528,6 @@ class _Request:
         arguments: of that method; the last ones are the vectors.
         shape: of the answer; None where there is none.
         programs, queries, vectors, moved: what it costs, moved in bytes.
-        like: has the type that the answer is to have.
     """
 
     operation: str
@@ -534,16 +538,10 @@ class _Request:
     queries: int = 0
     vectors: int = 0
     moved: int = 0
-    like: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.like = self.arguments[-1]
 
     def resent(self) -> _Request:
         """Asking for its answer once more: it moves bytes, but nothing is carried out."""
-        again = replace(self, programs=0, queries=0, vectors=0)
-        again.name, again.arguments = "resend", ()
-        return again
+        return _Request(self.operation, "resend", (), self.shape, moved=self.moved)
 
 
 def _size(tensor: Tensor) -> int:
