@@ -1,0 +1,305 @@
+"""The driver of the framed protocol against the device's end of it, on real lines."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+import devices as d
+from devices import DeviceError, DeviceTimeout, NotConnected, OutOfRange, ProtocolError, Session
+from drivers.emulator import FrameEmulator
+from drivers.frame_mvm import ManyFrameDevice, open_frame_mvm
+from drivers.frame_server import FrameServer
+from drivers.frames import encode_frame, find_header
+from drivers.messages import Command
+from drivers.transports import LoopbackTransport, Transport, open_transport
+
+N, M = 8, 6
+
+
+def chip(**options: Any) -> d.Device:
+    return d.make_device("slm", in_features=N, out_features=M, **options)
+
+
+@contextmanager
+def served(device: d.Device, address: str = "loop://frames", **options: Any) -> Iterator[str]:
+    with FrameEmulator(device, address, **options) as emulator:
+        yield emulator.uri
+
+
+@pytest.fixture
+def questions(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty(4, N * M).uniform_(0, 6, generator=generator), torch.rand(5, N, generator=generator)
+
+
+@pytest.mark.parametrize("address", ["loop://frames", "pty", "tcp://127.0.0.1:0"])
+@pytest.mark.parametrize("impairments", ["ideal", "lab"])
+def test_answers_as_the_device_itself(
+    address: str, impairments: str, questions: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    settings, inputs = questions
+    with served(chip(impairments=impairments), address) as port, d.open_device("frame-mvm", port=port) as session:
+        with Session(chip(impairments=impairments)) as here:
+            for setting in settings:
+                assert torch.equal(session.apply(setting, inputs), here.apply(setting, inputs))
+            assert torch.equal(session.query_each(settings, inputs), here.query_each(settings, inputs))
+        assert session.spec.model_copy(update={"max_batch": None}) == here.spec
+
+
+def test_codes_take_a_quarter_of_the_bytes_and_lose_nothing(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
+    settings, inputs = questions
+    moved, answers = [], []
+    for encoding in ("float32", "codes"):
+        with served(chip(impairments="lab")) as port:
+            device = open_frame_mvm(port, encoding=encoding)  # type: ignore[arg-type]
+            with Session(device) as session:
+                before = device.transport.sent + device.transport.received
+                answers.append(session.apply(settings[0], inputs))
+                moved.append(device.transport.sent + device.transport.received - before)
+    overhead = 2 * 2 * 20 + 8 + 8 + 8  # two exchanges, and what stands before their values
+    values = N * M + 5 * N + 5 * M
+    assert moved == [4 * values + overhead, values + overhead]
+    torch.testing.assert_close(answers[0], answers[1], rtol=0, atol=1e-6)
+
+
+def test_an_encoding_that_is_none_is_refused() -> None:
+    with pytest.raises(DeviceError, match="encoding must be 'float32' or 'codes', not 'text'"):
+        d.make_device("frame-mvm", port="loop://nobody", encoding="text")
+
+
+def test_what_was_carried_out_is_not_carried_out_again(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
+    settings, inputs = questions
+    with served(chip(impairments="lab")) as port:
+        device = open_frame_mvm(port)
+        device.open()
+        device.program(settings[0])
+        assert device.resend() is None
+        answer = device.query(inputs)
+        assert torch.equal(device.resend(), answer), "also the noise is the same"  # type: ignore[arg-type]
+        many = device.query_each(settings, inputs)  # type: ignore[attr-defined]
+        assert torch.equal(device.resend(), many)  # type: ignore[arg-type]
+        status = device.status()
+        assert (status.programs, status.vectors) == (1 + 4, 5 + 4 * 5)
+        assert torch.equal(device.resend(), many), "a question about its status is no operation"  # type: ignore[arg-type]
+        device.close()
+
+
+def test_after_safe_a_repeated_program_is_carried_out(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
+    with served(chip()) as port:
+        device = open_frame_mvm(port)
+        device.open()
+        device.program(questions[0][0])
+        device._link.safe()
+        device.resend()
+        assert device.query(questions[1]).shape == (5, M)
+        device.close()
+
+
+def test_close_leaves_it_safe(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
+    good = chip()
+    with served(good) as port:
+        with d.open_device("frame-mvm", port=port) as session:
+            session.apply(questions[0][0], questions[1])
+        with pytest.raises(NotConnected, match="is closed"):
+            good.query(questions[1])
+
+
+@pytest.mark.parametrize(
+    ("act", "kind", "complaint"),
+    [
+        (lambda device: device.query(torch.zeros(1, N)), NotConnected, "no controls are set"),
+        (lambda device: device.program(torch.full((N * M,), 99.0)), OutOfRange, "must stay within 0 to 6.28319 rad"),
+        (lambda device: device.program(torch.zeros(3)), OutOfRange, "3 controls came for 1 settings of 48"),
+        (lambda device: device._link.exchange(99, longest=0), ProtocolError, "there is no command 99"),
+        (lambda device: device._link.exchange(Command.QUERY, b"abc", longest=0), ProtocolError, "is too short"),
+    ],
+)
+def test_what_the_device_refuses_is_raised_here(
+    act: Callable[[Any], Any], kind: type[DeviceError], complaint: str
+) -> None:
+    with served(chip()) as port:
+        device = open_frame_mvm(port)
+        device.open()
+        with pytest.raises(kind, match=complaint):
+            act(device)
+        device.program(torch.zeros(N * M))
+        device.close()
+
+
+def test_another_unit_at_the_same_port_is_refused(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
+    with served(chip(seed=1)) as port:
+        device = open_frame_mvm(port)
+    with served(chip(seed=2)), pytest.raises(DeviceError, match="make the device anew"):
+        device.open()
+    with served(chip(seed=1)):
+        device.open()
+        device.close()
+
+
+def test_a_second_host_is_told_in_one_sentence(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
+    with served(chip(), "tcp://127.0.0.1:0") as port, d.open_device("frame-mvm", port=port) as session:
+        session.apply(questions[0][0], questions[1])
+        with pytest.raises(NotConnected, match=r"is in use by another host; close it there|has hung up"):
+            open_frame_mvm(port, timeout=0.5)
+        session.query(questions[1])
+
+
+# -- the other end misbehaves ----------------------------------------------------------------------
+
+
+@contextmanager
+def answering(answer: Callable[[int, int], bytes]) -> Iterator[str]:
+    """Something that answers each request with whatever this returns of its command and number."""
+    stop = threading.Event()
+
+    def serve(line: Transport) -> None:
+        line.timeout = 0.02
+        while not stop.is_set():
+            try:
+                header = find_header(line.read, 10_000)
+                line.read(header.length + 4)
+                line.write(answer(header.command, header.sequence))
+            except DeviceTimeout:
+                continue
+            except NotConnected:
+                return
+
+    def accept(line: LoopbackTransport) -> None:
+        threading.Thread(target=serve, args=(line,), daemon=True).start()
+
+    LoopbackTransport.listen("liar", accept)
+    yield "loop://liar"
+    stop.set()
+    LoopbackTransport.forget("liar")
+
+
+def frame(*parts: Any, **options: Any) -> bytes:
+    return b"".join(encode_frame(*parts, **options))
+
+
+SPEC = d.DeviceSpec(name="liar", in_features=2, out_features=2, num_controls=4).model_dump_json().encode()
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "complaint"),
+    [
+        (lambda c, s: b"", DeviceTimeout, "fell silent"),
+        (lambda c, s: b"hello world, this is no frame", DeviceTimeout, "what came was no frame"),
+        (lambda c, s: frame(c | 0x80, s, b"x" * 20, version=2), ProtocolError, "speaks version 2 of the protocol"),
+        (lambda c, s: frame(0x83, s, b"x" * 20), ProtocolError, "answered command 3 where 1 was asked"),
+        (lambda c, s: frame(c | 0x80, s, b"x"), ProtocolError, "identified itself in 1 bytes"),
+        (lambda c, s: frame(c | 0x80, s - 1, b"x" * 20) * 200, ProtocolError, "answers to other requests keep coming"),
+        (
+            lambda c, s: frame(c | 0x80, s, bytes(8) + b"a,b,c,d" if c == 1 else b'{"name": "x"}'),
+            ProtocolError,
+            "it promises what is no spec: in_features: Field required",
+        ),
+        (
+            lambda c, s: frame(c | 0x80, s, bytes([8, 0, 0, 0, 0, 0, 0, 0]) + b"a,b,c,d" if c == 1 else SPEC),
+            DeviceError,
+            "takes 8 bytes a frame, which is too little for its own controls and vectors",
+        ),
+    ],
+)
+def test_an_answer_that_cannot_be_right_is_told(
+    answer: Callable[[int, int], bytes], kind: type[DeviceError], complaint: str
+) -> None:
+    with answering(answer) as port, pytest.raises(kind, match=complaint):
+        open_frame_mvm(port, timeout=0.1)
+
+
+def test_a_late_answer_is_dropped(questions: tuple[torch.Tensor, torch.Tensor], caplog: Any) -> None:
+    with served(chip(), "tcp://127.0.0.1:0") as port:
+        device = open_frame_mvm(port)
+        device.open()
+        device.program(questions[0][0])
+        expected = device.query(questions[1])
+        # A request whose answer nobody waits for, as after a timeout.
+        newest = device._link._newest
+        assert newest is not None
+        device.transport.write(*newest.frame)
+        with caplog.at_level(logging.DEBUG, "drivers.frame_link"):
+            assert torch.equal(device.query(questions[1]), expected)
+        assert "dropped a late answer" in caplog.text
+        device.close()
+
+
+# -- sizes -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def small_frames(device: d.Device, limit: int) -> Iterator[str]:
+    """A device that takes frames of a limited length only."""
+    server, stop = FrameServer(device, max_payload=limit), threading.Event()
+
+    def serve(line: Transport) -> None:
+        line.timeout = 0.02
+        with line:
+            try:
+                server.serve(line, stop)
+            except NotConnected:
+                return
+
+    def accept(line: LoopbackTransport) -> None:
+        threading.Thread(target=serve, args=(line,), daemon=True).start()
+
+    LoopbackTransport.listen("small", accept)
+    yield "loop://small"
+    stop.set()
+    LoopbackTransport.forget("small")
+
+
+def test_batches_are_cut_to_what_a_frame_holds(generator: torch.Generator) -> None:
+    inputs = torch.rand(200, N, generator=generator)
+    controls = torch.empty(N * M).uniform_(0, 6, generator=generator)
+    with small_frames(chip(), 1024) as port, d.open_device("frame-mvm", port=port) as session, Session(chip()) as here:
+        assert session.spec.max_batch is not None
+        assert session.spec.max_batch < 32
+        torch.testing.assert_close(session.apply(controls, inputs), here.apply(controls, inputs))
+        assert session.usage.queries > 6
+
+
+def test_many_settings_go_in_as_many_frames_as_it_takes(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
+    settings, inputs = questions
+    with small_frames(chip(), 700) as port, Session(chip()) as here:
+        device = open_frame_mvm(port)
+        assert isinstance(device, ManyFrameDevice)
+        device.open()
+        torch.testing.assert_close(device.query_each(settings, inputs[:2]), here.query_each(settings, inputs[:2]))
+        assert device.status().programs == 4
+        device.close()
+
+
+def test_a_fault_between_two_of_those_frames_is_made_good(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
+    settings, inputs = questions
+    with small_frames(chip(), 700) as port, Session(chip()) as here:
+        device = open_frame_mvm(port)
+        with Session(device) as session:
+            write, calls = device.transport.write, []
+
+            def lose_one(*parts: Any) -> None:
+                calls.append(parts)
+                if len(calls) == 2:
+                    raise DeviceTimeout("lost")
+                write(*parts)
+
+            device.transport.write = lose_one  # type: ignore[method-assign]
+            torch.testing.assert_close(session.query_each(settings, inputs[:2]), here.query_each(settings, inputs[:2]))
+            assert session.usage.retries == 1
+            assert device.status().programs == 4, "none twice"
+
+
+def test_too_long_a_request_is_refused_unread() -> None:
+    with small_frames(chip(), 256) as port, open_transport(port, 0.5) as line:
+        line.write(frame(Command.QUERY, 5, bytes(1000)))
+        header = find_header(line.read, 4096)
+        assert (header.command, header.sequence) == (0xFF, 5)
+        assert b"a payload of 1000 bytes is more than the 256 taken here" in line.read(header.length)
+        line.flush()
+        line.write(bytes(64))
+        line.write(frame(Command.STATUS, 6))
+        assert find_header(line.read, 4096).sequence == 6

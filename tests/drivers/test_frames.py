@@ -1,0 +1,273 @@
+"""Frames on a line of bytes: found among anything, believed only when whole."""
+
+import random
+import re
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from devices import DeviceError, DeviceTimeout, ProtocolError
+from devices import errors as device_errors
+from drivers import frames
+from drivers.frame_link import FrameLink
+from drivers.frames import ANSWER, ERROR, OVERHEAD, Buffers, encode_frame, find_header, read_payload, skip_payload
+from drivers.messages import Format, decode_error, decode_values, encode_error, encode_values
+from drivers.transports import Transport
+
+PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
+LIMIT = 4096
+
+
+class Tape:
+    """A line on which just these bytes come, and then silence."""
+
+    def __init__(self, data: bytes) -> None:
+        self.left = memoryview(data)
+        self.asked: list[int] = []
+
+    def read(self, count: int) -> bytes:
+        self.asked.append(count)
+        if count > len(self.left):
+            self.left = self.left[len(self.left) :]
+            raise DeviceTimeout("silence")
+        taken, self.left = self.left[:count], self.left[count:]
+        return bytes(taken)
+
+    def read_into(self, view: memoryview) -> None:
+        view[:] = self.read(len(view))
+
+
+def whole(*parts: bytes, command: int = 4, sequence: int = 77) -> bytes:
+    return b"".join(encode_frame(command, sequence, *parts))
+
+
+def received(data: bytes) -> list[tuple[int, int, bytes]]:
+    """All frames that a receiver finds and believes."""
+    tape, found = Tape(data), []
+    while True:
+        try:
+            header = find_header(tape.read, LIMIT)
+        except DeviceTimeout:
+            return found
+        except ProtocolError:
+            continue
+        if header.length > LIMIT:
+            continue
+        try:
+            found.append((header.command, header.sequence, bytes(read_payload(tape.read_into, header))))
+        except DeviceError:
+            continue
+
+
+@given(payload=st.binary(max_size=300), command=st.integers(0, 255), sequence=st.integers(0, 2**32 - 1))
+@settings(max_examples=200, deadline=None)
+def test_what_is_sent_is_what_arrives(payload: bytes, command: int, sequence: int) -> None:
+    frame = whole(payload, command=command, sequence=sequence)
+    assert len(frame) == len(payload) + OVERHEAD
+    assert received(frame) == [(command, sequence, payload)]
+
+
+@given(cuts=st.lists(st.integers(0, 100), max_size=4), payload=st.binary(min_size=100, max_size=100))
+@settings(max_examples=100, deadline=None)
+def test_parts_make_the_same_frame_as_the_whole(cuts: list[int], payload: bytes) -> None:
+    edges = [0, *sorted(cuts), 100]
+    parts = [payload[start:end] for start, end in pairwise(edges)]
+    assert whole(*parts) == whole(payload)
+
+
+def test_the_frames_of_the_documentation_are_these() -> None:
+    first, second = (
+        bytes.fromhex(block)
+        for block in re.search(r"```\n(A7 4C [^`]*)```", PAGE).group(1).split("\n\n")  # type: ignore[union-attr]
+    )
+    controls = np.array([0.5, -0.25], "<f4").tobytes()
+    assert first == whole(bytes([0, 0, 0, 0, 2, 0, 0, 0]), controls, command=3, sequence=7)
+    assert second == whole(command=3 | ANSWER, sequence=7)
+    assert int.from_bytes(first[12:16], "little") == zlib.crc32(first[:12])
+    assert int.from_bytes(first[-4:], "little") == zlib.crc32(first[16:-4], zlib.crc32(first[:12]))
+
+
+def test_the_checksum_is_that_of_zlib_whichever_library_computes_it() -> None:
+    for size in (0, 1, 15, 16, 1000):
+        data = random.Random(size).randbytes(size)
+        assert frames.crc32(data, 123) == zlib.crc32(data, 123)
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\0" * 50, b"\xa7", b"\xa7\x4c", b"\xa7" * 31, b"\xa7\x4c" * 20, b"A" * 15])
+def test_a_frame_is_found_behind_garbage(garbage: bytes) -> None:
+    assert (4, 77, b"hello") in received(garbage + whole(b"hello") + b"\0" * 40)
+
+
+def test_noise_without_an_end_is_given_up() -> None:
+    with pytest.raises(ProtocolError, match="no frame began within 4096 bytes"):
+        find_header(Tape(b"\0" * 100_000).read, LIMIT)
+
+
+def mutations(generator: random.Random, frame: bytes, other: bytes) -> bytes:
+    """The same bytes with something done to them."""
+    data = bytearray(frame)
+    for _ in range(generator.choice((1, 1, 2, 5))):
+        place = generator.randrange(len(data) + 1) if data else 0
+        match generator.randrange(7):
+            case 0 if place < len(data):
+                data[place] ^= 1 << generator.randrange(8)
+            case 1:
+                del data[place:]
+            case 2:
+                data[place:place] = generator.randbytes(generator.randrange(1, 30))
+            case 3:
+                del data[place : place + generator.randrange(1, 30)]
+            case 4:
+                data[place:place] = data[: generator.randrange(len(data) + 1)]
+            case 5:
+                data = data[place:] + data[:place]
+            case _:
+                data[place : place + 8] = other[place : place + 8]
+    return bytes(data)
+
+
+def test_no_damaged_payload_is_ever_believed() -> None:
+    generator = random.Random(0)
+    for number in range(100_000):
+        payload = generator.randbytes(generator.choice((0, 1, 8, 24, 60)))
+        frame = whole(payload, sequence=number + 1)
+        other = whole(generator.randbytes(24), sequence=number + 1_000_000)
+        data = mutations(generator, frame, other) + bytes(16)
+        honest = {(4, number + 1, payload), (4, number + 1_000_000, other[16:-4])}
+        for found in received(data):
+            assert found in honest, f"frame {number}"
+
+
+@given(data=st.binary(max_size=400))
+@settings(max_examples=300, deadline=None)
+def test_random_bytes_are_no_frame(data: bytes) -> None:
+    assert received(data) == []
+
+
+class Canned(Transport):
+    """A transport on which an answer lies ready."""
+
+    def __init__(self, answer: Callable[[int], bytes]) -> None:
+        super().__init__("canned://", timeout=0.01)
+        self._answer, self._tape = answer, Tape(b"")
+        self.wanted: list[int] = []
+
+    def _open(self) -> None:
+        pass
+
+    def _close(self) -> None:
+        pass
+
+    def _send(self, parts: tuple[bytes | bytearray | memoryview, ...]) -> None:
+        sequence = int.from_bytes(b"".join(parts)[4:8], "little")
+        self._tape = Tape(self._answer(sequence))
+
+    def _receive(self, view: memoryview, seconds: float) -> int:
+        self.wanted.append(len(view))
+        count = min(len(view), len(self._tape.left))
+        view[:count] = self._tape.read(count)
+        return count
+
+
+def header_of(length: int, sequence: int, command: int) -> bytes:
+    """A header that is right in every way but that nothing of such a length follows."""
+    fields = frames._FIELDS.pack(frames.MAGIC, 1, command, sequence, length)
+    return fields + zlib.crc32(fields).to_bytes(4, "little")
+
+
+@pytest.mark.parametrize("command", [4 | ANSWER, ERROR])
+def test_a_hostile_length_allocates_nothing(command: int) -> None:
+    line = Canned(lambda sequence: header_of(0xFFFFFFFF, sequence, command))
+    line.open()
+    link = FrameLink(line)
+    tracemalloc.start()
+    with pytest.raises(ProtocolError, match="4294967295 bytes where at most"):
+        link.exchange(4, longest=64)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert max(line.wanted) <= 16
+    assert peak < 100_000
+
+
+def test_a_late_answer_of_hostile_length_is_not_swallowed() -> None:
+    line = Canned(lambda sequence: header_of(0xFFFFFFFF, sequence - 1, 4 | ANSWER))
+    line.open()
+    with pytest.raises(ProtocolError):
+        FrameLink(line).exchange(4, longest=64)
+    assert max(line.wanted) <= 16
+
+
+def test_a_payload_that_nobody_wants_is_taken_in_small_pieces() -> None:
+    tape = Tape(whole(bytes(500_000)))
+    header = find_header(tape.read, LIMIT)
+    skip_payload(tape.read, header)
+    assert not len(tape.left)
+    assert max(tape.asked) <= 1 << 16
+
+
+# -- memory of answers -----------------------------------------------------------------------------
+
+
+def test_memory_is_used_again_only_when_nobody_holds_it() -> None:
+    buffers = Buffers()
+    held = np.frombuffer(buffers.take(1000), "<f4")
+    address = held.__array_interface__["data"][0]
+    other = np.frombuffer(buffers.take(1000), "<f4")
+    assert other.__array_interface__["data"][0] != address
+    del held
+    again = np.frombuffer(buffers.take(900), "<f4")
+    assert again.__array_interface__["data"][0] == address
+
+
+# -- values and errors -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("levels", "form"), [(256, Format.UINT8), (17, Format.UINT8), (65536, Format.UINT16)])
+def test_codes_are_the_values_of_a_converter(levels: int, form: Format) -> None:
+    bounds = (-0.75, 2.25)
+    values = bounds[0] + np.arange(levels) * (3.0 / (levels - 1))
+    coded = encode_values(values, form, bounds, levels)
+    assert len(coded) == levels * (1 if form is Format.UINT8 else 2)
+    np.testing.assert_allclose(decode_values(coded, form, bounds, levels), values, rtol=0, atol=1e-12)
+
+
+def test_values_between_codes_go_to_the_nearest_and_those_beyond_to_the_end() -> None:
+    coded = encode_values(np.array([-9.0, 0.24, 0.26, 9.0]), Format.UINT8, (0.0, 1.0), 3)
+    assert bytes(coded) == bytes([0, 0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("data", "form", "levels", "complaint"),
+    [
+        (b"\0" * 5, 0, None, "5 bytes are no whole number of values of 4 bytes"),
+        (b"\0", 9, None, "there is no format 9"),
+        (b"\0", 1, None, "codes of a converter that the spec does not know"),
+        (b"\x10", 1, 16, "code 16 is beyond the 16 that the spec promises"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(data: bytes, form: int, levels: int | None, complaint: str) -> None:
+    with pytest.raises(ProtocolError, match=complaint):
+        decode_values(memoryview(data), form, (0.0, 1.0) if levels else None, levels)
+
+
+@pytest.mark.parametrize("name", [name for name in device_errors.__all__ if name != "DeviceError"])
+def test_errors_cross_the_wire_as_what_they_are(name: str) -> None:
+    kind = getattr(device_errors, name)
+    error = decode_error(encode_error(kind("too hot: 80 °C")))
+    assert type(error) is kind
+    assert error.message == "too hot: 80 °C"
+
+
+def test_an_error_of_any_other_kind_is_told_with_its_name() -> None:
+    error = decode_error(encode_error(ZeroDivisionError("oops")))
+    assert type(error) is DeviceError
+    assert error.message == "ZeroDivisionError: oops"
+    assert isinstance(decode_error(b"\1"), ProtocolError)
+    assert len(encode_error(DeviceError("x" * 5000))) <= 1002
