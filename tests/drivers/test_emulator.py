@@ -1,0 +1,215 @@
+"""Devices on real ports, with nothing wrong and with everything wrong."""
+
+import socket
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import astralora as al
+import devices as d
+from devices import DeviceError, FaultPlan, NotConnected, Retry, Session
+from devices.faults import CHIP_FAULTS, LINK_FAULTS
+from drivers.emulator import FrameEmulator, ScpiEmulator
+
+N, M = 8, 6
+AT_ONCE = Retry(attempts=12, wait_seconds=0)
+
+
+def chip(**options: Any) -> d.Device:
+    return d.make_device("matvec", in_features=N, out_features=M, **options)
+
+
+def work(session: Session, operations: int, seed: int = 0) -> list[torch.Tensor]:
+    """Programs, queries, and several settings at once; two operations or three for each answer."""
+    generator = torch.Generator().manual_seed(seed)
+    answers = []
+    for number in range(operations // 2):
+        controls = torch.empty(N * M).uniform_(-1, 1, generator=generator)
+        inputs = torch.empty(3, N).uniform_(-1, 1, generator=generator)
+        if number % 3 == 2:
+            answers.append(session.query_each(torch.stack([controls, controls / 2]), inputs))
+        else:
+            answers.append(session.apply(controls, inputs))
+    return answers
+
+
+# -- faults ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", LINK_FAULTS + CHIP_FAULTS)
+@pytest.mark.parametrize("operation", [0, 1, 4])
+def test_each_fault_by_itself_is_noticed_counted_and_made_good(kind: Any, operation: int) -> None:
+    # A program, a query, and several settings at once; a chip has its faults when it is queried.
+    plan = FaultPlan(at={max(operation, 1) if kind in CHIP_FAULTS else operation: kind}, flagged=True)
+    with FrameEmulator(chip(), "pty", plan) as emulator, Session(chip()) as here:
+        device = d.make_device("frame-mvm", port=emulator.uri, timeout=0.1)
+        with Session(device, retry=AT_ONCE) as session:
+            assert all(map(torch.equal, work(session, 8), work(here, 8)))
+            assert session.usage.retries == 1
+        assert emulator.injected == Counter({kind: 1})
+
+
+@pytest.mark.parametrize("kind", [kind for kind in LINK_FAULTS + CHIP_FAULTS if kind != "corrupt"])
+def test_scpi_notices_all_that_it_can(kind: Any) -> None:
+    plan = FaultPlan(at={1: kind}, flagged=True)
+    with ScpiEmulator(chip(), "tcp://127.0.0.1:0", plan) as emulator, Session(chip()) as here:
+        device = d.make_device("scpi-mvm", port=emulator.uri, timeout=0.1)
+        with Session(device, retry=AT_ONCE) as session:
+            for answer, due in zip(work(session, 4), work(here, 4), strict=True):
+                assert torch.equal(answer, due)
+            assert session.usage.retries == 1
+        assert emulator.injected == Counter({kind: 1})
+
+
+def test_scpi_does_not_pretend_to_notice_damage() -> None:
+    with pytest.raises(DeviceError, match="SCPI cannot notice a corrupt answer"):
+        ScpiEmulator(chip(), "tcp://127.0.0.1:0", FaultPlan(corrupt=0.1))
+
+
+def test_the_same_plan_makes_the_same_faults() -> None:
+    counts = []
+    for _ in range(2):
+        plan = FaultPlan.parse("corrupt=0.1,disconnect=0.1,nan=0.1,seed=5")
+        with FrameEmulator(chip(), "loop://same", plan) as emulator:
+            device = d.make_device("frame-mvm", port=emulator.uri, timeout=0.05)
+            with Session(device, retry=AT_ONCE) as session:
+                work(session, 100)
+                counts.append((emulator.injected, session.usage.retries))
+    assert counts[0] == counts[1]
+    assert sum(counts[0][0].values()) == counts[0][1] > 10
+
+
+def test_ten_thousand_operations_with_every_fault_accept_no_wrong_answer() -> None:
+    plan = FaultPlan.parse("all=0.01,flagged=true,seed=1")
+    with FrameEmulator(chip(), "pty", plan) as emulator, Session(chip()) as here:
+        device = d.make_device("frame-mvm", port=emulator.uri, timeout=0.08)
+        with Session(device, retry=AT_ONCE) as session:
+            answers = work(session, 10_000)
+            retries = session.usage.retries
+        assert all(map(torch.equal, answers, work(here, 10_000)))
+        injected = emulator.injected
+    assert set(injected) == {*LINK_FAULTS, *CHIP_FAULTS}
+    assert min(injected.values()) > 20
+    faults = sum(injected.values())
+    # Every fault costs one attempt; on a machine that is too busy to answer in time, timeouts of its own are added.
+    assert faults <= retries <= 1.2 * faults
+
+
+def test_training_over_a_faulty_line_ends_with_the_weights_of_training_without_faults() -> None:
+    def train(session: Session) -> torch.Tensor:
+        layer = al.BlackBoxLinear(session, seed=0)
+        optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(60):
+            inputs = torch.rand(8, N, generator=generator)
+            optimizer.zero_grad()
+            (layer(inputs) - inputs[:, :M]).square().mean().backward()
+            optimizer.step()
+        return layer.controls.detach().clone()
+
+    plan = FaultPlan.parse("all=0.03,flagged=true,seed=3")
+    with FrameEmulator(chip(), "pty", plan) as emulator, Session(chip()) as here:
+        device = d.make_device("frame-mvm", port=emulator.uri, timeout=0.1)
+        with Session(device, retry=AT_ONCE) as session:
+            assert torch.equal(train(session), train(here))
+            assert session.usage.retries > 5
+
+
+def test_a_machine_that_goes_on_with_wrong_numbers_does_so_unless_it_notices() -> None:
+    """Without a self-test, nothing on the wire tells a stuck or saturated output from a right one."""
+    for kind in ("stuck", "saturated"):
+        with FrameEmulator(chip(), "loop://silent", FaultPlan(at={3: kind})) as emulator, Session(chip()) as here:
+            device = d.make_device("frame-mvm", port=emulator.uri, timeout=0.1)
+            with Session(device, retry=AT_ONCE) as session:
+                differ = [not torch.equal(a, b) for a, b in zip(work(session, 8), work(here, 8), strict=True)]
+                assert sum(differ) == 1
+                assert session.usage.retries == 0
+
+
+# -- ports -----------------------------------------------------------------------------------------
+
+
+def test_a_terminal_keeps_its_name_through_a_disconnect() -> None:
+    with FrameEmulator(chip(), "pty", FaultPlan(at={1: "disconnect"})) as emulator:
+        link = Path(emulator.uri.removeprefix("serial://"))
+        before = link.resolve()
+        with d.open_device("frame-mvm", port=emulator.uri, timeout=0.2) as session:
+            work(session, 4)
+        assert link.resolve() != before
+    assert not link.is_symlink()
+
+
+def test_a_name_of_ones_own_for_the_terminal(tmp_path: Path) -> None:
+    with FrameEmulator(chip(), f"pty:{tmp_path / 'chip'}") as emulator:
+        assert emulator.uri == f"serial://{tmp_path / 'chip'}"
+        with d.open_device("frame-mvm", port=emulator.uri) as session:
+            work(session, 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_not_taken_for_the_name(tmp_path: Path) -> None:
+    (tmp_path / "chip").write_text("precious")
+    with pytest.raises(DeviceError, match="a file of that name exists"):
+        FrameEmulator(chip(), f"pty:{tmp_path / 'chip'}")
+    assert (tmp_path / "chip").read_text() == "precious"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "some-host.example"])
+def test_others_cannot_connect_unless_allowed(host: str) -> None:
+    threads = threading.active_count()
+    with pytest.raises(DeviceError, match="could drive the device without a password"):
+        FrameEmulator(chip(), f"tcp://{host}:0")
+    assert threading.active_count() == threads
+
+
+def test_others_can_connect_if_allowed() -> None:
+    with FrameEmulator(chip(), "tcp://0.0.0.0:0", public=True) as emulator:
+        port = emulator.uri.rsplit(":", 1)[1]
+        with d.open_device("frame-mvm", port=f"tcp://127.0.0.1:{port}") as session:
+            work(session, 2)
+
+
+def test_a_stopped_emulator_frees_its_port_and_leaves_the_device_safe() -> None:
+    device = chip()
+    with FrameEmulator(device, "tcp://127.0.0.1:0") as emulator:
+        number = int(emulator.uri.rsplit(":", 1)[1])
+        session = d.open_device("frame-mvm", port=emulator.uri)
+        work(session, 2)
+    with pytest.raises(NotConnected, match="is closed"):
+        device.program(torch.zeros(N * M))
+    with pytest.raises(NotConnected):
+        session.close()
+    with socket.create_server(("127.0.0.1", number)):
+        pass
+
+
+def test_one_host_after_another() -> None:
+    with FrameEmulator(chip(), "tcp://127.0.0.1:0") as emulator:
+        for _ in range(5):
+            with d.open_device("frame-mvm", port=emulator.uri) as session:
+                work(session, 2)
+
+
+def test_a_host_that_vanishes_in_the_middle_of_a_request_is_got_over() -> None:
+    with FrameEmulator(chip(), "tcp://127.0.0.1:0") as emulator:
+        number = int(emulator.uri.rsplit(":", 1)[1])
+        with socket.create_connection(("127.0.0.1", number)) as host:
+            host.sendall(b"\xa7\x4c\x01\x03")
+        with d.open_device("frame-mvm", port=emulator.uri) as session:
+            work(session, 2)
+
+
+@pytest.mark.parametrize("address", ["nowhere", "udp://127.0.0.1:1", "loop://", "tcp://127.0.0.1"])
+def test_what_is_nowhere_to_listen_is_told(address: str) -> None:
+    with pytest.raises(DeviceError, match=r"nowhere to listen|write HOST:PORT"):
+        FrameEmulator(chip(), address)
+
+
+def test_protocols_are_found_by_name() -> None:
+    assert d.list_emulators() == ["frames", "scpi"]
+    with pytest.raises(DeviceError, match="no emulator speaks 'morse'; known are frames, scpi"):
+        d.make_emulator("morse", chip(), "pty")
