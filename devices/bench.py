@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import DeviceError
 from .files import write_atomically
@@ -34,6 +34,14 @@ class Bench(BaseModel):
 
     device: str = Field(min_length=1)
     options: dict[str, Any] = {}
+
+    @field_validator("device")
+    @classmethod
+    def _is_no_bench(cls, device: str) -> str:
+        # Else a bench could lead to itself.
+        if device.endswith(".toml"):
+            raise ValueError("a bench names a registered device, not another bench")
+        return device
 
     @classmethod
     def load(cls, path: str | Path) -> Bench:

@@ -134,7 +134,9 @@ class FrameServer:
 
     def _identify(self, _: memoryview) -> list[Bytes]:
         spec = self.device.spec
-        text = ",".join([_MANUFACTURER, spec.name, spec.serial_number or "", _FIRMWARE])
+        words = [_MANUFACTURER, spec.name, spec.serial_number or "", _FIRMWARE]
+        # Commas part the words.
+        text = ",".join(" ".join(word.replace(",", " ").split()) for word in words)
         return [IDENTITY.pack(self.max_payload, Option.QUERY_EACH), text.encode()]
 
     def _status(self, _: memoryview) -> list[Bytes]:

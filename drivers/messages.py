@@ -147,7 +147,8 @@ def encode_values(values: NDArray[Any], form: Format, bounds: Range | None, leve
         assert levels is not None
         low, high = bounds
         values = np.clip(np.rint((values - low) * ((levels - 1) / (high - low))), 0, levels - 1)
-    return np.ascontiguousarray(values, dtype=_TYPES[form]).data.cast("B")
+    # A memoryview of no values at all cannot be cast.
+    return np.ascontiguousarray(values, dtype=_TYPES[form]).reshape(-1).view(np.uint8).data
 
 
 def decode_values(data: memoryview, form: int, bounds: Range | None, levels: int | None) -> NDArray[Any]:

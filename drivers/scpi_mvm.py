@@ -89,7 +89,7 @@ class ScpiDevice(ProtocolDevice):
     def _close(self) -> None:
         try:
             self.transport.write(b"*RST;*OPC?\n")
-            if self._line.word(b"\n")[0].strip() != "1":
+            if self._line.plain().strip() != "1":
                 raise ProtocolError("it did not confirm *RST; check that it is in its safe state")
         finally:
             self.transport.close()
@@ -137,7 +137,7 @@ class _Line:
     def identify(self) -> tuple[str, ...]:
         """Ask who it is: manufacturer, model, serial number, firmware."""
         self._transport.write(b"*IDN?\n")
-        words = [part.strip() for part in self._past_late_answers(b"\n").split(",")]
+        words = [part.strip() for part in self.plain(numeric=False).split(",")]
         if len(words) != 4:
             raise ProtocolError(f"it answers *IDN? with {','.join(words)!r}, where four words are due")
         return tuple(words)
@@ -202,15 +202,26 @@ class _Line:
             text += self._transport.read(1)
         return text[:-1].decode("ascii", "replace"), bytes(text[-1:])
 
-    def _past_late_answers(self, end: bytes) -> str:
-        # What an earlier process was owed begins with the number of its request.
-        while True:
-            word, at = self.word(b",\n")
-            if not word.strip().lstrip("-").isdecimal():
-                return word + ("," + self.word(end)[0] if at == b"," else "")
-            if at == b"," and self._transport.read(1) == b"#":
+    def plain(self, numeric: bool = True) -> str:
+        """A line of text, past late answers to numbered requests.
+
+        Args:
+            numeric: it may be a number alone.
+        """
+        for _ in range(_MOST_STALE):
+            word, end = self.word(b",;\n")
+            number = word.strip().lstrip("-").isdecimal()
+            if end == b"\n":
+                if numeric or not number:
+                    return word
+                continue
+            if not number:
+                return word + bytes(end).decode() + self.word(b"\n")[0]
+            # Requests were numbered, and so are the answers that an earlier one is still owed.
+            if end == b"," and self._transport.read(1) == b"#":
                 self._block(_LONGEST_BLOCK)
             self.word(b"\n")
+        raise ProtocolError("answers to other requests keep coming; is somebody else using this port?")
 
     def _block(self, longest: int) -> bytearray:
         digits = bytes(self._transport.read(1))

@@ -172,7 +172,9 @@ class ScpiServer:
 
     def _identify(self, _: object) -> list[Bytes]:
         spec = self.device.spec
-        return [",".join(["astralora", spec.name, spec.serial_number or "", "1.0"]).encode()]
+        words = ["astralora", spec.name, spec.serial_number or "", "1.0"]
+        # Commas and ends of lines part the words, and the answers.
+        return [",".join(" ".join(word.replace(",", " ").split()) for word in words).encode()]
 
     def _next_error(self, _: object) -> list[Bytes]:
         number, text = self._errors.popleft() if self._errors else (0, "No error")
@@ -216,6 +218,7 @@ class ScpiServer:
 
 def _numbered(parameters: list[str | bytearray]) -> tuple[int, Tensor]:
     match parameters:
-        case [str(number), bytearray(block)] if number.isdecimal() and not len(block) % 4:
+        # 0 is the number of no request: that is what PROGram:DATA? answers where there was none.
+        case [str(number), bytearray(block)] if number.isdecimal() and int(number) and not len(block) % 4:
             return int(number), torch.from_numpy(np.frombuffer(block, "<f4").astype(np.float32, copy=False))
-    raise ProtocolError("write a number, a comma, and a block of float32 values")
+    raise ProtocolError("write a number, a comma, and a block of float32 values; numbers begin at 1")

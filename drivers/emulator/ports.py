@@ -139,7 +139,8 @@ class _PtyPort(Port):
         _close(ends)
 
     def close(self) -> None:
-        _close((self._master, self._slave))
+        ends, self._master, self._slave = (self._master, self._slave), -1, -1
+        _close(ends)
         if self._link.is_symlink():
             self._link.unlink()
         if self._folder is not None:

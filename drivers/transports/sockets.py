@@ -12,6 +12,8 @@ from .base import Bytes, Transport
 
 __all__ = ["SocketTransport", "TcpTransport"]
 
+_HINT = "check the instrument, and whether somebody else uses it"
+
 
 class SocketTransport(Transport):
     """A connected stream socket; either end of it."""
@@ -57,9 +59,9 @@ class SocketTransport(Transport):
         except BlockingIOError:
             return 0
         except OSError as error:
-            raise NotConnected(f"{self.uri} has hung up: {error.strerror or error}") from error
+            raise NotConnected(f"{self.uri} has hung up ({error.strerror or error}); {_HINT}") from error
         if not count:
-            raise NotConnected(f"{self.uri} has hung up; check the instrument, and whether somebody else uses it")
+            raise NotConnected(f"{self.uri} has hung up; {_HINT}")
         return count
 
     def _limited(self, which: int, seconds: float) -> socket.socket:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import select
+import socket
 from typing import Any
 
 from devices import DeviceError, DeviceTimeout, NotConnected
@@ -44,6 +46,10 @@ class VisaTransport(Transport):
         except Exception as error:
             # Backends raise whatever their operating system does.
             raise NotConnected(f"{self.uri} cannot be opened: {_first_line(error)}") from error
+        reason = self._why_gone()
+        if reason is not None:
+            self._close()
+            raise NotConnected(f"{self.uri} cannot be reached: {reason}")
         # Bytes pass as they are: messages end where the protocol says so.
         self._instrument.write_termination = ""
         self._instrument.read_termination = None
@@ -66,18 +72,36 @@ class VisaTransport(Transport):
     def _receive(self, view: memoryview, seconds: float) -> int:
         # VISA has no "whatever is there": a read waits for all that was asked for.
         instrument, codes = self._instrument, self._visa.constants.StatusCode
-        instrument.timeout = max(1, round(1000 * seconds))
+        reason = self._why_gone()
+        # Nothing more will come of a line that has hung up, but something may have been read ahead.
+        instrument.timeout = max(1, round(1000 * seconds)) if reason is None else 1
         try:
             with instrument.ignore_warning(codes.success_device_not_present, codes.success_max_count_read):
                 data = instrument.visalib.read(instrument.session, len(view))[0]
         except self._visa.VisaIOError as error:
             if error.error_code == codes.error_timeout:
+                reason = reason or self._why_gone()
+                if reason is not None:
+                    raise NotConnected(f"{self.uri} has hung up: {reason}") from error
                 return 0
             raise self._fault(error) from error
         except OSError as error:
             raise NotConnected(f"{self.uri} has hung up: {error}") from error
         view[: len(data)] = data
         return len(data)
+
+    def _why_gone(self) -> str | None:
+        """Why nobody is at the other end of a socket of pyvisa-py's, which itself takes that for silence."""
+        sessions = getattr(self._instrument.visalib, "sessions", {})
+        connection = getattr(sessions.get(self._instrument.session), "interface", None)
+        if not isinstance(connection, socket.socket):
+            return None
+        try:
+            if select.select([connection], [], [], 0)[0] and not connection.recv(1, socket.MSG_PEEK):
+                return "the other side closed the connection"
+        except OSError as error:
+            return error.strerror or str(error)
+        return None
 
     def _fault(self, error: Any) -> DeviceError:
         if error.error_code == self._visa.constants.StatusCode.error_timeout:

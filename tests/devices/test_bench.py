@@ -49,6 +49,7 @@ def test_tells_where_the_device_comes_from(tmp_path: Path) -> None:
         ("[options]\n", "device: Field required"),
         ('device = "mrr"\nport = "x"\n', "port: Extra inputs are not permitted; known are device, options"),
         ('device = "nope"\n', "there is no device named 'nope'"),
+        ('device = "bench.toml"\n', "a bench names a registered device, not another bench"),
         ('device = "mrr"\n[options]\ncolour = 1\n', "colour"),
     ],
 )

@@ -130,6 +130,15 @@ def test_what_the_device_refuses_is_raised_here(
         device.close()
 
 
+def test_no_vectors_are_answered_by_none() -> None:
+    with served(chip()) as port:
+        device = open_frame_mvm(port)
+        device.open()
+        device.program(torch.zeros(N * M))
+        assert device.query(torch.zeros(0, N)).shape == (0, M)
+        device.close()
+
+
 def test_another_unit_at_the_same_port_is_refused(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
     with served(chip(seed=1)) as port:
         device = open_frame_mvm(port)

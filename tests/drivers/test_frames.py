@@ -2,6 +2,7 @@
 
 import random
 import re
+import threading
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -13,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devices import DeviceError, DeviceTimeout, ProtocolError
+from devices import DeviceError, DeviceTimeout, OutOfRange, ProtocolError, make_device
 from devices import errors as device_errors
 from drivers import frames
 from drivers.frame_link import FrameLink
+from drivers.frame_server import FrameServer
 from drivers.frames import ANSWER, ERROR, OVERHEAD, Buffers, encode_frame, find_header, read_payload, skip_payload
 from drivers.messages import Format, decode_error, decode_values, encode_error, encode_values
 from drivers.transports import Transport
@@ -90,6 +92,8 @@ def test_the_frames_of_the_documentation_are_these() -> None:
     controls = np.array([0.5, -0.25], "<f4").tobytes()
     assert first == whole(bytes([0, 0, 0, 0, 2, 0, 0, 0]), controls, command=3, sequence=7)
     assert second == whole(command=3 | ANSWER, sequence=7)
+    refused = bytes.fromhex(re.search(r"```\n(A7 4C 01 FF [^`]*)```", PAGE).group(1))  # type: ignore[union-attr]
+    assert refused == whole(encode_error(OutOfRange("too high")), command=ERROR, sequence=7)
     assert int.from_bytes(first[12:16], "little") == zlib.crc32(first[:12])
     assert int.from_bytes(first[-4:], "little") == zlib.crc32(first[16:-4], zlib.crc32(first[:12]))
 
@@ -158,6 +162,7 @@ class Canned(Transport):
         super().__init__("canned://", timeout=0.01)
         self._answer, self._tape = answer, Tape(b"")
         self.wanted: list[int] = []
+        self.answered = b""
 
     def _open(self) -> None:
         pass
@@ -166,7 +171,8 @@ class Canned(Transport):
         pass
 
     def _send(self, parts: tuple[bytes | bytearray | memoryview, ...]) -> None:
-        sequence = int.from_bytes(b"".join(parts)[4:8], "little")
+        self.answered = b"".join(parts)
+        sequence = int.from_bytes(self.answered[4:8], "little")
         self._tape = Tape(self._answer(sequence))
 
     def _receive(self, view: memoryview, seconds: float) -> int:
@@ -194,6 +200,24 @@ def test_a_hostile_length_allocates_nothing(command: int) -> None:
     tracemalloc.stop()
     assert max(line.wanted) <= 16
     assert peak < 100_000
+
+
+@pytest.mark.parametrize("length", [4097, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_a_hostile_length_is_refused_by_a_device_unread(length: int) -> None:
+    chip = make_device("matvec", in_features=2, out_features=2)
+    line = Canned(lambda _: b"")
+    line.open()
+    line._tape = Tape(header_of(length, 5, 3))
+    stop = threading.Event()
+    line._answer = lambda _: stop.set() or b""  # type: ignore[func-returns-value]
+    tracemalloc.start()
+    FrameServer(chip, max_payload=4096).serve(line, stop)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert max(line.wanted) <= 16
+    assert peak < 100_000
+    assert (line.answered[3], line.answered[4]) == (ERROR, 5)
+    assert f"a payload of {length} bytes is more than the 4096 taken here".encode() in line.answered
 
 
 def test_a_late_answer_of_hostile_length_is_not_swallowed() -> None:

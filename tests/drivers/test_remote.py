@@ -1,7 +1,8 @@
 """Devices on other hosts of a Ray cluster: a real one, on this machine."""
 
-import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -135,13 +136,12 @@ def test_the_loss_of_the_node_is_survived_once_it_returns(cluster: Any, session:
     session.apply(settings[0], inputs)
     cluster.remove_node(cluster.host)
 
-    def come_back() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        # The session waits meanwhile.
+        waiting = pool.submit(session.query, inputs)
+        time.sleep(1)
         cluster.host = cluster.add_node(num_cpus=1, resources={"chip-a": 1}, object_store_memory=STORE)
-
-    timer = threading.Timer(1.0, come_back)
-    timer.start()
-    answer = session.query(inputs)
-    timer.join()
+        answer = waiting.result(60)
     with local() as here:
         expected = here.apply(settings[0], inputs)
     # The chip that has come back is the same, and begins anew.

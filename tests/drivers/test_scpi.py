@@ -1,5 +1,6 @@
 """SCPI from both ends: the driver, and the instrument as anyone's terminal would see it."""
 
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from devices import DeviceError, NotConnected, OutOfRange, ProtocolError, Sessio
 from drivers.emulator import ScpiEmulator
 from drivers.scpi import ERRORS, block_head, error_number, error_of, matches
 from drivers.scpi_mvm import open_scpi_mvm
-from drivers.transports import Transport, open_transport
+from drivers.transports import LoopbackTransport, Transport, open_transport
 
 N, M = 8, 6
 
@@ -35,7 +36,7 @@ def questions(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture
 def terminal() -> Iterator[Transport]:
-    with served(chip()) as port, open_transport(port, 0.3) as line:
+    with served(chip()) as port, open_transport(port, 5.0) as line:
         yield line
 
 
@@ -120,6 +121,82 @@ def test_another_unit_at_the_same_port_is_refused() -> None:
         device.open()
 
 
+def test_answers_that_were_asked_for_before_do_not_keep_it_from_opening_or_closing(
+    questions: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    late = b"QUER:DATA? 5," + block(questions[1]) + b";:SYST:ERR?\nPROG:DATA?;:SYST:ERR?\n*OPC?\n"
+    with served(chip()) as port:
+        device = open_scpi_mvm(port)
+        device.open()
+        device.program(questions[0][0])
+        device.transport.write(late)
+        assert device._line.identify() == device.identity
+        device.transport.write(late.removesuffix(b"*OPC?\n"))
+        device.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        (b",#9999999999", "a block of 999999999 bytes where at most 120 are due"),
+        (b",#0\n", "a block begins with b'0' where a digit is due"),
+        (b",#2xx", "begins with b'xx' where its length in digits is due"),
+        (b",17\n", "b'1' where a block is due"),
+        (b',#14abcd;0,"No error"\n', "it answered 4 bytes where 120 are due"),
+        (b"x" * 3000, "it sent 1025 bytes without an end"),
+    ],
+)
+def test_an_answer_that_cannot_be_right_is_refused_unread(answer: bytes, complaint: str) -> None:
+    with served(chip()) as port:
+        device = open_scpi_mvm(port, timeout=0.5)
+    ends: list[LoopbackTransport] = []
+    LoopbackTransport.listen("scpi-liar", ends.append)
+    device.transport = open_transport("loop://scpi-liar", 0.1)
+    device._line._transport = device.transport
+    with device.transport:
+        device._is_open = device._is_programmed = True
+        ends[0].write(str(device._number + 1).encode() + answer)
+        tracemalloc.start()
+        with pytest.raises(ProtocolError, match=complaint):
+            device.query(torch.zeros(5, N))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 100_000
+    LoopbackTransport.forget("scpi-liar")
+
+
+def test_a_second_host_is_told_in_one_sentence(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
+    with served(chip()) as port, d.open_device("scpi-mvm", port=port) as session:
+        session.apply(questions[0][0], questions[1])
+        with pytest.raises(NotConnected, match=r"has hung up.*; check the instrument, and whether somebody else uses"):
+            open_scpi_mvm(port, timeout=0.5)
+        session.query(questions[1])
+
+
+class Named(d.HardwareDevice):
+    """A device with a name as people write them."""
+
+    def __init__(self) -> None:
+        super().__init__(d.DeviceSpec(name="MVM, 2 x 2;\nrev B", in_features=2, out_features=2, num_controls=4))
+
+    def _open(self) -> None: ...
+
+    def _close(self) -> None: ...
+
+    def _program(self, controls: Any) -> None: ...
+
+    def _query(self, inputs: Any) -> Any:
+        return inputs
+
+
+@pytest.mark.parametrize("protocol", ["frames", "scpi"])
+def test_a_name_may_have_commas_and_lines(protocol: str) -> None:
+    emulator = d.make_emulator(protocol, Named(), "loop://named").start()
+    with d.open_device(emulator.driver, port=emulator.uri, timeout=0.5) as session:
+        assert session.spec.name == Named().spec.name
+    emulator.stop()
+
+
 # -- the instrument --------------------------------------------------------------------------------
 
 
@@ -149,6 +226,13 @@ def test_a_block_may_hold_anything(terminal: Transport) -> None:
     terminal.write(b"PROG:DATA 7,", block(tricky), b";:PROG:DATA?\n")
     assert terminal.read_until(b"\n", 100) == b"7\n"
     assert ask(terminal, b"SYST:ERR?\n") == '0,"No error"'
+
+
+@pytest.mark.parametrize("request_", [b"PROG:DATA 0,", b"QUER:DATA? 0,"])
+def test_0_is_the_number_of_no_request(terminal: Transport, request_: bytes) -> None:
+    count = N * M if request_.startswith(b"PROG") else N
+    terminal.write(request_, block([0.0] * count), b"\n")
+    assert "numbers begin at 1" in ask(terminal, b"SYST:ERR?\n")
 
 
 def test_a_message_answers_all_its_questions(terminal: Transport) -> None:

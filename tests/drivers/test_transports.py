@@ -1,17 +1,20 @@
-"""Every way of moving bytes, against a real other end."""
+"""Each way of moving bytes, against a real other end: a pseudo-terminal, a socket, VISA on a socket, memory."""
 
+import errno
 import logging
 import os
+import select
 import socket
 import subprocess
 import sys
 import threading
 import time
-import tty
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from abc import ABC, abstractmethod
+from collections.abc import Generator
+from typing import Any
 
 import pytest
+import serial
 
 from devices import DeviceError, DeviceTimeout, NotConnected, ProtocolError
 from drivers.transports import (
@@ -22,316 +25,577 @@ from drivers.transports import (
     VisaTransport,
     open_transport,
 )
-from drivers.transports.uri import parse_address
 
-TIMEOUT = 0.15
+# Long enough that a line which works never reaches it; tests of silence choose their own.
+TIMEOUT = 20.0
+SILENCE = 0.05
+ALL_BYTES = bytes(range(256))
+KINDS = ["serial", "tcp", "visa", "loop"]
 
 
-class Peer:
-    """The other end: what it writes the transport reads, and the other way round."""
+class Peer(ABC):
+    """What is at the other end of a line.
 
-    def __init__(
-        self, uri: str, send: Callable[[bytes], object], receive: Callable[[int], bytes], hang_up: Callable[[], object]
-    ) -> None:
-        self.uri, self.send, self.hang_up = uri, send, hang_up
-        self._receive = receive
+    Attributes:
+        uri: leads to it.
+    """
+
+    uri: str
+
+    @abstractmethod
+    def send(self, data: bytes) -> None:
+        """Send all of it."""
+
+    @abstractmethod
+    def receive(self, count: int) -> bytes:
+        """The next so many bytes."""
+
+    @abstractmethod
+    def hang_up(self) -> None:
+        """Be gone; does nothing when gone already."""
+
+
+class Terminal(Peer):
+    def __init__(self) -> None:
+        import tty
+
+        self._master, slave = os.openpty()
+        tty.setraw(slave)
+        self.uri = f"serial://{os.ttyname(slave)}"
+        self._ends = [self._master, slave]
+
+    def send(self, data: bytes) -> None:
+        while data:
+            data = data[os.write(self._master, data) :]
 
     def receive(self, count: int) -> bytes:
         data = b""
         while len(data) < count:
-            data += self._receive(count - len(data))
+            assert select.select([self._master], [], [], TIMEOUT)[0], f"only {len(data)} of {count} bytes arrived"
+            data += os.read(self._master, count - len(data))
         return data
 
+    def hang_up(self) -> None:
+        while self._ends:
+            os.close(self._ends.pop())
+
+
+class Socket(Peer):
+    def __init__(self, uri: str) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.settimeout(TIMEOUT)
+        self._connection: socket.socket | None = None
+        self.uri = uri.format(port=self._listener.getsockname()[1])
+
+    @property
+    def _host(self) -> socket.socket:
+        if self._connection is None:
+            self._connection = self._listener.accept()[0]
+            self._connection.settimeout(TIMEOUT)
+        return self._connection
+
+    def send(self, data: bytes) -> None:
+        self._host.sendall(data)
+
+    def receive(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            part = self._host.recv(count - len(data))
+            assert part, f"it hung up after {len(data)} of {count} bytes"
+            data += part
+        return data
+
+    def hang_up(self) -> None:
+        if self._listener.fileno() >= 0:
+            self._host.close()
+            self._listener.close()
+
+
+class Memory(Peer):
+    def __init__(self) -> None:
+        self.uri = f"loop://transports-{id(self)}"
+        self._name = self.uri.removeprefix("loop://")
+        self._line: LoopbackTransport | None = None
+        LoopbackTransport.listen(self._name, self._accept)
+
+    def _accept(self, line: LoopbackTransport) -> None:
+        line.timeout = TIMEOUT
+        self._line = line
+
+    def send(self, data: bytes) -> None:
+        assert self._line is not None
+        self._line.write(data)
+
+    def receive(self, count: int) -> bytes:
+        assert self._line is not None
+        return bytes(self._line.read(count))
+
+    def hang_up(self) -> None:
+        LoopbackTransport.forget(self._name)
+        if self._line is not None:
+            self._line.close()
+
+
+def make_peer(kind: str) -> Peer:
+    if kind == "serial":
+        return Terminal()
+    if kind == "visa":
+        pytest.importorskip("pyvisa_py", reason="pyvisa-py is not installed")
+        return Socket("visa://TCPIP::127.0.0.1::{port}::SOCKET?backend=@py")
+    return Socket("tcp://127.0.0.1:{port}") if kind == "tcp" else Memory()
+
+
+@pytest.fixture(params=KINDS)
+def peer(request: pytest.FixtureRequest) -> Generator[Peer]:
+    peer = make_peer(request.param)
+    yield peer
+    # A line that nobody ever opened has nobody to hang up on.
+    if isinstance(peer, Socket) and peer._connection is None:
+        peer._listener.close()
+    peer.hang_up()
+
 
 @pytest.fixture
-def pty() -> Iterator[Peer]:
-    master, slave = os.openpty()
-    tty.setraw(slave)
-    ends = [master, slave]
-
-    def hang_up() -> None:
-        while ends:
-            os.close(ends.pop())
-
-    yield Peer(
-        f"serial://{os.ttyname(slave)}", lambda data: os.write(master, data), lambda n: os.read(master, n), hang_up
-    )
-    hang_up()
+def line(peer: Peer) -> Generator[Transport]:
+    with open_transport(peer.uri, TIMEOUT) as line:
+        yield line
 
 
-@pytest.fixture
-def tcp() -> Iterator[Peer]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        connections: list[socket.socket] = []
-
-        def peer() -> socket.socket:
-            if not connections:
-                connections.append(listener.accept()[0])
-            return connections[0]
-
-        uri = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
-        yield Peer(uri, lambda data: peer().sendall(data), lambda n: peer().recv(n), lambda: peer().close())
-        for connection in connections:
-            connection.close()
+def in_background(function: Any, *arguments: Any) -> threading.Thread:
+    thread = threading.Thread(target=function, args=arguments)
+    thread.start()
+    return thread
 
 
-@pytest.fixture
-def visa(tcp: Peer) -> Peer:
-    port = tcp.uri.rsplit(":", 1)[1]
-    return Peer(f"visa://TCPIP::127.0.0.1::{port}::SOCKET?backend=@py", tcp.send, tcp._receive, tcp.hang_up)
+# -- bytes -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def loop() -> Iterator[Peer]:
-    ends: list[LoopbackTransport] = []
-    LoopbackTransport.listen("test", ends.append)
-    yield Peer(
-        "loop://test", lambda data: ends[0].write(data), lambda n: bytes(ends[0].read(n)), lambda: ends[0].close()
-    )
-    LoopbackTransport.forget("test")
+def test_every_byte_goes_through_as_it_is(line: Transport, peer: Peer) -> None:
+    line.write(ALL_BYTES)
+    assert peer.receive(256) == ALL_BYTES
+    peer.send(ALL_BYTES)
+    assert line.read(256) == ALL_BYTES
 
 
-@pytest.fixture(params=["pty", "tcp", "visa", "loop"])
-def peer(request: pytest.FixtureRequest) -> Peer:
-    found: Peer = request.getfixturevalue(request.param)
-    return found
+def test_the_parts_of_a_message_arrive_in_their_order(line: Transport, peer: Peer) -> None:
+    line.write(b"one ", bytearray(b"two "), memoryview(b"three"), b"")
+    assert peer.receive(13) == b"one two three"
 
 
-@pytest.fixture
-def line(peer: Peer) -> Iterator[Transport]:
-    line = open_transport(peer.uri, TIMEOUT)
-    line.open()
-    yield line
-    with suppress(NotConnected):
-        line.close()
+def test_what_is_larger_than_any_buffer_on_the_way_arrives_whole(line: Transport, peer: Peer) -> None:
+    large = ALL_BYTES * 2000
+    echo = in_background(lambda: peer.send(peer.receive(len(large))))
+    line.write(large[:1000], large[1000:])
+    assert line.read(len(large)) == large
+    echo.join()
 
 
-def test_bytes_pass_both_ways(peer: Peer, line: Transport) -> None:
-    everything = bytes(range(256)) * 4
-    line.write(everything[:100], b"", everything[100:])
-    assert peer.receive(1024) == everything
-    peer.send(everything)
-    assert line.read(1000) == everything[:1000]
-    assert line.read(24) == everything[1000:]
-    assert (line.sent, line.received) == (1024, 1024)
+def test_an_answer_that_comes_in_pieces_is_read_whole(line: Transport, peer: Peer) -> None:
+    def hesitant() -> None:
+        for piece in (b"a", b"bc", b"def"):
+            peer.send(piece)
+            time.sleep(SILENCE)
+
+    sending = in_background(hesitant)
+    assert line.read(6) == b"abcdef"
+    sending.join()
 
 
-def test_a_short_read_is_a_timeout_and_never_a_short_answer(peer: Peer, line: Transport) -> None:
+def test_what_is_read_into_memory_of_ones_own_is_counted(line: Transport, peer: Peer) -> None:
+    line.write(b"ab", b"c")
+    peer.send(b"12345")
+    memory = bytearray(5)
+    line.read_into(memoryview(memory))
+    assert memory == b"12345"
+    assert (line.sent, line.received) == (3, 5)
+
+
+def test_a_line_of_text_ends_where_it_says(line: Transport, peer: Peer) -> None:
+    peer.send(b"first\nsecond\n")
+    assert line.read_until(b"\n", 100) == b"first\n"
+    assert line.read_until(b"\n", 100) == b"second\n"
+
+
+def test_a_line_of_text_without_an_end_is_given_up(line: Transport, peer: Peer) -> None:
+    peer.send(b"x" * 50)
+    with pytest.raises(ProtocolError, match=r"sent 20 bytes without the end of a line: b'xxxx"):
+        line.read_until(b"\n", 20)
+
+
+def test_flushing_discards_what_has_arrived_and_nothing_later(line: Transport, peer: Peer) -> None:
     line.write(b"?")
     peer.receive(1)
+    peer.send(b"stale" * 2000)
+    time.sleep(SILENCE)  # until it has come through
+    line.flush()
+    peer.send(b"fresh")
+    assert line.read(5) == b"fresh"
+
+
+# -- silence ---------------------------------------------------------------------------------------
+
+
+def test_a_short_read_is_a_timeout_and_never_a_short_answer(line: Transport, peer: Peer) -> None:
+    line.timeout = SILENCE
     peer.send(b"abc")
-    with pytest.raises(
-        DeviceTimeout, match=r"fell silent for 0.15 s after \d of 4 bytes; check that the instrument is on"
-    ):
-        line.read(4)
+    with pytest.raises(DeviceTimeout, match=r"fell silent for 0.05 s after \d of 5 bytes; check that the instrument"):
+        line.read(5)
 
 
-def test_silence_times_out(peer: Peer, line: Transport) -> None:
-    line.write(b"?")
-    peer.receive(1)
+def test_silence_is_waited_through_for_about_the_timeout(line: Transport) -> None:
+    line.timeout = 0.2
     start = time.monotonic()
+    with pytest.raises(DeviceTimeout, match=r"fell silent for 0.2 s after 0 of 1 bytes"):
+        line.read(1)
+    assert 0.15 < time.monotonic() - start < TIMEOUT
+
+
+def test_the_first_byte_may_take_as_much_longer_as_is_said(line: Transport, peer: Peer) -> None:
+    line.timeout = SILENCE
+
+    def settle() -> None:
+        time.sleep(4 * SILENCE)
+        peer.send(b"done")
+
+    settling = in_background(settle)
+    assert line.read(4, patience=TIMEOUT) == b"done"
+    settling.join()
+
+
+def test_a_line_that_was_silent_works_afterwards(line: Transport, peer: Peer) -> None:
+    line.timeout = SILENCE
     with pytest.raises(DeviceTimeout):
         line.read(1)
-    assert time.monotonic() - start > 0.9 * TIMEOUT
+    line.timeout = TIMEOUT
+    peer.send(b"late")
+    assert line.read(4) == b"late"
 
 
-def test_patience_comes_on_top(peer: Peer, line: Transport) -> None:
-    line.write(b"?")
-    peer.receive(1)
-    threading.Timer(2 * TIMEOUT, peer.send, [b"late"]).start()
-    assert line.read(4, patience=10 * TIMEOUT) == b"late"
+def test_nothing_passes_while_the_line_is_interrupted(line: Transport, peer: Peer) -> None:
+    line.timeout = SILENCE
+    with line.interrupted():
+        line.write(b"lost")
+        peer.send(b"held")
+        with pytest.raises(DeviceTimeout):
+            line.read(1)
+    line.timeout = TIMEOUT
+    line.write(b"heard")
+    assert peer.receive(5) == b"heard"
+    assert line.sent == 5
 
 
-def test_lines_of_text_are_read_to_their_end(peer: Peer, line: Transport) -> None:
-    line.write(b"?")
-    peer.receive(1)
-    peer.send(b"one\ntwo\nendless")
-    assert line.read_until(b"\n", limit=100) == b"one\n"
-    assert line.read_until(b"\n", limit=100) == b"two\n"
-    with pytest.raises(ProtocolError, match="sent 4 bytes without"):
-        line.read_until(b"\n", limit=4)
+@pytest.mark.parametrize("kind", ["serial", "tcp"])
+def test_a_peer_that_takes_no_more_bytes_is_a_timeout(kind: str) -> None:
+    peer = make_peer(kind)
+
+    def pour(line: Transport) -> None:
+        for _ in range(1000):
+            line.write(bytes(1 << 16))
+
+    with open_transport(peer.uri, SILENCE) as line, pytest.raises(DeviceTimeout, match="takes no more bytes"):
+        pour(line)
+    peer.hang_up()
 
 
-def test_what_has_arrived_can_be_flushed(peer: Peer, line: Transport) -> None:
-    line.write(b"?")
-    peer.receive(1)
-    peer.send(b"stale" * 100)
-    time.sleep(0.05)
-    line.flush()
-    peer.send(b"new")
-    assert line.read(3) == b"new"
+# -- opening and closing ---------------------------------------------------------------------------
 
 
-def test_a_closed_line_is_not_connected(peer: Peer, line: Transport) -> None:
+@pytest.mark.parametrize(
+    "use",
+    [lambda line: line.write(b"x"), lambda line: line.read(1), lambda line: line.flush()],
+    ids=["write", "read", "flush"],
+)
+def test_a_closed_line_says_so(peer: Peer, use: Any) -> None:
+    line = open_transport(peer.uri, TIMEOUT)
+    with pytest.raises(NotConnected, match="is closed; call open first"):
+        use(line)
+
+
+def test_opening_and_closing_twice_is_as_once(peer: Peer) -> None:
+    line = open_transport(peer.uri, TIMEOUT)
+    line.open()
+    line.open()
+    line.write(b"x")
+    assert peer.receive(1) == b"x"
     line.close()
     line.close()
-    for act in (lambda: line.write(b"x"), lambda: line.read(1), line.flush):
-        with pytest.raises(NotConnected, match="is closed; call open first"):
-            act()
+    assert "closed" in repr(line)
 
 
-def test_a_line_can_be_opened_again(pty: Peer) -> None:
-    line = open_transport(pty.uri, TIMEOUT)
+@pytest.mark.parametrize("kind", ["serial", "loop"])
+def test_a_line_that_was_closed_can_be_opened_again(kind: str) -> None:
+    peer = make_peer(kind)
+    line = open_transport(peer.uri, TIMEOUT)
     for _ in range(3):
         with line:
-            line.open()
-            line.write(b"x")
-            assert pty.receive(1) == b"x"
+            line.write(b"again")
+            assert peer.receive(5) == b"again"
+    peer.hang_up()
 
 
-def test_a_peer_that_hangs_up_is_not_connected(peer: Peer, line: Transport) -> None:
-    line.write(b"?")
+def test_a_peer_that_hangs_up_is_not_connected(line: Transport, peer: Peer) -> None:
+    line.write(b"x")
     peer.receive(1)
     peer.hang_up()
-    # pyvisa-py waits on a socket that was closed as on one that is silent.
-    with pytest.raises((NotConnected, DeviceTimeout) if isinstance(line, VisaTransport) else NotConnected):
+    with pytest.raises(NotConnected, match=r"has hung up|has gone"):
         line.read(1)
 
 
-def test_a_cut_line_passes_nothing_either_way(peer: Peer, line: Transport) -> None:
-    line.write(b"?")
+def test_what_arrived_before_the_peer_hung_up_can_still_be_read() -> None:
+    for kind in ("tcp", "visa", "loop"):
+        peer = make_peer(kind)
+        with open_transport(peer.uri, TIMEOUT) as line:
+            peer.send(b"goodbye")
+            peer.hang_up()
+            assert line.read(7) == b"goodbye"
+            with pytest.raises(NotConnected):
+                line.read(1)
+
+
+def test_writing_to_a_peer_that_has_gone_is_not_connected(line: Transport, peer: Peer) -> None:
+    line.write(b"x")
     peer.receive(1)
-    with line.interrupted():
-        peer.send(b"a")
-        with pytest.raises(DeviceTimeout):
-            line.read(1)
-        line.write(b"lost")
-    line.write(b"b")
-    assert peer.receive(1) == b"b"
-    assert line.read(1) == b"a"
+    peer.hang_up()
+
+    def insist() -> None:
+        # A socket learns of it by the answer to the first bytes that are sent in vain.
+        for _ in range(100):
+            line.write(b"is anybody there?")
+            time.sleep(0.01)
+
+    with pytest.raises(NotConnected, match=r"has hung up|has gone"):
+        insist()
 
 
-def test_messages_of_two_threads_are_not_mixed(tcp: Peer) -> None:
-    with open_transport(tcp.uri) as line:
-        threads = [
-            threading.Thread(target=lambda letter=letter: [line.write(letter * 500, letter * 500) for _ in range(50)])
-            for letter in (b"a", b"b")
-        ]
-        for thread in threads:
-            thread.start()
-        data = tcp.receive(100_000)
-        for thread in threads:
-            thread.join()
-    assert all(len(set(data[start : start + 1000])) == 1 for start in range(0, 100_000, 1000))
-
-
-def test_the_log_shows_the_beginning_in_hexadecimal(tcp: Peer, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG, "drivers"), open_transport(tcp.uri) as line:
-        line.write(b"\xa7\x4c", bytes(1000))
-    shown = [record.getMessage() for record in caplog.records if "->" in record.getMessage()]
-    assert shown == [f"{tcp.uri} -> 1002 bytes: a7 4c" + " 00" * 22 + " ..."]
-
-
-def test_nothing_is_made_ready_for_a_log_that_nobody_reads(tcp: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
-    logging.getLogger("drivers.transports.base").setLevel(logging.INFO)
-
-    class Unshown(bytes):
-        def hex(self, *_: object) -> str:  # type: ignore[override]
-            raise AssertionError("nobody asked for it")
-
-    with open_transport(tcp.uri) as line:
-        line.write(Unshown(b"abc"))
-    logging.getLogger("drivers.transports.base").setLevel(logging.NOTSET)
-
-
-# -- ports that are not there, or somebody else's ----------------------------------------------------
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 @pytest.mark.parametrize(
     ("uri", "complaint"),
     [
-        ("serial:///dev/nothing", "serial:///dev/nothing does not exist; check the cable and the name"),
-        ("tcp://127.0.0.1:9", "tcp://127.0.0.1:9 cannot be reached: Connection refused"),
-        ("loop://nobody", "nothing listens at loop://nobody in this process"),
-        ("visa://NONSENSE?backend=@py", "visa://NONSENSE cannot be opened"),
+        ("serial:///dev/ttyNOPE0", "serial:///dev/ttyNOPE0 does not exist; check the cable and the name"),
+        ("tcp://127.0.0.1:{port}", "cannot be reached: Connection refused"),
+        ("visa://TCPIP::127.0.0.1::{port}::SOCKET?backend=@py", "SOCKET cannot be reached: Connection refused"),
+        ("visa://NOTHING?backend=@py", "visa://NOTHING cannot be opened: "),
+        ("loop://nobody", "nothing listens at loop://nobody in this process; start an emulator of that name"),
     ],
 )
 def test_a_peer_that_is_not_there_is_told_in_one_sentence(uri: str, complaint: str) -> None:
-    with pytest.raises(NotConnected) as error:
-        open_transport(uri, TIMEOUT).open()
-    assert str(error.value).startswith(complaint)
-    assert "\n" not in str(error.value)
+    if uri.startswith("visa"):
+        pytest.importorskip("pyvisa_py", reason="pyvisa-py is not installed")
+    line = open_transport(uri.format(port=free_port()), 0.5)
+    with pytest.raises(NotConnected) as caught:
+        line.open()
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_a_serial_port_that_another_process_has_is_told_in_one_sentence(pty: Peer) -> None:
-    code = f"""
-import sys
-from drivers.transports import open_transport
-line = open_transport({pty.uri!r})
-line.open()
-print("open", flush=True)
-sys.stdin.read()
-"""
+def test_a_host_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silence(*_: object, **__: object) -> socket.socket:
+        raise TimeoutError
+
+    monkeypatch.setattr(socket, "create_connection", silence)
+    with pytest.raises(NotConnected, match=r"tcp://far:1 does not answer; check address and network"):
+        TcpTransport("far", 1).open()
+
+
+@pytest.mark.parametrize(
+    ("number", "complaint"),
+    [
+        (errno.EACCES, "may not be opened by this user; on Linux, add yourself to the group 'dialout'"),
+        (errno.EBUSY, "is in use by another program; close it there"),
+        (errno.EIO, "cannot be opened: "),
+    ],
+)
+def test_why_a_serial_port_cannot_be_opened_is_told(
+    monkeypatch: pytest.MonkeyPatch, number: int, complaint: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise serial.SerialException(number, "could not open port")
+
+    monkeypatch.setattr(serial, "Serial", refuse)
+    with pytest.raises(NotConnected, match=complaint):
+        SerialTransport("/dev/ttyUSB0").open()
+
+
+def test_what_is_no_serial_port_is_told(tmp_path: Any) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotConnected, match="cannot be opened: "):
+        SerialTransport(str(tmp_path / "file")).open()
+
+
+HOLD = "import serial, sys; port = serial.Serial(sys.argv[1], exclusive=True); print('held', flush=True); input()"
+
+
+def test_a_serial_port_that_another_process_has_is_told() -> None:
+    peer = Terminal()
+    path = peer.uri.removeprefix("serial://")
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "open\n"
-        with pytest.raises(NotConnected) as error:
-            open_transport(pty.uri).open()
-        assert str(error.value) == f"{pty.uri} is in use by another program; close it there"
-        process.communicate("")
-    with open_transport(pty.uri):
-        pass
+        [sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        line = open_transport(peer.uri)
+        with pytest.raises(NotConnected, match=r"is in use by another program; close it there$"):
+            line.open()
+        other.communicate("\n")
+    with line:  # now it is free
+        line.write(b"x")
+    peer.hang_up()
 
 
-def test_loopback_without_a_name_is_an_echo() -> None:
-    with open_transport("loop://") as line:
-        line.write(b"hello")
+def test_a_name_in_memory_can_be_listened_at_once() -> None:
+    peer = Memory()
+    with pytest.raises(NotConnected, match="is taken in this process; choose another name"):
+        LoopbackTransport.listen(peer.uri.removeprefix("loop://"), lambda line: None)
+    peer.hang_up()
+
+
+def test_a_line_to_nobody_in_memory_echoes() -> None:
+    with open_transport("loop://", SILENCE) as line:
+        line.write(b"hel", b"lo")
         assert line.read(5) == b"hello"
+        with pytest.raises(DeviceTimeout):
+            line.read(1)
 
 
-def test_a_name_in_memory_is_taken_once(loop: Peer) -> None:
-    with pytest.raises(NotConnected, match="loop://test is taken"):
-        LoopbackTransport.listen("test", lambda line: None)
+# -- addresses -------------------------------------------------------------------------------------
 
 
-# -- addresses -----------------------------------------------------------------------------------
-
-
-def test_an_address_says_everything() -> None:
-    port = open_transport("serial:///dev/ttyUSB0?baudrate=921600&timeout=5")
-    assert isinstance(port, SerialTransport)
-    assert (port.port, port.baudrate, port.timeout) == ("/dev/ttyUSB0", 921600, 5.0)
-    windows = open_transport("serial://COM3", 1.5)
-    assert isinstance(windows, SerialTransport)
-    assert (windows.port, windows.baudrate, windows.timeout) == ("COM3", 115200, 1.5)
-    host = open_transport("tcp://[::1]:5000")
-    assert isinstance(host, TcpTransport)
-    assert (host.host, host.port) == ("::1", 5000)
-    instrument = open_transport("visa://TCPIP::192.168.1.5::5025::SOCKET?backend=@py")
-    assert isinstance(instrument, VisaTransport)
-    assert (instrument.resource, instrument.backend) == ("TCPIP::192.168.1.5::5025::SOCKET", "@py")
+@pytest.mark.parametrize(
+    ("uri", "kind", "found"),
+    [
+        ("serial:///dev/ttyUSB0", SerialTransport, {"port": "/dev/ttyUSB0", "baudrate": 115200, "timeout": 3.0}),
+        ("serial:///dev/ttyUSB0?baudrate=921600", SerialTransport, {"baudrate": 921600}),
+        ("serial://COM3?timeout=0.5&baudrate=9600", SerialTransport, {"port": "COM3", "timeout": 0.5}),
+        ("tcp://192.168.1.5:5000", TcpTransport, {"host": "192.168.1.5", "port": 5000, "timeout": 3.0}),
+        ("tcp://chip.lab:5000?timeout=7", TcpTransport, {"host": "chip.lab", "timeout": 7.0}),
+        ("tcp://[::1]:5000", TcpTransport, {"host": "::1", "port": 5000}),
+        (
+            "visa://TCPIP::10.0.0.1::5025::SOCKET?backend=@py",
+            VisaTransport,
+            {"resource": "TCPIP::10.0.0.1::5025::SOCKET", "backend": "@py"},
+        ),
+        ("visa://GPIB0::7::INSTR?timeout=9", VisaTransport, {"resource": "GPIB0::7::INSTR", "timeout": 9.0}),
+        ("loop://chip", LoopbackTransport, {"name": "chip"}),
+        ("loop://?timeout=0.1", LoopbackTransport, {"name": "", "timeout": 0.1}),
+    ],
+)
+def test_an_address_names_a_transport(uri: str, kind: type[Transport], found: dict[str, Any]) -> None:
+    line = open_transport(uri, 3.0)
+    assert type(line) is kind
+    assert {name: getattr(line, name) for name in found} == found
 
 
 @pytest.mark.parametrize(
     ("uri", "complaint"),
     [
-        ("/dev/ttyUSB0", "'/dev/ttyUSB0' is no address of a port; write, for example, serial:///dev/ttyUSB0"),
-        ("tpc://127.0.0.1:5000", "did you mean tcp://?"),
-        ("usb://1", "write, for example,"),
-        ("tcp://127.0.0.1", "write HOST:PORT, such as 127.0.0.1:5000, not '127.0.0.1'"),
-        ("tcp://127.0.0.1:70000", "write HOST:PORT"),
-        ("tcp://127.0.0.1:5000?speed=1", "there is no option 'speed'; known are timeout"),
-        ("serial:///dev/ttyUSB0?baud=9600", "there is no option 'baud'; known are baudrate, timeout"),
-        ("serial:///dev/ttyUSB0?baudrate=fast", "invalid literal for int"),
-        ("serial:///dev/ttyUSB0?timeout=-1", "timeout must be a positive number of seconds"),
+        ("serail:///dev/ttyUSB0", "did you mean serial://?"),
+        ("/dev/ttyUSB0", "write, for example, serial:///dev/ttyUSB0?baudrate=921600"),
+        ("", "write, for example, serial://"),
+        ("http://chip", "write, for example, serial://"),
+        ("tcp://chip:5000?speed=3", "there is no option 'speed'; known are timeout"),
+        ("serial:///dev/ttyUSB0?parity=E", "there is no option 'parity'; known are baudrate, timeout"),
+        ("serial:///dev/ttyUSB0?baudrate=fast", "'fast'"),
+        ("visa://GPIB0::7::INSTR?colour=red", "known are backend, timeout"),
+        ("loop://chip?baudrate=3", "there is no option 'baudrate'"),
         ("serial://", "it names no place"),
+        ("tcp://", "it names no place"),
+        ("visa://?backend=@py", "it names no place"),
+        ("tcp://chip", "write HOST:PORT, such as 127.0.0.1:5000, not 'chip'"),
+        ("tcp://:5000", "write HOST:PORT"),
+        ("tcp://chip:", "write HOST:PORT"),
+        ("tcp://chip:http", "write HOST:PORT"),
+        ("tcp://chip:65536", "write HOST:PORT"),
+        ("tcp://chip:-1", "write HOST:PORT"),
+        ("loop://chip?timeout=0", "timeout must be a positive number of seconds"),
+        ("loop://chip?timeout=-1", "timeout must be a positive number of seconds"),
+        ("loop://chip?timeout=nan", "timeout must be a positive number of seconds"),
+        ("loop://chip?timeout=inf", "timeout must be a positive number of seconds"),
+        ("loop://chip?timeout=soon", "'soon'"),
     ],
 )
 def test_what_is_no_address_is_told_in_one_sentence(uri: str, complaint: str) -> None:
-    with pytest.raises(DeviceError) as error:
+    with pytest.raises(DeviceError) as caught:
         open_transport(uri)
-    assert complaint in str(error.value)
+    assert f"{uri!r} is no address of a port" in str(caught.value)
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_hosts_and_ports_are_taken_apart() -> None:
-    assert parse_address("localhost:80") == ("localhost", 80)
-    with pytest.raises(ValueError, match="not 'localhost:http'"):
-        parse_address("localhost:http")
+def test_an_ipv6_address_is_reached() -> None:
+    try:
+        listener = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    uri = f"tcp://[::1]:{listener.getsockname()[1]}"
+    with listener, open_transport(uri, TIMEOUT) as line, listener.accept()[0] as host:
+        host.sendall(b"six")
+        assert line.read(3) == b"six"
 
 
-# -- libraries -------------------------------------------------------------------------------------
+# -- log -------------------------------------------------------------------------------------------
+
+
+def test_the_log_shows_the_beginning_of_what_passes_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    secret = bytes(range(100, 200))
+    with caplog.at_level(logging.DEBUG, "drivers.transports"), open_transport("loop://", TIMEOUT) as line:
+        line.write(secret[:10], secret[10:])
+        line.read(100)
+    beginning = secret[:24].hex(" ")
+    assert [record.getMessage() for record in caplog.records] == [
+        "loop:// opened",
+        f"loop:// -> 100 bytes: {beginning} ...",
+        f"loop:// <- 100 bytes: {beginning} ...",
+        "loop:// closed",
+    ]
+
+
+def test_the_log_shows_what_there_was_of_an_answer_that_broke_off(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "drivers.transports"), open_transport("loop://", SILENCE) as line:
+        line.write(b"\x01\x02")
+        with pytest.raises(DeviceTimeout):
+            line.read(9)
+    assert "loop:// <- 2 bytes: 01 02" in caplog.text
+
+
+def test_nothing_is_made_ready_for_a_log_that_nobody_reads(caplog: pytest.LogCaptureFixture) -> None:
+    class Unshown(bytes):
+        def hex(self, *_: object) -> str:
+            raise AssertionError("nobody asked for it")
+
+    with caplog.at_level(logging.INFO, "drivers"), open_transport("loop://", TIMEOUT) as line:
+        line.write(Unshown(b"x"))
+        line.read(1)
+    assert not caplog.records
+
+
+# -- threads ---------------------------------------------------------------------------------------
+
+
+def test_the_messages_of_two_threads_are_not_mixed(line: Transport, peer: Peer) -> None:
+    each, part = 200, 50
+
+    def write(mark: bytes) -> None:
+        for _ in range(each):
+            line.write(mark * part, mark * part)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # as many chances to go wrong as can be had
+    try:
+        writers = [in_background(write, mark) for mark in (b"a", b"b")]
+        arrived = peer.receive(2 * each * 2 * part)
+        for writer in writers:
+            writer.join()
+    finally:
+        sys.setswitchinterval(before)
+    messages = {arrived[start : start + 2 * part] for start in range(0, len(arrived), 2 * part)}
+    assert messages == {b"a" * 2 * part, b"b" * 2 * part}
+
+
+# -- libraries that may be missing -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -341,22 +605,42 @@ def test_hosts_and_ports_are_taken_apart() -> None:
         ("pyvisa", "visa://GPIB0::7::INSTR", "VISA instruments need pyvisa, which is not installed"),
     ],
 )
-def test_a_missing_library_is_named_with_its_extra(
-    module: str, uri: str, complaint: str, monkeypatch: pytest.MonkeyPatch
+def test_a_missing_library_is_named_with_the_extra_that_brings_it(
+    monkeypatch: pytest.MonkeyPatch, module: str, uri: str, complaint: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(DeviceError, match=complaint) as error:
-        open_transport(uri).open()
-    assert str(error.value).endswith("pip install 'astralora[hardware]'")
+    line = open_transport(uri)
+    with pytest.raises(DeviceError, match=complaint + r"; pip install 'astralora\[hardware\]'"):
+        line.open()
 
 
-def test_libraries_are_imported_only_when_used() -> None:
-    ours = "drivers.frame_mvm, drivers.scpi_mvm, drivers.emulator"
-    code = f"import sys, {ours}; print({{'serial', 'pyvisa'}} & {{*sys.modules}})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
+def test_a_visa_library_that_is_not_there_is_told() -> None:
+    pytest.importorskip("pyvisa", reason="pyvisa is not installed")
+    with pytest.raises(DeviceError, match=r"no VISA library is at hand .*brings pyvisa-py"):
+        open_transport("visa://GPIB0::7::INSTR?backend=/nowhere/libvisa.so@ivi").open()
 
 
-def test_without_its_faster_library_the_checksum_is_zlibs() -> None:
-    code = "import sys, zlib; sys.modules['isal'] = None; from drivers import frames; assert frames.crc32 is zlib.crc32"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_libraries_are_imported_only_by_those_who_use_them() -> None:
+    python(
+        "import sys, devices, drivers.frame_mvm, drivers.scpi_mvm, drivers.emulator; devices.list_devices();"
+        "devices.list_emulators();"
+        "found = {'serial', 'pyvisa', 'pyvisa_py'} & set(sys.modules); assert not found, found"
+    )
+
+
+def test_without_isal_checksums_are_those_of_zlib_and_the_same() -> None:
+    from drivers.frames import encode_frame
+
+    payload = ALL_BYTES * 10
+    code = (
+        "import sys; sys.modules['isal'] = None; from drivers import frames;"
+        "assert frames.crc32.__module__ == 'zlib', frames.crc32.__module__;"
+        "print(b''.join(frames.encode_frame(3, 9, bytes(range(256)) * 10)).hex())"
+    )
+    assert python(code).strip() == b"".join(encode_frame(3, 9, payload)).hex()
