@@ -21,7 +21,7 @@ from . import errors
 from .device import Device
 from .errors import DeviceError, NotConnected
 from .files import write_atomically
-from .registry import make_device
+from .registry import make_inner
 from .spec import DeviceSpec
 
 __all__ = ["RecordingDevice", "ReplayDevice", "make_recording"]
@@ -116,9 +116,9 @@ def make_recording(device: str, path: str, **options: Any) -> RecordingDevice:
     Args:
         device: a registered name, or a bench file.
         path: of the recording.
-        **options: for that device.
+        **options: for that device; sizes, impairments and seed only if it takes them.
     """
-    return RecordingDevice(make_device(device, **options), path)
+    return RecordingDevice(make_inner(device, options), path)
 
 
 class ReplayDevice:

@@ -24,12 +24,16 @@ __all__ = [
     "find_device",
     "list_devices",
     "make_device",
+    "make_inner",
     "offer_device",
     "open_device",
     "register_device",
 ]
 
 ENTRY_POINT_GROUP = "astralora.devices"
+
+# Options that astralora's own commands offer to any device.
+_OFFERED = frozenset({"in_features", "out_features", "impairments", "seed"})
 
 DeviceFactory = Callable[..., Device]
 """Makes a closed device from keyword options."""
@@ -183,6 +187,23 @@ def offer_device(name: str, offered: Mapping[str, Any], **options: Any) -> Devic
     for option in offered.keys() & options.keys():
         raise DeviceError(f"the option {option!r} is given twice", device=name, operation="open")
     return make_device(name, **{key: value for key, value in offered.items() if entry.accepts(key)}, **options)
+
+
+def make_inner(name: str, options: Mapping[str, Any]) -> Device:
+    """Make the device that another one's options name.
+
+    What is offered to every device (sizes, impairments, seed) has been offered to the outer one, which takes
+    anything on behalf of the inner one: it is passed on to those that know it. All else has to be taken.
+
+    Args:
+        name: a registered name, or a bench file.
+        options: as they came to the outer device.
+
+    Raises:
+        DeviceError: as `make_device`.
+    """
+    offered = {key: value for key, value in options.items() if key in _OFFERED}
+    return offer_device(name, offered, **{key: value for key, value in options.items() if key not in _OFFERED})
 
 
 def open_device(name: str, *, budget: Budget | None = None, retry: Retry | None = None, **options: Any) -> Session:

@@ -20,8 +20,8 @@ from devices import (
     NotConnected,
     ProgramsMany,
     errors,
-    make_device,
 )
+from devices.registry import make_inner
 
 from .transports.extras import require
 
@@ -48,7 +48,7 @@ class _Host:
         self._device: Device | None = None
         self._problem: tuple[str, ...] | None = None
         try:
-            self._device = make_device(device, **options)
+            self._device = make_inner(device, options)
         except Exception as error:
             self._problem = _told(error)
 
@@ -254,7 +254,7 @@ def open_remote(
         address: of the cluster, where this process is not connected to one; by default the one that runs here.
         timeout: longest time that one operation may take, in seconds.
         patience: longest time to wait for the chip to be free, or back, in seconds.
-        **options: for that device.
+        **options: for that device; sizes, impairments and seed only if it takes them.
 
     Raises:
         NotConnected: there is no cluster, no host offers the resource, or the chip is in use.

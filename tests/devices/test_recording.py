@@ -197,6 +197,21 @@ def test_an_index_that_makes_no_sense_is_refused(tmp_path: Path, index: str) -> 
         ReplayDevice(tmp_path / "run")
 
 
+def test_what_is_offered_to_every_device_is_passed_on_to_those_that_take_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bench.toml").write_text('device = "matvec"\n[options]\nin_features = 4\nout_features = 3\n')
+    offered = {"impairments": "lab", "seed": 3}
+    options = {"device": str(tmp_path / "bench.toml"), "path": str(tmp_path / "run")}
+    device = d.offer_device("record", offered, **options)
+    assert device.spec == d.make_device("matvec", in_features=4, out_features=3, **offered).spec
+    fixed = chip()
+    monkeypatch.setattr("devices.registry._registered", {"fixed": lambda: fixed})
+    assert d.offer_device("record", offered, device="fixed", path=options["path"]).spec == fixed.spec
+    with pytest.raises(DeviceError, match="colour"):
+        d.make_device("record", device="fixed", path=options["path"], colour="red")
+
+
 def test_both_are_registered(tmp_path: Path) -> None:
     path = str(tmp_path / "run")
     with d.open_device("record", device="matvec", path=path, in_features=4, out_features=3) as session:
