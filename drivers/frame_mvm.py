@@ -156,6 +156,8 @@ class ManyFrameDevice(FrameDevice):
             vectors = np.ascontiguousarray(inputs.detach().cpu().numpy())
             settings = np.ascontiguousarray(controls.detach().cpu().numpy())
             batch, width = len(vectors), self.spec.out_features
+            if not len(settings) or not batch:
+                return inputs.new_empty(len(settings), batch, width)
             room = self.identity.max_payload - QUERY_EACH.size - 4 * vectors.size
             at_a_time = min(
                 room // (4 * settings.shape[1]), (self.identity.max_payload - VALUES.size) // (4 * batch * width)

@@ -283,6 +283,18 @@ def test_many_settings_go_in_as_many_frames_as_it_takes(questions: tuple[torch.T
         device.close()
 
 
+@pytest.mark.parametrize(("settings", "batch"), [(0, 3), (2, 0)])
+def test_nothing_asked_is_nothing_answered(settings: int, batch: int) -> None:
+    with served(chip()) as port:
+        device = open_frame_mvm(port)
+        assert isinstance(device, ManyFrameDevice)
+        device.open()
+        answer = device.query_each(torch.zeros(settings, N * M), torch.zeros(batch, N))
+        assert answer.shape == (settings, batch, M)
+        assert device.status().programs == 0
+        device.close()
+
+
 def test_a_fault_between_two_of_those_frames_is_made_good(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
     settings, inputs = questions
     with small_frames(chip(), 700) as port, Session(chip()) as here:
