@@ -16,13 +16,16 @@ import devices  # noqa: E402
 from devices import *  # noqa: E402, F403
 
 from .attachment import attach, detach  # noqa: E402
+from .calibration import calibrate  # noqa: E402
+from .characterisation import Characterisation, characterise  # noqa: E402
 from .conv import BlackBoxConv2d  # noqa: E402
 from .errors import ConfigurationError  # noqa: E402
 from .estimators import ESTIMATORS, Estimator, register_estimator  # noqa: E402
 from .health import StaleGradientWarning  # noqa: E402
 from .layer import BlackBoxLinear  # noqa: E402
-from .methods import METHODS  # noqa: E402
+from .methods import METHODS, ExpensiveGradientWarning  # noqa: E402
 from .surrogates import SURROGATES, Surrogate, register_surrogate  # noqa: E402
+from .twin_drift import StaleCalibrationWarning, TwinDrift  # noqa: E402
 
 __version__ = "0.1.0"
 
@@ -33,11 +36,17 @@ __all__ = [
     "SURROGATES",
     "BlackBoxConv2d",
     "BlackBoxLinear",
+    "Characterisation",
     "ConfigurationError",
     "Estimator",
+    "ExpensiveGradientWarning",
+    "StaleCalibrationWarning",
     "StaleGradientWarning",
     "Surrogate",
+    "TwinDrift",
     "attach",
+    "calibrate",
+    "characterise",
     "detach",
     "register_estimator",
     "register_surrogate",

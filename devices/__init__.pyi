@@ -1,6 +1,10 @@
 """The `Device` protocol and everything that stands around a device, whatever it is made of."""
 
 from .bench import Bench
+from .calibrated import CalibratedDevice, CalibratedTwin, make_model
+from .calibration import Calibration, CalibrationAgeWarning, Fit, Model, Thermometer
+from .clock import Clock, WallClock, clock_of
+from .compensation import CompensatedDevice, Compensation
 from .controls import initial_controls
 from .device import (
     ChecksRequests,
@@ -14,6 +18,7 @@ from .device import (
     ReportsPeaks,
     Resends,
     Snapshots,
+    Twinned,
 )
 from .emulation import list_emulators, make_emulator
 from .errors import (
@@ -26,6 +31,8 @@ from .errors import (
     ProtocolError,
 )
 from .faults import FaultPlan, FaultyDevice
+from .identifiable import Constant, Identifiable
+from .opening import open_device
 from .random import derive_generator, derive_seed
 from .reach import Patch, Stripe
 from .recording import RecordingDevice, ReplayDevice
@@ -36,7 +43,6 @@ from .registry import (
     list_devices,
     make_device,
     offer_device,
-    open_device,
     register_device,
 )
 from .rehearsal import RehearsalDevice, Rehearses, rehearse
@@ -50,9 +56,17 @@ __all__ = [
     "Bench",
     "Budget",
     "BudgetExceeded",
+    "CalibratedDevice",
+    "CalibratedTwin",
+    "Calibration",
+    "CalibrationAgeWarning",
     "CalibrationMismatch",
     "ChecksRequests",
+    "Clock",
+    "CompensatedDevice",
+    "Compensation",
     "Composite",
+    "Constant",
     "Coupling",
     "Device",
     "DeviceEntry",
@@ -62,8 +76,11 @@ __all__ = [
     "Differentiable",
     "FaultPlan",
     "FaultyDevice",
+    "Fit",
     "Flushes",
     "HardwareDevice",
+    "Identifiable",
+    "Model",
     "NotConnected",
     "OutOfRange",
     "Patch",
@@ -81,8 +98,12 @@ __all__ = [
     "Session",
     "Snapshots",
     "Stripe",
+    "Thermometer",
     "TiledDevice",
+    "Twinned",
     "Usage",
+    "WallClock",
+    "clock_of",
     "derive_generator",
     "derive_seed",
     "find_device",
@@ -91,6 +112,7 @@ __all__ = [
     "list_emulators",
     "make_device",
     "make_emulator",
+    "make_model",
     "offer_device",
     "open_device",
     "register_device",

@@ -33,6 +33,7 @@ __all__ = [
     "ReportsPeaks",
     "Resends",
     "Snapshots",
+    "Twinned",
 ]
 
 
@@ -145,6 +146,16 @@ class Differentiable(Protocol):
         Returns:
             (batch, out_features), or (settings, batch, out_features).
         """
+        ...
+
+
+@runtime_checkable
+class Twinned(Protocol):
+    """A device that comes with a model of itself; see `devices.CalibratedDevice`."""
+
+    @property
+    def twin(self) -> Differentiable | None:
+        """The model; None where none is good enough."""
         ...
 
 

@@ -15,9 +15,6 @@ from pydantic import ValidationError
 from .bench import Bench
 from .device import Device
 from .errors import DeviceError
-from .recovery import Retry
-from .session import Session
-from .usage import Budget
 
 __all__ = [
     "DeviceEntry",
@@ -26,7 +23,6 @@ __all__ = [
     "make_device",
     "make_inner",
     "offer_device",
-    "open_device",
     "register_device",
 ]
 
@@ -204,26 +200,6 @@ def make_inner(name: str, options: Mapping[str, Any]) -> Device:
     """
     offered = {key: value for key, value in options.items() if key in _OFFERED}
     return offer_device(name, offered, **{key: value for key, value in options.items() if key not in _OFFERED})
-
-
-def open_device(name: str, *, budget: Budget | None = None, retry: Retry | None = None, **options: Any) -> Session:
-    """Make the device of this name, connect to it, and put a session in front of it.
-
-    Args:
-        name: a registered name, or a bench file; see `find_device`.
-        budget: the most that may be spent through the session.
-        retry: how often to try again after a fault of the link, and how soon.
-        **options: for the device's factory, such as ``in_features``.
-
-    Returns:
-        An open session.
-
-    Raises:
-        DeviceError: unknown name, options that the factory refuses, or the device cannot be opened.
-    """
-    session = Session(make_device(name, **options), budget=budget, retry=retry)
-    session.open()
-    return session
 
 
 def _known() -> dict[str, DeviceFactory | EntryPoint]:

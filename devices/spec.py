@@ -51,6 +51,8 @@ class DeviceSpec(BaseModel):
         max_batch: the most vectors that one query takes.
         program_seconds: time to set all controls once, settling included.
         vector_seconds: time to pass one vector.
+        program_joules: energy to set all controls once.
+        vector_joules: energy to pass one vector.
         serial_number: identity of the physical unit, which its calibrations are bound to.
     """
 
@@ -76,6 +78,8 @@ class DeviceSpec(BaseModel):
     max_batch: PositiveInt | None = None
     program_seconds: _NonNegative = 0.0
     vector_seconds: _NonNegative = 0.0
+    program_joules: _NonNegative = 0.0
+    vector_joules: _NonNegative = 0.0
     serial_number: str | None = None
 
     @model_validator(mode="after")

@@ -55,6 +55,10 @@ class Usage:
         """The price in seconds on hardware: programs and vectors at the spec's own rates."""
         return self.programs * spec.program_seconds + self.vectors * spec.vector_seconds
 
+    def hardware_joules(self, spec: DeviceSpec) -> float:
+        """The same in energy."""
+        return self.programs * spec.program_joules + self.vectors * spec.vector_joules
+
     def rounded(self) -> Usage:
         """This usage in whole operations."""
         whole = [value if name == "seconds" else round(value) for name, value in asdict(self).items()]

@@ -7,16 +7,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from devices import Range
+from devices import Calibration, Range
 
-from .chip import Chip
+from .diffraction import Diffractive
 from .elementwise import MRR, SLM, MatVec
+from .fixed import Identity, LowRank
 from .impairments import PRESETS, Impairments
-from .mesh import MZI
+from .kinds import KINDS
+from .mesh import MZI, MZI3
 from .monarch import Monarch
-from .physics import LinearPhysics, Physics
+from .physics import Drive, Heated, LinearPhysics, Physics
 from .reciprocal import ReciprocalDevice
 from .simulator import SimulatedDevice
 
@@ -24,21 +27,34 @@ __all__ = [
     "KINDS",
     "MRR",
     "MZI",
+    "MZI3",
     "PRESETS",
     "SLM",
-    "Chip",
+    "Diffractive",
+    "Drive",
+    "Heated",
+    "Identity",
     "Impairments",
     "LinearPhysics",
+    "LowRank",
     "MatVec",
     "Monarch",
     "Physics",
     "ReciprocalDevice",
     "SimulatedDevice",
     "device_factory",
+    "open_twin",
 ]
 
-KINDS: dict[str, type[Physics]] = {"matvec": MatVec, "slm": SLM, "mrr": MRR, "mzi": MZI, "monarch": Monarch}
-"""Every kind of simulated device by name."""
+
+def open_twin(calibration: str | Path | Calibration, *, seed: int = 0) -> SimulatedDevice:
+    """The simulated twin of a calibrated chip, as noisy as that: train against it where the chip is not at hand.
+
+    Args:
+        calibration: the chip's record, or a path.
+        seed: of the noise.
+    """
+    return SimulatedDevice.from_calibration(calibration, seed=seed)
 
 
 def device_factory(kind: type[Physics]) -> Callable[..., SimulatedDevice]:
@@ -81,4 +97,8 @@ open_matvec = device_factory(MatVec)
 open_slm = device_factory(SLM)
 open_mrr = device_factory(MRR)
 open_mzi = device_factory(MZI)
+open_mzi3 = device_factory(MZI3)
 open_monarch = device_factory(Monarch)
+open_lowrank = device_factory(LowRank)
+open_identity = device_factory(Identity)
+open_diffractive = device_factory(Diffractive)

@@ -1,16 +1,20 @@
-"""One fabricated chip: what its seed has made different from the drawing."""
+"""One fabricated chip: what its seed, or its calibration, has made different from the drawing."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from devices import Range, derive_generator
+from devices import Constant, Range, derive_generator
 
 from .impairments import Impairments
 from .physics import Physics
 
-__all__ = ["Chip", "quantize"]
+__all__ = ["Chip", "fabricate", "quantize"]
+
+Constants = Mapping[str, Tensor]
 
 
 def quantize(values: Tensor, bounds: Range, levels: int | None) -> Tensor:
@@ -30,82 +34,122 @@ def quantize(values: Tensor, bounds: Range, levels: int | None) -> Tensor:
 
 
 class Chip:
-    """Turns controls as written into controls as they act on the light.
-
-    Drawn once from the seed: actuator efficiency and offset, stuck and dead controls. Each has a stream of
-    its own, so switching one impairment on leaves the others' values alone.
+    """The law of one chip: from controls as written and inputs as sent to what reaches the detectors' converters.
 
     Args:
-        physics: the kind, for its layout and control range.
-        impairments: how far a chip may be off.
+        physics: the kind.
         in_features: n.
         out_features: m.
-        seed: which chip.
-        device: torch device to keep the tables on.
+        full_scale: of the detectors, in output units.
+        input_range: of the modulators, in input units.
+        device: torch device to keep tables on.
     """
 
     def __init__(
         self,
         physics: Physics,
-        impairments: Impairments,
         in_features: int,
         out_features: int,
-        seed: int,
+        full_scale: float,
+        input_range: Range,
         device: torch.device,
     ) -> None:
+        self.physics = physics
+        self.in_features, self.out_features = in_features, out_features
+        self.full_scale = full_scale
+        self.magnitude = max(map(abs, input_range))
+        self._device = device
         count = physics.num_controls(in_features, out_features)
-        low, high = physics.control_range
-
-        def normal(what: str, std: float) -> Tensor | None:
-            generator = derive_generator(seed, "chip", what)
-            draw = torch.randn(count, generator=generator, dtype=torch.float64)
-            return (std * draw).to(device) if std else None
-
-        def chosen(what: str, fraction: float) -> Tensor:
-            # The rounded share exactly, so that two chips have equally many.
-            generator = derive_generator(seed, "chip", what)
-            order = torch.randperm(count, generator=generator)
-            return order[: round(fraction * count)]
-
-        self._gain = normal("gamma", impairments.gamma_std)
-        self._bias = normal("phase bias", impairments.phase_bias_std)
-        self._crosstalk = impairments.crosstalk
         layout = physics.layout(in_features, out_features)
         self._grid = tuple(layout.shape)
         occupied = layout.flatten() >= 0
         # A full grid in reading order needs no scatter.
         in_order = bool(occupied.all()) and torch.equal(layout.flatten(), torch.arange(count))
         self._places = None if in_order else occupied.nonzero()[layout.flatten()[occupied].argsort(), 0].to(device)
-        fixed = torch.full((count,), float("nan"), dtype=torch.float64)
-        stuck = chosen("stuck", impairments.stuck_fraction)
-        levels = torch.rand(count, generator=derive_generator(seed, "chip", "stuck at"), dtype=torch.float64)
-        fixed[stuck] = low + (high - low) * levels[stuck]
-        fixed[chosen("dead", impairments.dead_fraction)] = low
-        self.working = fixed.isnan().to(device)
-        self._fixed = None if bool(self.working.all()) else fixed.nan_to_num().to(device)
-        self._tables: dict[torch.dtype, tuple[Tensor | None, ...]] = {}
+        self.declared: dict[str, Constant] = {
+            "phase_bias": Constant((count,), 0.0, 0.2, unit=physics.control_unit),
+            "gamma": Constant((count,), 0.0, 0.05, low=-1.0),
+            "crosstalk": Constant((), 0.0, 0.01, low=-0.2, high=0.2),
+            "input_gain": Constant((in_features,), 1.0, 0.05),
+            "input_offset": Constant((in_features,), 0.0, 0.02 * self.magnitude),
+            "output_gain": Constant((out_features,), 1.0, 0.1),
+            "output_offset": Constant((out_features,), 0.0, 0.02 * full_scale),
+            **physics.constants(in_features, out_features),
+        }
+        self._own = physics.constants(in_features, out_features).keys()
 
-    def act(self, written: Tensor) -> Tensor:
-        """What controls (..., num_controls) do on this chip, differentiably."""
-        fixed, gain, bias = self._as(written.dtype)
-        acting = written
+    def act(self, written: Tensor, constants: Constants, fixed: Tensor | None = None) -> Tensor:
+        """What controls (..., num_controls) do on this chip, differentiably.
+
+        Args:
+            written: by the converters.
+            constants: of the chip; nominal where not given.
+            fixed: what controls that do not move are held at, nan for those that do: (num_controls,).
+        """
         if fixed is not None:
-            acting = torch.where(self.working, acting, fixed)
-        if gain is not None:
-            acting = acting + acting * gain
+            written = torch.where(fixed.isnan(), written, fixed.nan_to_num())
+        acting = self.physics.actuate(written)
+        gamma, bias, crosstalk = (constants.get(name) for name in ("gamma", "phase_bias", "crosstalk"))
+        if gamma is not None:
+            acting = acting + acting * gamma
         if bias is not None:
             acting = acting + bias
-        return self._leak(acting) if self._crosstalk else acting
+        return acting if crosstalk is None else self._leak(acting, crosstalk)
 
-    def _leak(self, acting: Tensor) -> Tensor:
+    def written_for(self, acting: Tensor, constants: Constants) -> Tensor:
+        """The inverse of `act`, moved into the legal range: whole periods where the kind has them, else its ends."""
+        wanted = acting
+        crosstalk = constants.get("crosstalk")
+        if crosstalk is not None:
+            # (1 + cL)^-1 as a series: c times the four neighbours is far below one.
+            for _ in range(8):
+                wanted = acting - (self._leak(wanted, crosstalk) - wanted)
+        if "phase_bias" in constants:
+            wanted = wanted - constants["phase_bias"]
+        if "gamma" in constants:
+            wanted = wanted / (1 + constants["gamma"])
+        period = self.physics.period
+        low, high = self.physics.drive.range
+        if period is None:
+            return self.physics.written_for(wanted).clamp(low, high)
+        ends = self.physics.actuate(wanted.new_tensor([low, high]))
+        # Into the reach of the drive by whole periods; of a reach below a period, the nearer end.
+        wrapped = ends[0] + torch.remainder(wanted - ends[0], period)
+        beyond = wrapped > ends[1]
+        nearer = torch.where(wrapped - ends[1] < ends[0] + period - wrapped, ends[1], ends[0])
+        return self.physics.written_for(torch.where(beyond, nearer, wrapped)).clamp(low, high)
+
+    def modulate(self, signals: Tensor, constants: Constants) -> Tensor:
+        """What the modulators make of converted inputs (..., in_features)."""
+        gain, offset = constants.get("input_gain"), constants.get("input_offset")
+        if gain is None and offset is None:
+            return signals
+        if gain is not None:
+            signals = signals * gain
+        if offset is not None:
+            signals = signals + offset
+        return signals
+
+    def detect(self, outputs: Tensor, constants: Constants) -> Tensor:
+        """What the detectors make of the light at outputs (..., out_features)."""
+        gain, offset = constants.get("output_gain"), constants.get("output_offset")
+        if gain is not None:
+            outputs = outputs * gain
+        return outputs if offset is None else outputs + offset
+
+    def kind(self, constants: Constants) -> Physics:
+        """The kind's law with this chip's own constants in it."""
+        return self.physics.holding({name: constants[name] for name in self._own if name in constants})
+
+    def _leak(self, acting: Tensor, crosstalk: Tensor) -> Tensor:
         leading = acting.shape[:-1]
         if self._places is None:
             grid = acting.unflatten(-1, self._grid)
         else:
             empty = acting.new_zeros(*leading, self._grid[0] * self._grid[1])
             grid = empty.index_copy(-1, self._places, acting).unflatten(-1, self._grid)
+        share = crosstalk * grid
         mixed = grid.clone()
-        share = self._crosstalk * grid
         mixed[..., 1:, :] += share[..., :-1, :]
         mixed[..., :-1, :] += share[..., 1:, :]
         mixed[..., :, 1:] += share[..., :, :-1]
@@ -113,9 +157,52 @@ class Chip:
         flat: Tensor = mixed.flatten(-2)
         return flat if self._places is None else flat.index_select(-1, self._places)
 
-    def _as(self, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
-        if dtype not in self._tables:
-            self._tables[dtype] = tuple(
-                None if table is None else table.to(dtype) for table in (self._fixed, self._gain, self._bias)
-            )
-        return self._tables[dtype]
+
+def fabricate(chip: Chip, impairments: Impairments, seed: int) -> tuple[dict[str, Tensor], Tensor | None, Tensor]:
+    """Draw what makes one chip different from the drawing.
+
+    Each kind of flaw has a stream of its own, so switching one impairment on leaves the others' values alone.
+
+    Args:
+        chip: the drawing.
+        impairments: how far a chip may be off.
+        seed: which chip.
+
+    Returns:
+        Constants, float64, without those that are nominal; what stuck and dead controls are held at, nan for all
+        others, or None where all move; and which outputs see something, (out_features,).
+    """
+    physics = chip.physics
+    count = physics.num_controls(chip.in_features, chip.out_features)
+
+    def normal(what: str, shape: tuple[int, ...]) -> Tensor:
+        generator = derive_generator(seed, "chip", what)
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    def chosen(what: str, fraction: float, among: int) -> Tensor:
+        # The rounded share exactly, so that two chips have equally many.
+        order = torch.randperm(among, generator=derive_generator(seed, "chip", what))
+        return order[: round(fraction * among)]
+
+    streams = {"phase_bias": "phase bias"}
+    units = {"input_offset": chip.magnitude, "output_offset": chip.full_scale}
+    constants: dict[str, Tensor] = {}
+    for name, constant in chip.declared.items():
+        std = getattr(impairments, f"{name}_std", 0.0) * units.get(name, 1.0)
+        if std:
+            constants[name] = constant.nominal + std * normal(streams.get(name, name), constant.shape)
+    if impairments.crosstalk:
+        constants["crosstalk"] = torch.tensor(impairments.crosstalk, dtype=torch.float64)
+    if impairments.insertion_loss_db:
+        gain = constants.get("output_gain", torch.ones(chip.out_features, dtype=torch.float64))
+        constants["output_gain"] = gain * 10 ** (-impairments.insertion_loss_db / 20)
+
+    low, high = physics.drive.range
+    fixed = torch.full((count,), float("nan"), dtype=torch.float64)
+    stuck = chosen("stuck", impairments.stuck_fraction, count)
+    levels = torch.rand(count, generator=derive_generator(seed, "chip", "stuck at"), dtype=torch.float64)
+    fixed[stuck] = low + (high - low) * levels[stuck]
+    fixed[chosen("dead", impairments.dead_fraction, count)] = low
+    seeing = torch.ones(chip.out_features, dtype=torch.bool)
+    seeing[chosen("dead outputs", impairments.dead_output_fraction, chip.out_features)] = False
+    return constants, None if bool(fixed.isnan().all()) else fixed, seeing

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from math import pi, sqrt
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from devices import Range
+from devices import Constant, Range
 
-from .physics import LinearPhysics
+from .physics import Heated, LinearPhysics
 
 __all__ = ["MRR", "SLM", "MatVec"]
 
 _Amplitude = Annotated[float, Field(gt=0, lt=1)]
+
+_QUALITIES = {"high": (0.987, 0.99), "medium": (0.925, 0.93), "low": (0.845, 0.85)}
 
 
 class MatVec(LinearPhysics):
@@ -24,6 +26,7 @@ class MatVec(LinearPhysics):
     control_unit: ClassVar[str] = ""
     control_range: ClassVar[Range] = (-1.0, 1.0)
     initial_range: ClassVar[Range] = (-0.5, 0.5)  # the inner half: entries can grow either way
+    conductances: ClassVar[bool] = True
     reciprocal: ClassVar[bool] = True
 
     def matrix(self, controls: Tensor, in_features: int, out_features: int) -> Tensor:
@@ -35,6 +38,7 @@ class SLM(LinearPhysics):
     """Spatial light modulator: A_ij = cos(w_ij) / sqrt(in_features)."""
 
     initial_range: ClassVar[Range] = (pi / 2 - 0.1, pi / 2 + 0.1)  # near the zero crossing
+    period: ClassVar[float] = 2 * pi
 
     def matrix(self, controls: Tensor, in_features: int, out_features: int) -> Tensor:
         """The cosine of each phase over the square root of the number of inputs."""
@@ -46,7 +50,7 @@ class SLM(LinearPhysics):
         return 1.0
 
 
-class MRR(LinearPhysics):
+class MRR(Heated, LinearPhysics):
     """Microring resonator bank: the weight follows the ring's transmission at detuning phase w_ij.
 
     With self-coupling r and round-trip amplitude a, an add-drop ring transmits the power
@@ -54,23 +58,53 @@ class MRR(LinearPhysics):
 
     Attributes:
         response: ``"field"`` weighs by 2 sqrt(T) - 1, as in arXiv 2509.15113; ``"power"`` by 2 T - 1.
+        quality: ``"high"``, ``"medium"`` or ``"low"``, in the place of a and r.
         a: amplitude that is left after one round trip.
         r: self-coupling of the waveguide.
+        balanced: detection against a reference, which moves and stretches the weights to -1 ... 1.
     """
 
     control_range: ClassVar[Range] = (0.0, pi)  # T is even and periodic: this is all it can do
     initial_range: ClassVar[Range] = (0.01, pi / 4)  # close to resonance, where weights move fast
 
     response: Literal["field", "power"] = "field"
+    quality: Literal["high", "medium", "low"] | None = None
     a: _Amplitude = 0.8
     r: _Amplitude = 0.9
+    balanced: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_quality(cls, options: Any) -> Any:
+        if not isinstance(options, dict) or options.get("quality") not in _QUALITIES:
+            return options
+        if "a" in options or "r" in options:
+            raise ValueError("a quality stands for a and r: give either it or them")
+        a, r = _QUALITIES[options["quality"]]
+        return {**options, "a": a, "r": r}
+
+    def constants(self, in_features: int, out_features: int) -> dict[str, Constant]:  # noqa: ARG002
+        """Both losses, which all rings of a chip share."""
+        # As far as from one quality to the next: coupling gaps and waveguides vary from wafer to wafer.
+        return {
+            "a": Constant((), self.a, 0.05, low=1e-3, high=1 - 1e-4),
+            "r": Constant((), self.r, 0.05, low=1e-3, high=1 - 1e-4),
+        }
 
     def matrix(self, controls: Tensor, in_features: int, out_features: int) -> Tensor:
         """The ring weights."""
         phases = controls.reshape(*controls.shape[:-1], out_features, in_features)
-        loss = 1 + (self.a * self.r) ** 2 - self.a**2 - self.r**2
+        weights = self._weight(torch.cos(phases))
+        if not self.balanced:
+            return weights
+        least, most = (self._weight(controls.new_tensor(cosine)) for cosine in (1.0, -1.0))
+        return (2 * weights - (most + least)) / (most - least)
+
+    def _weight(self, cosine: Tensor) -> Tensor:
+        a, r = self.a, self.r
+        loss = 1 + (a * r) ** 2 - a**2 - r**2
         # 1 - T rather than T: one division instead of two fractions, and exact near resonance.
-        absorbed = loss / (1 + (self.a * self.r) ** 2 - 2 * self.a * self.r * torch.cos(phases))
+        absorbed = loss / (1 + (a * r) ** 2 - 2 * a * r * cosine)
         # Dark at resonance where a = r; rounding must not make it less than dark.
         transmitted = (1 - absorbed).clamp_min(1e-12)
         return 2 * (transmitted.sqrt() if self.response == "field" else transmitted) - 1

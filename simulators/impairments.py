@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 __all__ = ["PRESETS", "Impairments"]
 
 _NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 _Levels = Annotated[int, Field(ge=2)] | None
 
@@ -16,52 +17,115 @@ _Levels = Annotated[int, Field(ge=2)] | None
 class Impairments(BaseModel):
     """Impairments of a simulated device; everything is off by default.
 
-    Control units are those of the kind, radians for all but ``matvec``.
+    Control units are those that act: radians, but for kinds of conductances, which have none. What is written may be
+    volts instead, and converters step in that.
 
     Attributes:
         control_levels: codes of the control DACs over the control range.
-        control_noise_std: error of each control at each program, in control units.
+        control_noise_std: error of each control at each program, in the unit of what is written.
+        write_hysteresis: play of each control, in the unit of what is written: it follows what is written only as far
+            as it lags behind by half of this.
         stuck_fraction: share of controls that sit at a random setting for good.
         dead_fraction: share of controls that sit at the low end of their range for good.
+        pcm: conductances are phase-change memory: programming noise and drift depend on them, by the laws measured by
+            Nandakumar et al. (ICECS 2019) that aihwkit uses too.
         gamma_std: relative spread of the controls' efficiency, drawn once per chip.
         phase_bias_std: spread of the controls' offset, in control units, drawn once per chip.
+        splitter_error_std: spread of the angles of a mesh's couplers, in radians, drawn once per chip.
         crosstalk: share of each control's action that reaches each of its four neighbours.
         insertion_loss_db: loss of light on the way through, in dB of power.
+        input_gain_std: relative spread of the inputs' gains, drawn once per chip.
+        input_offset_std: spread of the inputs' offsets, as a fraction of the input range's magnitude, once per chip.
+        output_gain_std: relative spread of the outputs' gains, drawn once per chip.
+        output_offset_std: spread of the outputs' offsets, as a fraction of full scale, drawn once per chip.
         wander_std: standard deviation of each control's slow wander (Ornstein-Uhlenbeck), in control units.
         wander_seconds: correlation time of the wander on the virtual clock.
+        wander_common: share of the wander's variance that all controls have in common.
+        flicker_std: standard deviation of each control's 1/f wander, in control units.
+        flicker_seconds: shortest and longest correlation time that it is made of; 1/f between their inverses.
+        temperature_std: standard deviation of the chip's temperature, in kelvin.
+        temperature_seconds: correlation time of it.
+        temperature_coefficient: what all controls move by, in control units per kelvin.
+        drift_nu: mean exponent of the controls' decay, g(t) = g (t / t0)^-nu, counted from each program.
+        drift_nu_std: spread of that exponent among the controls, drawn once per chip.
+        drift_t0_seconds: time t0 after a program at which decay begins; also that of ``pcm``.
+        weight_noise_std: noise on each entry of the transfer matrix, drawn for every query.
         input_levels: codes of the input DACs over the input range.
         input_noise_std: noise on each input, in input units.
-        output_noise_fraction: noise on each output, as a fraction of the detector's full scale.
+        output_bound: full scale of the detector, in output units; None for what the kind is built for.
+        output_noise_fraction: noise on each output, as a fraction of full scale.
+        output_noise_relative: noise on each output, as a fraction of its magnitude: the inverse of an amplitude SNR.
+        shot_noise_fraction: noise on each output that grows with the root of its magnitude; the fraction of full scale
+            that it is at full scale.
+        dead_output_fraction: share of outputs whose detector sees nothing.
         output_levels: codes of the output ADCs over the output range.
         program_seconds: time to send all controls once.
-        settle_seconds: time to wait after that until the chip has settled.
+        settle_seconds: time that is waited after that for the chip to settle.
+        settle_tau_seconds: time constant of the settling itself: controls come from where they were exponentially.
         vector_seconds: time to pass one vector.
+        program_joules: energy to set all controls once.
+        vector_joules: energy to pass one vector.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     control_levels: _Levels = None
     control_noise_std: _NonNegative = 0.0
+    write_hysteresis: _NonNegative = 0.0
     stuck_fraction: _Fraction = 0.0
     dead_fraction: _Fraction = 0.0
+    pcm: bool = False
     gamma_std: _NonNegative = 0.0
     phase_bias_std: _NonNegative = 0.0
+    splitter_error_std: _NonNegative = 0.0
     crosstalk: _NonNegative = 0.0
     insertion_loss_db: _NonNegative = 0.0
+    input_gain_std: _NonNegative = 0.0
+    input_offset_std: _NonNegative = 0.0
+    output_gain_std: _NonNegative = 0.0
+    output_offset_std: _NonNegative = 0.0
     wander_std: _NonNegative = 0.0
-    wander_seconds: Annotated[float, Field(gt=0)] = 10.0
+    wander_seconds: _Positive = 10.0
+    wander_common: _Fraction = 0.0
+    flicker_std: _NonNegative = 0.0
+    flicker_seconds: tuple[_Positive, _Positive] = (0.1, 1e4)
+    temperature_std: _NonNegative = 0.0
+    temperature_seconds: _Positive = 600.0
+    temperature_coefficient: FiniteFloat = 0.0
+    drift_nu: _NonNegative = 0.0
+    drift_nu_std: _NonNegative = 0.0
+    drift_t0_seconds: _Positive = 20.0
+    weight_noise_std: _NonNegative = 0.0
     input_levels: _Levels = None
     input_noise_std: _NonNegative = 0.0
+    output_bound: _Positive | None = None
     output_noise_fraction: _NonNegative = 0.0
+    output_noise_relative: _NonNegative = 0.0
+    shot_noise_fraction: _NonNegative = 0.0
+    dead_output_fraction: _Fraction = 0.0
     output_levels: _Levels = None
     program_seconds: _NonNegative = 1e-3
     settle_seconds: _NonNegative = 0.0
+    settle_tau_seconds: _NonNegative = 0.0
     vector_seconds: _NonNegative = 1e-6
+    program_joules: _NonNegative = 0.0
+    vector_joules: _NonNegative = 0.0
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if not self.flicker_seconds[0] < self.flicker_seconds[1]:
+            raise ValueError(f"flicker_seconds must rise, but is {self.flicker_seconds}")
+        return self
 
     @property
     def bounded(self) -> bool:
         """Whether the detector is a real one, with a full scale to saturate at."""
-        return self.output_levels is not None or self.output_noise_fraction > 0
+        return self.output_levels is not None or self.output_bound is not None or self.output_noise_fraction > 0
+
+    @property
+    def drifts(self) -> bool:
+        """Whether controls decay after a program."""
+        return self.pcm or self.drift_nu > 0 or self.drift_nu_std > 0
 
 
 # Converters for signed values leave one of their 2^bits codes unused, so that zero is a code.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import isqrt, sqrt
+from math import isqrt, pi, sqrt
 from typing import ClassVar
 
 import torch
@@ -29,6 +29,7 @@ class Monarch(LinearPhysics):
     """
 
     coupling: ClassVar[Coupling] = "sparse"
+    period: ClassVar[float] = 2 * pi
 
     @staticmethod
     def blocks(width: int) -> int:

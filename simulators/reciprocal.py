@@ -40,4 +40,5 @@ class ReciprocalDevice(SimulatedDevice):
         """
         check_inputs(self._backward, outputs, "query_adjoint")
         signals = self._lit(outputs, "query_adjoint")
-        return self._detect(self._loss * (signals @ self._matrix_now(signals.dtype))).to(outputs.device)
+        loss = 10 ** (-self.impairments.insertion_loss_db / 20)
+        return self._detect(loss * (signals @ self._noisy(self._matrix_now(signals.dtype)))).to(outputs.device)

@@ -3,52 +3,85 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import exp, sqrt
-from typing import Any
+from math import exp, log10, sqrt
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Wander"]
+__all__ = ["Process", "Wander", "flicker"]
 
-# Between samples the wander is held. A thousandth of the correlation time keeps the step within 4.5 % of the
+# Between samples a process is held. A thousandth of the correlation time keeps the step within 4.5 % of the
 # standard deviation, and spares redrawing a whole chip for microseconds that changed nothing.
 _RESOLUTION = 1e-3
 
 
+class Process(NamedTuple):
+    """An Ornstein-Uhlenbeck process.
+
+    Attributes:
+        std: in its steady state.
+        seconds: correlation time.
+        common: all controls have the same one, rather than one each.
+    """
+
+    std: float
+    seconds: float
+    common: bool = False
+
+
+def flicker(std: float, shortest: float, longest: float) -> list[Process]:
+    """Processes of equal strength, two to a decade of correlation times, whose spectra add up to 1 / f.
+
+    Between 1 / (2 pi longest) and 1 / (2 pi shortest); below it is white, above it falls with 1 / f^2.
+    """
+    if not std:
+        return []
+    count = max(2, round(2 * log10(longest / shortest)) + 1)
+    ratio = (longest / shortest) ** (1 / (count - 1))
+    return [Process(std / sqrt(count), shortest * ratio**step) for step in range(count)]
+
+
 class Wander:
-    """Independent Ornstein-Uhlenbeck processes, one a control, started from their steady state.
+    """Ornstein-Uhlenbeck processes that add up, started from their steady state.
 
     x(t + dt) = x(t) rho + std sqrt(1 - rho^2) xi, with rho = exp(-dt / seconds): exact for any dt, so the
     law does not depend on how often it is looked at.
 
     Args:
         count: number of controls.
-        std: steady-state standard deviation, in control units; 0 keeps everything still.
-        seconds: correlation time.
+        processes: that add up; those of no strength are left out.
         generator: where the noise comes from; owned by this object from now on.
+
+    Attributes:
+        value: where the controls are, (count,); None where nothing moves.
     """
 
-    def __init__(self, count: int, std: float, seconds: float, generator: torch.Generator) -> None:
-        self._std = std
-        self._seconds = seconds
+    def __init__(self, count: int, processes: Sequence[Process], generator: torch.Generator) -> None:
+        self._processes = [process for process in processes if process.std]
+        self._count = count
         self._generator = generator
-        self._time = 0.0
-        self.value: Tensor | None = None
-        if std:
-            self.value = std * torch.randn(count, generator=generator, device=generator.device)
+        self._times = [0.0] * len(self._processes)
+        self._values = [process.std * self._fresh(process) for process in self._processes]
+        self.value = self._sum()
 
     def advance(self, now: float) -> bool:
         """Move on to the time ``now``, in seconds; returns whether anything moved."""
-        elapsed = now - self._time
-        if self.value is None or elapsed < _RESOLUTION * self._seconds:
-            return False
-        rho = exp(-elapsed / self._seconds)
-        fresh = torch.randn(self.value.shape, generator=self._generator, device=self._generator.device)
-        # A new tensor: the old one may be saved in somebody's graph.
-        self.value = torch.add(rho * self.value, fresh, alpha=self._std * sqrt(1 - rho * rho))
-        self._time = now
-        return True
+        moved = False
+        for place, process in enumerate(self._processes):
+            elapsed = now - self._times[place]
+            if elapsed < _RESOLUTION * process.seconds:
+                continue
+            rho = exp(-elapsed / process.seconds)
+            # A new tensor: the old one may be saved in somebody's graph.
+            self._values[place] = torch.add(
+                rho * self._values[place], self._fresh(process), alpha=process.std * sqrt(1 - rho * rho)
+            )
+            self._times[place] = now
+            moved = True
+        if moved:
+            self.value = self._sum()
+        return moved
 
     def path(self, times: Sequence[float]) -> Tensor | None:
         """The wander at several rising times: (len(times), count), or None where nothing moves."""
@@ -62,15 +95,23 @@ class Wander:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the future depends on."""
-        return {
-            "time": self._time,
-            "value": self.value,
-            "generator": self._generator.get_state(),
-        }
+        return {"times": list(self._times), "values": list(self._values), "generator": self._generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` returned."""
-        self._time = state["time"]
-        value = state["value"]
-        self.value = None if value is None else value.to(self._generator.device)
+        self._times = list(state["times"])
+        self._values = [value.to(self._generator.device) for value in state["values"]]
+        self.value = self._sum()
         self._generator.set_state(state["generator"])
+
+    def _fresh(self, process: Process) -> Tensor:
+        size = 1 if process.common else self._count
+        return torch.randn(size, generator=self._generator, device=self._generator.device)
+
+    def _sum(self) -> Tensor | None:
+        if not self._values:
+            return None
+        total = self._values[0]
+        for value in self._values[1:]:
+            total = total + value
+        return total.expand(self._count)

@@ -1,16 +1,20 @@
 """Measurements of astralora itself: always per hardware operation, or as ratios within one process."""
 
+from .drift import drift
 from .efficiency import Efficiency, Race, efficiency
 from .fidelity import fidelity
 from .methods import parse_method
 from .overhead import overhead
-from .plots import efficiency_png, fidelity_png, overhead_png
+from .plots import drift_png, efficiency_png, fidelity_png, overhead_png
 from .session import session_overhead
+from .simulators import simulators
 from .transport import transport
 
 __all__ = [
     "Efficiency",
     "Race",
+    "drift",
+    "drift_png",
     "efficiency",
     "efficiency_png",
     "fidelity",
@@ -19,5 +23,6 @@ __all__ = [
     "overhead_png",
     "parse_method",
     "session_overhead",
+    "simulators",
     "transport",
 ]

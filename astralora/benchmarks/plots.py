@@ -15,7 +15,7 @@ from ..reports.plots import as_png, prepare
 from ..reports.text import percent
 from .efficiency import Efficiency
 
-__all__ = ["efficiency_png", "fidelity_png", "overhead_png"]
+__all__ = ["drift_png", "efficiency_png", "fidelity_png", "overhead_png"]
 
 _COLOURS = ("#1b5e91", "#d9730d", "#2e8540", "#8a4fb0", "#8a8a8a", "#b0353b", "#00828c", "#7a6a00")
 
@@ -126,3 +126,31 @@ def _label(method: str, samples: int | None) -> str:
 
 def _coloured(names: Sequence[Any]) -> dict[Any, str]:
     return {name: _COLOURS[place % len(_COLOURS)] for place, name in enumerate(dict.fromkeys(names))}
+
+
+def drift_png(records: Sequence[Record]) -> bytes:
+    """Accuracy against time after the program, for each compensation; least to most over the seeds."""
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    ax = figure.add_subplot()
+    prepare(ax)
+    kinds = list(dict.fromkeys(record["compensation"] for record in records))
+    for place, kind in enumerate(kinds):
+        times = sorted({record["seconds"] for record in records})
+        found = [
+            [r["test_accuracy"] for r in records if (r["compensation"], r["seconds"]) == (kind, seconds)]
+            for seconds in times
+        ]
+        colour = f"C{place}"
+        ax.plot(times, [100 * sum(each) / len(each) for each in found], "o-", ms=4, color=colour, label=kind)
+        ax.fill_between(
+            times,
+            [100 * min(each) for each in found],
+            [100 * max(each) for each in found],
+            color=colour,
+            alpha=0.15,
+            lw=0,
+        )
+    ax.set_xscale("log")
+    ax.set(xlabel="time after the program, s", ylabel="test accuracy, %", title="A day of inference on drifting memory")
+    ax.legend(frameon=False, title="compensation")
+    return as_png(figure)

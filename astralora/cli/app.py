@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .bench import bench
+from .calibrate import calibrate
 from .check import check
 from .devices import devices
 from .emulate import emulate
@@ -27,6 +28,7 @@ app.command()(plan)
 app.command()(devices)
 app.command()(emulate)
 app.command()(check)
+app.command()(calibrate)
 app.add_typer(bench, name="bench")
 
 

@@ -17,6 +17,7 @@ from devices.files import write_atomically
 
 from .. import benchmarks
 from ..errors import ConfigurationError
+from ..reports import duration
 from . import options as o
 from .console import errors, one_sentence_errors, out, print_json
 
@@ -201,6 +202,85 @@ def overhead(
         )
     out.print(table)
     _where(folder)
+
+
+@bench.command()
+@one_sentence_errors
+def simulators(
+    devices: Devices = "matvec,slm,mrr,mzi,mzi3,monarch,lowrank,identity,diffractive",
+    sizes: Annotated[str, typer.Option("--sizes", help="Inputs and outputs, with commas between them.")] = "64,256",
+    impairments: Impairments = "lab",
+    batch: Annotated[int, typer.Option(help="Vectors a pass.", min=1)] = 256,
+    repeats: Annotated[int, typer.Option(help="Passes of each; the median counts.", min=3)] = 30,
+    json: o.Json = False,
+    debug: o.Debug = False,  # noqa: ARG001
+) -> None:
+    """Time a simulated device, forward and backward, as a multiple of nn.Linear.
+
+    A pass programs new controls, asks for a batch through all impairments, and backpropagates through the device's law.
+
+    Example: astralora bench simulators --devices slm,mzi --sizes 64
+    """
+    with _Steps("timings") as steps:
+        records = benchmarks.simulators(
+            _words(devices),
+            _numbers("--sizes", sizes, least=1),
+            impairments=impairments,
+            batch=batch,
+            repeats=repeats,
+            listener=lambda _: steps.advance(None),
+        )
+    if json:
+        print_json(records)
+        return
+    table = _table("device", "impairments", "size", "ms a pass", "pass / nn.Linear", "pass / nn.Linear(256, 256)")
+    for record in records:
+        table.add_row(
+            record["device"],
+            record["impairments"],
+            str(record["size"]),
+            f"{1e3 * record['seconds']:.2f}",
+            f"{record['multiple']:.1f}",
+            f"{record['multiple_of_256']:.1f}",
+        )
+    out.print(table)
+
+
+@bench.command()
+@one_sentence_errors
+def drift(
+    seeds: Annotated[str, typer.Option("--seeds", help="Of weights and chip, with commas between them.")] = "0,1,2",
+    size: Annotated[int, typer.Option(help="Inputs and outputs of the device layer.", min=16)] = 64,
+    epochs: Annotated[int, typer.Option(help="Of training, on a chip that holds still.", min=1)] = 5,
+    output: Out = None,
+    json: o.Json = False,
+    debug: o.Debug = False,  # noqa: ARG001
+) -> None:
+    """Use a chip of phase-change memory for a simulated day, with and without compensation of its drift.
+
+    Example: astralora bench drift --seeds 0,1,2
+    """
+    with _Steps("looks") as steps:
+        records = benchmarks.drift(
+            _numbers("--seeds", seeds, least=0), size=size, epochs=epochs, listener=lambda _: steps.advance(None)
+        )
+    folder = _save("drift", output, records, benchmarks.drift_png(records))
+    if json:
+        print_json(records)
+        return
+    times = sorted({record["seconds"] for record in records})
+    table = _table("compensation", *[duration(seconds) for seconds in times], "vectors", "columns")
+    for kind in dict.fromkeys(record["compensation"] for record in records):
+        mine = [record for record in records if record["compensation"] == kind]
+        cells = [[r["test_accuracy"] for r in mine if r["seconds"] == seconds] for seconds in times]
+        table.add_row(
+            kind,
+            *[f"{100 * fmean(cell):.1f} ({100 * min(cell):.1f}-{100 * max(cell):.1f})" for cell in cells],
+            f"{max(record['vectors'] for record in mine):,}",
+            str(mine[0]["columns"]),
+        )
+    out.print(table)
+    out.print(f"records and picture: {folder}", highlight=False)
 
 
 @bench.command()

@@ -16,6 +16,7 @@ __all__ = [
     "BatchSize",
     "BudgetPrograms",
     "BudgetVectors",
+    "Calibration",
     "Config",
     "Debug",
     "DeviceName",
@@ -59,6 +60,12 @@ InFeatures = Annotated[
 ]
 OutFeatures = Annotated[
     int | None, typer.Option(help="Outputs of the device layer. (default: 128)", rich_help_panel=_DEVICE)
+]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        help="The chip's calibration, as 'astralora calibrate' wrote it.", rich_help_panel=_DEVICE, dir_okay=False
+    ),
 ]
 BudgetPrograms = Annotated[int | None, typer.Option(help="The most programs to spend.", rich_help_panel=_DEVICE)]
 BudgetVectors = Annotated[int | None, typer.Option(help="The most vectors to spend.", rich_help_panel=_DEVICE)]
@@ -105,6 +112,7 @@ _KEYS = {
     "task": "task",
     "device": "device.name",
     "impairments": "device.impairments",
+    "calibration": "device.calibration",
     "in_features": "in_features",
     "out_features": "out_features",
     "budget_programs": "budget.programs",
@@ -123,7 +131,11 @@ _KEYS = {
 
 def given_options(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a command's parameters that belong to the configuration and were given, by dotted key."""
-    return {_KEYS[name]: value for name, value in parameters.items() if name in _KEYS and value is not None}
+    return {
+        _KEYS[name]: str(value) if isinstance(value, Path) else value
+        for name, value in parameters.items()
+        if name in _KEYS and value is not None
+    }
 
 
 def run_config(config: Path | None, settings: list[str] | None, given: Mapping[str, Any]) -> RunConfig:

@@ -17,6 +17,7 @@ def plan(
     task: o.TaskName = None,
     device: o.DeviceName = None,
     impairments: o.Impairments = None,
+    calibration: o.Calibration = None,
     in_features: o.InFeatures = None,
     out_features: o.OutFeatures = None,
     method: o.Method = None,
@@ -49,7 +50,7 @@ def plan(
             }
             for name, usage in rows
         }
-        print_json({"steps": priced.steps, **parts.pop("total"), "by_purpose": parts})
+        print_json({"steps": priced.steps, "expense": priced.expense, **parts.pop("total"), "by_purpose": parts})
         return
     out.print(f"{run.task} through {run.device.name}, method {run.method.name}: {priced.steps:,} steps")
     table = Table("purpose", box=None, header_style="bold", padding=(0, 2, 0, 0))
@@ -67,3 +68,5 @@ def plan(
             style="bold" if name == "total" else "",
         )
     out.print(table)
+    if priced.expense is not None:
+        out.print(f"[yellow]note:[/] {priced.expense}.", highlight=False)

@@ -27,6 +27,7 @@ def train(
     task: o.TaskName = None,
     device: o.DeviceName = None,
     impairments: o.Impairments = None,
+    calibration: o.Calibration = None,
     in_features: o.InFeatures = None,
     out_features: o.OutFeatures = None,
     budget_programs: o.BudgetPrograms = None,

@@ -38,7 +38,7 @@ def check_twin(twin: object, spec: DeviceSpec) -> None:
         what = "nothing" if twin is None else f"a {type(twin).__name__}"
         raise ConfigurationError(
             f"'twin' needs a differentiable model of {spec.name!r}, an object with transfer(controls, inputs): "
-            f"give it as twin=..., which is {what} now"
+            f"calibrate the device, or give one as twin=..., which is {what} now"
         )
     theirs = getattr(twin, "spec", None)
     if isinstance(theirs, DeviceSpec):

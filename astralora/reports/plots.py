@@ -14,11 +14,11 @@ from torch import Tensor
 
 from .text import percent
 
-__all__ = ["PLOTS", "RunData", "as_png", "overview_png", "plot_png", "prepare"]
+__all__ = ["ACCENT", "BASELINE", "DEVICE", "PLOTS", "RunData", "as_png", "overview_png", "plot_png", "prepare"]
 
-_DEVICE = "#1b5e91"
-_BASELINE = "#8a8a8a"
-_ACCENT = "#d9730d"
+DEVICE = "#1b5e91"
+BASELINE = "#8a8a8a"
+ACCENT = "#d9730d"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,9 @@ class RunData:
 def _accuracy_by_epoch(ax: Axes, run: RunData) -> None:
     epochs, digital = run.series("baseline", "epoch", "test_accuracy")
     if epochs:
-        ax.plot(epochs, digital, "o--", color=_BASELINE, ms=4, label="digital baseline")
+        ax.plot(epochs, digital, "o--", color=BASELINE, ms=4, label="digital baseline")
     epochs, accuracy = run.series("epoch", "epoch", "test_accuracy")
-    ax.plot(epochs, accuracy, "o-", color=_DEVICE, ms=5, label="through the device")
+    ax.plot(epochs, accuracy, "o-", color=DEVICE, ms=5, label="through the device")
     ax.set(xlabel="epoch", ylabel="test accuracy", title="Accuracy by epoch")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _accuracy_axis(ax)
@@ -64,10 +64,10 @@ def _accuracy_by_epoch(ax: Axes, run: RunData) -> None:
 
 def _accuracy_by_programs(ax: Axes, run: RunData) -> None:
     programs, accuracy = run.series("epoch", "programs", "test_accuracy")
-    ax.plot(programs, accuracy, "o-", color=_DEVICE, ms=5, label="through the device")
+    ax.plot(programs, accuracy, "o-", color=DEVICE, ms=5, label="through the device")
     baseline = run.summary.get("baseline_test_accuracy")
     if baseline is not None:
-        ax.axhline(baseline, ls="--", color=_BASELINE, label=f"digital baseline, {percent(baseline)}")
+        ax.axhline(baseline, ls="--", color=BASELINE, label=f"digital baseline, {percent(baseline)}")
     ax.set(xlabel="programs spent", ylabel="test accuracy", title="Accuracy by hardware operations")
     ax.set_xlim(left=0)
     _accuracy_axis(ax)
@@ -80,9 +80,9 @@ def _accuracy_axis(ax: Axes) -> None:
 
 def _surrogate_residual(ax: Axes, run: RunData) -> None:
     steps, residual = run.series("step", "step", "surrogate_residual")
-    ax.plot(steps, residual, ".", color=_DEVICE, ms=3, alpha=0.5, label="each step")
+    ax.plot(steps, residual, ".", color=DEVICE, ms=3, alpha=0.5, label="each step")
     steps, residual = run.series("epoch", "step", "surrogate_residual")
-    ax.plot(steps, residual, "-", color=_ACCENT, lw=2, label="mean of the epoch")
+    ax.plot(steps, residual, "-", color=ACCENT, lw=2, label="mean of the epoch")
     ax.set(
         xlabel="step",
         ylabel="|Y - predicted| / |Y|",
@@ -96,10 +96,29 @@ def _controls(ax: Axes, run: RunData) -> None:
     before = [value for part in run.controls_before for value in part.tolist()]
     after = [value for part in run.controls_after for value in part.tolist()]
     edges = (min(*before, *after), max(*before, *after))
-    ax.hist(before, bins=60, range=edges, color=_BASELINE, alpha=0.6, label="before training")
-    ax.hist(after, bins=60, range=edges, color=_DEVICE, histtype="step", lw=1.8, label="after")
+    ax.hist(before, bins=60, range=edges, color=BASELINE, alpha=0.6, label="before training")
+    ax.hist(after, bins=60, range=edges, color=DEVICE, histtype="step", lw=1.8, label="after")
     unit = f" ({run.control_unit})" if run.control_unit else ""
     ax.set(xlabel=f"control{unit}", ylabel="number of controls", title="Controls before and after")
+    ax.legend(frameon=False)
+
+
+def _health(ax: Axes, run: RunData) -> None:
+    steps, health = run.series("step", "step", "surrogate_health")
+    ax.plot(steps, [100 * value for value in health], color=DEVICE)
+    ax.set(xlabel="step", ylabel="% of the answers foreseen", title="Gradient health: what the surrogate foresees")
+    ax.set_ylim(0, 102)
+
+
+def _budget(ax: Axes, run: RunData) -> None:
+    parts = run.summary["usage_by_purpose"]
+    names = list(parts)
+    for place, (what, colour) in enumerate((("programs", ACCENT), ("vectors", DEVICE))):
+        values = [max(parts[name][what], 0.5) for name in names]
+        ax.barh([i + 0.4 * place - 0.2 for i in range(len(names))], values, 0.38, color=colour, label=what)
+    ax.set_xscale("log")
+    ax.set_yticks(range(len(names)), names)
+    ax.set(xlabel="spent", title="What the device was asked for, by purpose")
     ax.legend(frameon=False)
 
 
@@ -108,8 +127,12 @@ PLOTS: dict[str, Callable[[Axes, RunData], None]] = {
     "accuracy_by_programs": _accuracy_by_programs,
     "surrogate_residual": _surrogate_residual,
     "controls": _controls,
+    "gradient_health": _health,
+    "budget": _budget,
 }
 """Every picture of a run by name."""
+
+_OVERVIEW = ("accuracy_by_epoch", "accuracy_by_programs", "surrogate_residual", "controls")
 
 
 def plot_png(name: str, run: RunData) -> bytes:
@@ -120,10 +143,10 @@ def plot_png(name: str, run: RunData) -> bytes:
 
 
 def overview_png(run: RunData) -> bytes:
-    """All pictures on one sheet, as PNG."""
+    """The pictures that tell most, on one sheet, as PNG."""
     figure = Figure(figsize=(11, 7.2), layout="constrained")
     figure.suptitle(run.title, fontsize=13)
-    for place, name in enumerate(PLOTS, start=1):
+    for place, name in enumerate(_OVERVIEW, start=1):
         _draw(figure.add_subplot(2, 2, place), name, run)
     return as_png(figure)
 

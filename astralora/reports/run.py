@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
-
+from .page import Verdict, render
 from .plots import PLOTS, RunData, overview_png, plot_png
 from .text import duration, percent
 
@@ -32,6 +30,13 @@ def verdicts(run: RunData) -> list[str]:
         found.append(f"Stopped early: {summary['stopped_early']}.")
     if summary["device_state"] == "reopened":
         found.append("Resumed on a device whose inner state could not be restored.")
+    if summary.get("expense"):
+        found.append(f"Gradients were expensive: {summary['expense']}.")
+    if summary.get("needs_calibration"):
+        found.append(
+            f"The chip has moved away from its calibration: {percent(summary['twin_unexplained'])} of its answers' "
+            f"power is beyond the twin; calibrate it again."
+        )
     last: Mapping[str, Any] = next((r for r in reversed(run.metrics) if r["event"] == "epoch"), {})
     if last.get("saturation", 0.0) > _SATURATED:
         found.append(
@@ -55,21 +60,18 @@ def run_report(run: RunData, config: str) -> Mapping[str, bytes]:
         config: the run's configuration, as TOML.
     """
     pictures = {name: plot_png(name, run) for name in PLOTS}
-    page = _template().render(
-        title=run.title,
-        verdicts=verdicts(run),
-        pictures={name: base64.b64encode(png).decode() for name, png in pictures.items()},
+    first, *others = verdicts(run)
+    page = render(
+        "run",
+        run.title,
+        [Verdict(first), *(Verdict(sentence, "warning") for sentence in others)],
+        pictures,
         summary=run.summary,
         hardware_time=duration(run.summary["hardware_seconds"]),
         config=config,
     )
     return {
-        "report.html": page.encode(),
+        "report.html": page,
         "overview.png": overview_png(run),
         **{f"{name}.png": png for name, png in pictures.items()},
     }
-
-
-def _template() -> Any:
-    environment = Environment(loader=PackageLoader("astralora", "reports"), autoescape=True)
-    return environment.get_template("run.html.j2")

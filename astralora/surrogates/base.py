@@ -14,6 +14,7 @@ from devices import Session, derive_generator
 from ..errors import ConfigurationError
 from ..estimators import Estimator
 from ..probing import TransferProbe
+from ..twin_drift import TwinDrift
 
 __all__ = ["MatrixSurrogate", "Surrogate", "measure_transfer_matrix", "measurement_vectors"]
 
@@ -92,6 +93,11 @@ class Surrogate(ABC):
 
     def predict(self, inputs: Tensor) -> Tensor | None:  # noqa: ARG002
         """What the surrogate would answer: (batch, out_features); None where it cannot tell."""
+        return None
+
+    @property
+    def drift(self) -> TwinDrift | None:
+        """What keeps the surrogate's twin true to its chip; None of surrogates without one."""
         return None
 
     @property

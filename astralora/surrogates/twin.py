@@ -13,6 +13,7 @@ from devices import Differentiable, Session
 from ..estimators import Estimator
 from ..estimators import Twin as EstimatorTwin
 from ..estimators.twin import check_twin, differentiable
+from ..twin_drift import TwinDrift
 from .base import Surrogate
 
 __all__ = ["Exact", "Twin"]
@@ -54,6 +55,17 @@ class Twin(Surrogate):
         """The next `vjp` is about these inputs."""
         self._inputs = inputs
 
+    def observe(self, inputs: Tensor, outputs: Tensor) -> None:
+        """See how far the model is off, and let it follow the chip where it can."""
+        super().observe(inputs, outputs)
+        if self.drift is not None:
+            self.drift.observe(self._controls.to(inputs), inputs, outputs)
+
+    @property
+    def drift(self) -> TwinDrift | None:
+        """The twin itself, where it follows its chip."""
+        return self._twin if isinstance(self._twin, TwinDrift) else None
+
     def vjp(self, grad_outputs: Tensor) -> Tensor:
         """The vector-Jacobian product of the model at the inputs."""
         assert self._twin is not None
@@ -72,13 +84,16 @@ class Twin(Surrogate):
             return self._twin.transfer(self._controls.to(inputs), inputs)
 
     def state_dict(self) -> dict[str, Any]:
-        """The controls."""
-        return {**super().state_dict(), "controls": self._controls}
+        """The controls, and where the model has followed the chip to."""
+        drift = None if self.drift is None else self.drift.state_dict()
+        return {**super().state_dict(), "controls": self._controls, "drift": drift}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` returned."""
         super().load_state_dict(state)
         self._controls = state["controls"]
+        if self.drift is not None and state["drift"] is not None:
+            self.drift.load_state_dict(state["drift"])
 
 
 class Exact(Twin):

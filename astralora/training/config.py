@@ -30,12 +30,14 @@ class DeviceConfig(_Section):
         name: a registered device.
         impairments: preset, for devices that are simulated.
         seed: which simulated chip; the run's seed unless given.
+        calibration: file of the chip's calibration, which then stands in front of it.
         options: anything else that the device's factory takes.
     """
 
     name: str = "mrr"
     impairments: str = "lab"
     seed: NonNegativeInt | None = None
+    calibration: str | None = None
     options: dict[str, Option] = {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import ceil
@@ -10,6 +11,7 @@ import torch
 
 from devices import BudgetExceeded, Device, DeviceSpec, Session, Usage, rehearse
 
+from ..methods import ExpensiveGradientWarning, expected_expense
 from ..tasks import Splits, Task
 from .config import RunConfig
 from .fit import Fit
@@ -34,12 +36,14 @@ class Plan:
         steps: updates in all.
         first_step: what startup and one step take of each device.
         by_device: everything that each is asked for, by what it is for.
+        expense: what a calibration would save, in a sentence; None where nothing much.
     """
 
     specs: tuple[DeviceSpec, ...]
     steps: int
     first_step: tuple[Usage, ...]
     by_device: tuple[Spending, ...]
+    expense: str | None = None
 
     @property
     def by_purpose(self) -> Spending:
@@ -117,7 +121,9 @@ def _rehearse(
 ) -> Plan:
     sessions = {name: Session(rehearse(device)) for name, device in devices.items()}
     specs = tuple(device.spec for device in devices.values())
-    fit = Fit(config, task, splits, attach_devices(config, task, sessions))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExpensiveGradientWarning)  # the plan says it
+        fit = Fit(config, task, splits, attach_devices(config, task, sessions))
     seen: list[Spending] = [{} for _ in sessions]
 
     def spent() -> list[Spending]:
@@ -173,7 +179,14 @@ def _rehearse(
         part.append((config.epochs, evaluation[place]))
     by_device = tuple({name: usage.rounded() for name, usage in _sum(*part).items()} for part in parts)
     once_each = tuple(_total(_sum((1, before), (1, one))) for before, one in zip(startup, first, strict=True))
-    return Plan(specs, total, once_each, by_device)
+    return Plan(specs, total, once_each, by_device, _expense(config, fit))
+
+
+def _expense(config: RunConfig, fit: Fit) -> str | None:
+    if config.method.name != "auto":
+        return None
+    said = (expected_expense(layer.session.spec, layer.estimator) for layer in fit.layers)
+    return next((sentence for sentence in said if sentence is not None), None)
 
 
 def usage_by_purpose(sessions: Iterable[Session]) -> Spending:

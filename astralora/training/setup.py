@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from devices import Device, DeviceError, Session, derive_seed, offer_device
+from devices import CalibratedDevice, Device, DeviceError, Session, derive_seed, offer_device
 
 from ..attachment import ATTACH_OPTIONS, attach, layer_width
-from ..methods import choose_method
+from ..methods import ExpensiveGradientWarning, choose_method
 from ..tasks import TASKS, Task
 from .config import DeviceConfig, RunConfig
 
@@ -59,7 +60,8 @@ def _make_device(config: RunConfig, width: tuple[int, int], name: str | None) ->
             device=chosen.name,
             operation="open",
         )
-    return offer_device(chosen.name, offered, **insisted, **chosen.options)
+    device = offer_device(chosen.name, offered, **insisted, **chosen.options)
+    return device if chosen.calibration is None else CalibratedDevice(device, chosen.calibration, retry=config.retry)
 
 
 def check_method(config: RunConfig, device: Device) -> None:
@@ -70,7 +72,9 @@ def check_method(config: RunConfig, device: Device) -> None:
     """
     method = config.method
     options = {name: value for name, value in method.options.items() if name not in ATTACH_OPTIONS}
-    choose_method(Session(device), method.name, method.estimator, method.surrogate, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExpensiveGradientWarning)  # plan and report say it
+        choose_method(Session(device), method.name, method.estimator, method.surrogate, **options)
 
 
 def attach_devices(config: RunConfig, task: Task, sessions: Mapping[str, Session]) -> nn.Module:

@@ -18,7 +18,9 @@ from devices.safety import stop_on_signals
 
 from ..errors import ConfigurationError
 from ..health import StaleGradientWarning
+from ..methods import ExpensiveGradientWarning, expected_expense
 from ..reports import RunData, run_report
+from ..twin_drift import StaleCalibrationWarning
 from .config import RunConfig
 from .fit import Fit, Record
 from .folder import RunFolder
@@ -88,7 +90,8 @@ def train(
         listener({"event": "start", "steps": config.epochs * ceil(len(splits.train_inputs) / config.batch_size)})
     with _stoppable() as stop_asked, warnings.catch_warnings():
         # The report says it, with the number.
-        warnings.simplefilter("ignore", StaleGradientWarning)
+        for said in (StaleGradientWarning, StaleCalibrationWarning, ExpensiveGradientWarning):
+            warnings.simplefilter("ignore", said)
         baseline: float | None = None
         if state is not None:
             baseline = state["baseline"]
@@ -188,6 +191,7 @@ def _summary(
     epochs = [record for record in metrics if record["event"] == "epoch"]
     layer = fit.layers[0]
     step = layer.estimator.step_choice
+    drifts = [drift for each in fit.layers if (drift := each.surrogate.drift) is not None]
     healths = [each.health for each in fit.layers if each.health is not None]
     summary: dict[str, Any] = {
         "task": config.task,
@@ -200,6 +204,10 @@ def _summary(
         "step_bound": None if step is None else step.bound,
         "surrogate_health": min(healths, default=None),
         "fit_residual": layer.fit_residual,
+        "expense": expected_expense(layer.session.spec, layer.estimator) if config.method.name == "auto" else None,
+        "twin_unexplained": max((d.unexplained for d in drifts if d.unexplained is not None), default=None),
+        "needs_calibration": any(drift.needs_calibration for drift in drifts),
+        "calibration": config.device.calibration,
         "seed": config.seed,
         "epochs": len(epochs),
         "steps": fit.step,

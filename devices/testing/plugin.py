@@ -72,7 +72,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def simulated_device() -> Iterator[Callable[..., Session]]:
     """A function of a registered name and its options that opens the device behind a session."""
-    from ..registry import open_device
+    from ..opening import open_device
 
     opened: list[Session] = []
 
@@ -151,7 +151,7 @@ def hardware_device(request: pytest.FixtureRequest) -> Iterator[Session]:
     """The device that ``--device`` names, open behind a session."""
     if not request.param:
         pytest.skip("needs hardware: name it with --device BENCH.toml")
-    from ..registry import open_device
+    from ..opening import open_device
 
     with open_device(request.param) as session:
         yield session

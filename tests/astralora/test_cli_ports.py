@@ -78,11 +78,67 @@ def test_training_over_a_pseudo_terminal_ends_with_the_weights_of_training_in_pr
 
 def test_check_passes_over_tcp_and_tells_it_as_json(tmp_path: Path) -> None:
     with emulate(tmp_path, "slm", "--tcp", "127.0.0.1:0", "--in-features", "8", "--out-features", "6") as place:
-        done = run(tmp_path, "check", place["device"], "--set", f"port={place['options']['port']}", "--json")
+        done = run(
+            tmp_path,
+            "check",
+            place["device"],
+            "--set",
+            f"port={place['options']['port']}",
+            "--json",
+            "--budget-programs",
+            "60",
+            "--budget-vectors",
+            "3000",
+            "--drift-seconds",
+            "0.05",
+        )
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads(done.stdout)
-    assert {tuple(result) for result in results} == {("check", "passed", "detail")}
-    assert all(result["passed"] for result in results)
+    assert {tuple(result) for result in results["checks"]} == {("check", "passed", "detail")}
+    assert all(result["passed"] for result in results["checks"])
+    spent = results["characterisation"]["spent"]
+    assert 40 < spent["programs"] <= 60
+    assert 1500 < spent["vectors"] <= 3000
+
+
+def test_measures_a_chip_behind_scpi_within_its_budget(tmp_path: Path) -> None:
+    with emulate(
+        tmp_path,
+        "matvec",
+        "--scpi",
+        "127.0.0.1:0",
+        "--in-features",
+        "4",
+        "--out-features",
+        "4",
+        "--impairments",
+        "lab",
+    ) as place:
+        done = run(
+            tmp_path,
+            "check",
+            place["device"],
+            "--set",
+            f"port={place['options']['port']}",
+            "--json",
+            "--only",
+            "noise",
+            "--only",
+            "survey",
+            "--only",
+            "converters",
+            "--budget-programs",
+            "20",
+            "--budget-vectors",
+            "1500",
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    measured = json.loads(done.stdout)["characterisation"]
+    assert measured["spent"]["programs"] <= 20
+    assert measured["spent"]["vectors"] <= 1500
+    found = {finding["name"]: finding for finding in measured["findings"]}
+    assert found["noise_std"]["agrees"]
+    assert found["output_levels"]["value"] == 255
 
 
 def test_faults_on_purpose_are_counted_at_the_end(tmp_path: Path) -> None:
@@ -155,7 +211,7 @@ def test_a_failed_check_makes_the_exit_code_one(monkeypatch: pytest.MonkeyPatch)
     assert "1 of 2 checks failed." in result.stderr
     as_json = invoke("check", "liar", "--only", "linearity", "--json")
     assert as_json.exit_code == 1
-    assert json.loads(as_json.stdout)[0]["passed"] is False
+    assert json.loads(as_json.stdout)["checks"][0]["passed"] is False
 
 
 def test_the_wire_adds_less_than_one_percent() -> None:

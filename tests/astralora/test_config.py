@@ -28,7 +28,7 @@ def test_a_written_configuration_is_complete_and_reads_back(tmp_path: Path) -> N
     ("text", "complaint"),
     [
         ("epoch = 3", "epoch in .*: .*; known are task, seed, epochs"),
-        ("[device]\ncolour = 1", "device.colour in .*; known are name, impairments, seed, options"),
+        ("[device]\ncolour = 1", "device.colour in .*; known are name, impairments, seed, calibration, options"),
         ("epochs = 0", "epochs in .*greater than 0"),
         ("epochs = ", "is not TOML"),
         ("learning_rate = nan", "learning_rate"),
@@ -48,7 +48,7 @@ def test_a_bad_file_is_told_in_one_sentence(text: str, complaint: str, tmp_path:
         (["epochs"], "--set takes KEY=VALUE, not 'epochs'"),
         (["=3"], "--set takes KEY=VALUE"),
         (["epochs=2", "epochs.x=3"], "epochs has a value of its own"),
-        (["device.nothing=3"], "known are name, impairments, seed, options"),
+        (["device.nothing=3"], "known are name, impairments, seed, calibration, options"),
     ],
 )
 def test_a_bad_setting_is_told_in_one_sentence(settings: Any, complaint: str) -> None:

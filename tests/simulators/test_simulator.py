@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from devices import Device, Differentiable, NotConnected, OutOfRange, ProgramsMany, Snapshots, initial_controls
 from simulators import KINDS, PRESETS, Impairments, MatVec, SimulatedDevice
 from simulators.chip import quantize
-from simulators.wander import Wander
+from simulators.wander import Process, Wander
 
 
 def start(session: Any) -> torch.Tensor:
@@ -24,6 +24,11 @@ def start(session: Any) -> torch.Tensor:
 
 def vectors(count: int, width: int, generator: torch.Generator) -> torch.Tensor:
     return torch.empty(count, width).uniform_(-1, 1, generator=generator)
+
+
+def acted(device: SimulatedDevice, written: torch.Tensor) -> torch.Tensor:
+    """What controls that are written do on this chip."""
+    return device._chip.act(written, *device._as(written.dtype))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -163,13 +168,13 @@ def test_crosstalk_reaches_the_four_neighbours(kind: str) -> None:
         for other, (k, n) in places.items():
             if abs(i - k) + abs(j - n) == 1:
                 expected[other, control] = share
-    torch.testing.assert_close(device._chip.act(torch.eye(count)).T, expected)
+    torch.testing.assert_close(acted(device, torch.eye(count)).T, expected)
 
 
 def test_dead_and_stuck_controls_do_not_answer() -> None:
     law = Impairments(dead_fraction=0.02, stuck_fraction=0.03)
     device = SimulatedDevice(MatVec(), 20, 20, impairments=law)
-    low, high = (device._chip.act(torch.full((400,), value)) for value in (-0.5, 0.5))
+    low, high = (acted(device, torch.full((400,), value)) for value in (-0.5, 0.5))
     silent = low == high
     assert int(silent.sum()) == 8 + 12
     assert int((low[silent] == -1).sum()) == 8, "the dead ones sit at the low end"
@@ -191,7 +196,7 @@ def test_programs_and_vectors_move_the_clock(simulated: Any) -> None:
 
 def test_wander_is_an_ornstein_uhlenbeck_process() -> None:
     count, std, seconds = 20_000, 0.3, 2.0
-    wander = Wander(count, std, seconds, torch.Generator().manual_seed(0))
+    wander = Wander(count, [Process(std, seconds)], torch.Generator().manual_seed(0))
     assert wander.value is not None
     before = wander.value.clone()
     for step in range(1, 6):
@@ -207,7 +212,7 @@ def test_wander_looks_the_same_however_often_it_is_looked_at() -> None:
     count, std, seconds = 20_000, 0.3, 2.0
     changes = []
     for looks in (1, 50):
-        wander = Wander(count, std, seconds, torch.Generator().manual_seed(looks))
+        wander = Wander(count, [Process(std, seconds)], torch.Generator().manual_seed(looks))
         assert wander.value is not None
         before = wander.value.clone()
         for look in range(1, looks + 1):

@@ -1,0 +1,6 @@
+"""What a device is like, measured without knowing its law."""
+
+from .characterise import MEASUREMENTS, characterise
+from .findings import Characterisation, Finding
+
+__all__ = ["MEASUREMENTS", "Characterisation", "Finding", "characterise"]

@@ -1,0 +1,326 @@
+"""Measurements of signals: noise, converters, linearity, dead channels."""
+
+from __future__ import annotations
+
+from math import log2, sqrt
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from devices import DeviceError, Model, make_model
+
+from .examiner import Examiner, lattice_step
+from .findings import Finding
+from .measurement import Cost, Effort, Measurement, agrees, scan_levels
+
+__all__ = ["Converters", "Noise", "Ramp", "Survey"]
+
+
+class Noise(Measurement):
+    """A few vectors, over and over: the noise floor of every output, and its spectrum."""
+
+    name = "noise"
+    priority = 0
+    _queries = 64
+
+    def cost(self, examiner: Examiner, effort: Effort) -> Cost:
+        """One program; at least 2 vectors, 64 times each."""
+        return Cost(1, self._queries * self._each(effort))
+
+    def run(self, examiner: Examiner, effort: Effort) -> list[Finding]:
+        """Noise of one query, and what is slower than that."""
+        vectors = examiner.vectors(self._each(effort))
+        examiner.session.program(examiner.base)
+        start = examiner.clock.clock_seconds
+        answers = torch.stack([examiner.ask(vectors) for _ in range(self._queries)]).double()
+        elapsed = examiner.clock.clock_seconds - start
+        within = answers - answers.mean(dim=0)
+        variances, noise, error = examiner.find_noise(answers)
+        spec, outputs = examiner.spec, len(variances)
+        low, high = max(noise - 3 * error, 0.0), noise + 3 * error
+        found = [
+            Finding(
+                name="noise_std",
+                measurement=self.name,
+                value=noise,
+                low=low,
+                high=high,
+                unit="output units",
+                promised=spec.noise_std,
+                agrees=low <= spec.noise_std * 1.05 and spec.noise_std <= high * 1.05 + 1e-12,
+                sentence=f"One output of one query has a noise of {noise:.3g}, rounding aside.",
+                data={
+                    "outputs": list(range(outputs)),
+                    "std": variances.sqrt().tolist(),
+                    "samples": within.flatten()[:20000].tolist(),
+                },
+            ),
+            self._spectrum(answers, elapsed),
+        ]
+        if spec.output_range is not None:
+            span = spec.output_range[1] - spec.output_range[0]
+            bits = log2(span / (sqrt(12) * examiner.noise_std))
+            found.append(
+                Finding(
+                    name="output_enob",
+                    measurement=self.name,
+                    value=bits,
+                    low=log2(span / (sqrt(12) * max(examiner.noise_std + 3 * error, 1e-300))),
+                    high=log2(span / (sqrt(12) * max(examiner.noise_std - 3 * error, examiner.noise_std / 2))),
+                    unit="bits",
+                    sentence=f"Outputs are worth {bits:.1f} bits: noise and rounding are those of so many.",
+                )
+            )
+        return found
+
+    def _spectrum(self, answers: Tensor, elapsed: float) -> Finding:
+        """Power against frequency, and from where on it is not white."""
+        from scipy import signal  # half a second that importing astralora is not to take
+
+        series = (answers - answers.mean(dim=0)).flatten(0, 1).numpy()
+        rate = len(series) / elapsed if elapsed > 0 else 1.0
+        frequencies, power = signal.welch(series, fs=rate, nperseg=max(8, len(series) // 8), axis=0)
+        # A chip without noise has no spectrum to speak of; nothing is to be divided by it all the same.
+        frequencies, power = frequencies[1:], power[1:].mean(axis=1) + np.finfo(float).tiny ** 0.5
+        # White plus 1/f: least squares in relative errors, neither of them negative.
+        terms = np.stack([np.ones_like(frequencies), 1 / frequencies], axis=1) / power[:, None]
+        white, flicker = np.maximum(np.linalg.lstsq(terms, np.ones_like(power), rcond=None)[0], 0.0)
+        segments = 15 * answers.shape[2]
+        # At the lowest frequency, averages of so many periodograms scatter by their inverse root.
+        visible = flicker / frequencies[0] > 4 * white / sqrt(segments)
+        corner = float(flicker / white) if visible and white > 0 else 0.0
+        said = f"1/f noise up to {corner:.3g} Hz, white above" if corner else "white"
+        return Finding(
+            name="flicker_corner",
+            measurement=self.name,
+            value=corner,
+            unit="Hz",
+            sentence=f"The noise is {said}, from {frequencies[0]:.3g} to {frequencies[-1]:.3g} Hz.",
+            data={"frequency": frequencies.tolist(), "power": power.tolist(), "white": float(white), "corner": corner},
+        )
+
+    def _each(self, effort: Effort) -> int:
+        return max(2, round(16 * effort.repeats))
+
+
+class Survey(Measurement):
+    """Transfer matrices at settings all over the range: dead channels, and controls that do not move."""
+
+    name = "survey"
+    priority = 1
+    linear = True
+
+    def cost(self, examiner: Examiner, effort: Effort) -> Cost:
+        """A program for each of at least 6 settings."""
+        count = self._count(effort)
+        return Cost(count, count * self._repeats(effort) * len(examiner.rows))
+
+    def run(self, examiner: Examiner, effort: Effort) -> list[Finding]:
+        """The survey itself, and what can be seen in it without knowing the kind."""
+        settings = examiner.settings(self._count(effort))
+        matrices = []
+        for setting in settings:
+            examiner.session.program(setting)
+            matrices.append(examiner.matrix(self._repeats(effort)))
+        matrix = torch.stack(matrices)
+        error = examiner.entry_error(self._repeats(effort))
+        examiner.survey, examiner.survey_error = (settings, matrix), error
+        power = matrix.square().mean(dim=0) - error**2
+        rows, columns = power.mean(dim=1), power.mean(dim=0)
+        found = [
+            self._dead("dead_outputs", rows, error**2 * sqrt(2 / (len(matrix) * matrix.shape[2]))),
+            self._dead("dead_inputs", columns, error**2 * sqrt(2 / (len(matrix) * matrix.shape[1]))),
+        ]
+        if examiner.spec.coupling == "elementwise":
+            found.append(self._stuck(matrix, error, rows))
+            found.append(_curve(examiner, settings, matrix))
+        return found
+
+    def _dead(self, name: str, power: Tensor, error: float) -> Finding:
+        dead = (power < 0.02 * power.median() + 4 * error).nonzero()[:, 0].tolist()
+        if float(power.median()) < 4 * error:
+            dead = []  # nothing can be told of a chip that is all noise
+        what = name.replace("_", " ")
+        return Finding(
+            name=name,
+            measurement=self.name,
+            value=len(dead),
+            low=len(dead),
+            high=len(dead),
+            sentence=f"There are no {what}." if not dead else f"{len(dead)} {what}: {_some(dead)}.",
+            data={"which": dead, "power": power.clamp_min(0).tolist()},
+        )
+
+    def _stuck(self, matrix: Tensor, error: float, rows: Tensor) -> Finding:
+        """Controls whose entry stays as it is wherever they are put, in rows that see anything."""
+        moved = matrix.var(dim=0) - error**2
+        alive = rows > 0.02 * rows.median() + 4 * error**2 * sqrt(2 / (len(matrix) * matrix.shape[2]))
+        typical = moved[alive].median()
+        still = (moved < 0.02 * typical + 4 * error**2 * sqrt(2 / (len(matrix) - 1))) & alive.unsqueeze(1)
+        resolvable = bool(typical > 40 * error**2 * sqrt(2 / (len(matrix) - 1)))
+        stuck = still.flatten().nonzero()[:, 0].tolist() if resolvable else []
+        sentence = "All controls move." if not stuck else f"{len(stuck)} controls do not move: {_some(stuck)}."
+        return Finding(
+            name="stuck_controls",
+            measurement=self.name,
+            value=len(stuck) if resolvable else None,
+            low=len(stuck) if resolvable else None,
+            high=len(stuck) if resolvable else None,
+            sentence=sentence if resolvable else "Noise hides whether every control moves; give more vectors.",
+            data={"which": stuck, "moved": (moved / typical.clamp_min(1e-30)).flatten().tolist()[:65536]},
+        )
+
+    def _count(self, effort: Effort) -> int:
+        return max(6, round(12 * effort.settings))
+
+    def _repeats(self, effort: Effort) -> int:
+        return max(1, round(2 * effort.repeats))
+
+
+class Ramp(Measurement):
+    """One pattern of light at random strengths: codes of the inputs, and how straight the way through is."""
+
+    name = "ramp"
+    priority = 2
+    linear = True
+
+    def cost(self, examiner: Examiner, effort: Effort) -> Cost:
+        """One program, at least 128 vectors."""
+        return Cost(1, self._count(effort))
+
+    def run(self, examiner: Examiner, effort: Effort) -> list[Finding]:
+        """Levels of the inputs, and linearity error."""
+        count = self._count(effort)
+        examiner.session.program(examiner.base)
+        signs = examiner.vectors(1).sign()
+        low = -1.0 if examiner.signed else 0.0
+        strengths = low + (1 - low) * torch.rand(count, generator=examiner.generator, dtype=torch.float64)
+        span = examiner.amplitude * examiner.limit
+        values = (strengths * span).float()
+        answers = examiner.ask(values.unsqueeze(1) * signs.clamp_min(low)).double()
+        values = values.double()
+        # Every output is a straight line of its own; weighed by their slopes they make one good one.
+        line = torch.stack([torch.ones_like(values), values], dim=1)
+        slopes = torch.linalg.lstsq(line, answers).solution[1]
+        weight = slopes / slopes.square().sum().clamp_min(1e-300)
+        response = (answers - answers.mean(dim=0)) @ weight
+        error = examiner.noise_std * float(weight.square().sum().sqrt())
+        bent = torch.stack([torch.ones_like(values), values, values**2, values**3], dim=1)
+        straight = line @ torch.linalg.lstsq(line, response[:, None]).solution[:, 0]
+        curved = bent @ torch.linalg.lstsq(bent, response[:, None]).solution[:, 0]
+        departure = float((curved - straight).abs().max()) / (2 * span if examiner.signed else span)
+        # The saw of coarse converters scatters the answers too.
+        rough = max(error, float((response - curved).square().mean().sqrt()))
+        scatter = 3 * rough * sqrt(2 / count) / span
+        found = [
+            Finding(
+                name="linearity_error",
+                measurement=self.name,
+                value=departure,
+                low=max(departure - 3 * scatter, 0.0),
+                high=departure + 3 * scatter,
+                unit="share of the range",
+                promised=0.0 if examiner.spec.linear else None,
+                agrees=departure - 3 * scatter <= 0.005 if examiner.spec.linear else None,
+                sentence=f"From a straight line the answers depart by {100 * departure:.2g} % of the range at most.",
+                data={"strength": values[:2000].tolist(), "response": response[:2000].tolist()},
+            )
+        ]
+        bounds = examiner.spec.input_range
+        if bounds is not None:
+            left = response - curved
+            projector = torch.linalg.qr(bent).Q
+
+            def departures(levels: int) -> Tensor:
+                step = (bounds[1] - bounds[0]) / (levels - 1)
+                off = bounds[0] + step * ((values - bounds[0]) / step).round() - values
+                departed: Tensor = off - projector @ (projector.mT @ off)
+                return departed
+
+            found.append(
+                scan_levels(
+                    "input_levels",
+                    self.name,
+                    departures,
+                    left,
+                    error,
+                    examiner.spec.input_levels,
+                    finest=(bounds[1] - bounds[0]) / sqrt(12),
+                    samples=count,
+                )
+            )
+        return found
+
+    def _count(self, effort: Effort) -> int:
+        return max(128, round(1024 * effort.repeats))
+
+
+class Converters(Measurement):
+    """The lattice that all answers so far lie on: codes of the outputs. Costs nothing."""
+
+    name = "converters"
+    priority = 9
+
+    def cost(self, examiner: Examiner, effort: Effort) -> Cost:
+        """Nothing."""
+        return Cost(0, 0)
+
+    def run(self, examiner: Examiner, effort: Effort) -> list[Finding]:
+        """Levels of the outputs."""
+        spec = examiner.spec
+        step = lattice_step(torch.cat([part.flatten() for part in examiner.seen]))
+        bounds = spec.output_range
+        levels = round((bounds[1] - bounds[0]) / step) + 1 if step and bounds is not None else None
+        if step:
+            sentence = f"Outputs step by {step:.4g}" + (f": {levels} codes." if levels else ".")
+        else:
+            sentence = f"No steps can be seen in {sum(part.numel() for part in examiner.seen):,} outputs."
+        return [
+            Finding(
+                name="output_levels",
+                measurement=self.name,
+                value=levels,
+                low=levels,
+                high=levels,
+                promised=spec.output_levels,
+                agrees=agrees(spec.output_levels, levels),
+                sentence=sentence,
+                data={"step": step or None},
+            )
+        ]
+
+
+def _curve(examiner: Examiner, settings: Tensor, matrix: Tensor) -> Finding:
+    """Mean and spread of the entries against their own control, over all controls that move."""
+    controls, entries = settings.flatten(), matrix.flatten(1).flatten()
+    order = controls.argsort()
+    parts = [(controls[part], entries[part]) for part in order.tensor_split(24)]
+    drawn = _drawn(examiner, [float(part.mean()) for part, _ in parts])
+    x = [float(part.mean()) for part, _ in parts]
+    y, spread = [float(part.median()) for _, part in parts], [float(part.std()) for _, part in parts]
+    return Finding(
+        name="transfer_curve",
+        measurement="survey",
+        value=None,
+        sentence=f"Entries run from {min(y):.3g} to {max(y):.3g} over the controls' range.",
+        data={"control": x, "entry": y, "spread": spread, **({} if drawn is None else {"promised": drawn})},
+    )
+
+
+def _drawn(examiner: Examiner, controls: list[float]) -> list[float] | None:
+    """Entries at uniform settings as the device's own kind has them, if it is one of those that are simulated."""
+    spec = examiner.spec
+    try:
+        model = make_model(Model(name=spec.name), spec)
+    except DeviceError:
+        return None
+    settings = torch.tensor(controls).unsqueeze(1).expand(-1, spec.num_controls)
+    unit = torch.zeros(1, spec.in_features)
+    unit[0, 0] = 1.0
+    entries: list[float] = model.law({}, settings, unit)[:, 0, 0].tolist()
+    return entries
+
+
+def _some(which: list[int]) -> str:
+    return ", ".join(map(str, which[:8])) + (", ..." if len(which) > 8 else "")

@@ -1,0 +1,74 @@
+"""One page that needs no network: verdicts first, then pictures, then everything else."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from jinja2 import Environment, PackageLoader
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from devices.files import write_atomically
+
+from ..errors import ConfigurationError
+from .plots import as_png, prepare
+
+__all__ = ["Verdict", "draw", "render", "write_report"]
+
+
+class Verdict(NamedTuple):
+    """What something comes to, in a sentence.
+
+    Attributes:
+        text: the sentence.
+        kind: whether it is good news.
+    """
+
+    text: str
+    kind: Literal["good", "plain", "warning", "bad"] = "plain"
+
+
+def render(
+    template: str, title: str, verdicts: Sequence[Verdict], pictures: Mapping[str, bytes], **values: Any
+) -> bytes:
+    """A self-contained page as a file's content.
+
+    Args:
+        template: its name, without ``.html.j2``.
+        title: of the page.
+        verdicts: the first of all things to be read.
+        pictures: PNGs by name.
+        **values: for the rest of the template.
+    """
+    environment = Environment(loader=PackageLoader("astralora", "reports"), autoescape=True, trim_blocks=False)
+    page = environment.get_template(f"{template}.html.j2").render(
+        title=title,
+        verdicts=verdicts,
+        pictures={name: base64.b64encode(png).decode() for name, png in pictures.items()},
+        **values,
+    )
+    return page.encode()
+
+
+def draw(paint: Callable[[Axes], None]) -> bytes:
+    """One picture as PNG, by a function that paints on its axes."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    ax = figure.add_subplot()
+    prepare(ax)
+    paint(ax)
+    return as_png(figure)
+
+
+def write_report(path: Path, page: bytes) -> None:
+    """Write a page, whole or not at all.
+
+    Raises:
+        ConfigurationError: it cannot be written.
+    """
+    try:
+        write_atomically(path, page)
+    except OSError as error:
+        raise ConfigurationError(f"the report {path} cannot be written: {error.strerror or error}") from None
