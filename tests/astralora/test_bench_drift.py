@@ -5,7 +5,7 @@ def test_every_compensation_is_used_for_as_long() -> None:
     records = drift([0], size=16, epochs=1, times=(1.0, 100.0), columns=2)
     kinds = ["none", "global", "output", "columns"]
     assert [(r["compensation"], r["seconds"]) for r in records] == [(kind, t) for kind in kinds for t in (1.0, 100.0)]
-    assert all(0.1 < record["test_accuracy"] <= 1 for record in records)
+    assert all(0 < record["test_accuracy"] <= 1 for record in records)
     spent = {record["compensation"]: (record["vectors"], record["columns"]) for record in records}
     assert spent["none"] == (0, 0)
     assert spent["columns"][1] == 2
