@@ -12,6 +12,7 @@ from .check import check
 from .devices import devices
 from .emulate import emulate
 from .plan import plan
+from .report import report
 from .train import train
 
 __all__ = ["app", "main"]
@@ -29,6 +30,7 @@ app.command()(devices)
 app.command()(emulate)
 app.command()(check)
 app.command()(calibrate)
+app.command()(report)
 app.add_typer(bench, name="bench")
 
 

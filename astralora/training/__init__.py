@@ -3,7 +3,7 @@
 from .config import DeviceConfig, MethodConfig, RunConfig
 from .folder import RunFolder
 from .plan import Plan, plan
-from .trainer import Interrupted, train
+from .trainer import Interrupted, recall_run, train
 
 __all__ = [
     "DeviceConfig",
@@ -13,5 +13,6 @@ __all__ = [
     "RunConfig",
     "RunFolder",
     "plan",
+    "recall_run",
     "train",
 ]

@@ -28,7 +28,7 @@ from .plan import check_run, usage_by_purpose
 from .setup import attach_devices, make_devices, make_task
 from .tracking import Tracker
 
-__all__ = ["Interrupted", "train"]
+__all__ = ["Interrupted", "recall_run", "train"]
 
 # Between the ends of epochs, which may be hours apart on hardware.
 _CHECKPOINT_SECONDS = 300.0
@@ -134,6 +134,21 @@ def train(
     # Last: a run with a summary is complete.
     folder.write_summary(summary)
     return result
+
+
+def recall_run(folder: RunFolder) -> RunData:
+    """A finished run as it was when it ended, for its report.
+
+    Raises:
+        ConfigurationError: it has not ended.
+    """
+    summary, state = folder.summary(), folder.load()
+    if summary is None or state is None:
+        raise ConfigurationError(f"the run in {folder.path} has not ended; go on with it by --resume '{folder.path}'")
+    model = state["fit"]["model"]
+    after = [value for name, value in model.items() if name.rpartition(".")[2] == "controls"]
+    device, *_ = make_devices(folder.config, make_task(folder.config)).values()
+    return RunData(summary, folder.metrics(), state["controls_before"], after, device.spec.control_unit)
 
 
 def _run(

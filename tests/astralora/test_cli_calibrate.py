@@ -1,0 +1,97 @@
+"""From the command line: calibrate, train with what was found, report."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from astralora.cli.app import app
+
+SMALL = ("--in-features", "16", "--out-features", "16")
+
+
+def invoke(*arguments: object) -> "tuple[int, str, str]":
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code, result.stdout, " ".join(result.stderr.split())
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("calibration") / "chip.cal.json"
+    code, said, _ = invoke("calibrate", "mzi", *SMALL, "--budget-programs", 30, "-o", path)
+    assert code == 0
+    assert "The law fits" in said
+    return path
+
+
+def test_a_calibration_is_told_as_json(tmp_path: Path) -> None:
+    code, said, _ = invoke("calibrate", "slm", *SMALL, "--budget-programs", 20, "--json", "-o", tmp_path / "c.json")
+    assert code == 0
+    told = json.loads(said)
+    assert told["fit"]["fits"]
+    assert told["spent"]["programs"] == 20
+
+
+def test_a_law_that_does_not_fit_makes_the_exit_code_one(tmp_path: Path) -> None:
+    code, _, said = invoke(
+        "calibrate", "slm", *SMALL, "--model", "matvec", "--budget-programs", 20, "-o", tmp_path / "c.json"
+    )
+    assert code == 1
+    assert "The law does not fit" in said
+
+
+def test_a_calibration_has_a_page(record: Path, tmp_path: Path) -> None:
+    code, said, _ = invoke("report", record, "-o", tmp_path / "page.html")
+    assert code == 0
+    assert "page.html" in said
+    assert "The law fits" in (tmp_path / "page.html").read_text()
+
+
+def test_a_check_has_a_page(tmp_path: Path) -> None:
+    _, said, _ = invoke("check", "slm", "--only", "noise", "--only", "spec", "--json", *SMALL)
+    (tmp_path / "check.json").write_text(said)
+    assert invoke("report", tmp_path / "check.json")[0] == 0
+    assert "One output of one query" in (tmp_path / "check.html").read_text()
+
+
+def test_a_run_has_its_page_again(tmp_path: Path) -> None:
+    options = ("--in-features", 16, "--out-features", 8, "--epochs", 1, "--batch-size", 400, "--no-baseline")
+    assert invoke("train", *options, "-o", tmp_path / "run")[0] == 0
+    first = (tmp_path / "run" / "report.html").read_bytes()
+    assert invoke("report", tmp_path / "run", "-o", tmp_path / "again.html")[0] == 0
+    assert (tmp_path / "again.html").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("report", "nothing.json"), "nothing.json cannot be read: No such file or directory"),
+        (("calibrate", "mzi", "--budget-programs", 8, "--budget-vectors", 4), "needs at least 3 programs"),
+        (("calibrate", "mzi", "--model", "colour"), "there is no device named 'colour'"),
+        (("calibrate", "mzi", "--model", "slm"), "has 256 controls at 16 x 16, and 'mzi' has 240"),
+        (("train", "--calibration", "nothing.json"), "the calibration nothing.json cannot be read"),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence(arguments: tuple[object, ...], sentence: str) -> None:
+    code, _, said = invoke(*arguments)
+    assert code == 1
+    assert sentence in said
+    assert said.count("error:") == 1
+
+
+def test_another_chips_calibration_is_refused_before_a_run_begins(record: Path, tmp_path: Path) -> None:
+    code, _, said = invoke(
+        "train", "--device", "mzi", *SMALL, "--seed", 1, "--calibration", record, "-o", tmp_path / "r"
+    )
+    assert code == 1
+    assert "the calibration was taken on sim-mzi-16x16-0" in said
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_plan_tells_what_a_calibration_would_save() -> None:
+    code, said, _ = invoke(
+        "plan", "--device", "mzi", "--in-features", 32, "--out-features", 32, "--epochs", 1, "--json"
+    )
+    assert code == 0
+    assert "'astralora calibrate' takes some 64 programs once" in json.loads(said)["expense"]
