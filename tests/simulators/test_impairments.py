@@ -321,6 +321,20 @@ def test_what_is_written_for_a_flawed_chip_makes_it_flawless(
     torch.testing.assert_close(flawed.transfer(written, x), perfect.transfer(wanted, x), atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["slm", "mzi"])
+def test_autograd_follows_the_law_into_its_constants(kind: str, generator: torch.Generator) -> None:
+    device = chip(kind, 4, 4)
+    controls = 1 + 3 * torch.rand(2, device.spec.num_controls, generator=generator, dtype=torch.float64)
+    inputs = torch.rand(3, 4, generator=generator, dtype=torch.float64)
+    names = list(device.constants())
+    values = [
+        (known.nominal + 0.02 * torch.randn(known.shape, generator=generator, dtype=torch.float64)).requires_grad_()
+        for known in device.constants().values()
+    ]
+    law = lambda *constants: device.law(dict(zip(names, constants, strict=True)), controls, inputs)  # noqa: E731
+    assert torch.autograd.gradcheck(law, values)
+
+
 def test_one_flaw_leaves_the_draws_of_the_others_alone() -> None:
     one = chip("mzi", 4, 4, gamma_std=0.01).true_constants
     two = chip("mzi", 4, 4, gamma_std=0.01, splitter_error_std=0.02, crosstalk=0.01).true_constants
