@@ -120,51 +120,37 @@ def overhead_png(records: Sequence[Record]) -> bytes:
     return as_png(figure)
 
 
-def drift_png(records: Sequence[Record]) -> bytes:
-    """Accuracy and error of the outputs against time after the program, a column for each model.
-
-    Lines are means over the seeds, and the bands reach from the least to the most.
-    """
-    models = list(dict.fromkeys(record["model"] for record in records))
-    colours = _coloured([record["compensation"] for record in records])
-    figure = Figure(figsize=(5.2 * len(models) + 0.6, 6.4), layout="constrained")
-    axes = figure.subplots(2, len(models), squeeze=False, sharex=True, sharey="row")
-    for row, what in zip(axes, ("test_accuracy", "output_error"), strict=True):
-        for ax, model in zip(row, models, strict=True):
-            prepare(ax)
-            for kind, colour in colours.items():
-                groups: defaultdict[float, list[float]] = defaultdict(list)
-                for record in records:
-                    if (record["model"], record["compensation"]) == (model, kind):
-                        groups[record["seconds"]].append(record[what])
-                ax.plot(groups, [fmean(values) for values in groups.values()], "o-", color=colour, lw=1.4, ms=4)
-                ends = [[pick(values) for values in groups.values()] for pick in (min, max)]
-                ax.fill_between(list(groups), *ends, color=colour, alpha=0.12, lw=0)
-            ax.set(xscale="log")
-            ax.set_xticks([1, 60, 3600, 86400], ["1 s", "1 min", "1 h", "1 day"])
-            ax.minorticks_off()
-            ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-    for ax, model in zip(axes[0], models, strict=True):
-        ax.set_title({"plain": "one crossbar", "normed": "two crossbars, each normalised"}.get(model, model))
-    for ax in axes[1]:
-        ax.set(xlabel="since the program", ylim=(0, None))
-    axes[0][0].set_ylabel("test accuracy")
-    axes[1][0].set_ylabel("error of the outputs")
-    marks = [Line2D([], [], color=colour, lw=2, label=_cost(records, kind)) for kind, colour in colours.items()]
-    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), frameon=False, title="compensation")
-    return as_png(figure)
-
-
-def _cost(records: Sequence[Record], kind: str) -> str:
-    """A compensation's name with what a chip pays for it, of the records' first model."""
-    last = next(r for r in reversed(records) if (r["model"], r["compensation"]) == (records[0]["model"], kind))
-    spent = ", ".join(f"{last[what]} {what}" for what in ("vectors", "columns") if last[what])
-    return f"{kind}: {spent}" if spent else kind
-
-
 def _label(method: str, samples: int | None) -> str:
     return method if samples is None else f"{method}, {samples} {'sample' if samples == 1 else 'samples'}"
 
 
 def _coloured(names: Sequence[Any]) -> dict[Any, str]:
     return {name: _COLOURS[place % len(_COLOURS)] for place, name in enumerate(dict.fromkeys(names))}
+
+
+def drift_png(records: Sequence[Record]) -> bytes:
+    """Accuracy against time after the program, for each compensation; least to most over the seeds."""
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    ax = figure.add_subplot()
+    prepare(ax)
+    kinds = list(dict.fromkeys(record["compensation"] for record in records))
+    for place, kind in enumerate(kinds):
+        times = sorted({record["seconds"] for record in records})
+        found = [
+            [r["test_accuracy"] for r in records if (r["compensation"], r["seconds"]) == (kind, seconds)]
+            for seconds in times
+        ]
+        colour = f"C{place}"
+        ax.plot(times, [100 * sum(each) / len(each) for each in found], "o-", ms=4, color=colour, label=kind)
+        ax.fill_between(
+            times,
+            [100 * min(each) for each in found],
+            [100 * max(each) for each in found],
+            color=colour,
+            alpha=0.15,
+            lw=0,
+        )
+    ax.set_xscale("log")
+    ax.set(xlabel="time after the program, s", ylabel="test accuracy, %", title="A day of inference on drifting memory")
+    ax.legend(frameon=False, title="compensation")
+    return as_png(figure)
