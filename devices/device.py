@@ -29,6 +29,7 @@ __all__ = [
     "Flushes",
     "HardwareDevice",
     "ProgramsMany",
+    "PullsBack",
     "Reciprocal",
     "ReportsPeaks",
     "Resends",
@@ -145,6 +146,34 @@ class Differentiable(Protocol):
 
         Returns:
             (batch, out_features), or (settings, batch, out_features).
+        """
+        ...
+
+
+@runtime_checkable
+class PullsBack(Protocol):
+    """A `Differentiable` law that gives gradients without its answer: on a linear one, for a product fewer."""
+
+    def vjp(
+        self,
+        controls: Tensor,
+        inputs: Tensor,
+        grad_outputs: Tensor,
+        *,
+        by_controls: bool = True,
+        by_inputs: bool = True,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The vector-Jacobian product of ``transfer(controls, inputs)``.
+
+        Args:
+            controls: (num_controls,).
+            inputs: (batch, in_features).
+            grad_outputs: (batch, out_features).
+            by_controls: whether the first is wanted.
+            by_inputs: whether the second is.
+
+        Returns:
+            By controls, (num_controls,), and by inputs, (batch, in_features); None for what is not wanted.
         """
         ...
 

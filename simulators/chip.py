@@ -30,6 +30,9 @@ def quantize(values: Tensor, bounds: Range, levels: int | None) -> Tensor:
     if levels is None:
         return values.clamp(low, high)
     step = (high - low) / (levels - 1)
+    lowest = low / step
+    if lowest == round(lowest):  # zero is a code: two passes over the numbers fewer
+        return (values / step).round_().clamp_(lowest, lowest + levels - 1).mul_(step)
     codes = (values - low).div_(step).round_().clamp_(0, levels - 1)
     return codes.mul_(step).add_(low)
 
@@ -92,10 +95,24 @@ class Chip:
         acting = self.physics.actuate(written)
         gamma, bias, crosstalk = (constants.get(name) for name in ("gamma", "phase_bias", "crosstalk"))
         if gamma is not None:
-            acting = acting + acting * gamma
+            acting = torch.addcmul(acting, acting, gamma)
         if bias is not None:
             acting = acting + bias
         return acting if crosstalk is None else self._leak(acting, crosstalk)
+
+    def act_adjoint(self, grads: Tensor, written: Tensor, constants: Constants, fixed: Tensor | None = None) -> Tensor:
+        """The way back through `act` at controls ``written``: (num_controls,), without a graph of it."""
+        gamma, crosstalk = constants.get("gamma"), constants.get("crosstalk")
+        if crosstalk is not None:
+            grads = self._leak(grads, crosstalk)  # symmetric
+        if gamma is not None:
+            grads = torch.addcmul(grads, grads, gamma)
+        with torch.enable_grad():
+            leaf = written.detach().requires_grad_()
+            acting = self.physics.actuate(leaf)
+        if acting is not leaf:
+            (grads,) = torch.autograd.grad(acting, leaf, grads)
+        return grads if fixed is None else grads.where(fixed.isnan(), 0.0)
 
     def written_for(self, acting: Tensor, constants: Constants) -> Tensor:
         """The inverse of `act`, moved into the legal range: whole periods where the kind has them, else its ends."""
@@ -138,6 +155,16 @@ class Chip:
             outputs = outputs * gain
         return outputs if offset is None else outputs + offset
 
+    def modulate_adjoint(self, grads: Tensor, constants: Constants) -> Tensor:
+        """The way back through `modulate`: (..., in_features)."""
+        gain = constants.get("input_gain")
+        return grads if gain is None else grads * gain
+
+    def detect_adjoint(self, grads: Tensor, constants: Constants) -> Tensor:
+        """The way back through `detect`: (..., out_features)."""
+        gain = constants.get("output_gain")
+        return grads if gain is None else grads * gain
+
     def kind(self, constants: Constants) -> Physics:
         """The kind's law with this chip's own constants in it."""
         return self.physics.holding({name: constants[name] for name in self._own if name in constants})
@@ -149,7 +176,8 @@ class Chip:
         else:
             empty = acting.new_zeros(*leading, self._grid[0] * self._grid[1])
             grid = empty.index_copy(-1, self._places, acting).unflatten(-1, self._grid)
-        mixed: Tensor = _Leak.apply(grid, crosstalk)  # type: ignore[no-untyped-call]
+        needs_graph = torch.is_grad_enabled() and (acting.requires_grad or crosstalk.requires_grad)
+        mixed: Tensor = _Leak.apply(grid, crosstalk) if needs_graph else _leaked(grid, crosstalk)  # type: ignore[no-untyped-call]
         flat = mixed.flatten(-2)
         return flat if self._places is None else flat.index_select(-1, self._places)
 
@@ -164,13 +192,7 @@ class _Leak(torch.autograd.Function):
 
     @staticmethod
     def forward(grid: Tensor, crosstalk: Tensor) -> Tensor:
-        share = crosstalk * grid
-        mixed = grid.clone()
-        mixed[..., 1:, :] += share[..., :-1, :]
-        mixed[..., :-1, :] += share[..., 1:, :]
-        mixed[..., :, 1:] += share[..., :, :-1]
-        mixed[..., :, :-1] += share[..., :, 1:]
-        return mixed
+        return _leaked(grid, crosstalk)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
@@ -185,6 +207,16 @@ class _Leak(torch.autograd.Function):
             return back, None
         around = _Leak.apply(grid, torch.ones_like(crosstalk)) - grid  # type: ignore[no-untyped-call]
         return back, (grad * around).sum().to(crosstalk)
+
+
+def _leaked(grid: Tensor, crosstalk: Tensor) -> Tensor:
+    share, mixed = crosstalk * grid, grid.clone()
+    for dim in (-2, -1):
+        most = grid.shape[dim] - 1
+        # Not `mixed[...] += ...`, which copies the sum onto itself.
+        mixed.narrow(dim, 1, most).add_(share.narrow(dim, 0, most))
+        mixed.narrow(dim, 0, most).add_(share.narrow(dim, 1, most))
+    return mixed
 
 
 def fabricate(chip: Chip, impairments: Impairments, seed: int) -> tuple[dict[str, Tensor], Tensor | None, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from devices import Constant, Coupling
 
-from .columns import mesh_matrix
+from .lattice import mesh_matrix
 from .physics import Heated, LinearPhysics
 
 __all__ = ["MZI", "MZI3", "Mesh"]

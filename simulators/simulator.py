@@ -202,7 +202,7 @@ class SimulatedDevice:
             outputs = kind.transfer(self._present(signals.dtype), signals, self._spec.out_features)
         return self._detect(self._chip.detect(outputs, constants)).to(inputs.device)
 
-    # -- ProgramsMany, Differentiable, Identifiable -----------------------------------------------
+    # -- ProgramsMany, Differentiable, PullsBack, Identifiable -----------------------------------------------
 
     def query_each(self, controls: Tensor, inputs: Tensor) -> Tensor:
         """Program each setting in turn and pass the same vectors through, batched over settings.
@@ -262,6 +262,44 @@ class SimulatedDevice:
         constants, fixed = self._as(controls.dtype)
         moved = self._moved(self._chip.act(controls, constants, fixed), self._wander.value, self._warmth.value)
         return self._seen(moved, signals, constants).to(inputs.device)
+
+    def vjp(
+        self,
+        controls: Tensor,
+        inputs: Tensor,
+        grad_outputs: Tensor,
+        *,
+        by_controls: bool = True,
+        by_inputs: bool = True,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The vector-Jacobian product of `transfer`; see `devices.PullsBack`.
+
+        Of a linear kind, dL/dA = G^T X and dL/dX = G A take no answer: two products, and A with its own way back.
+        """
+        if not isinstance(self.physics, LinearPhysics):
+            with torch.enable_grad():
+                leaves = controls.detach().requires_grad_(by_controls), inputs.detach().requires_grad_(by_inputs)
+                answer = self.transfer(*leaves)
+            wanted = [leaf for leaf in leaves if leaf.requires_grad]
+            found = dict(zip(map(id, wanted), torch.autograd.grad(answer, wanted, grad_outputs), strict=True))
+            return found.get(id(leaves[0])), found.get(id(leaves[1]))
+        written, signals = controls.detach().to(self._device), inputs.detach().to(self._device)
+        constants, fixed = self._as(written.dtype)
+        kind = self._chip.kind(constants)
+        assert isinstance(kind, LinearPhysics)
+        acting = self._moved(self._chip.act(written, constants, fixed), self._wander.value, self._warmth.value)
+        with torch.enable_grad():
+            acting = acting.detach().requires_grad_(by_controls)
+            matrix = kind.matrix(acting, self._spec.in_features, self._spec.out_features)
+        seen = self._masked(self._chip.detect_adjoint(grad_outputs.to(self._device), constants))
+        by_control = by_input = None
+        if by_controls:
+            entries = seen.mT @ self._chip.modulate(signals, constants)
+            (moves,) = torch.autograd.grad(matrix, acting, entries)
+            by_control = self._chip.act_adjoint(moves, written, constants, fixed).to(controls.device)
+        if by_inputs:
+            by_input = self._chip.modulate_adjoint(seen @ matrix.detach(), constants).to(inputs.device)
+        return by_control, by_input
 
     def constants(self) -> dict[str, Constant]:
         """What may differ from chip to chip, by name; see `devices.Identifiable`."""
@@ -472,7 +510,8 @@ class SimulatedDevice:
         outputs = self._masked(outputs)
         clean = outputs
         if law.output_noise_fraction:
-            outputs = torch.add(outputs, self._randn(outputs), alpha=law.output_noise_fraction * full_scale)
+            noise = self._randn(outputs)
+            outputs = torch.add(outputs, noise, alpha=law.output_noise_fraction * full_scale, out=noise)
         if law.output_noise_relative:
             outputs = torch.addcmul(outputs, clean, self._randn(outputs), value=law.output_noise_relative)
         if law.shot_noise_fraction:

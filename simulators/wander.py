@@ -11,9 +11,10 @@ from torch import Tensor
 
 __all__ = ["Process", "Wander", "flicker"]
 
-# Between samples a process is held. A thousandth of the correlation time keeps the step within 4.5 % of the
-# standard deviation, and spares redrawing a whole chip for microseconds that changed nothing.
-_RESOLUTION = 1e-3
+# Between samples a process is held. A hundredth of the correlation time keeps the step within 14 % of the standard
+# deviation, far below what a converter resolves; less than a hundredth of its power moves faster than that. Redrawing a
+# whole chip for every program would cost as much as the noise of all its detectors.
+_RESOLUTION = 1e-2
 
 
 class Process(NamedTuple):

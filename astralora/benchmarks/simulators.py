@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from devices import Differentiable, Session, derive_generator, initial_controls, make_device
 
+from ..estimators.twin import pull_back
+
 __all__ = ["simulators"]
 
 Record = dict[str, Any]
@@ -26,10 +28,11 @@ def simulators(
     repeats: int = 30,
     listener: Callable[[Record], None] | None = None,
 ) -> list[Record]:
-    """Time programming, asking and differentiating a simulated device beside `nn.Linear`, forward and backward.
+    """Time a simulated device beside `nn.Linear`, forward and backward.
 
-    One pass programs new controls, asks for a batch through all impairments, and backpropagates through the device's
-    own law into controls and inputs. Digital passes are timed in turns with those of the device, in the same process.
+    One pass asks the device for a batch, through all impairments, and takes the gradients of controls and inputs from
+    its own law: without and with new controls that are programmed before. Digital passes are timed in turns with those
+    of the device, in the same process.
 
     Args:
         devices: registered names of devices with a law.
@@ -40,8 +43,9 @@ def simulators(
         listener: told every record as it comes.
 
     Returns:
-        Flat records of device, impairments, size, batch, seconds, linear_seconds and multiple; and of
-        ``multiple_of_256``, which compares with `nn.Linear` of 256 x 256 whatever the size.
+        Flat records of device, impairments, size, batch; of seconds without a program, with_program and linear_seconds;
+        and of ``multiple`` and ``multiple_with_program`` of `nn.Linear`, ``multiple_of_256`` and
+        ``multiple_of_256_with_program`` of one of 256 x 256 whatever the size.
     """
     records = []
     widest = _Digital(256, batch)
@@ -49,7 +53,11 @@ def simulators(
         digital = widest if size == 256 else _Digital(size, batch)
         for name in devices:
             simulated = _Simulated(name, impairments, size, batch)
-            seconds, linear, wide = _medians([simulated, digital, widest], repeats)
+            passes: list[Callable[[], None]] = [simulated, simulated.programmed, digital]
+            if digital is not widest:
+                passes.append(widest)
+            seconds, programmed, linear, *others = _medians(passes, repeats)
+            wide = others[0] if others else linear
             records.append(
                 {
                     "device": name,
@@ -57,9 +65,12 @@ def simulators(
                     "size": size,
                     "batch": batch,
                     "seconds": seconds,
+                    "with_program": programmed,
                     "linear_seconds": linear,
                     "multiple": seconds / linear,
+                    "multiple_with_program": programmed / linear,
                     "multiple_of_256": seconds / wide,
+                    "multiple_of_256_with_program": programmed / wide,
                 }
             )
             if listener is not None:
@@ -85,7 +96,7 @@ class _Digital:
 
 
 class _Simulated:
-    """One pass of a simulated device: program, query, and gradients of its law."""
+    """One pass of a simulated device: query, and gradients of its law."""
 
     def __init__(self, name: str, impairments: str, size: int, batch: int) -> None:
         device = make_device(name, in_features=size, out_features=size, impairments=impairments)
@@ -95,20 +106,29 @@ class _Simulated:
         self._law = law
         self._session.open()
         generator = derive_generator(0, "bench")
-        self._controls = [initial_controls(device.spec, generator).requires_grad_() for _ in range(2)]
+        self._controls = [initial_controls(device.spec, generator) for _ in range(2)]
         low, high = device.spec.input_range or (-1.0, 1.0)
-        self._inputs = (low + (high - low) * torch.rand(batch, size, generator=generator)).requires_grad_()
+        self._inputs = low + (high - low) * torch.rand(batch, size, generator=generator)
         self._grad: Tensor = torch.randn(batch, size, generator=generator)
 
+        self._session.program(self._controls[0])
+
     def __call__(self) -> None:
+        self._session.query(self._inputs)
+        pull_back(self._law, self._controls[0], self._inputs, self._grad)
+
+    def programmed(self) -> None:
+        """The same at another setting than the last time."""
         self._controls.reverse()
-        self._session.apply(self._controls[0], self._inputs)
-        answer = self._law.transfer(self._controls[0], self._inputs)
-        torch.autograd.backward(answer, self._grad)
+        self._session.program(self._controls[0])
+        self()
 
 
 def _medians(passes: Sequence[Callable[[], None]], repeats: int) -> list[float]:
     """Median times of several passes, taken in turns so that a busy moment hits all alike."""
+    # The C library gives memory back to the system, and has it zeroed again, after every pass, until something as large
+    # as this has been freed once: which in a process that trains has happened long ago.
+    torch.ones(1 << 22)
     times: list[list[float]] = [[] for _ in passes]
     for turn in range(repeats + 5):
         for place, work in enumerate(passes):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from devices import DeviceSpec, Differentiable, Session
+from devices import DeviceSpec, Differentiable, PullsBack, Session
 
 from ..errors import ConfigurationError
 from .base import Estimator
 
-__all__ = ["Exact", "Twin", "check_twin", "differentiable"]
+__all__ = ["Exact", "Twin", "check_twin", "differentiable", "pull_back"]
 
 
 def differentiable(session: Session) -> Differentiable:
@@ -49,6 +49,26 @@ def check_twin(twin: object, spec: DeviceSpec) -> None:
                 )
 
 
+def pull_back(
+    law: Differentiable,
+    controls: Tensor,
+    inputs: Tensor,
+    grad_outputs: Tensor,
+    *,
+    by_controls: bool = True,
+    by_inputs: bool = True,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The vector-Jacobian product of a law by controls and by inputs; see `devices.PullsBack`."""
+    if isinstance(law, PullsBack):
+        return law.vjp(controls, inputs, grad_outputs, by_controls=by_controls, by_inputs=by_inputs)
+    with torch.enable_grad():
+        w, x = controls.detach().requires_grad_(by_controls), inputs.detach().requires_grad_(by_inputs)
+        answer = law.transfer(w, x)
+    found = iter(torch.autograd.grad(answer, [leaf for leaf in (w, x) if leaf.requires_grad], grad_outputs))
+    by_control, by_input = (next(found) if wanted else None for wanted in (by_controls, by_inputs))
+    return by_control, by_input
+
+
 class Twin(Estimator):
     """Physics-aware training: forward through the device, backward through a differentiable model of it.
 
@@ -61,14 +81,14 @@ class Twin(Estimator):
         seed: unused here; taken for uniformity.
 
     Attributes:
-        keeps_graph: a surrogate is going to ask for the graph of the last estimate; see `take_graph`.
+        shares: a surrogate is going to ask for the input gradient that belongs to the last estimate; see `take`.
     """
 
     def __init__(self, *, twin: Differentiable | None = None, seed: int = 0) -> None:
         super().__init__(seed=seed)
         self._twin = twin
-        self.keeps_graph = False
-        self._graph: tuple[Tensor, Tensor, Tensor] | None = None
+        self.shares = False
+        self._shared: tuple[Tensor, Tensor, Tensor] | None = None
 
     def check(self, session: Session) -> None:
         """Refuse a missing twin, or one of another size than the device."""
@@ -89,18 +109,17 @@ class Twin(Estimator):
         grad_outputs: Tensor,
     ) -> Tensor:
         """The vector-Jacobian product of the model at the controls."""
-        with torch.enable_grad():
-            leaf = controls.detach().requires_grad_()
-            x = inputs.detach().requires_grad_(self.keeps_graph)
-            answer = self.law(session).transfer(leaf, x)
-            (gradient,) = torch.autograd.grad(answer, leaf, grad_outputs, retain_graph=self.keeps_graph)
-        self._graph = (inputs, x, answer) if self.keeps_graph else None
-        return gradient
+        found, shared = pull_back(self.law(session), controls, inputs, grad_outputs, by_inputs=self.shares)
+        assert found is not None
+        self._shared = None if shared is None else (inputs, grad_outputs, shared)
+        return found
 
-    def take_graph(self, inputs: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Inputs as a leaf and the model's answer to them, if the last estimate was of these; spares another pass."""
-        graph, self._graph = self._graph, None
-        return graph[1:] if graph is not None and graph[0] is inputs else None
+    def take(self, inputs: Tensor, grad_outputs: Tensor) -> Tensor | None:
+        """The model's input gradient, if the last estimate was of these very tensors; spares another pass."""
+        shared, self._shared = self._shared, None
+        if shared is None or shared[0] is not inputs or shared[1] is not grad_outputs:
+            return None
+        return shared[2]
 
 
 class Exact(Twin):

@@ -12,7 +12,7 @@ from devices import Differentiable, Session
 
 from ..estimators import Estimator
 from ..estimators import Twin as EstimatorTwin
-from ..estimators.twin import check_twin, differentiable
+from ..estimators.twin import check_twin, differentiable, pull_back
 from ..twin_drift import TwinDrift
 from .base import Surrogate
 
@@ -41,7 +41,7 @@ class Twin(Surrogate):
         if isinstance(estimator, EstimatorTwin) and estimator.law(session) is self._twin:
             # Both go through the same model: one pass serves both.
             self._estimator = estimator
-            estimator.keeps_graph = True
+            estimator.shares = True
 
     def start(self, session: Session, controls: Tensor) -> None:  # noqa: ARG002
         """Note the controls."""
@@ -69,13 +69,12 @@ class Twin(Surrogate):
     def vjp(self, grad_outputs: Tensor) -> Tensor:
         """The vector-Jacobian product of the model at the inputs."""
         assert self._twin is not None
-        graph = self._estimator.take_graph(self._inputs) if self._estimator is not None else None
-        if graph is None:
-            with torch.enable_grad():
-                leaf = self._inputs.detach().requires_grad_()
-                graph = leaf, self._twin.transfer(self._controls.to(leaf), leaf)
-        (gradient,) = torch.autograd.grad(graph[1], graph[0], grad_outputs)
-        return gradient
+        found = self._estimator.take(self._inputs, grad_outputs) if self._estimator is not None else None
+        if found is None:
+            controls = self._controls.to(self._inputs)
+            _, found = pull_back(self._twin, controls, self._inputs, grad_outputs, by_controls=False)
+        assert found is not None
+        return found
 
     def predict(self, inputs: Tensor) -> Tensor:
         """The model's own answer."""

@@ -10,7 +10,16 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from devices import Device, Differentiable, NotConnected, OutOfRange, ProgramsMany, Snapshots, initial_controls
+from devices import (
+    Device,
+    Differentiable,
+    NotConnected,
+    OutOfRange,
+    ProgramsMany,
+    PullsBack,
+    Snapshots,
+    initial_controls,
+)
 from simulators import KINDS, PRESETS, Impairments, MatVec, SimulatedDevice
 from simulators.chip import quantize
 from simulators.wander import Process, Wander
@@ -335,3 +344,32 @@ def test_an_exact_gradient_is_that_of_this_very_chip(simulated: Any, generator: 
     controls = start(session).double().requires_grad_()
     inputs = vectors(5, 4, generator).double()
     assert torch.autograd.gradcheck(lambda w: device.transfer(w, inputs), (controls,))
+
+
+# Uneven modulators and detectors, dead and stuck parts: all that stands between the law and the two gradients.
+UNEVEN = Impairments(
+    gamma_std=0.05,
+    crosstalk=0.02,
+    stuck_fraction=0.1,
+    input_gain_std=0.1,
+    input_offset_std=0.1,
+    output_gain_std=0.1,
+    output_offset_std=0.1,
+    dead_output_fraction=0.3,
+    wander_std=0.1,
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_without_the_answer_are_those_of_the_answer(
+    kind: str, simulated: Any, generator: torch.Generator
+) -> None:
+    device = simulated(kind, 6, 4, impairments=UNEVEN, seed=5).device
+    assert isinstance(device, PullsBack)
+    controls = start(simulated(kind, 6, 4)).double().requires_grad_()
+    inputs = vectors(5, 6, generator).double().requires_grad_()
+    grads = torch.randn(5, 4, generator=generator, dtype=torch.float64)
+    expected = torch.autograd.grad(device.transfer(controls, inputs), [controls, inputs], grads)
+    torch.testing.assert_close(device.vjp(controls, inputs, grads), expected)
+    assert device.vjp(controls, inputs, grads, by_inputs=False)[1] is None
+    assert device.vjp(controls, inputs, grads, by_controls=False)[0] is None
