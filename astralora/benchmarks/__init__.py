@@ -3,6 +3,7 @@
 from .drift import drift
 from .efficiency import Efficiency, Race, efficiency
 from .fidelity import fidelity
+from .identification import identification
 from .methods import parse_method
 from .overhead import overhead
 from .plots import drift_png, efficiency_png, fidelity_png, overhead_png
@@ -19,6 +20,7 @@ __all__ = [
     "efficiency_png",
     "fidelity",
     "fidelity_png",
+    "identification",
     "overhead",
     "overhead_png",
     "parse_method",
