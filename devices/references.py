@@ -115,8 +115,8 @@ class References:
 class Rows:
     """Reference columns: outputs whose rows of the transfer matrix are known, and which answer along with every query.
 
-    The rows are measured right after a program, by orthogonal vectors. From then on, answers gather to sums of
-    y (A_0 x) and (A_0 x)^2, older ones counting less and less, and their ratio is the gain.
+    The rows are measured right after a program, by orthogonal vectors; a column that saturates has none. From then on,
+    answers gather to sums of y (A_0 x) and (A_0 x)^2, older ones counting less and less, and their ratio is the gain.
 
     Args:
         spec: of the chip.
@@ -156,13 +156,16 @@ class Rows:
         seen = answers[:, -self._columns :].double()
         signs, count = self._signs.to(seen), len(self.vectors)
         mean = seen.mean(dim=0)
-        slopes = seen.mT @ signs / count
+        # A column that saturates has no row that could be known.
+        clear = _unsaturated(self._spec, seen, 0.0).all(dim=0).double()
+        slopes = (seen.mT @ signs / count) * clear[:, None]
         self._rows = slopes / self._reach
         self._offset = mean - self._middle * self._rows.sum(dim=1)
-        rest = seen - mean - signs @ slopes.mT
-        freedom = self._columns * (count - 1 - self._spec.in_features)
+        rest = (seen - mean - signs @ slopes.mT) * clear
+        used = int(clear.sum())
+        freedom = max(used, 1) * (count - 1 - self._spec.in_features)
         self._variance = float(rest.square().sum()) / freedom + _rounding(self._spec)
-        explained = float(slopes.square().sum()) * count - self._columns * self._spec.in_features * self._variance
+        explained = float(slopes.square().sum()) * count - used * self._spec.in_features * self._variance
         self._begun = max(explained, 0.0)
         self.restart()
         return _tells(self._begun, self._variance)
@@ -186,7 +189,8 @@ class Rows:
         assert self._offset is not None
         inputs, seen = inputs.double(), answers[:, -self._columns :].double()
         first = inputs @ self._rows.to(inputs).mT
-        free = _unsaturated(self._spec, seen, self._variance).double()
+        known = self._rows.to(inputs).abs().sum(dim=1) > 0
+        free = (_unsaturated(self._spec, seen, self._variance) & known).double()
         # Rows have been measured to a variance that makes sums of squares too large.
         excess = free.sum(dim=1) @ inputs.square().sum(dim=1) * self._variance / (len(self.vectors) * self._reach**2)
         left = exp(-elapsed / self._memory)
@@ -270,7 +274,8 @@ def _unsaturated(spec: DeviceSpec, answers: Tensor, variance: float) -> Tensor:
     """Which answers are as far from the ends of the detector's range as noise reaches."""
     rails = answers.new_tensor(spec.rails)
     margin = 3 * variance**0.5 + (spec.output_step or 0.0) / 2
-    free: Tensor = ((answers[..., None] - rails).abs() > margin).all(dim=-1)
+    # A rail in float32 is not quite the one in the spec.
+    free: Tensor = ((answers[..., None] - rails).abs() > margin + 1e-6 * rails.abs()).all(dim=-1)
     return free
 
 

@@ -8,6 +8,9 @@ import torch
 from astralora.benchmarks import drift, drift_png, simulators
 from astralora.benchmarks.drift import drifting_chip
 from astralora.errors import ConfigurationError
+from astralora.training import RunConfig, plan
+from astralora.training.fit import Fit
+from astralora.training.setup import attach_devices, make_devices, make_task
 from devices import CompensatedDevice, Session
 from simulators import SimulatedDevice
 
@@ -78,3 +81,30 @@ def test_simulators_are_timed_beside_a_digital_layer() -> None:
     (record,) = simulators(["slm"], [8], batch=4, repeats=3)
     assert record["multiple"] > 0
     assert record["multiple_of_256"] > 0
+
+
+@pytest.mark.parametrize("kind", ["output", "columns"])
+def test_a_plan_prices_the_references_of_a_run(kind: str) -> None:
+    # So often that also queries which follow one another find a look between them: a batch takes 50 us.
+    options = {"device": "matvec", "kind": kind, "every_seconds": 1e-4}
+    config = RunConfig.load(
+        None,
+        {
+            "epochs": 1,
+            "in_features": 16,
+            "out_features": 8,
+            "baseline": False,
+            "device": {"name": "compensated", "impairments": "lab", "options": options},
+        },
+    )
+    priced = plan(config).total
+    task = make_task(config)
+    sessions = {name: Session(device) for name, device in make_devices(config, task).items()}
+    fit = Fit(config, task, task.splits(), attach_devices(config, task, sessions))
+    for _ in fit.run():
+        pass
+    (session,) = sessions.values()
+    paid = session.usage
+    assert (paid.programs, paid.queries, paid.vectors) == (priced.programs, priced.queries, priced.vectors)
+    # Most of it is for references: four times sixteen, or 32 orthogonal ones, at every program.
+    assert session.device.session.usage_by_purpose["drift"].vectors >= paid.programs * 32  # type: ignore[attr-defined]

@@ -142,6 +142,18 @@ def test_outputs_that_do_not_differ_are_not_told_apart_by_noise(generator: torch
     assert float(factor.std()) < 0.15
 
 
+def test_noise_in_the_first_answers_does_not_pass_for_fading(generator: torch.Generator) -> None:
+    # Answers as strong as their noise, which adds a quarter to the power of the mean of four of them.
+    chip = Aging(4, 400, noise=0.29)
+    device = d.CompensatedDevice(chip, "global", every_seconds=1e-9)
+    device.open()
+    device.program(torch.rand(1600, generator=generator) - 0.5)  # 4 x 1/12 x 1/4, and the root of it
+    chip.gain = 0.5
+    device.query(torch.zeros(1, 4))
+    # 16 x 400 answers tell a gain of 0.5 to sqrt(1.06 / 6400), 2.6 % of it; uncorrected, the factor were 2.5.
+    assert float(device.factor) == pytest.approx(2.0, rel=0.08)
+
+
 def test_an_offset_of_the_detector_is_not_taken_for_a_gain(generator: torch.Generator, hours: Hours) -> None:
     for kind in KINDS_OF_COMPENSATION:
         chip = Aging(offset=3.0)
@@ -170,17 +182,29 @@ def test_references_are_legal_and_tell_on_any_input_range(kind: Any, bounds: Any
         assert apart(before, after) < 0.02
 
 
-def test_answers_at_the_end_of_the_detector_tell_nothing(generator: torch.Generator, hours: Hours) -> None:
-    # The first outputs are so strong that every other reference saturates, and those would not show any fading.
-    chip = Aging(4, 6, output_range=(-1.0, 1.0))
+@pytest.mark.parametrize("kind", ["global", "output"])
+def test_answers_at_the_end_of_the_detector_tell_nothing(kind: Any, generator: torch.Generator, hours: Hours) -> None:
+    # The first outputs are so strong that all references but those that cancel saturate, and would show less fading.
+    chip = Aging(4, 6, output_range=(-0.8, 0.8))
     controls = torch.full((6, 4), 0.1) * torch.tensor([9.0, 9.0, 1.0, 1.0, 1.0, 1.0])[:, None]
-    device = d.CompensatedDevice(chip, "output")
+    device = d.CompensatedDevice(chip, kind)
     device.open()
     device.program(controls.flatten())
     chip.gain = 0.8
     hours.now += 100.0
     device.query(torch.zeros(1, 4))
     assert device.factor.numpy() == pytest.approx(1.25, rel=1e-4)
+
+
+def test_columns_that_saturate_tell_nothing(generator: torch.Generator) -> None:
+    spec = fading().spec.model_copy(update={"output_range": (-1.0, 1.0)})
+    matrix = torch.rand(12, 8, generator=generator, dtype=torch.float64) * 0.1
+    matrix[-1] = 1.0
+    rows = Rows(spec, 2, 0, 60.0)
+    assert rows.begin((rows.vectors.double() @ matrix.T).clamp(-1.0, 1.0))
+    inputs = torch.rand(4, 8, generator=generator, dtype=torch.float64)
+    gain = rows.gain(inputs, (0.7 * inputs @ matrix.T).clamp(-1.0, 1.0), elapsed=1e9)
+    assert gain == pytest.approx(0.7, rel=1e-6)
 
 
 def test_outputs_stay_within_the_promised_range(hours: Hours) -> None:
@@ -495,6 +519,34 @@ def test_threads_get_answers_of_their_own_settings(generator: torch.Generator) -
     # Noise of 5e-4, of which six times is beyond all 1,440 values; and the factor, which that moves by less.
     assert len(wrong) == 30
     assert max(wrong) < 6e-3
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_COMPENSATION)
+def test_nobody_gets_in_between_a_program_and_its_references(kind: Any, generator: torch.Generator) -> None:
+    device = d.CompensatedDevice(fading(drift_nu=0.0), kind)  # bare: no session in front that would lock
+    device.open()
+    settings = [weights_of(device, generator) for _ in range(2)]
+    device.program(settings[0])
+    started, problems = threading.Event(), []
+
+    def ask() -> None:
+        started.set()
+        while not stopped.is_set():
+            try:
+                device.query(torch.zeros(1, 8))
+            except d.DeviceError as error:
+                problems.append(error)
+                return
+
+    stopped = threading.Event()
+    thread = threading.Thread(target=ask)
+    thread.start()
+    started.wait()
+    for place in range(100):
+        device.program(settings[place % 2])
+    stopped.set()
+    thread.join()
+    assert problems == []
 
 
 def test_is_registered_and_gives_columns_to_the_chip(tmp_path: Path, generator: torch.Generator) -> None:
