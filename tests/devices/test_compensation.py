@@ -198,11 +198,12 @@ def test_answers_at_the_end_of_the_detector_tell_nothing(kind: Any, generator: t
 
 def test_columns_that_saturate_tell_nothing(generator: torch.Generator) -> None:
     spec = fading().spec.model_copy(update={"output_range": (-1.0, 1.0)})
-    matrix = torch.rand(12, 8, generator=generator, dtype=torch.float64) * 0.1
-    matrix[-1] = 1.0
+    matrix = torch.rand(12, 8, generator=generator, dtype=torch.float64)
+    # The last one at the references already, and the other one only at twice as strong inputs: |y| = 0.2 x 8 x 0.5.
+    matrix[-2], matrix[-1] = 0.2, 1.0
     rows = Rows(spec, 2, 0, 60.0)
     assert rows.begin((rows.vectors.double() @ matrix.T).clamp(-1.0, 1.0))
-    inputs = torch.rand(4, 8, generator=generator, dtype=torch.float64)
+    inputs = torch.tensor([0.05, 0.1, 0.9, 1.0], dtype=torch.float64)[:, None].expand(4, 8)
     gain = rows.gain(inputs, (0.7 * inputs @ matrix.T).clamp(-1.0, 1.0), elapsed=1e9)
     assert gain == pytest.approx(0.7, rel=1e-6)
 
