@@ -4,7 +4,7 @@ from .bench import Bench
 from .calibrated import CalibratedDevice, CalibratedTwin, make_model
 from .calibration import Calibration, CalibrationAgeWarning, Fit, Model, Thermometer
 from .clock import Clock, WallClock, clock_of
-from .compensation import CompensatedDevice, Compensation
+from .compensation import CompensatedDevice, Compensation, CompensationWarning
 from .controls import initial_controls
 from .device import (
     ChecksRequests,
@@ -13,6 +13,7 @@ from .device import (
     Differentiable,
     Flushes,
     HardwareDevice,
+    PassesOn,
     ProgramsMany,
     PullsBack,
     Reciprocal,
@@ -66,6 +67,7 @@ __all__ = [
     "Clock",
     "CompensatedDevice",
     "Compensation",
+    "CompensationWarning",
     "Composite",
     "Constant",
     "Coupling",
@@ -84,6 +86,7 @@ __all__ = [
     "Model",
     "NotConnected",
     "OutOfRange",
+    "PassesOn",
     "Patch",
     "ProgramsMany",
     "ProtocolError",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from .calibration import Calibration, Model, Thermometer
-from .device import Device
+from .clock import Clock
+from .device import Device, ReportsPeaks
 from .errors import DeviceError
 from .identifiable import Identifiable
 from .recovery import Retry
@@ -18,6 +19,8 @@ from .rehearsal import RehearsalDevice
 from .session import Session
 from .spec import DeviceSpec
 from .usage import Usage
+
+_Capability = TypeVar("_Capability")
 
 # Gains below this share of the drawing's are those of dead channels.
 _DEAD = 0.05
@@ -139,7 +142,13 @@ class CalibratedDevice:
 
     def price(self, usage: Usage) -> Usage:
         """As many operations on the chip as on this."""
-        return usage
+        return self.session.price(usage)
+
+    def capability(self, protocol: type[_Capability]) -> _Capability | None:
+        """What the chip can do besides answering; see `devices.PassesOn`."""
+        if isinstance(self, protocol):
+            return self
+        return self.session.capability(protocol) if protocol in (Clock, Thermometer, ReportsPeaks) else None
 
     def rehearsal(self) -> Device:
         """A stand-in that has a twin where this has one."""

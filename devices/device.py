@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ __all__ = [
     "Differentiable",
     "Flushes",
     "HardwareDevice",
+    "PassesOn",
     "ProgramsMany",
     "PullsBack",
     "Reciprocal",
@@ -36,6 +37,8 @@ __all__ = [
     "Snapshots",
     "Twinned",
 ]
+
+_Capability = TypeVar("_Capability")
 
 
 @runtime_checkable
@@ -120,6 +123,15 @@ class Composite(Protocol):
 
     def price(self, usage: Usage) -> Usage:
         """The most that operations on the whole come to on its parts."""
+        ...
+
+
+@runtime_checkable
+class PassesOn(Protocol):
+    """A wrapper of which some abilities of what it wraps are true as well, as far as they cost no operation."""
+
+    def capability(self, protocol: type[_Capability]) -> _Capability | None:
+        """This or what is behind it, whichever implements ``protocol``; None where neither does truly."""
         ...
 
 

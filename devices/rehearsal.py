@@ -12,6 +12,7 @@ from .device import Device
 from .random import derive_generator
 from .session import Session
 from .spec import DeviceSpec
+from .usage import Usage
 
 # Standard deviation of an answer to inputs of full power, as a share of the detector's range.
 _SHARE = 0.1
@@ -24,7 +25,7 @@ class RehearsalDevice:
 
     It takes the place of a device with the same spec: what is asked of it is what would be asked
     of the real one, as far as that does not depend on the answers. Those are of full rank, as any chip's are, well
-    within the detector's range, and the same whatever the controls.
+    within the detector's range, and the same whatever the controls. Its clock goes by the spec's prices.
 
     Args:
         spec: of the device that it stands in for.
@@ -32,6 +33,7 @@ class RehearsalDevice:
 
     def __init__(self, spec: DeviceSpec) -> None:
         self.spec = spec
+        self.clock_seconds = 0.0
         self._entries: Tensor | None = None
 
     def open(self) -> None:
@@ -40,24 +42,35 @@ class RehearsalDevice:
     def close(self) -> None:
         """Do nothing."""
 
-    def program(self, controls: Tensor) -> None:
+    def program(self, controls: Tensor) -> None:  # noqa: ARG002
         """Accept the controls and forget them."""
+        self._spend(programs=1)
 
     def query(self, inputs: Tensor) -> Tensor:
         """Some linear function of the inputs: (batch, in_features) -> (batch, out_features)."""
+        self._spend(vectors=len(inputs))
         return inputs @ self._matrix(inputs).mT
 
     def query_each(self, controls: Tensor, inputs: Tensor) -> Tensor:
         """The same at every setting: (settings, batch, out_features)."""
-        return self.query(inputs).expand(len(controls), -1, -1).clone()
+        self._spend(programs=len(controls), vectors=len(controls) * len(inputs))
+        return (inputs @ self._matrix(inputs).mT).expand(len(controls), -1, -1).clone()
 
     def query_adjoint(self, outputs: Tensor) -> Tensor:
         """The same function's transpose: (batch, out_features) -> (batch, in_features)."""
+        self._spend(vectors=len(outputs))
         return outputs @ self._matrix(outputs)
+
+    def wait(self, seconds: float) -> None:
+        """Let time go by on its clock."""
+        self.clock_seconds += seconds
 
     def transfer(self, controls: Tensor, inputs: Tensor) -> Tensor:
         """The same, for autograd; no control has any part in it."""
-        return self.query(inputs) + 0.0 * controls.sum(dim=-1)[..., None, None]
+        return inputs @ self._matrix(inputs).mT + 0.0 * controls.sum(dim=-1)[..., None, None]
+
+    def _spend(self, **operations: int) -> None:
+        self.clock_seconds += Usage(**operations).hardware_seconds(self.spec)
 
     def _matrix(self, like: Tensor) -> Tensor:
         if self._entries is None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_controls, check_finite, check_inputs, check_outputs
-from .device import ChecksRequests, Composite, Device, ProgramsMany, Reciprocal, Snapshots
+from .device import ChecksRequests, Composite, Device, PassesOn, ProgramsMany, Reciprocal, Snapshots
 from .errors import BudgetExceeded, DeviceError, NotConnected
 from .recovery import FAULTS, Recovery, Retry
 from .safety import unwatch, watch
@@ -93,12 +93,12 @@ class Session:
             return {name: Usage(*tally) for name, tally in self._spent.items()}
 
     def capability(self, protocol: type[_Capability]) -> _Capability | None:
-        """The guarded device if it implements ``protocol``, else None.
+        """The guarded device if it implements ``protocol``, or what it `PassesOn`; else None.
 
         Only for abilities that cost no hardware operation, such as `Differentiable`; everything
         that does cost one goes through the session's own methods.
         """
-        if isinstance(self.device, Session):
+        if isinstance(self.device, Session | PassesOn):
             return self.device.capability(protocol)
         return self.device if isinstance(self.device, protocol) else None
 
@@ -147,6 +147,18 @@ class Session:
                 return
             self._afford("program", programs=1)
             self._program(controls.detach())
+
+    def holds(self, controls: Tensor) -> bool:
+        """Whether the device holds exactly these controls, (num_controls,), so that programming them sends nothing."""
+        with self._lock:
+            return self._holds(controls)
+
+    def forget(self) -> None:
+        """Send the next program, whatever the device may still hold."""
+        with self._lock:
+            self._programmed = None
+            if isinstance(self.device, Session):
+                self.device.forget()
 
     def query(self, inputs: Tensor) -> Tensor:
         """Pass vectors through the device as it is programmed.
@@ -287,6 +299,10 @@ class Session:
                 programs -= 1
             self._afford(operation, programs=programs, queries=queries, vectors=vectors)
 
+    def price(self, usage: Usage) -> Usage:
+        """The most that operations come to on the device: of one with parts, on all its parts."""
+        return usage if self._parts is None else self._parts.price(usage)
+
     @contextmanager
     def transaction(self) -> Generator[Self]:
         """Keep other threads out for the length of a ``with`` block."""
@@ -323,7 +339,7 @@ class Session:
         """
         with self._lock:
             saved = {name: Usage(**counts) for name, counts in state["usage"].items()}
-            self._forget()
+            self.forget()
             snapshot = self.capability(Snapshots)
             restored = snapshot is not None and state["device"] is not None
             if snapshot is not None and restored:
@@ -336,11 +352,6 @@ class Session:
                     saved[name] = saved.get(name, Usage()) + usage
             self._spent = {name: usage.to_list() for name, usage in saved.items()}
             return restored
-
-    def _forget(self) -> None:
-        self._programmed = None
-        if isinstance(self.device, Session):
-            self.device._forget()
 
     # -- inside the lock --------------------------------------------------------------------
 
@@ -469,7 +480,7 @@ class Session:
         if self.budget is None:
             return
         more = Usage(programs=programs, queries=queries, vectors=vectors)
-        wanted = self.usage + (self._parts.price(more) if self._parts is not None else more)
+        wanted = self.usage + self.price(more)
         reason = self.budget.shortfall(wanted, self.spec)
         if reason is not None:
             raise BudgetExceeded(

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from .clock import Clock, common_clock
 from .device import Device
 from .errors import DeviceError, NotConnected
 from .random import derive_seed
@@ -23,6 +24,7 @@ from .usage import Usage
 __all__ = ["TiledDevice", "make_tiled"]
 
 _Answer = TypeVar("_Answer")
+_Capability = TypeVar("_Capability")
 
 
 class TiledDevice:
@@ -110,12 +112,16 @@ class TiledDevice:
 
     def price(self, usage: Usage) -> Usage:
         """The most that operations on the whole come to on its chips."""
-        programs = self._tiles * (usage.programs if self._turns == 1 else max(usage.programs, usage.queries))
-        return Usage(
-            programs=programs,
-            queries=self._tiles * usage.queries,
-            vectors=self._tiles * usage.vectors,
-        )
+        programs = usage.programs if self._turns == 1 else max(usage.programs, usage.queries)
+        tile = Usage(programs=programs, queries=usage.queries, vectors=usage.vectors)
+        return sum((self._session(place).price(tile) for place in range(self._tiles)), Usage())
+
+    def capability(self, protocol: type[_Capability]) -> _Capability | None:
+        """This, or its chips' clocks as one; see `devices.PassesOn`."""
+        if isinstance(self, protocol):
+            return self
+        clock = common_clock(self.sessions) if protocol is Clock else None
+        return clock if isinstance(clock, protocol) else None
 
     # -- Device -----------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from itertools import accumulate
 from statistics import fmean
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -120,37 +121,75 @@ def overhead_png(records: Sequence[Record]) -> bytes:
     return as_png(figure)
 
 
+def drift_png(records: Sequence[Record]) -> bytes:
+    """Accuracy and error of the outputs against time after the program, a column for each task.
+
+    Lines are means over the seeds, and the bands reach from the least to the most.
+    """
+    tasks = list(dict.fromkeys(record["task"] for record in records))
+    colours = _coloured([record["compensation"] for record in records])
+    figure = Figure(figsize=(5.2 * len(tasks) + 0.4, 6.2), layout="constrained")
+    axes = figure.subplots(2, len(tasks), squeeze=False, sharex=True, sharey="row")
+    named = []
+    for row, what in zip(axes, ("test_accuracy", "output_error"), strict=True):
+        for ax, task in zip(row, tasks, strict=True):
+            prepare(ax)
+            ends = {}
+            for place, (kind, colour) in enumerate(colours.items()):
+                groups: defaultdict[float, list[float]] = defaultdict(list)
+                for record in records:
+                    if (record["task"], record["compensation"]) == (task, kind):
+                        groups[record["seconds"]].append(record[what])
+                means = [fmean(values) for values in groups.values()]
+                # Rings of falling size: kinds that agree do not hide one another.
+                ax.plot(list(groups), means, "o-", color=colour, lw=1.4, mfc="none", mew=1.4, ms=max(10 - 2 * place, 4))
+                band = [[pick(values) for values in groups.values()] for pick in (min, max)]
+                ax.fill_between(list(groups), *band, color=colour, alpha=0.12, lw=0)
+                ends[kind] = list(groups)[-1], means[-1]
+            ax.set(xscale="log")
+            ax.set_xticks([1, 60, 3600, 86400], ["1 s", "1 min", "1 h", "1 day"])
+            ax.minorticks_off()
+            ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+            named.append((ax, ends))
+    for ax, task in zip(axes[0], tasks, strict=True):
+        ax.set_title({"digits": "one crossbar", "digits-normed": "two crossbars, each normalised"}.get(task, task))
+    for ax in axes[1]:
+        ax.set(xlabel="since the program", ylim=(0, None))
+    axes[0][0].set_ylabel("test accuracy")
+    axes[1][0].set_ylabel("error of the outputs")
+    for ax, ends in named:  # once all is drawn, and the limits are what they will be
+        _name_ends(ax, ends, colours)
+    return as_png(figure)
+
+
+def _name_ends(ax: Axes, ends: Mapping[str, tuple[float, float]], colours: Mapping[str, str]) -> None:
+    """Write each line's name behind its end, one below the other where they would meet."""
+    low, high = ax.get_ylim()
+    apart = 0.065 * (high - low)
+    below = high + apart
+    for name, (x, y) in sorted(ends.items(), key=lambda end: -end[1][1]):
+        below = min(y, below - apart)
+        ax.annotate(
+            name,
+            (x, y),
+            xytext=(1.03, (below - low) / (high - low)),
+            textcoords="axes fraction",
+            color=colours[name],
+            va="center",
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colours[name],
+                "lw": 0.6,
+                "shrinkA": 0,
+                "shrinkB": 5,
+                "relpos": (0, 0.5),
+            },
+        )
+
+
 def _label(method: str, samples: int | None) -> str:
     return method if samples is None else f"{method}, {samples} {'sample' if samples == 1 else 'samples'}"
 
 
 def _coloured(names: Sequence[Any]) -> dict[Any, str]:
     return {name: _COLOURS[place % len(_COLOURS)] for place, name in enumerate(dict.fromkeys(names))}
-
-
-def drift_png(records: Sequence[Record]) -> bytes:
-    """Accuracy against time after the program, for each compensation; least to most over the seeds."""
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    ax = figure.add_subplot()
-    prepare(ax)
-    kinds = list(dict.fromkeys(record["compensation"] for record in records))
-    for place, kind in enumerate(kinds):
-        times = sorted({record["seconds"] for record in records})
-        found = [
-            [r["test_accuracy"] for r in records if (r["compensation"], r["seconds"]) == (kind, seconds)]
-            for seconds in times
-        ]
-        colour = f"C{place}"
-        ax.plot(times, [100 * sum(each) / len(each) for each in found], "o-", ms=4, color=colour, label=kind)
-        ax.fill_between(
-            times,
-            [100 * min(each) for each in found],
-            [100 * max(each) for each in found],
-            color=colour,
-            alpha=0.15,
-            lw=0,
-        )
-    ax.set_xscale("log")
-    ax.set(xlabel="time after the program, s", ylabel="test accuracy, %", title="A day of inference on drifting memory")
-    ax.legend(frameon=False, title="compensation")
-    return as_png(figure)

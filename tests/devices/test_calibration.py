@@ -242,3 +242,11 @@ def test_simulators_have_a_clock_and_hardware_has_the_wall(bench: Any) -> None:
     clock.wait(1e6)
     assert clock.clock_seconds == before + 1e6
     assert isinstance(d.clock_of(bench), d.WallClock)
+
+
+def test_a_calibrated_chip_has_its_own_time_and_temperature() -> None:
+    flawed = chip(temperature_std=1.0)
+    session = d.Session(d.CalibratedDevice(flawed, record_of(flawed)))
+    assert d.clock_of(session) is flawed
+    assert session.capability(d.Thermometer) is flawed
+    assert session.capability(d.Identifiable) is None, "its constants are those of the chip without its calibration"

@@ -14,6 +14,7 @@ from devices import (
     Differentiable,
     NotConnected,
     OutOfRange,
+    ProgramsMany,
     ProtocolError,
     Session,
     Usage,
@@ -315,6 +316,29 @@ def test_looks_capabilities_up_in_the_device_behind_it(session: Session, simulat
     assert session.capability(Differentiable) is None
     chip = simulated("slm", 4, 3)
     assert Session(chip).capability(Differentiable) is chip.device
+
+
+def test_passes_on_what_a_wrapper_lets_through(bench: Any) -> None:
+    class Wrapper:
+        spec, open, close, program, query = bench.spec, bench.open, bench.close, bench.program, bench.query
+
+        def capability(self, protocol: Any) -> Any:
+            return "the chip's" if protocol is Differentiable else None
+
+    assert Session(Session(Wrapper())).capability(Differentiable) == "the chip's"  # type: ignore[comparison-overlap]
+    assert Session(Wrapper()).capability(ProgramsMany) is None
+
+
+def test_says_what_it_holds_and_writes_it_again_once_that_is_forgotten(bench: Any) -> None:
+    outer = Session(Session(bench))
+    outer.open()
+    assert not outer.holds(W)
+    outer.program(W)
+    assert outer.holds(W.clone())
+    outer.forget()
+    assert not outer.holds(W)
+    outer.program(W)
+    assert bench.log.count("program") == 2
 
 
 def test_what_a_driver_keeps_does_not_change_under_it(session: Session, bench: Any) -> None:
