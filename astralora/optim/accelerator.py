@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,7 +20,12 @@ class _Absent:
         require("accelerate", "FloraAccelerator", extra="lowrank")
 
 
-_Accelerator: Any = _Absent if find_spec("accelerate") is None else import_module("accelerate").Accelerator
+try:
+    from accelerate import Accelerator as _Accelerator
+except ModuleNotFoundError as error:
+    if error.name != "accelerate":
+        raise
+    _Accelerator = _Absent
 
 # Where the parameters of a process are not whole matrices, or backward passes are not its own.
 _UNFIT = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
