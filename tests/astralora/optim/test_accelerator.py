@@ -161,7 +161,7 @@ def test_saves_and_loads_half_an_accumulation(net: nn.Sequential, batches: Batch
     acc = accelerator()
     model, optimizer = acc.prepare(net, Flora(net.parameters(), lr=0.1, rank=2, beta1=0.9))
     loop(acc, model, optimizer, None, batches)
-    # Small gradients stay in .grad, which no checkpoint of accelerate holds: only those that are compressed are looked at.
+    # Small gradients stay in .grad, which no checkpoint of accelerate holds: here, only compressed ones count.
     loop(acc, model, optimizer, None, batches[:2])
     acc.save_state(str(tmp_path))
     sums = {place: total.clone() for place, total in acc.compressor.state_dict()["sums"].items()}
