@@ -3,15 +3,18 @@
 from .drift import drift
 from .efficiency import Efficiency, Race, efficiency
 from .fidelity import fidelity
+from .lowrank import LOWRANK, LowRankMethod, lowrank
 from .methods import parse_method
 from .overhead import overhead
-from .plots import drift_png, efficiency_png, fidelity_png, overhead_png
+from .plots import drift_png, efficiency_png, fidelity_png, lowrank_png, overhead_png
 from .session import session_overhead
 from .simulators import simulators
 from .transport import transport
 
 __all__ = [
+    "LOWRANK",
     "Efficiency",
+    "LowRankMethod",
     "Race",
     "drift",
     "drift_png",
@@ -19,6 +22,8 @@ __all__ = [
     "efficiency_png",
     "fidelity",
     "fidelity_png",
+    "lowrank",
+    "lowrank_png",
     "overhead",
     "overhead_png",
     "parse_method",
