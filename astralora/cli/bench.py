@@ -318,7 +318,7 @@ def lowrank(
     if json:
         print_json(records)
         return
-    table = _table("method", "rate", "test loss", "state bytes", "trainable", "parameters", "ms a step")
+    table = _table("method", "rate", "test loss", "state bytes", "trainable", "parameters")
     for (name, rate), group in _groups([r for r in records if r["part"] == "run"], ("method", "rate")):
         table.add_row(
             name,
@@ -327,7 +327,6 @@ def lowrank(
             f"{group[0]['state_bytes']:,}",
             f"{group[0]['trainable']:,}",
             f"{group[0]['parameters']:,}",
-            f"{1e3 * fmean(r['seconds_per_step'] for r in group):.1f}",
         )
     out.print(table)
     out.print("Nats a byte, mean and range over the seeds.", style="dim")
