@@ -4,15 +4,18 @@ from .drift import drift
 from .efficiency import Efficiency, Race, efficiency
 from .fidelity import fidelity
 from .identification import identification
+from .lowrank import LOWRANK, LowRankMethod, lowrank
 from .methods import parse_method
 from .overhead import overhead
-from .plots import drift_png, efficiency_png, fidelity_png, overhead_png
+from .plots import drift_png, efficiency_png, fidelity_png, lowrank_png, overhead_png
 from .session import session_overhead
 from .simulators import simulators
 from .transport import transport
 
 __all__ = [
+    "LOWRANK",
     "Efficiency",
+    "LowRankMethod",
     "Race",
     "drift",
     "drift_png",
@@ -21,6 +24,8 @@ __all__ = [
     "fidelity",
     "fidelity_png",
     "identification",
+    "lowrank",
+    "lowrank_png",
     "overhead",
     "overhead_png",
     "parse_method",

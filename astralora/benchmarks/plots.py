@@ -16,7 +16,7 @@ from ..reports.plots import as_png, prepare
 from ..reports.text import percent
 from .efficiency import Efficiency
 
-__all__ = ["drift_png", "efficiency_png", "fidelity_png", "overhead_png"]
+__all__ = ["drift_png", "efficiency_png", "fidelity_png", "lowrank_png", "overhead_png"]
 
 _COLOURS = ("#1b5e91", "#d9730d", "#2e8540", "#8a4fb0", "#8a8a8a", "#b0353b", "#00828c", "#7a6a00")
 
@@ -193,3 +193,30 @@ def _label(method: str, samples: int | None) -> str:
 
 def _coloured(names: Sequence[Any]) -> dict[Any, str]:
     return {name: _COLOURS[place % len(_COLOURS)] for place, name in enumerate(dict.fromkeys(names))}
+
+
+def lowrank_png(records: Sequence[Record]) -> bytes:
+    """Test loss against what the optimizer remembers, a mark for each seed of each method."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    ax = figure.add_subplot()
+    prepare(ax)
+    runs = [record for record in records if record["part"] == "run"]
+    for method, colour in _coloured([record["method"] for record in runs]).items():
+        mine = [record for record in runs if record["method"] == method]
+        ax.plot(
+            [record["state_bytes"] / 1024 for record in mine],
+            [record["test_loss"] for record in mine],
+            "o",
+            color=colour,
+            mfc="none",
+            mew=1.6,
+            label=f"{method}, lr {mine[0]['rate']:g}",
+        )
+    ax.set(
+        xscale="log",
+        xlabel="optimizer state, KiB",
+        ylabel="test loss, nats a byte",
+        title=f"A small OPT after {runs[0]['steps']} steps, rank {runs[0]['rank']}",
+    )
+    ax.legend(frameon=False)
+    return as_png(figure)

@@ -378,6 +378,56 @@ def drift(
 
 @bench.command()
 @one_sentence_errors
+def lowrank(
+    methods: Annotated[
+        str, typer.Option("--methods", help="Known are adam, flora, flora-8bit and flora-published.")
+    ] = "adam,flora",
+    seeds: Annotated[str, typer.Option("--seeds", help="Of weights and data, with commas between them.")] = "0,1,2",
+    steps: Annotated[int, typer.Option(help="Of training, for every method.", min=1)] = 1500,
+    width: Annotated[int, typer.Option(help="Of the model, a multiple of 16.", min=16)] = 64,
+    layers: Annotated[int, typer.Option(help="Of the model.", min=1)] = 2,
+    rank: Annotated[int | None, typer.Option(help="(default: an eighth of the width)", min=1)] = None,
+    output: Out = None,
+    json: o.Json = False,
+    debug: o.Debug = False,  # noqa: ARG001
+) -> None:
+    """Train a small OPT on English text with little optimizer state, and with Adam's.
+
+    Learning rates are chosen first, on another seed, from as many for every method.
+
+    Example: astralora bench lowrank --methods adam,flora --seeds 0
+    """
+    with _Steps("runs") as progress:
+        records = benchmarks.lowrank(
+            _words(methods),
+            _numbers("--seeds", seeds),
+            steps=steps,
+            width=width,
+            layers=layers,
+            rank=rank,
+            listener=lambda _, total: progress.advance(total),
+        )
+    folder = _save("lowrank", output, records, benchmarks.lowrank_png(records))
+    if json:
+        print_json(records)
+        return
+    table = _table("method", "rate", "test loss", "state bytes", "trainable", "parameters")
+    for (name, rate), group in _groups([r for r in records if r["part"] == "run"], ("method", "rate")):
+        table.add_row(
+            name,
+            f"{rate:g}",
+            _spread([r["test_loss"] for r in group]),
+            f"{group[0]['state_bytes']:,}",
+            f"{group[0]['trainable']:,}",
+            f"{group[0]['parameters']:,}",
+        )
+    out.print(table)
+    out.print("Nats a byte, mean and range over the seeds.", style="dim")
+    _where(folder)
+
+
+@bench.command()
+@one_sentence_errors
 def session(
     device: Annotated[str, typer.Option(help="Registered device.")] = "matvec",
     impairments: Annotated[str, typer.Option(help="Of a simulated device.")] = "ideal",

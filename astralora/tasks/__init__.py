@@ -3,8 +3,9 @@
 from ..table import Table
 from .base import Splits, Task
 from .digits import ConvDigits, DeepDigits, Digits
+from .topics import BYTES, Text, topics
 
-__all__ = ["TASKS", "ConvDigits", "DeepDigits", "Digits", "Splits", "Task"]
+__all__ = ["BYTES", "TASKS", "ConvDigits", "DeepDigits", "Digits", "Splits", "Task", "Text", "topics"]
 
 TASKS: Table[Task] = Table("task", Task)
 """Every task by name."""

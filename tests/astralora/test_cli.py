@@ -27,7 +27,8 @@ def astralora(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comp
 
 
 @pytest.mark.parametrize("command", [(), ("train",), ("plan",), ("devices",), ("bench",),
-     ("bench", "session"), ("bench", "efficiency"), ("bench", "fidelity"), ("bench", "overhead")])  # fmt: skip
+     ("bench", "session"), ("bench", "efficiency"), ("bench", "fidelity"), ("bench", "overhead"),
+     ("bench", "lowrank")])  # fmt: skip
 def test_every_command_explains_itself(command: tuple[str, ...], tmp_path: Path) -> None:
     run = astralora(*command, "--help", cwd=tmp_path)
     assert run.returncode == 0

@@ -1,0 +1,227 @@
+"""What low-rank training costs in quality, and saves in memory, on a small language model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from math import cos, pi
+from time import perf_counter
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn, optim
+
+from devices import derive_generator, derive_seed
+
+from ..errors import ConfigurationError
+from ..extras import require
+from ..optim import Flora, state_bytes
+from ..table import Table
+from ..tasks import BYTES, Text, topics
+
+__all__ = ["LOWRANK", "LowRankMethod", "lowrank"]
+
+Record = dict[str, Any]
+
+_LENGTH = 64  # bytes that the model sees at once
+_BATCH = 16
+_WARMUP = 100
+_EVALUATION = 512  # stretches of text that a loss is the mean of
+# Learning rates are chosen on this seed, which no reported run has.
+_TUNING_SEED = 1_000_003
+
+
+class LowRankMethod(ABC):
+    """A way to train a model with less: an optimizer, and what else happens along the way.
+
+    Args:
+        model: to train; may be changed.
+        rate: largest learning rate of the run.
+        rank: what the method keeps of each matrix.
+        seed: of everything random in it.
+    """
+
+    rates: ClassVar[tuple[float, ...]] = (2e-3, 4e-3, 8e-3)
+    """Learning rates to choose from: as many for every method."""
+
+    def __init__(self, model: nn.Module, rate: float, rank: int, seed: int) -> None:
+        self.model = model
+        self.optimizer = self.make_optimizer(rate, rank, seed)
+
+    @abstractmethod
+    def make_optimizer(self, rate: float, rank: int, seed: int) -> optim.Optimizer:
+        """The optimizer of the model's parameters."""
+
+    def after_step(self, step: int) -> None:
+        """Something is done between steps, counted from 1."""
+
+
+class Adam(LowRankMethod):
+    """Adam, with both moments in full."""
+
+    def make_optimizer(self, rate: float, rank: int, seed: int) -> optim.Optimizer:  # noqa: ARG002
+        """Adam with its defaults."""
+        return optim.Adam(self.model.parameters(), lr=rate)
+
+
+class Projected(LowRankMethod):
+    """Flora, with a momentum that looks back on few steps: what it adds in noise stays below what it averages away."""
+
+    options: ClassVar[dict[str, Any]] = {"beta1": 0.3, "kappa": 20, "projection": "orthonormal"}
+
+    def make_optimizer(self, rate: float, rank: int, seed: int) -> optim.Optimizer:
+        """Flora whose learning rate means what Adam's does."""
+        return Flora(self.model.parameters(), lr=rate, rank=rank, seed=seed, scale_parameter=False, **self.options)
+
+
+class QuantizedProjected(Projected):
+    """The same, in eight bits."""
+
+    options: ClassVar[dict[str, Any]] = {**Projected.options, "quantization": True}
+
+
+class PublishedProjected(Projected):
+    """Flora with the momentum and the subspaces of its paper."""
+
+    options: ClassVar[dict[str, Any]] = {"beta1": 0.9, "kappa": 1000}
+
+
+LOWRANK: Table[LowRankMethod] = Table("low-rank method", LowRankMethod)
+"""Every method of this benchmark by name."""
+
+LOWRANK.add("adam", Adam)
+LOWRANK.add("flora", Projected)
+LOWRANK.add("flora-8bit", QuantizedProjected)
+LOWRANK.add("flora-published", PublishedProjected)
+
+
+def lowrank(
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int = 1500,
+    width: int = 64,
+    layers: int = 2,
+    rank: int | None = None,
+    listener: Callable[[Record, int], None] | None = None,
+) -> list[Record]:
+    """Train a small OPT on English text, byte by byte, with each method and as many steps of as many bytes.
+
+    Every method first chooses its learning rate, from as many as the others have, by the validation loss of one run on
+    a seed of its own. The model is OPT (Zhang et al., arXiv 2205.01068) as transformers builds it from a configuration.
+
+    Args:
+        methods: names in `LOWRANK`.
+        seeds: of weights, data order and projections.
+        steps: of training.
+        width: of the model, a multiple of 16.
+        layers: of the model.
+        rank: of what is low-rank; an eighth of the width unless given.
+        listener: told every record as it comes, and how many there will be.
+
+    Returns:
+        Flat records of part ("tuning" or "run"), method, seed, rate, rank, steps, validation_loss and test_loss in nats
+        a byte, state_bytes, parameters, trainable and seconds_per_step.
+
+    Raises:
+        ConfigurationError: transformers is not installed, or there is no such method.
+    """
+    if width % 16:
+        raise ConfigurationError(f"the model's width must be a multiple of 16, and {width} is not")
+    kinds = {name: LOWRANK.find(name) for name in methods}
+    require("transformers", "'astralora bench lowrank'", extra="lowrank")
+    rank = rank or width // 8
+    text = topics()
+    total = sum(len(kind.rates) + len(seeds) for kind in kinds.values())
+    records: list[Record] = []
+
+    def run(part: str, name: str, rate: float, seed: int) -> Record:
+        found = _train(kinds[name], text, rate, rank, seed, steps=steps, width=width, layers=layers)
+        records.append({"part": part, "method": name, "seed": seed, "rate": rate, "rank": rank, **found})
+        if listener is not None:
+            listener(records[-1], total)
+        return records[-1]
+
+    for name, kind in kinds.items():
+        tried = [run("tuning", name, rate, _TUNING_SEED) for rate in kind.rates]
+        best = min(tried, key=lambda record: record["validation_loss"])["rate"]
+        for seed in seeds:
+            run("run", name, best, seed)
+    return records
+
+
+def _train(
+    kind: type[LowRankMethod],
+    text: Text,
+    rate: float,
+    rank: int,
+    seed: int,
+    *,
+    steps: int,
+    width: int,
+    layers: int,
+) -> Record:
+    model = _model(width, layers, seed)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    method = kind(model, rate, rank, seed)
+    schedule = optim.lr_scheduler.LambdaLR(
+        method.optimizer, lambda step: min((step + 1) / _WARMUP, (1 + cos(pi * step / steps)) / 2)
+    )
+    start = perf_counter()
+    for step, (inputs, targets) in enumerate(_stretches(text.train, steps, _BATCH, seed), start=1):
+        loss = _loss(model, inputs, targets)
+        method.optimizer.zero_grad()
+        loss.backward()
+        method.optimizer.step()
+        schedule.step()
+        method.after_step(step)
+    seconds = (perf_counter() - start) / steps
+    return {
+        "steps": steps,
+        "validation_loss": _evaluate(model, text.validation),
+        "test_loss": _evaluate(model, text.test),
+        "state_bytes": state_bytes(method.optimizer),
+        "parameters": parameters,
+        "trainable": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        "seconds_per_step": seconds,
+    }
+
+
+def _model(width: int, layers: int, seed: int) -> nn.Module:
+    transformers = require("transformers", "'astralora bench lowrank'", extra="lowrank")
+    config = transformers.OPTConfig(
+        vocab_size=BYTES,
+        hidden_size=width,
+        word_embed_proj_dim=width,
+        ffn_dim=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 16,
+        max_position_embeddings=2 * _LENGTH,
+        dropout=0.0,  # which would draw from the global generator; a text is hardly seen twice
+        attention_dropout=0.0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "model"))
+        model: nn.Module = transformers.OPTForCausalLM(config)
+    return model
+
+
+def _stretches(tokens: Tensor, batches: int, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Random stretches of text, and the same one byte on: (size, length) each."""
+    generator = derive_generator(seed, "bench", "lowrank")
+    for _ in range(batches):
+        starts = torch.randint(len(tokens) - _LENGTH, (size, 1), generator=generator)
+        stretch = tokens[starts + torch.arange(_LENGTH + 1)]
+        yield stretch[:, :-1], stretch[:, 1:]
+
+
+def _loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    logits = model(input_ids=inputs).logits
+    return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+@torch.no_grad()
+def _evaluate(model: nn.Module, tokens: Tensor) -> float:
+    """Mean loss on the same stretches for every model, in nats a byte."""
+    losses = [_loss(model, *pair) for pair in _stretches(tokens, _EVALUATION // 64, 64, seed=0)]
+    return float(torch.stack(losses).mean())
