@@ -1,0 +1,14 @@
+"""``astralora bench``: measurements of astralora itself."""
+
+import typer
+
+from .chips import drift, identification, simulators
+from .gradients import efficiency, fidelity, overhead
+from .lowrank import lowrank
+from .wires import session, transport
+
+__all__ = ["bench"]
+
+bench = typer.Typer(help="Measure astralora itself.", no_args_is_help=True)
+for command in (efficiency, fidelity, overhead, simulators, identification, drift, lowrank, session, transport):
+    bench.command()(command)
