@@ -18,7 +18,7 @@ from devices import DeviceSpec, Session, derive_generator
 from devices.files import write_atomically
 
 from ..errors import ConfigurationError
-from ..probing import orthogonal_probes
+from ..probing import lit_probes, orthogonal_probes
 
 __all__ = ["Design", "Pairs", "choose_design", "measure_pairs"]
 
@@ -86,9 +86,9 @@ def choose_design(spec: DeviceSpec, programs: int, vectors: int, seed: int) -> D
     """Settings and vectors that tell the most, within a number of programs and of vectors.
 
     Settings are a Latin hypercube: each control takes as many different values as there are settings, evenly over its
-        range
-    and independently of all others, so that offset, efficiency and curve can be told apart. Vectors are orthogonal and
-    of full power, as many as there are inputs where that leaves a program for every such set; else fewer, at random.
+    range and independently of all others, so that offset, efficiency and curve can be told apart. Vectors are
+    orthogonal and of full power, as many as there are inputs where that leaves a program for every such set; else
+    fewer, at random.
 
     Raises:
         ConfigurationError: too few for anything to be fitted and held out.
@@ -126,8 +126,9 @@ def _probes(spec: DeviceSpec) -> Tensor:
         if spec.input_range is not None and spec.input_range[0] >= 0:
             return torch.rand(count, spec.in_features, generator=generator)
         return 2 * torch.rand(count, spec.in_features, generator=generator) - 1
-    rows, _ = orthogonal_probes(spec.in_features)
-    return (rows + 1) / 2 if spec.input_range is not None and spec.input_range[0] >= 0 else rows
+    if spec.input_range is not None and spec.input_range[0] >= 0:
+        return lit_probes(spec.in_features)
+    return orthogonal_probes(spec.in_features)[0]
 
 
 def measure_pairs(

@@ -12,7 +12,8 @@ from .controls import Coupling, Wobble
 from .examiner import Examiner
 from .findings import Characterisation, Finding
 from .measurement import Cost, Effort, Measurement
-from .signals import Converters, Noise, Ramp, Survey
+from .ramp import Ramp
+from .signals import Converters, Noise, Survey
 from .timing import Drift, Repeatability, Settling, Speed
 
 __all__ = ["MEASUREMENTS", "characterise"]
