@@ -185,12 +185,14 @@ class CalibratedTwin:
         """The same of a chip whose constants have moved since, by name; what is written stays as calibrated."""
         settings = controls if controls.ndim == 2 else controls.unsqueeze(0)
         now = {**self._as(controls), **constants}
-        answers = self.corrected(self.model.law(now, self.written(settings), self.sent(inputs)))
+        written = self._held(self.written(settings))
+        answers = self.corrected(self.model.law(now, written, self.sent(inputs)))
         return answers if controls.ndim == 2 else answers[0]
 
     def written(self, controls: Tensor) -> Tensor:
         """What is written for controls (..., num_controls) of a flawless chip."""
-        return self.model.written_for(self._as(controls), controls)
+        # Of controls that do not move, neighbours feel what they do, whatever is asked of them.
+        return self.model.written_for(self._as(controls), self._held(controls))
 
     def sent(self, inputs: Tensor) -> Tensor:
         """What is sent for inputs (batch, in_features)."""
@@ -210,6 +212,14 @@ class CalibratedTwin:
         if offset is not None:
             outputs = outputs - offset
         return outputs if gain is None else outputs / _alive(gain)
+
+    def _held(self, controls: Tensor) -> Tensor:
+        """Controls (..., num_controls) with those that do not move where they are."""
+        fixed = self.calibration.fixed
+        if fixed is None:
+            return controls
+        fixed = fixed.to(controls)
+        return controls.where(fixed.isnan(), fixed.nan_to_num())
 
     def _as(self, like: Tensor) -> dict[str, Tensor]:
         key = (like.dtype, like.device)

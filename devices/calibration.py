@@ -102,7 +102,8 @@ class Calibration(_Record):
         spent: programs, queries and vectors that it took.
         wall_seconds: time that the measurement took.
         tensors: constants found, as ``constants/NAME``; their standard errors, ``errors/NAME``; measured pairs that
-            were held out and what the law says of them, ``held_out/measured`` and ``held_out/foreseen``; and more.
+            were held out and what the law says of them, ``held_out/measured`` and ``held_out/foreseen``; what controls
+            that do not move are held at, ``fixed``, nan for all others; and more.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -129,6 +130,11 @@ class Calibration(_Record):
     def errors(self) -> dict[str, Tensor]:
         """Their standard errors, by name."""
         return self._part("errors/")
+
+    @property
+    def fixed(self) -> Tensor | None:
+        """What controls that do not move are held at, nan for all others, (num_controls,); None where all move."""
+        return self.tensors.get("fixed")
 
     @property
     def age_days(self) -> float:

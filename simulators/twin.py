@@ -61,5 +61,6 @@ def twin_options(calibration: Calibration | str | Path) -> dict[str, Any]:
         "impairments": impairments,
         "input_range": spec.input_range or (-1.0, 1.0),
         "max_batch": spec.max_batch,
+        "fixed": calibration.fixed,
         "constants": {name: value.to(torch.float64) for name, value in calibration.constants.items()},
     }

@@ -190,4 +190,6 @@ def _tensors(found: Identification, law: Identifiable) -> dict[str, Tensor]:
         **{f"nominal/{name}": value for name, value in nominal.items()},
         "held_out/measured": found.held_out[0].clone(),
         "held_out/foreseen": found.held_out[1].clone(),
+        **({} if found.fixed is None else {"fixed": found.fixed}),
+        **({} if found.fixed_errors is None else {"fixed_errors": found.fixed_errors}),
     }

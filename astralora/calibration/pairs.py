@@ -24,6 +24,8 @@ __all__ = ["Design", "Pairs", "choose_design", "measure_pairs"]
 
 _KEY = "astralora_pairs"
 
+# Modulators that are stronger than drawn clip before the end of their range; gains would seem to end there as well.
+_HEADROOM = 0.875
 # A detector at its end tells nothing: light is halved from this share of outputs on.
 _CROWDED = 0.2
 
@@ -154,7 +156,7 @@ def measure_pairs(
     spec = session.spec
     fingerprint = {"serial_number": spec.serial_number, "name": spec.name}
     outputs, amplitudes, again = _resume(part, design, fingerprint) if part is not None else ([], [], None)
-    amplitude = amplitudes[-1] if amplitudes else 1.0
+    amplitude = amplitudes[-1] if amplitudes else _HEADROOM
     total = len(design.settings)
     left = total - len(outputs)
     with session.purpose("calibration"), session.transaction():
