@@ -12,7 +12,7 @@ from devices import DeviceSpec, Identifiable
 
 from .pairs import Pairs
 
-__all__ = ["answers_of", "foresee", "rms_left", "unexplained", "within_range"]
+__all__ = ["answers_of", "foresee", "rms_by_output", "rms_left", "unexplained", "within_range"]
 
 Constants = Mapping[str, Tensor]
 
@@ -58,6 +58,13 @@ def rms_left(pairs: Pairs, foreseen: Tensor, spec: DeviceSpec, noise: float) -> 
     """Root mean square of what is left of answers within the detectors' range, in output units."""
     valid = within_range(pairs.outputs, foreseen, spec, noise)
     return sqrt(float(((pairs.outputs - foreseen).square() * valid).sum() / valid.sum().clamp_min(1)))
+
+
+def rms_by_output(pairs: Pairs, foreseen: Tensor, spec: DeviceSpec, noise: float) -> Tensor:
+    """The same of each output, (out_features,)."""
+    valid = within_range(pairs.outputs, foreseen, spec, noise)
+    squares = ((pairs.outputs - foreseen).square() * valid).sum(dim=(0, 1))
+    return (squares / valid.sum(dim=(0, 1)).clamp_min(1)).sqrt()
 
 
 def unexplained(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from devices import Constant, DeviceSpec, Identifiable, derive_generator
 
-from .evaluation import answers_of, foresee, rms_left, unexplained, within_range
+from .evaluation import answers_of, foresee, rms_by_output, rms_left, unexplained, within_range
 from .held import HeldModel, find_held
 from .pairs import Pairs
 
@@ -50,6 +50,8 @@ class Identification:
         noise_std: of an answer.
         starts: fits that were tried.
         held_out: measured and foreseen answers that were not fitted, (settings, vectors, out_features) each.
+        noise_by_output: root mean square of what is left of the fitted answers of each output, rounding aside,
+            (out_features,).
         fixed: what controls that do not move are held at, as it would be written; nan for all others, (num_controls,).
             None where all move.
         fixed_errors: standard errors of that.
@@ -65,6 +67,7 @@ class Identification:
     noise_std: float
     starts: int
     held_out: tuple[Tensor, Tensor]
+    noise_by_output: Tensor
     fixed: Tensor | None = None
     fixed_errors: Tensor | None = None
 
@@ -91,6 +94,7 @@ def identify(
     spec: DeviceSpec,
     *,
     held_out: int,
+    noise: float | None = None,
     steps: int = 300,
     seed: int = 0,
     listener: Callable[[int, int, float], None] | None = None,
@@ -110,11 +114,12 @@ def identify(
         pairs: all of them; the last settings are held out.
         spec: of the chip: where its detectors end, and their noise.
         held_out: settings to hold out.
+        noise: of an answer, rounding included, where it is known better than from the few that were asked for twice.
         steps: of Adam, at the first start.
         seed: of subsets and starts.
         listener: told of steps done, steps in all and the mean square of what is left over the noise.
     """
-    noise = pairs.noise_std(spec)
+    noise = pairs.noise_std(spec) if noise is None else noise
     train, test = pairs.part(slice(0, len(pairs.settings) - held_out)), pairs.part(slice(-held_out, None))
     declared = model.constants()
     best: tuple[float, Constants] | None = None
@@ -148,6 +153,9 @@ def identify(
     errors = curvature.errors(1.0 if fits else max(1.0, left / noise))
     share, error = unexplained(model, constants, test, spec, noise)
     foreseen, left = foresee(model, constants, test), rms_left(train, foresee(model, constants, train), spec, noise)
+    by_output = (rms_by_output(train, foresee(model, constants, train), spec, noise) ** 2).sub(
+        (spec.output_step or 0.0) ** 2 / 12
+    )
     at, uncertain = constants.pop(HeldModel.name, None), errors.pop(HeldModel.name, None)
     return Identification(
         constants,
@@ -161,6 +169,7 @@ def identify(
         start,
         # As the detectors would have reported it.
         (test.outputs, foreseen if spec.output_range is None else foreseen.clamp(*spec.output_range)),
+        by_output.clamp_min(0).sqrt(),
         fixed=None if held is None or at is None else held.fixed(at),
         fixed_errors=None if held is None or uncertain is None else held.fixed(uncertain),
     )

@@ -137,6 +137,7 @@ def measure_pairs(
     session: Session,
     design: Design,
     *,
+    spec: DeviceSpec | None = None,
     part: Path | None = None,
     listener: Callable[[int, int], None] | None = None,
 ) -> Pairs:
@@ -145,6 +146,7 @@ def measure_pairs(
     Args:
         session: guards the chip, and its budget.
         design: what to ask.
+        spec: what is known of it, such as its codes; what it promises where None.
         part: a file that what was measured is kept in after every setting, and taken from where an earlier measurement
             of the same design on the same chip was cut short.
         listener: told the number of settings done, and of all.
@@ -153,7 +155,7 @@ def measure_pairs(
         BudgetExceeded: before anything is spent.
         ConfigurationError: the file holds something else.
     """
-    spec = session.spec
+    spec = session.spec if spec is None else spec
     fingerprint = {"serial_number": spec.serial_number, "name": spec.name}
     outputs, amplitudes, again = _resume(part, design, fingerprint) if part is not None else ([], [], None)
     amplitude = amplitudes[-1] if amplitudes else _HEADROOM

@@ -18,6 +18,8 @@ __all__ = ["Coupling", "Wobble"]
 # Controls move by so much of their range to either side.
 _SHARE = 1 / 16
 _MOST_CONTROLS = 512
+# Settings that may be given up to find light that no detector is full of, and how it is weakened then.
+_DIMMED, _DIMMER = 4, 0.75
 # Up to so many levels, a few codes lie in that: no small departure from what was written.
 _COARSE = 128
 
@@ -49,12 +51,19 @@ class Wobble(Measurement):
         base = examiner.low + width + (examiner.high - examiner.low - 2 * width) * draw
         written = base + width * (2 * torch.rand(shape, generator=examiner.generator, dtype=torch.float64) - 1)
         written = written.float().double()
-        matrices = []
-        for setting in written:
+        matrices, strength = [], 1.0
+        kept: list[int] = []
+        for place, setting in enumerate(written):
             examiner.session.program(setting.float())
-            matrices.append(examiner.matrix(self._repeats(effort)))
+            matrix, clear = examiner.matrix_and_clear(self._repeats(effort), strength)
+            if clear or place - len(kept) >= _DIMMED:
+                matrices.append(matrix)
+                kept.append(place)
+            else:
+                strength *= _DIMMER
+        written = written[kept]
         entries = torch.stack(matrices).flatten(1).double()  # (count, controls)
-        error = examiner.entry_error(self._repeats(effort))
+        error = examiner.entry_error(self._repeats(effort), strength)
         leak = Leak(entries, (written - base) / width, (spec.out_features, spec.in_features), error)
         levels = self._levels(examiner, leak, written, base, width)
         if levels.value is not None:

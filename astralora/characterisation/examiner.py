@@ -63,6 +63,13 @@ class Examiner:
         self.survey: tuple[Tensor, Tensor] | None = None  # settings and their transfer matrices
         self.survey_error = 0.0  # standard error of an entry of those
 
+    def learn(self, **levels: int) -> None:
+        """Know what the spec does not tell, such as ``input_levels``: from now on, what is sent is on these codes.
+
+        Off them, converters may round one sign to another magnitude than the other, and let light in with all vectors.
+        """
+        self.spec = self.spec.model_copy(update=levels)
+
     # -- asking --------------------------------------------------------------------------------
 
     def find_level(self) -> None:
@@ -101,14 +108,22 @@ class Examiner:
         ends = [outputs >= rail - margin if rail > 0 else outputs <= rail + margin for rail in self.spec.rails]
         return sum(float(end.float().mean()) for end in ends)
 
-    def matrix(self, repeats: int = 1) -> Tensor:
+    def matrix(self, repeats: int = 1, strength: float = 1.0) -> Tensor:
         """The transfer matrix of a linear device at the controls that it holds, (out_features, in_features).
 
         Takes ``len(rows) * repeats`` vectors.
         """
-        inputs = self.sent(self.rows)
-        answers = self.ask(inputs.repeat(repeats, 1)).unflatten(0, (repeats, -1)).mean(dim=0)
-        return self.solve(inputs, answers)
+        return self.matrix_and_clear(repeats, strength)[0]
+
+    def matrix_and_clear(self, repeats: int = 1, strength: float = 1.0) -> tuple[Tensor, bool]:
+        """The same, and whether all answers stayed clear of the ends of the range.
+
+        One that did not is too small by as much in all settings, and the change of any entry in its row is laid at the
+        door of all others.
+        """
+        inputs = self.sent(self.rows, strength)
+        answers = self.ask(inputs.repeat(repeats, 1)).unflatten(0, (repeats, -1))
+        return self.solve(inputs, answers.mean(dim=0)), self.crowded(answers) == 0
 
     def find_noise(self, groups: Tensor) -> tuple[Tensor, float, float]:
         """Noise from vectors that were each asked several times over, rounding told apart from it.
@@ -153,9 +168,9 @@ class Examiner:
         found: Tensor = torch.linalg.lstsq(inputs.double(), answers.double()).solution.mT
         return found.float()
 
-    def entry_error(self, repeats: int = 1) -> float:
+    def entry_error(self, repeats: int = 1, strength: float = 1.0) -> float:
         """Standard error of an entry of `matrix`."""
-        inputs = self.sent(self.rows).double()
+        inputs = self.sent(self.rows, strength).double()
         spread = float(torch.linalg.inv(inputs.mT @ inputs).diagonal().mean())
         return sqrt(spread * ((self.noise_std**2 - self.repeating) / repeats + self.repeating))
 

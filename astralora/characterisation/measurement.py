@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from math import log2
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -114,6 +115,7 @@ def scan_levels(
         promised: by the spec.
         spread: standard deviation of gains that noise alone makes, in squares of the noise; 0 where None.
     """
+    what = name.removesuffix("_levels") + "s"
     gains = gains.clone()
     gains[:2] = -torch.inf
     spread = torch.zeros_like(gains) if spread is None else spread
@@ -132,7 +134,7 @@ def scan_levels(
             low=low,
             promised=promised,
             agrees=None if promised is None else promised >= low,
-            sentence=f"No steps can be seen; of fewer than {low} levels there would be.",
+            sentence=f"No steps of the {what} can be seen; of fewer than {low} levels there would be.",
         )
     close = (gains > most - _INDIFFERENT * noise).nonzero()[:, 0]
     low, high = int(close.min()), int(close.max())
@@ -144,5 +146,6 @@ def scan_levels(
         high=high,
         promised=promised,
         agrees=None if promised is None else low <= promised <= high,
-        sentence=f"{best} levels" + (f" (between {low} and {high})." if low < high else "."),
+        sentence=f"The {what} have {best} levels, which is {log2(best):.1f} bits"
+        + (f" (between {low} and {high} levels)." if low < high else "."),
     )

@@ -52,6 +52,8 @@ class Ramp(Measurement):
             if levels.value is not None:
                 # Now it is known what was really sent.
                 response.values = _rounded(response.values, spec.input_range, round(levels.value))
+                if spec.input_levels is None and levels.low == levels.high:
+                    examiner.learn(input_levels=round(levels.value))
         return [self._linearity(examiner, response, low * response.span), *found]
 
     def _levels(self, examiner: Examiner, response: _Response) -> Finding:

@@ -20,6 +20,7 @@ __all__ = ["Converters", "Noise", "Survey"]
 # entry's variance on controls have a curve in common.
 _STILL = 0.1
 _COMMON = 0.3
+_MAP = 65_536  # controls that a map of them is kept for
 # Queries before the noise is looked at, and the time that is waited then, in as many times theirs: right after a
 # program, chips decay by more than their noise.
 _FIRST = 4
@@ -96,7 +97,7 @@ class Noise(Measurement):
         rate = len(series) / elapsed if elapsed > 0 else 1.0
         frequencies, power = signal.welch(series, fs=rate, nperseg=max(8, len(series) // 8), axis=0)
         # A chip without noise has no spectrum to speak of; nothing is to be divided by it all the same.
-        frequencies, power = frequencies[1:], power[1:].mean(axis=1) + np.finfo(float).tiny ** 0.5
+        frequencies, power = frequencies[1:-1], power[1:-1].mean(axis=1) + np.finfo(float).tiny ** 0.5
         # White plus 1/f: least squares in relative errors, neither of them negative.
         terms = np.stack([np.ones_like(frequencies), 1 / frequencies], axis=1) / power[:, None]
         white, flicker = np.maximum(np.linalg.lstsq(terms, np.ones_like(power), rcond=None)[0], 0.0)
@@ -128,15 +129,18 @@ class Survey(Measurement):
     def cost(self, examiner: Examiner, effort: Effort) -> Cost:
         """A program for each of at least 6 settings."""
         count = self._count(effort)
-        return Cost(count, count * self._repeats(effort) * len(examiner.rows))
+        return Cost(count, count * self._repeats(effort) * (len(examiner.rows) + self._dark(examiner)))
 
     def run(self, examiner: Examiner, effort: Effort) -> list[Finding]:
         """The survey itself, and what can be seen in it without knowing the kind."""
         settings = examiner.settings(self._count(effort))
-        matrices = []
+        matrices, dark = [], []
+        nothing = torch.zeros(self._dark(examiner) * self._repeats(effort), examiner.spec.in_features)
         for setting in settings:
             examiner.session.program(setting)
             matrices.append(examiner.matrix(self._repeats(effort)))
+            if len(nothing):
+                dark.append(examiner.ask(nothing).double().mean(dim=0))
         matrix = torch.stack(matrices)
         error = examiner.entry_error(self._repeats(effort))
         examiner.survey, examiner.survey_error = (settings, matrix), error
@@ -146,10 +150,52 @@ class Survey(Measurement):
             self._dead("dead_outputs", rows, error**2 * sqrt(2 / (len(matrix) * matrix.shape[2]))),
             self._dead("dead_inputs", columns, error**2 * sqrt(2 / (len(matrix) * matrix.shape[1]))),
         ]
+        if dark:
+            found.append(self._offsets(examiner, torch.stack(dark), len(nothing)))
         if examiner.spec.coupling == "elementwise":
             found.append(self._stuck(settings, matrix, error, rows))
             found.append(_curve(examiner, settings, matrix))
         return found
+
+    def _offsets(self, examiner: Examiner, dark: Tensor, count: int) -> Finding:
+        """What outputs report of no light: (settings, out_features) means of ``count`` vectors each.
+
+        What all settings have in common is the detectors'. What differs from one to the next came in as light: inputs
+        that let some through when they are off.
+        """
+        offset, settings = dark.mean(dim=0), len(dark)
+        # Of one and the same answer, rounding does not average out.
+        once = sqrt((examiner.noise_std**2 - examiner.repeating) / count + examiner.repeating)
+        spread = dark.std(dim=0)
+        error = torch.maximum(spread, torch.full_like(spread, once)) / sqrt(settings)
+        error = (error**2 + examiner.repeating).sqrt()
+        most, which = offset.abs().max(dim=0)
+        three = 3 * float(error[which])
+        light = float(spread.square().mean().sqrt())
+        sentence = (
+            f"In the dark, output {int(which)} reports {float(offset[which]):.3g}; that is the most."
+            if float(most) > three
+            else f"In the dark, outputs report nothing, to {three:.2g}."
+        )
+        if light > 2 * once:
+            sentence += f" It changes by {light:.2g} from setting to setting: some light comes in."
+        return Finding(
+            name="dark_level",
+            measurement=self.name,
+            value=float(most),
+            low=max(float(most) - three, 0.0),
+            high=float(most) + three,
+            unit="output units",
+            sentence=sentence,
+            data={"offset": offset.tolist(), "error": error.tolist(), "spread": spread.tolist()},
+        )
+
+    def _dark(self, examiner: Examiner) -> int:
+        """Vectors without light, where inputs can be that and converters have a code for it."""
+        low, high = examiner.spec.input_range or (-1.0, 1.0)
+        step = examiner.spec.input_step
+        coded = step is None or abs(low / step - round(low / step)) < 1e-3
+        return 4 if low <= 0 <= high and coded else 0
 
     def _dead(self, name: str, power: Tensor, error: float) -> Finding:
         dead = (power < 0.02 * power.median() + 4 * error).nonzero()[:, 0].tolist()
@@ -200,7 +246,12 @@ class Survey(Measurement):
             low=len(stuck) if resolvable else None,
             high=len(stuck) + open_ if resolvable else None,
             sentence=sentence if resolvable else "Noise hides whether every control moves; give more vectors.",
-            data={"which": stuck, "moved": (moved / typical.clamp_min(1e-30)).tolist()[:65536]},
+            data={
+                "which": stuck,
+                # A coarser map than that of all controls would not show which they are.
+                "moved": (moved / typical.clamp_min(1e-30)).tolist() if moved.numel() <= _MAP else None,
+                "grid": list(matrix.shape[1:]),
+            },
         )
 
     def _count(self, effort: Effort) -> int:
