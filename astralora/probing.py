@@ -11,7 +11,7 @@ from .encoding import choose_encoding
 from .errors import ConfigurationError
 from .hadamard import hadamard, hadamard_order, hadamard_transform
 
-__all__ = ["LinearProbe", "TransferProbe", "answer_variance", "orthogonal_probes"]
+__all__ = ["LinearProbe", "TransferProbe", "answer_variance", "lit_probes", "orthogonal_probes"]
 
 # Share of the detector's range that a probe is to use: room for noise and for the next change of controls.
 _FILL = 0.7
@@ -32,6 +32,22 @@ def orthogonal_probes(count: int, dtype: torch.dtype = torch.float32) -> tuple[T
     """
     order = hadamard_order(count)
     return (hadamard(order)[:, :count] * _column_signs(count)).to(dtype), float(order)
+
+
+def lit_probes(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Probes X of zeros and ones, for inputs that cannot be negative, each of them lit by half of the rows.
+
+    (H + 1) / 2 of those columns of a Hadamard matrix that are orthogonal to a constant one, so that no input stays
+    dark or lit all the time: (X^T X)^-1 = (4 / order) (I - 1 1^T / (count + 1)), and every entry of a transfer matrix
+    is measured equally well. What adds to all answers alike moves each entry by 2 / (count + 1) of it only.
+
+    Returns:
+        X, (order, count).
+    """
+    order = hadamard_order(count + 1)
+    signs = hadamard(order)
+    signs = signs * signs[:, :1]
+    return ((signs[:, 1 : count + 1] * _column_signs(count) + 1) / 2).to(dtype)
 
 
 def _column_signs(count: int) -> Tensor:

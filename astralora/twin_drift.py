@@ -31,17 +31,15 @@ class TwinDrift:
     """A twin that follows its chip, from forward passes that are paid for anyway.
 
     What a training batch answers and the twin has not foreseen is, above noise, drift of the chip: offsets of its
-        controls
-    and gains of its outputs. Each time some is seen, they move one step of steepest descent along what would explain
-    it, with the exact length for a linear law and a prior that they have moved little since the last time:
+    controls and gains of its outputs. Each time some is seen, they move one step of steepest descent along what would
+    explain it, with the exact length for a linear law and a prior that they have moved little since the last time:
 
         d = S J^T r,  length = <r, J d> / (|J d|^2 + noise^2 <d, S^-1 d>)
 
     with the answers' Jacobian J by the constants, what is left r, and the square S of what they move in a step.
     Nothing is asked of the chip. A batch tells of its own setting only, so a twin stays good near where training goes,
     and does not come back from far: when more than ``band`` of the answers' power has been beyond it for a while, it
-        asks for
-    a new calibration.
+    asks for a new calibration.
 
     Args:
         twin: as calibrated.

@@ -69,7 +69,7 @@ class CalibratedDevice:
     calibration has found are taken out of them; inputs and outputs are corrected for gains and offsets. The spec has
     measured values in the place of promised ones. Costs nothing beyond the operations themselves.
 
-    Where no law fits, nothing is corrected but what was measured directly.
+    Where no law fits, nothing is corrected but what was measured directly: the dark level of each output.
 
     Args:
         device: the chip; one that is guarded by a session already keeps it.
@@ -103,6 +103,7 @@ class CalibratedDevice:
         self.twin: CalibratedTwin | None = None
         if calibration.model is not None and calibration.fit is not None and calibration.fit.fits:
             self.twin = CalibratedTwin(calibration)
+        self._dark = None if self.twin is not None else _dark_level(calibration)
         self.spec = _corrected(calibration, self.twin)
 
     def open(self) -> None:
@@ -126,14 +127,17 @@ class CalibratedDevice:
     def query(self, inputs: Tensor) -> Tensor:
         """Pass vectors through: (batch, in_features) -> (batch, out_features)."""
         if self.twin is None:
-            return self.session.query(inputs)
+            return self._lit(self.session.query(inputs))
         return self.twin.corrected(self.session.query(self.twin.sent(inputs)))
 
     def query_each(self, controls: Tensor, inputs: Tensor) -> Tensor:
         """Program each setting in turn and pass the same vectors through; see `devices.ProgramsMany`."""
         if self.twin is None:
-            return self.session.query_each(controls, inputs)
+            return self._lit(self.session.query_each(controls, inputs))
         return self.twin.corrected(self.session.query_each(self.twin.written(controls), self.twin.sent(inputs)))
+
+    def _lit(self, outputs: Tensor) -> Tensor:
+        return outputs if self._dark is None else outputs - self._dark.to(outputs)
 
     @property
     def usage(self) -> Usage:
@@ -194,12 +198,14 @@ class CalibratedTwin:
         """The same of a chip whose constants have moved since, by name; what is written stays as calibrated."""
         settings = controls if controls.ndim == 2 else controls.unsqueeze(0)
         now = {**self._as(controls), **constants}
-        answers = self.corrected(self.model.law(now, self.written(settings), self.sent(inputs)))
+        written = self._held(self.written(settings))
+        answers = self.corrected(self.model.law(now, written, self.sent(inputs)))
         return answers if controls.ndim == 2 else answers[0]
 
     def written(self, controls: Tensor) -> Tensor:
         """What is written for controls (..., num_controls) of a flawless chip."""
-        return self.model.written_for(self._as(controls), controls)
+        # Of controls that do not move, neighbours feel what they do, whatever is asked of them.
+        return self.model.written_for(self._as(controls), self._held(controls))
 
     def sent(self, inputs: Tensor) -> Tensor:
         """What is sent for inputs (batch, in_features)."""
@@ -220,6 +226,14 @@ class CalibratedTwin:
             outputs = outputs - offset
         return outputs if gain is None else outputs / _alive(gain)
 
+    def _held(self, controls: Tensor) -> Tensor:
+        """Controls (..., num_controls) with those that do not move where they are."""
+        fixed = self.calibration.fixed
+        if fixed is None:
+            return controls
+        fixed = fixed.to(controls)
+        return controls.where(fixed.isnan(), fixed.nan_to_num())
+
     def _as(self, like: Tensor) -> dict[str, Tensor]:
         key = (like.dtype, like.device)
         if key not in self._tables:
@@ -232,11 +246,23 @@ def _alive(gain: Tensor) -> Tensor:
     return gain.where(gain.abs() > _DEAD, 1.0)
 
 
+def _dark_level(calibration: Calibration) -> Tensor | None:
+    """What each output reports of no light, (out_features,), where it is more than its own uncertainty."""
+    offset, error = (calibration.tensors.get(f"dark/{name}") for name in ("offset", "error"))
+    if offset is None or error is None:
+        return None
+    return offset.where(offset.abs() > 3 * error, 0.0)
+
+
 def _corrected(calibration: Calibration, twin: CalibratedTwin | None) -> DeviceSpec:
     """The measured spec, in corrected units: what every input and every output can do."""
     spec = calibration.measured
     if twin is None:
-        return spec
+        dark = _dark_level(calibration)
+        if dark is None or spec.output_range is None:
+            return spec
+        low, high = spec.output_range
+        return spec.model_copy(update={"output_range": (float((low - dark).max()), float((high - dark).min()))})
     constants = twin.constants
     update: dict[str, Any] = {}
     gain, offset = constants.get("input_gain"), constants.get("input_offset")

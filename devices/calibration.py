@@ -99,10 +99,15 @@ class Calibration(_Record):
         measured: the same, as found: its noise, and what else was measured.
         model: which law was fitted; None for none.
         fit: how well; None for none.
+        findings: what was measured directly, each with name, value, low, high (three standard errors), unit, promised,
+            agrees and a sentence.
         spent: programs, queries and vectors that it took.
         wall_seconds: time that the measurement took.
         tensors: constants found, as ``constants/NAME``; their standard errors, ``errors/NAME``; measured pairs that
-            were held out and what the law says of them, ``held_out/measured`` and ``held_out/foreseen``; and more.
+            were held out and what the law says of them, ``held_out/measured`` and ``held_out/foreseen``; what controls
+            that do not move are held at, ``fixed``, nan for all others; noise of each output, ``noise/by_output``, and
+            those that see nothing, ``dead_outputs``; what outputs report in the dark, ``dark/offset`` with
+            ``dark/error``; and more.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -116,6 +121,7 @@ class Calibration(_Record):
     measured: DeviceSpec
     model: Model | None = None
     fit: Fit | None = None
+    findings: tuple[dict[str, JsonValue], ...] = ()
     spent: dict[str, int]
     wall_seconds: float = Field(default=0.0, ge=0)
     tensors: dict[str, Tensor] = Field(default_factory=dict, exclude=True, repr=False)
@@ -129,6 +135,11 @@ class Calibration(_Record):
     def errors(self) -> dict[str, Tensor]:
         """Their standard errors, by name."""
         return self._part("errors/")
+
+    @property
+    def fixed(self) -> Tensor | None:
+        """What controls that do not move are held at, nan for all others, (num_controls,); None where all move."""
+        return self.tensors.get("fixed")
 
     @property
     def age_days(self) -> float:

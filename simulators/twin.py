@@ -18,7 +18,9 @@ __all__ = ["twin_options"]
 def twin_options(calibration: Calibration | str | Path) -> dict[str, Any]:
     """Options of `simulators.SimulatedDevice` that make the twin of a calibrated chip.
 
-    Its constants, its noise and its converters; and its time and energy, so that a rehearsal costs what the chip costs.
+    Its constants, its noise and its converters, and what of it is dead or stuck; and its time and energy, so that a
+    rehearsal costs what the chip costs. Detectors of a simulated chip are all equally noisy: as noisy as the chip's
+    that see something, on average.
 
     Args:
         calibration: the chip's record, or a path.
@@ -42,13 +44,23 @@ def twin_options(calibration: Calibration | str | Path) -> dict[str, Any]:
     spec = calibration.measured
     options: dict[str, Any] = dict(calibration.model.options)
     law = KINDS[calibration.model.name](**options)
+    constants = {name: value.to(torch.float64) for name, value in calibration.constants.items()}
+    dead = calibration.tensors.get("dead_outputs")
+    seeing = torch.ones(spec.out_features, dtype=torch.bool)
+    if dead is not None and len(dead):
+        seeing[dead] = False
+        gain = constants.get("output_gain", torch.ones(spec.out_features, dtype=torch.float64))
+        constants["output_gain"] = gain.where(seeing, 0.0)
+    noise, by_output = spec.noise_std, calibration.tensors.get("noise/by_output")
+    if by_output is not None and bool(seeing.any()):
+        noise = float(by_output[seeing].square().mean().sqrt())
     bound = None if spec.output_range is None else max(map(abs, spec.output_range))
     impairments = Impairments(
         control_levels=spec.control_levels,
         input_levels=spec.input_levels,
         output_levels=spec.output_levels,
         output_bound=bound,
-        output_noise_fraction=spec.noise_std / (bound or law.full_scale(spec.in_features)),
+        output_noise_fraction=noise / (bound or law.full_scale(spec.in_features)),
         program_seconds=spec.program_seconds,
         vector_seconds=spec.vector_seconds,
         program_joules=spec.program_joules,
@@ -61,5 +73,6 @@ def twin_options(calibration: Calibration | str | Path) -> dict[str, Any]:
         "impairments": impairments,
         "input_range": spec.input_range or (-1.0, 1.0),
         "max_batch": spec.max_batch,
-        "constants": {name: value.to(torch.float64) for name, value in calibration.constants.items()},
+        "fixed": calibration.fixed,
+        "constants": constants,
     }

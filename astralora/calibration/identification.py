@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import cos, pi, sqrt
+from math import cos, pi
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from devices import Constant, DeviceSpec, Identifiable, derive_generator
 
+from .evaluation import answers_of, foresee, rms_by_output, rms_left, unexplained, within_range
+from .held import HeldModel, find_held
 from .pairs import Pairs
 
 __all__ = ["Identification", "identify"]
@@ -27,6 +29,8 @@ _STARTS = 3
 # Step lengths of the descents, one after the other while more is left than noise, by mean squares.
 _RATES = (0.1, 0.05, 0.03)
 _SETTLED = 1.1
+# Looks for controls that do not move: what the first finds may have hidden others.
+_LOOKS = 3
 # Unknowns up to which standard errors allow for all correlations.
 _DENSE = 1200
 
@@ -46,6 +50,11 @@ class Identification:
         noise_std: of an answer.
         starts: fits that were tried.
         held_out: measured and foreseen answers that were not fitted, (settings, vectors, out_features) each.
+        noise_by_output: root mean square of what is left of the fitted answers of each output, rounding aside,
+            (out_features,).
+        fixed: what controls that do not move are held at, as it would be written; nan for all others, (num_controls,).
+            None where all move.
+        fixed_errors: standard errors of that.
     """
 
     constants: Constants
@@ -58,6 +67,9 @@ class Identification:
     noise_std: float
     starts: int
     held_out: tuple[Tensor, Tensor]
+    noise_by_output: Tensor
+    fixed: Tensor | None = None
+    fixed_errors: Tensor | None = None
 
     @property
     def fits(self) -> bool:
@@ -82,6 +94,7 @@ def identify(
     spec: DeviceSpec,
     *,
     held_out: int,
+    noise: float | None = None,
     steps: int = 300,
     seed: int = 0,
     listener: Callable[[int, int, float], None] | None = None,
@@ -93,16 +106,20 @@ def identify(
     time find the way, and L-BFGS on all of them the bottom. Where held-out settings are not foreseen, the fit begins
     anew, from elsewhere and with more steps.
 
+    Controls that do not move are named, and held, where answers are explained better by that; see
+    `astralora.calibration.held`.
+
     Args:
         model: the law.
         pairs: all of them; the last settings are held out.
         spec: of the chip: where its detectors end, and their noise.
         held_out: settings to hold out.
+        noise: of an answer, rounding included, where it is known better than from the few that were asked for twice.
         steps: of Adam, at the first start.
         seed: of subsets and starts.
         listener: told of steps done, steps in all and the mean square of what is left over the noise.
     """
-    noise = pairs.noise_std(spec)
+    noise = pairs.noise_std(spec) if noise is None else noise
     train, test = pairs.part(slice(0, len(pairs.settings) - held_out)), pairs.part(slice(-held_out, None))
     declared = model.constants()
     best: tuple[float, Constants] | None = None
@@ -114,33 +131,79 @@ def identify(
                 fit.descend(steps * (start + 1), rate, listener)
         fit.polish()
         constants = fit.constants()
-        left = _unexplained(model, constants, test, spec, noise)[0]
+        left = unexplained(model, constants, test, spec, noise)[0]
         start += 1
         if best is None or left < best[0]:
             best = left, constants
         if left <= _UNEXPLAINED:
             break
     assert best is not None
-    curvature = _Curvature(model, declared, best[1], train, spec, noise)
-    if curvature.dense and best[0] <= _UNEXPLAINED:
+    held, constants = _hold(model, best[1], train, spec, noise, steps, seed, listener)
+    if held is not None and unexplained(held, constants, test, spec, noise)[0] <= max(best[0], _UNEXPLAINED):
+        model, declared = held, held.constants()
+    else:
+        held, constants = None, best[1]
+    fits = unexplained(model, constants, test, spec, noise)[0] <= _UNEXPLAINED
+    left = rms_left(train, foresee(model, constants, train), spec, noise)
+    # Where the law fits, what it leaves of thousands of answers tells the noise better than a few asked for twice.
+    curvature = _Curvature(model, declared, constants, train, spec, left if fits else noise)
+    if curvature.dense and fits:
         curvature.newton()
     constants = curvature.constants()
-    share, error = _unexplained(model, constants, test, spec, noise)
-    foreseen = _foresee(model, constants, test)
-    left_of_training = _rms(train, _foresee(model, constants, train), spec, noise)
+    errors = curvature.errors(1.0 if fits else max(1.0, left / noise))
+    share, error = unexplained(model, constants, test, spec, noise)
+    foreseen, left = foresee(model, constants, test), rms_left(train, foresee(model, constants, train), spec, noise)
+    by_output = (rms_by_output(train, foresee(model, constants, train), spec, noise) ** 2).sub(
+        (spec.output_step or 0.0) ** 2 / 12
+    )
+    at, uncertain = constants.pop(HeldModel.name, None), errors.pop(HeldModel.name, None)
     return Identification(
         constants,
-        curvature.errors(left_of_training / noise),
+        errors,
         curvature.dense,
         share,
         error,
-        _rms(test, foreseen, spec, noise),
-        left_of_training,
+        rms_left(test, foreseen, spec, noise),
+        left,
         noise,
         start,
         # As the detectors would have reported it.
         (test.outputs, foreseen if spec.output_range is None else foreseen.clamp(*spec.output_range)),
+        by_output.clamp_min(0).sqrt(),
+        fixed=None if held is None or at is None else held.fixed(at),
+        fixed_errors=None if held is None or uncertain is None else held.fixed(uncertain),
     )
+
+
+def _hold(
+    model: Identifiable,
+    constants: Constants,
+    pairs: Pairs,
+    spec: DeviceSpec,
+    noise: float,
+    steps: int,
+    seed: int,
+    listener: Callable[[int, int, float], None] | None,
+) -> tuple[HeldModel | None, Constants]:
+    """Name controls that do not move, fit all others without what those had spoilt, and look again."""
+    held: HeldModel | None = None
+    for round_ in range(_LOOKS):
+        free = {name: value for name, value in constants.items() if name != HeldModel.name}
+        left = max(noise, rms_left(pairs, foresee(held or model, constants, pairs), spec, noise))
+        found = find_held(model, free, pairs, spec, left)
+        if found is None or (held is not None and torch.equal(found.which, held.which)):
+            break
+        held = found
+        begin = dict(free)
+        for name, known in model.constants().items():
+            if known.shape == (spec.num_controls,):
+                begin[name] = free[name].index_fill(0, held.which, known.nominal)
+        fit = _Fit(held, held.constants(), pairs, spec, noise, seed, _STARTS + round_)
+        fit.begin({**begin, HeldModel.name: held.at})
+        fit.descend(max(1, steps // 3), _RATES[-1], listener)
+        fit.polish()
+        constants = fit.constants()
+    return held, constants
 
 
 class _Fit:
@@ -176,6 +239,13 @@ class _Fit:
     def constants(self) -> Constants:
         with torch.no_grad():
             return {name: value.clone() for name, value in self._unscaled().items()}
+
+    def begin(self, constants: Constants) -> None:
+        """Go on from these."""
+        with torch.no_grad():
+            for name, scaled in self._scaled.items():
+                known = self._declared[name]
+                scaled.copy_((constants[name] - known.nominal) / known.spread)
 
     def descend(self, steps: int, rate: float, listener: Callable[[int, int, float], None] | None) -> None:
         """Adam on random subsets, at a rate that falls along a cosine."""
@@ -222,8 +292,8 @@ class _Fit:
     def _loss(self, chosen: Tensor) -> tuple[Tensor, float]:
         """Minus the log posterior of the chosen settings, per answer; and the mean square left over the noise."""
         pairs, constants = self._pairs, self._unscaled()
-        answers, measured = _answers(self._model, constants, pairs, chosen), pairs.outputs[chosen]
-        valid = _within(measured, answers.detach(), self._spec, self._noise)
+        answers, measured = answers_of(self._model, constants, pairs, chosen), pairs.outputs[chosen]
+        valid = within_range(measured, answers.detach(), self._spec, self._noise)
         squares = ((answers - measured).square() * valid).sum() / self._noise**2
         penalty = sum(_FREEDOM * torch.log1p(value.square() / _FREEDOM).sum() for value in self._scaled.values())
         total = pairs.outputs.numel()
@@ -236,64 +306,6 @@ class _Fit:
             known = self._declared[name]
             constants[name] = (known.nominal + known.spread * scaled).clamp(known.low, known.high)
         return constants
-
-
-def _answers(model: Identifiable, constants: Constants, pairs: Pairs, chosen: Tensor) -> Tensor:
-    """What the law says of some of the settings: (chosen, vectors, out_features)."""
-    inputs = pairs.inputs[chosen]
-    # All settings are asked for the same vectors, at one of a few strengths: those of one strength at a time.
-    strengths = inputs.flatten(1).abs().amax(dim=1)
-    answers = inputs.new_empty(0)
-    if bool((strengths == strengths[0]).all()):
-        return model.law(constants, pairs.settings[chosen], inputs[0])
-    parts, order = [], []
-    for strength in strengths.unique():
-        where = (strengths == strength).nonzero()[:, 0]
-        parts.append(model.law(constants, pairs.settings[chosen[where]], inputs[where[0]]))
-        order.append(where)
-    answers = torch.cat(parts)
-    return answers[torch.cat(order).argsort()]
-
-
-def _within(measured: Tensor, foreseen: Tensor, spec: DeviceSpec, noise: float) -> Tensor:
-    """Where answers are clear of the ends of the detectors' range: 1 there, else 0.
-
-    What is foreseen decides: leaving out what was measured near an end would leave out one side of the noise. Only an
-    answer far from an end that was foreseen there counts, since the law is wrong about it.
-    """
-    valid = torch.ones_like(measured)
-    for rail in spec.rails:
-        sign = 1.0 if rail > 0 else -1.0
-        valid = valid * ~((sign * (rail - foreseen) < 3 * noise) & (sign * (rail - measured) < 6 * noise))
-    return valid
-
-
-def _foresee(model: Identifiable, constants: Constants, pairs: Pairs) -> Tensor:
-    with torch.no_grad():
-        everything = torch.arange(len(pairs.settings))
-        return torch.cat([_answers(model, constants, pairs, part) for part in everything.split(16)])
-
-
-def _rms(pairs: Pairs, foreseen: Tensor, spec: DeviceSpec, noise: float) -> float:
-    valid = _within(pairs.outputs, foreseen, spec, noise)
-    return sqrt(float(((pairs.outputs - foreseen).square() * valid).sum() / valid.sum().clamp_min(1)))
-
-
-def _unexplained(
-    model: Identifiable, constants: Constants, pairs: Pairs, spec: DeviceSpec, noise: float
-) -> tuple[float, float]:
-    """Share of the answers' power, noise aside, that is not foreseen; and its standard error."""
-    foreseen = _foresee(model, constants, pairs)
-    valid = _within(pairs.outputs, foreseen, spec, noise)
-    count = float(valid.sum().clamp_min(1))
-    left = float(((pairs.outputs - foreseen).square() * valid).sum()) / count
-    # About their mean: a constant offset is nothing to be proud of having foreseen.
-    about = pairs.outputs - (pairs.outputs * valid).sum() / count
-    power = max(float((about.square() * valid).sum()) / count - noise**2, 1e-12)
-    # Of noise known from few repeats, the uncertainty of its own variance outweighs that of the answers'.
-    known = max(float(pairs.again.numel()), 1.0)
-    error = sqrt(2 / count * left**2 + 2 / known * noise**4) / power
-    return max(left - noise**2, 0.0) / power, error
 
 
 class _Curvature:
@@ -358,9 +370,9 @@ class _Curvature:
 
     def _left(self, values: Tensor, chosen: Tensor) -> Tensor:
         """What is left of answers, over the noise, flat."""
-        answers = _answers(self._model, self._split(values), self._pairs, chosen)
+        answers = answers_of(self._model, self._split(values), self._pairs, chosen)
         measured = self._pairs.outputs[chosen]
-        valid = _within(measured, answers.detach(), self._spec, self._noise)
+        valid = within_range(measured, answers.detach(), self._spec, self._noise)
         left: Tensor = ((measured - answers) * valid / self._noise).flatten()
         return left
 

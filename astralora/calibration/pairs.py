@@ -18,12 +18,14 @@ from devices import DeviceSpec, Session, derive_generator
 from devices.files import write_atomically
 
 from ..errors import ConfigurationError
-from ..probing import orthogonal_probes
+from ..probing import lit_probes, orthogonal_probes
 
 __all__ = ["Design", "Pairs", "choose_design", "measure_pairs"]
 
 _KEY = "astralora_pairs"
 
+# Modulators that are stronger than drawn clip before the end of their range; gains would seem to end there as well.
+_HEADROOM = 0.875
 # A detector at its end tells nothing: light is halved from this share of outputs on.
 _CROWDED = 0.2
 
@@ -86,9 +88,9 @@ def choose_design(spec: DeviceSpec, programs: int, vectors: int, seed: int) -> D
     """Settings and vectors that tell the most, within a number of programs and of vectors.
 
     Settings are a Latin hypercube: each control takes as many different values as there are settings, evenly over its
-        range
-    and independently of all others, so that offset, efficiency and curve can be told apart. Vectors are orthogonal and
-    of full power, as many as there are inputs where that leaves a program for every such set; else fewer, at random.
+    range and independently of all others, so that offset, efficiency and curve can be told apart. Vectors are
+    orthogonal and of full power, as many as there are inputs where that leaves a program for every such set; else
+    fewer, at random.
 
     Raises:
         ConfigurationError: too few for anything to be fitted and held out.
@@ -126,14 +128,16 @@ def _probes(spec: DeviceSpec) -> Tensor:
         if spec.input_range is not None and spec.input_range[0] >= 0:
             return torch.rand(count, spec.in_features, generator=generator)
         return 2 * torch.rand(count, spec.in_features, generator=generator) - 1
-    rows, _ = orthogonal_probes(spec.in_features)
-    return (rows + 1) / 2 if spec.input_range is not None and spec.input_range[0] >= 0 else rows
+    if spec.input_range is not None and spec.input_range[0] >= 0:
+        return lit_probes(spec.in_features)
+    return orthogonal_probes(spec.in_features)[0]
 
 
 def measure_pairs(
     session: Session,
     design: Design,
     *,
+    spec: DeviceSpec | None = None,
     part: Path | None = None,
     listener: Callable[[int, int], None] | None = None,
 ) -> Pairs:
@@ -142,6 +146,7 @@ def measure_pairs(
     Args:
         session: guards the chip, and its budget.
         design: what to ask.
+        spec: what is known of it, such as its codes; what it promises where None.
         part: a file that what was measured is kept in after every setting, and taken from where an earlier measurement
             of the same design on the same chip was cut short.
         listener: told the number of settings done, and of all.
@@ -150,10 +155,10 @@ def measure_pairs(
         BudgetExceeded: before anything is spent.
         ConfigurationError: the file holds something else.
     """
-    spec = session.spec
+    spec = session.spec if spec is None else spec
     fingerprint = {"serial_number": spec.serial_number, "name": spec.name}
     outputs, amplitudes, again = _resume(part, design, fingerprint) if part is not None else ([], [], None)
-    amplitude = amplitudes[-1] if amplitudes else 1.0
+    amplitude = amplitudes[-1] if amplitudes else _HEADROOM
     total = len(design.settings)
     left = total - len(outputs)
     with session.purpose("calibration"), session.transaction():

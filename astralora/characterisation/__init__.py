@@ -1,6 +1,6 @@
 """What a device is like, measured without knowing its law."""
 
-from .characterise import MEASUREMENTS, characterise
+from .characterise import MEASUREMENTS, characterisation_cost, characterise
 from .findings import Characterisation, Finding
 
-__all__ = ["MEASUREMENTS", "Characterisation", "Finding", "characterise"]
+__all__ = ["MEASUREMENTS", "Characterisation", "Finding", "characterisation_cost", "characterise"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from devices import Budget, Device, Session, Thermometer
 
@@ -12,10 +13,11 @@ from .controls import Coupling, Wobble
 from .examiner import Examiner
 from .findings import Characterisation, Finding
 from .measurement import Cost, Effort, Measurement
-from .signals import Converters, Noise, Ramp, Survey
+from .ramp import Ramp
+from .signals import Converters, Noise, Survey
 from .timing import Drift, Repeatability, Settling, Speed
 
-__all__ = ["MEASUREMENTS", "characterise"]
+__all__ = ["MEASUREMENTS", "characterisation_cost", "characterise"]
 
 MEASUREMENTS: dict[str, Callable[[float], Measurement]] = {
     "noise": lambda _: Noise(),
@@ -32,7 +34,7 @@ MEASUREMENTS: dict[str, Callable[[float], Measurement]] = {
 """Every measurement by name, in their order; made with the seconds that drift is looked for."""
 
 # What is tried for settings and for repeats where there is a budget, and what is usual.
-_SCALES = (8.0, 6.0, 4.0, 3.0, 2.0, 1.5, 1.0, 0.75, 0.5, 0.35, 0.25, 0.125)
+_SCALES = tuple(8.0 * 2 ** (-step / 4) for step in range(25))
 _USUAL = Effort(1.0, 1.0)
 
 
@@ -64,11 +66,70 @@ def characterise(
         BudgetExceeded: the session's own budget is smaller; nothing was spent.
     """
     session = device if isinstance(device, Session) else Session(device)
+    start, began = time.perf_counter(), session.usage
+    session.open()
+    plan = _plan(session, budget, only, drift_seconds, seed)
+    examiner, chosen, effort, total = plan.examiner, plan.chosen, plan.effort, plan.total
+    findings: list[Finding] = []
+    with session.purpose("characterise"), session.transaction():
+        # Every query is cut at most into single vectors by what a device takes at a time; that costs no more of either.
+        session.afford("characterise", programs=total.programs, vectors=total.vectors)
+        examiner.find_level()
+        shares: dict[str, dict[str, int]] = {}
+        before = began
+        for measurement in chosen.values():
+            for finding in measurement.run(examiner, effort):
+                findings.append(finding)
+                if listener is not None:
+                    listener(finding)
+            took, before = session.usage - before, session.usage
+            shares[measurement.name] = {"programs": took.programs, "vectors": took.vectors}
+    thermometer = session.capability(Thermometer)
+    spent = session.usage - began
+    return Characterisation(
+        device=session.spec.name,
+        serial_number=session.spec.serial_number,
+        temperature_celsius=None if thermometer is None else thermometer.temperature_celsius,
+        promised=session.spec,
+        findings=tuple(findings),
+        skipped=plan.skipped,
+        spent={"programs": spent.programs, "queries": spent.queries, "vectors": spent.vectors},
+        spent_by_measurement=shares,
+        wall_seconds=time.perf_counter() - start,
+    )
+
+
+def characterisation_cost(
+    device: Device,
+    budget: Budget | None = None,
+    *,
+    only: Sequence[str] | None = None,
+    drift_seconds: float = 1.0,
+    seed: int = 0,
+) -> Cost:
+    """The programs and vectors that `characterise` would spend at most, called like this; nothing is spent for it.
+
+    Raises:
+        ConfigurationError: no such measurement, or a budget that is too small even for noise.
+    """
+    session = device if isinstance(device, Session) else Session(device)
+    return _plan(session, budget, only, drift_seconds, seed).total
+
+
+class _Plan(NamedTuple):
+    examiner: Examiner
+    chosen: dict[str, Measurement]
+    skipped: dict[str, str]
+    effort: Effort
+    total: Cost
+
+
+def _plan(
+    session: Session, budget: Budget | None, only: Sequence[str] | None, drift_seconds: float, seed: int
+) -> _Plan:
     for name in only or ():
         if name not in MEASUREMENTS:
             raise ConfigurationError(f"there is no measurement {name!r}; known are {', '.join(MEASUREMENTS)}")
-    start, began = time.perf_counter(), session.usage
-    session.open()
     examiner = Examiner(session, seed)
     wanted = [name for name in MEASUREMENTS if only is None or name in only or name == "noise"]
     chosen, skipped = {}, {}
@@ -81,29 +142,7 @@ def characterise(
             skipped[name] = f"does not apply: {reason}"
     effort, late = _fit(examiner, chosen, budget or Budget())
     skipped |= dict.fromkeys(late, "the budget is too small for it")
-    total = _total(examiner, chosen, effort)
-    findings: list[Finding] = []
-    with session.purpose("characterise"), session.transaction():
-        # Every query is cut at most into single vectors by what a device takes at a time; that costs no more of either.
-        session.afford("characterise", programs=total.programs, vectors=total.vectors)
-        examiner.find_level()
-        for measurement in chosen.values():
-            for finding in measurement.run(examiner, effort):
-                findings.append(finding)
-                if listener is not None:
-                    listener(finding)
-    thermometer = session.capability(Thermometer)
-    spent = session.usage - began
-    return Characterisation(
-        device=session.spec.name,
-        serial_number=session.spec.serial_number,
-        temperature_celsius=None if thermometer is None else thermometer.temperature_celsius,
-        promised=session.spec,
-        findings=tuple(findings),
-        skipped=skipped,
-        spent={"programs": spent.programs, "queries": spent.queries, "vectors": spent.vectors},
-        wall_seconds=time.perf_counter() - start,
-    )
+    return _Plan(examiner, chosen, skipped, effort, _total(examiner, chosen, effort))
 
 
 def _fit(examiner: Examiner, chosen: dict[str, Measurement], budget: Budget) -> tuple[Effort, list[str]]:

@@ -5,23 +5,29 @@ from __future__ import annotations
 from math import sqrt
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
 from .examiner import Examiner
 from .findings import Finding
-from .measurement import Cost, Effort, Measurement, scan_levels
+from .leak import REACH, Leak
+from .measurement import MOST_LEVELS, Cost, Effort, Measurement, scan_levels
 
 __all__ = ["Coupling", "Wobble"]
 
+# Controls move by so much of their range to either side.
 _SHARE = 1 / 16
-_REACH = 2  # neighbours this far away stand in the crosstalk map
-_MOST_CONTROLS = 1024
+_MOST_CONTROLS = 512
+# Settings that may be given up to find light that no detector is full of, and how it is weakened then.
+_DIMMED, _DIMMER = 4, 0.75
+# Up to so many levels, a few codes lie in that: no small departure from what was written.
+_COARSE = 128
 
 
 class Wobble(Measurement):
     """All controls at once, a little and at random, about a setting: codes of the controls, and crosstalk.
 
-    Each entry follows its own control along a parabola. What that leaves is, in one part, the saw of the control's
+    Each entry follows its own control along a curve. What that leaves is, in one part, the saw of the control's
     converter, and in another what its neighbours did, since all moved independently: one set of settings serves
     both, and every pair of neighbours at that.
     """
@@ -45,54 +51,44 @@ class Wobble(Measurement):
         base = examiner.low + width + (examiner.high - examiner.low - 2 * width) * draw
         written = base + width * (2 * torch.rand(shape, generator=examiner.generator, dtype=torch.float64) - 1)
         written = written.float().double()
-        matrices = []
-        for setting in written:
+        matrices, strength = [], 1.0
+        kept: list[int] = []
+        for place, setting in enumerate(written):
             examiner.session.program(setting.float())
-            matrices.append(examiner.matrix(self._repeats(effort)))
+            matrix, clear = examiner.matrix_and_clear(self._repeats(effort), strength)
+            if clear or place - len(kept) >= _DIMMED:
+                matrices.append(matrix)
+                kept.append(place)
+            else:
+                strength *= _DIMMER
+        written = written[kept]
         entries = torch.stack(matrices).flatten(1).double()  # (count, controls)
-        error = examiner.entry_error(self._repeats(effort))
-        slopes, basis, left = _parabolas(entries, written - base)
-        levels = self._levels(examiner, written, slopes, basis, left, error)
+        error = examiner.entry_error(self._repeats(effort), strength)
+        leak = Leak(entries, (written - base) / width, (spec.out_features, spec.in_features), error)
+        levels = self._levels(examiner, leak, written, base, width)
         if levels.value is not None:
             # Now it is known what the controls really did.
-            step = (examiner.high - examiner.low) / (round(levels.value) - 1)
-            written = examiner.low + step * ((written - examiner.low) / step).round()
-            slopes, basis, left = _parabolas(entries, written - base)
-        return [self._crosstalk(examiner, written - base, slopes, basis, left, error), levels]
+            acted = _on_levels(written, examiner, round(levels.value))
+            leak = Leak(entries, (acted - base) / width, (spec.out_features, spec.in_features), error)
+        # Between codes that lie further apart than this nothing is known of a curve's slope.
+        fine = levels.value is None or (examiner.high - examiner.low) / (levels.value - 1) < width
+        return [self._crosstalk(leak, fine), levels]
 
-    def _crosstalk(
-        self, examiner: Examiner, moves: Tensor, slopes: Tensor, basis: Tensor, left: Tensor, error: float
-    ) -> Finding:
-        rows, columns = examiner.spec.out_features, examiner.spec.in_features
-        size = 2 * _REACH + 1
-        kernel, errors = torch.zeros(size, size), torch.zeros(size, size)
-        grid = moves.view(-1, rows, columns)
-        for down in range(-_REACH, _REACH + 1):
-            for right in range(-_REACH, _REACH + 1):
-                if down == 0 and right == 0:
-                    kernel[_REACH, _REACH] = 1.0
-                    continue
-                shifted = torch.zeros_like(grid)
-                target = (
-                    slice(max(down, 0), rows + min(down, 0)),
-                    slice(max(right, 0), columns + min(right, 0)),
-                )
-                source = (
-                    slice(max(-down, 0), rows + min(-down, 0)),
-                    slice(max(-right, 0), columns + min(-right, 0)),
-                )
-                if rows <= abs(down) or columns <= abs(right):
-                    errors[down + _REACH, right + _REACH] = torch.inf
-                    continue
-                shifted[:, target[0], target[1]] = grid[:, source[0], source[1]]
-                expected = _without(basis, shifted.flatten(1)) * slopes
-                power = expected.square().sum()
-                kernel[down + _REACH, right + _REACH] = (expected * left).sum() / power
-                # The saws of converters and the chip's wander are noise here too: what is left tells all of it.
-                scatter = max(error**2, float((expected.square() * left.square()).sum() / power))
-                errors[down + _REACH, right + _REACH] = sqrt(scatter / float(power))
-        beside = [(_REACH - 1, _REACH), (_REACH + 1, _REACH), (_REACH, _REACH - 1), (_REACH, _REACH + 1)]
+    def _crosstalk(self, leak: Leak, fine: bool) -> Finding:
+        kernel, errors = leak.kernel, leak.errors
+        beside = [(REACH - 1, REACH), (REACH + 1, REACH), (REACH, REACH - 1), (REACH, REACH + 1)]
         seen = [place for place in beside if torch.isfinite(errors[place])]
+        data: dict[str, JsonValue] = {"kernel": kernel.tolist(), "errors": errors.nan_to_num(posinf=0.0).tolist()}
+        if not seen or not fine:
+            return Finding(
+                name="crosstalk",
+                measurement=self.name,
+                value=None,
+                sentence="Noise hides what controls do to their neighbours; give more vectors."
+                if fine
+                else "The codes of the controls are too coarse for what neighbours do to be seen between them.",
+                data=data if fine else {},
+            )
         weights = torch.tensor([1 / float(errors[place]) ** 2 for place in seen])
         value = float((weights * torch.tensor([float(kernel[place]) for place in seen])).sum() / weights.sum())
         spread = 1 / sqrt(float(weights.sum()))
@@ -105,43 +101,31 @@ class Wobble(Measurement):
             unit="share of a neighbour's action",
             sentence=f"A control takes {100 * value:.2g} % of what each of its four neighbours does, "
             f"+- {100 * spread:.1g}.",
-            data={"kernel": kernel.tolist(), "errors": errors.nan_to_num(posinf=0.0).tolist()},
+            data=data,
         )
 
-    def _levels(
-        self,
-        examiner: Examiner,
-        written: Tensor,
-        slopes: Tensor,
-        basis: Tensor,
-        left: Tensor,
-        error: float,
-    ) -> Finding:
-        useful = self._useful(slopes)
-        low, high = examiner.low, examiner.high
-        written, basis, slopes = written[:, useful], basis[useful], slopes[useful]
+    def _levels(self, examiner: Examiner, leak: Leak, written: Tensor, base: Tensor, width: float) -> Finding:
+        """Coarse converters are tried on the curves themselves, fine ones by the saw of what they are off."""
+        useful = leak.strongest(_MOST_CONTROLS)
+        written, base = written[:, useful], base[useful]
+        total = float(leak.left[:, useful].square().sum())
+        gains = torch.full((MOST_LEVELS + 1,), -torch.inf, dtype=torch.float64)
+        spread = torch.zeros_like(gains)
+        freedom = float((len(written) - leak.curve) * len(useful))
+        for levels in range(2, _COARSE + 1):
+            left, fitted, variance = leak.left_with((_on_levels(written, examiner, levels) - base) / width, useful)
+            # What fewer numbers leave more of is noise.
+            fewer = leak.curve * len(useful) - fitted
+            gains[levels] = total - left * freedom / (freedom + fewer)
+            spread[levels] = sqrt(variance)
 
-        def departures(levels: int) -> Tensor:
-            step = (high - low) / (levels - 1)
-            off = low + step * ((written - low) / step).round() - written
-            return (_without(basis, off) * slopes).flatten()
+        def off(levels: int) -> Tensor:
+            return (_on_levels(written, examiner, levels) - written) / width
 
-        scatter = max(error, float(left[:, useful].square().mean().sqrt()) * 0.5)
-        return scan_levels(
-            "control_levels",
-            self.name,
-            departures,
-            left[:, useful].flatten(),
-            scatter,
-            examiner.spec.control_levels,
-            finest=(high - low) / sqrt(12) * float(slopes.square().mean().sqrt()),
-            samples=written.numel(),
-        )
-
-    def _useful(self, slopes: Tensor) -> Tensor:
-        """The controls whose entries move most: the others only add noise."""
-        count = min(len(slopes), _MOST_CONTROLS)
-        return slopes.abs().topk(count).indices
+        fine = range(_COARSE + 1, MOST_LEVELS + 1)
+        gains[fine.start :] = leak.gains(off, fine, useful)
+        promised = examiner.spec.control_levels
+        return scan_levels("control_levels", self.name, gains, total, leak.error, freedom, promised, spread)
 
     def _count(self, effort: Effort) -> int:
         return max(12, round(32 * effort.settings))
@@ -173,9 +157,10 @@ class Coupling(Measurement):
         chosen = torch.randperm(spec.num_controls, generator=examiner.generator)[:count]
         for control in chosen.tolist():
             moved = examiner.base.clone()
-            middle = (examiner.low + examiner.high) / 2
-            far = examiner.high if float(moved[control]) < middle else examiner.low
-            moved[control] = far
+            # A quarter of the range: all of it would lead periodic ones back to where they were.
+            quarter = (examiner.high - examiner.low) / 4
+            moved[control] += quarter if float(moved[control]) < (examiner.low + examiner.high) / 2 else -quarter
+            moved = examiner.on_codes(moved)
             examiner.session.program(moved)
             change = examiner.matrix(2) - before
             power = change.square() - error**2
@@ -223,21 +208,6 @@ class Coupling(Measurement):
         return min(examiner.spec.num_controls, max(2, round(4 * effort.settings)))
 
 
-def _parabolas(entries: Tensor, moves: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each entry along its own control: slopes, (controls,); the basis of its curve; and what the curve leaves.
-
-    Args:
-        entries: (count, controls).
-        moves: of the controls, (count, controls).
-    """
-    powers = torch.stack([torch.ones_like(moves), moves, moves.square(), moves**3], dim=-1).movedim(1, 0)
-    fitted = torch.linalg.lstsq(powers, entries.mT.unsqueeze(-1)).solution[..., 0]
-    basis = torch.linalg.qr(powers).Q  # (controls, count, 4)
-    return fitted[:, 1], basis, _without(basis, entries)
-
-
-def _without(basis: Tensor, values: Tensor) -> Tensor:
-    """What a fit by these functions leaves: (controls, count, k) and (count, controls) -> (count, controls)."""
-    columns = values.mT.unsqueeze(-1)
-    left: Tensor = (columns - basis @ (basis.mT @ columns))[..., 0].mT
-    return left
+def _on_levels(written: Tensor, examiner: Examiner, levels: int) -> Tensor:
+    step = (examiner.high - examiner.low) / (levels - 1)
+    return examiner.low + step * ((written - examiner.low) / step).round()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from devices import DeviceSpec, Session, clock_of, derive_generator
 
-from ..probing import orthogonal_probes
+from ..probing import lit_probes, orthogonal_probes
 
 __all__ = ["Examiner", "lattice_step"]
 
@@ -31,11 +31,13 @@ class Examiner:
         spec: what the device promises.
         clock: the device's own, or that of the wall.
         generator: of settings and vectors.
-        probes: orthogonal vectors at full power, (count, in_features); 0 and 1 where inputs cannot be negative.
-        rows: the signs that they stand for, (count, in_features).
+        rows: signs of the vectors that tell all about a linear device, (count, in_features).
         amplitude: share of the input range that keeps the outputs within the detectors' range.
         base: a setting that most measurements start from, (num_controls,).
         noise_std: of one output of one query, rounding included, as measured; infinite before that.
+        repeating: the part of its square that is the same whenever the same is asked: rounding that noise does not
+            blur.
+        vector_seconds: that a vector takes, as measured together with the noise.
     """
 
     level_programs = 1
@@ -46,18 +48,27 @@ class Examiner:
         self.spec: DeviceSpec = session.spec
         self.clock = clock_of(session)
         self.generator = derive_generator(seed, "characterise")
-        self.rows, self._power = orthogonal_probes(self.spec.in_features)
-        bounds = self.spec.input_range
+        bounds, width = self.spec.input_range, self.spec.in_features
         self.signed = bounds is None or bounds[0] < 0
+        self.rows = orthogonal_probes(width)[0] if self.signed else 2 * lit_probes(width) - 1
         self.limit = 1.0 if bounds is None else (min(-bounds[0], bounds[1]) if self.signed else bounds[1])
         self.amplitude = 1.0
         self.noise_std = float("inf")
+        self.repeating = 0.0
+        self.vector_seconds = self.spec.vector_seconds
         self.low, self.high = self.spec.control_range or (-1.0, 1.0)
         # Anywhere in the range: where training starts, some kinds hardly answer at all.
         self.base = self.settings(1)[0]
         self.seen: list[Tensor] = []
         self.survey: tuple[Tensor, Tensor] | None = None  # settings and their transfer matrices
         self.survey_error = 0.0  # standard error of an entry of those
+
+    def learn(self, **levels: int) -> None:
+        """Know what the spec does not tell, such as ``input_levels``: from now on, what is sent is on these codes.
+
+        Off them, converters may round one sign to another magnitude than the other, and let light in with all vectors.
+        """
+        self.spec = self.spec.model_copy(update=levels)
 
     # -- asking --------------------------------------------------------------------------------
 
@@ -97,30 +108,38 @@ class Examiner:
         ends = [outputs >= rail - margin if rail > 0 else outputs <= rail + margin for rail in self.spec.rails]
         return sum(float(end.float().mean()) for end in ends)
 
-    def matrix(self, repeats: int = 1) -> Tensor:
+    def matrix(self, repeats: int = 1, strength: float = 1.0) -> Tensor:
         """The transfer matrix of a linear device at the controls that it holds, (out_features, in_features).
 
-        Takes ``len(rows) * repeats`` vectors. Where inputs cannot be negative, one half of every row is dark, and the
-        answer to all that is common comes off with the mean, for which the rows' own mean is next to nothing.
+        Takes ``len(rows) * repeats`` vectors.
         """
-        inputs = self.sent(self.rows)
-        answers = self.ask(inputs.repeat(repeats, 1)).unflatten(0, (repeats, -1)).mean(dim=0)
-        return self.solve(inputs, answers)
+        return self.matrix_and_clear(repeats, strength)[0]
+
+    def matrix_and_clear(self, repeats: int = 1, strength: float = 1.0) -> tuple[Tensor, bool]:
+        """The same, and whether all answers stayed clear of the ends of the range.
+
+        One that did not is too small by as much in all settings, and the change of any entry in its row is laid at the
+        door of all others.
+        """
+        inputs = self.sent(self.rows, strength)
+        answers = self.ask(inputs.repeat(repeats, 1)).unflatten(0, (repeats, -1))
+        return self.solve(inputs, answers.mean(dim=0)), self.crowded(answers) == 0
 
     def find_noise(self, groups: Tensor) -> tuple[Tensor, float, float]:
         """Noise from vectors that were each asked several times over, rounding told apart from it.
 
         Answers that are rounded to a step q scatter, about their own mean and over all places between two codes, by
         s^2 + q^2 / 12 - sum_k q^2 / (2 pi^2 k^2) exp(-4 pi^2 k^2 s^2 / q^2): what is missing is what the rounding
-        does in the same way every time. Differences of neighbours in time leave slow changes out.
+        does in the same way every time. Second differences in time leave out what changes steadily: right after a
+        program, chips that decay do so by more than their noise.
 
         Args:
-            groups: (times, vectors, out_features).
+            groups: (times, vectors, out_features), of three times or more.
 
         Returns:
             Variance of each output as it scatters, (out_features,); the noise s without rounding; its standard error.
         """
-        apart = groups.diff(dim=0).square().mean(dim=0) / 2  # (vectors, out_features)
+        apart = groups.diff(n=2, dim=0).square().mean(dim=0) / 6  # (vectors, out_features)
         step = self.spec.output_step or lattice_step(groups.flatten())
         # Outputs that see no light stay on one code, and tell nothing of what lies between two.
         means = groups.mean(dim=0)
@@ -141,6 +160,7 @@ class Examiner:
                 nudge + min(nudge, noise)
             )
         self.noise_std = max(sqrt(noise**2 + step**2 / 12), 1e-12)
+        self.repeating = max(noise**2 + step**2 / 12 - _rounded_variance(noise, step), 0.0) if step else 0.0
         return apart.mean(dim=0), noise, error / max(slope, 1e-300)
 
     def solve(self, inputs: Tensor, answers: Tensor) -> Tensor:
@@ -148,11 +168,17 @@ class Examiner:
         found: Tensor = torch.linalg.lstsq(inputs.double(), answers.double()).solution.mT
         return found.float()
 
-    def entry_error(self, repeats: int = 1) -> float:
+    def entry_error(self, repeats: int = 1, strength: float = 1.0) -> float:
         """Standard error of an entry of `matrix`."""
-        inputs = self.sent(self.rows).double()
+        inputs = self.sent(self.rows, strength).double()
         spread = float(torch.linalg.inv(inputs.mT @ inputs).diagonal().mean())
-        return self.noise_std * sqrt(spread / repeats)
+        return sqrt(spread * ((self.noise_std**2 - self.repeating) / repeats + self.repeating))
+
+    def clear(self, peaks: Tensor) -> Tensor:
+        """Whether answers of these magnitudes, noise aside, stay clear of the ends of the range: True where they do."""
+        nearest = min((abs(rail) for rail in self.spec.rails), default=float("inf"))
+        clear: Tensor = peaks.abs() + 4 * self.noise_std + (self.spec.output_step or 0.0) < nearest
+        return clear
 
     # -- settings --------------------------------------------------------------------------------
 

@@ -55,6 +55,7 @@ class Characterisation(BaseModel):
         findings: in the order of the measurements.
         skipped: measurements that were not made, with the reason.
         spent: programs, queries and vectors.
+        spent_by_measurement: programs and vectors of each; the first has found the strength of the light as well.
         wall_seconds: how long it took.
     """
 
@@ -69,6 +70,7 @@ class Characterisation(BaseModel):
     findings: tuple[Finding, ...]
     skipped: dict[str, str] = {}
     spent: dict[str, int]
+    spent_by_measurement: dict[str, dict[str, int]] = {}
     wall_seconds: float
 
     def __getitem__(self, name: str) -> Finding:

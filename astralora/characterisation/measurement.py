@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from math import sqrt
+from math import log2
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -13,12 +12,16 @@ from torch import Tensor
 from .examiner import Examiner
 from .findings import Finding
 
-__all__ = ["Cost", "Effort", "Measurement", "agrees", "scan_levels"]
+__all__ = ["MOST_LEVELS", "Cost", "Effort", "Measurement", "agrees", "scan_levels"]
 
-# Most levels that are looked for, and by how much an answer must be better than none, in squares of its error:
-# among some thousands of candidates pure noise comes to about 2 ln 4096 + a few.
-_MOST_LEVELS = 4096
+MOST_LEVELS = 4096
+"""Levels that are looked for."""
+
+# By how much an answer must be better than none, in squares of its error: among some thousands of candidates pure
+# noise comes to about 2 ln 4096 + a few.
 _DECISIVE = 40.0
+# The same in standard deviations, where what is fitted differs from candidate to candidate: one in 300,000 by chance.
+_CERTAIN = 4.5
 # Candidates are kept that are worse than the best by less than three standard errors' worth.
 _INDIFFERENT = 9.0
 
@@ -90,49 +93,50 @@ def agrees(promised: int | None, found: int | None) -> bool | None:
 def scan_levels(
     name: str,
     measurement: str,
-    departures: Callable[[int], Tensor],
-    left: Tensor,
+    gains: Tensor,
+    total: float,
     error: float,
+    freedom: float,
     promised: int | None,
-    *,
-    finest: float,
-    samples: int,
+    spread: Tensor | None = None,
 ) -> Finding:
-    """How many codes a converter has, from what a smooth curve leaves of its answers.
+    """How many codes a converter has, from how much better each number of them explains what was answered.
 
-    A converter of L levels is off by d(v) = q_L(v) - v at the value v, a saw of its own. For each candidate chi^2
-    falls by (2 d . left - d . d) / error^2: much for the right one, and hardly above 0 for any other.
+    Noise is what the best candidate leaves: answers that something else scatters make no candidate better than it is.
+    Numbers that explain them worse than steady converters do, by three standard errors, are ruled out.
 
     Args:
         name: of the finding.
         measurement: that it belongs to.
-        departures: what a converter of so many levels would leave, in the same units and free of what was fitted.
-        left: what the fit has left, flat.
-        error: standard error of one sample.
+        gains: by how much squares that are left fall with as many levels as the place says, from 2 on.
+        total: squares that are left without any steps.
+        error: standard error of one sample, at the least.
+        freedom: number of samples less that of what was fitted.
         promised: by the spec.
-        finest: root mean square of the saw of two levels times one less than two: falls with L - 1.
-        samples: how many there are, for what can be seen at best.
+        spread: standard deviation of gains that noise alone makes, in squares of the noise; 0 where None.
     """
-    gains = torch.full((_MOST_LEVELS + 1,), -torch.inf, dtype=torch.float64)
-    for levels in range(2, _MOST_LEVELS + 1):
-        saw = departures(levels)
-        size = float(saw.square().sum())
-        if size < 1e-3 * error**2:
-            continue
-        gains[levels] = (2 * float((saw * left).sum()) - size) / error**2
+    what = name.removesuffix("_levels") + "s"
+    gains = gains.clone()
+    gains[:2] = -torch.inf
+    spread = torch.zeros_like(gains) if spread is None else spread
     best = int(gains.argmax())
-    if float(gains[best]) < _DECISIVE:
-        seen = finest * sqrt(samples / _DECISIVE) / max(error, 1e-300) + 1
+    most = float(gains[best])
+    least = error**2 / 2  # what is known of the noise errs, and so does what few samples leave
+    noise = max(least, (total - max(most, 0.0)) / freedom, 1e-300)
+    if most < max(_DECISIVE, _CERTAIN * float(spread[best])) * noise:
+        noise = max(least, total / freedom, 1e-300)
+        possible = (gains > -(_INDIFFERENT + 3 * spread) * noise).nonzero()[:, 0]
+        low = int(possible[0]) if len(possible) else len(gains) - 1
         return Finding(
             name=name,
             measurement=measurement,
             value=None,
-            low=min(seen, _MOST_LEVELS),
+            low=low,
             promised=promised,
-            agrees=None if promised is None else promised >= seen * 0.7,
-            sentence=f"No steps can be seen; of fewer than some {min(seen, _MOST_LEVELS):.0f} levels there would be.",
+            agrees=None if promised is None else promised >= low,
+            sentence=f"No steps of the {what} can be seen; of fewer than {low} levels there would be.",
         )
-    close = (gains > gains[best] - _INDIFFERENT).nonzero()[:, 0]
+    close = (gains > most - _INDIFFERENT * noise).nonzero()[:, 0]
     low, high = int(close.min()), int(close.max())
     return Finding(
         name=name,
@@ -142,5 +146,6 @@ def scan_levels(
         high=high,
         promised=promised,
         agrees=None if promised is None else low <= promised <= high,
-        sentence=f"{best} levels" + (f" (between {low} and {high})." if low < high else "."),
+        sentence=f"The {what} have {best} levels, which is {log2(best):.1f} bits"
+        + (f" (between {low} and {high} levels)." if low < high else "."),
     )

@@ -1,4 +1,4 @@
-"""Measurements of signals: noise, converters, linearity, dead channels."""
+"""Measurements of signals: noise, converters of the outputs, dead channels, controls that do not move."""
 
 from __future__ import annotations
 
@@ -12,9 +12,19 @@ from devices import DeviceError, Model, make_model
 
 from .examiner import Examiner, lattice_step
 from .findings import Finding
-from .measurement import Cost, Effort, Measurement, agrees, scan_levels
+from .measurement import Cost, Effort, Measurement, agrees
 
-__all__ = ["Converters", "Noise", "Ramp", "Survey"]
+__all__ = ["Converters", "Noise", "Survey"]
+
+# What the entry of a stuck control may seem to follow it, as a share of what is usual; and from what share of a usual
+# entry's variance on controls have a curve in common.
+_STILL = 0.1
+_COMMON = 0.3
+_MAP = 65_536  # controls that a map of them is kept for
+# Queries before the noise is looked at, and the time that is waited then, in as many times theirs: right after a
+# program, chips decay by more than their noise.
+_FIRST = 4
+_WAIT = 100.0
 
 
 class Noise(Measurement):
@@ -33,8 +43,13 @@ class Noise(Measurement):
         vectors = examiner.vectors(self._each(effort))
         examiner.session.program(examiner.base)
         start = examiner.clock.clock_seconds
-        answers = torch.stack([examiner.ask(vectors) for _ in range(self._queries)]).double()
+        for _ in range(_FIRST):
+            examiner.ask(vectors)
+        examiner.clock.wait(_WAIT * (examiner.clock.clock_seconds - start))
+        start = examiner.clock.clock_seconds
+        answers = torch.stack([examiner.ask(vectors) for _ in range(self._queries - _FIRST)]).double()
         elapsed = examiner.clock.clock_seconds - start
+        examiner.vector_seconds = elapsed / answers.shape[:2].numel()
         within = answers - answers.mean(dim=0)
         variances, noise, error = examiner.find_noise(answers)
         spec, outputs = examiner.spec, len(variances)
@@ -82,7 +97,7 @@ class Noise(Measurement):
         rate = len(series) / elapsed if elapsed > 0 else 1.0
         frequencies, power = signal.welch(series, fs=rate, nperseg=max(8, len(series) // 8), axis=0)
         # A chip without noise has no spectrum to speak of; nothing is to be divided by it all the same.
-        frequencies, power = frequencies[1:], power[1:].mean(axis=1) + np.finfo(float).tiny ** 0.5
+        frequencies, power = frequencies[1:-1], power[1:-1].mean(axis=1) + np.finfo(float).tiny ** 0.5
         # White plus 1/f: least squares in relative errors, neither of them negative.
         terms = np.stack([np.ones_like(frequencies), 1 / frequencies], axis=1) / power[:, None]
         white, flicker = np.maximum(np.linalg.lstsq(terms, np.ones_like(power), rcond=None)[0], 0.0)
@@ -114,15 +129,18 @@ class Survey(Measurement):
     def cost(self, examiner: Examiner, effort: Effort) -> Cost:
         """A program for each of at least 6 settings."""
         count = self._count(effort)
-        return Cost(count, count * self._repeats(effort) * len(examiner.rows))
+        return Cost(count, count * self._repeats(effort) * (len(examiner.rows) + self._dark(examiner)))
 
     def run(self, examiner: Examiner, effort: Effort) -> list[Finding]:
         """The survey itself, and what can be seen in it without knowing the kind."""
         settings = examiner.settings(self._count(effort))
-        matrices = []
+        matrices, dark = [], []
+        nothing = torch.zeros(self._dark(examiner) * self._repeats(effort), examiner.spec.in_features)
         for setting in settings:
             examiner.session.program(setting)
             matrices.append(examiner.matrix(self._repeats(effort)))
+            if len(nothing):
+                dark.append(examiner.ask(nothing).double().mean(dim=0))
         matrix = torch.stack(matrices)
         error = examiner.entry_error(self._repeats(effort))
         examiner.survey, examiner.survey_error = (settings, matrix), error
@@ -132,10 +150,52 @@ class Survey(Measurement):
             self._dead("dead_outputs", rows, error**2 * sqrt(2 / (len(matrix) * matrix.shape[2]))),
             self._dead("dead_inputs", columns, error**2 * sqrt(2 / (len(matrix) * matrix.shape[1]))),
         ]
+        if dark:
+            found.append(self._offsets(examiner, torch.stack(dark), len(nothing)))
         if examiner.spec.coupling == "elementwise":
-            found.append(self._stuck(matrix, error, rows))
+            found.append(self._stuck(settings, matrix, error, rows))
             found.append(_curve(examiner, settings, matrix))
         return found
+
+    def _offsets(self, examiner: Examiner, dark: Tensor, count: int) -> Finding:
+        """What outputs report of no light: (settings, out_features) means of ``count`` vectors each.
+
+        What all settings have in common is the detectors'. What differs from one to the next came in as light: inputs
+        that let some through when they are off.
+        """
+        offset, settings = dark.mean(dim=0), len(dark)
+        # Of one and the same answer, rounding does not average out.
+        once = sqrt((examiner.noise_std**2 - examiner.repeating) / count + examiner.repeating)
+        spread = dark.std(dim=0)
+        error = torch.maximum(spread, torch.full_like(spread, once)) / sqrt(settings)
+        error = (error**2 + examiner.repeating).sqrt()
+        most, which = offset.abs().max(dim=0)
+        three = 3 * float(error[which])
+        light = float(spread.square().mean().sqrt())
+        sentence = (
+            f"In the dark, output {int(which)} reports {float(offset[which]):.3g}; that is the most."
+            if float(most) > three
+            else f"In the dark, outputs report nothing, to {three:.2g}."
+        )
+        if light > 2 * once:
+            sentence += f" It changes by {light:.2g} from setting to setting: some light comes in."
+        return Finding(
+            name="dark_level",
+            measurement=self.name,
+            value=float(most),
+            low=max(float(most) - three, 0.0),
+            high=float(most) + three,
+            unit="output units",
+            sentence=sentence,
+            data={"offset": offset.tolist(), "error": error.tolist(), "spread": spread.tolist()},
+        )
+
+    def _dark(self, examiner: Examiner) -> int:
+        """Vectors without light, where inputs can be that and converters have a code for it."""
+        low, high = examiner.spec.input_range or (-1.0, 1.0)
+        step = examiner.spec.input_step
+        coded = step is None or abs(low / step - round(low / step)) < 1e-3
+        return 4 if low <= 0 <= high and coded else 0
 
     def _dead(self, name: str, power: Tensor, error: float) -> Finding:
         dead = (power < 0.02 * power.median() + 4 * error).nonzero()[:, 0].tolist()
@@ -152,23 +212,46 @@ class Survey(Measurement):
             data={"which": dead, "power": power.clamp_min(0).tolist()},
         )
 
-    def _stuck(self, matrix: Tensor, error: float, rows: Tensor) -> Finding:
-        """Controls whose entry stays as it is wherever they are put, in rows that see anything."""
-        moved = matrix.var(dim=0) - error**2
-        alive = rows > 0.02 * rows.median() + 4 * error**2 * sqrt(2 / (len(matrix) * matrix.shape[2]))
+    def _stuck(self, settings: Tensor, matrix: Tensor, error: float, rows: Tensor) -> Finding:
+        """Controls that their entry does not follow, in rows that see anything.
+
+        An entry whose control is stuck still does what crosstalk brings from its neighbours. So it is asked how much
+        of its variance a cubic of its own control explains, beyond the share that it would of anything; and, where
+        all controls have much the same curve, whether it takes part in that.
+        """
+        count, values = len(matrix), matrix.flatten(1).double()
+        size = error**2 * sqrt(2 / (count - 1))
+        moved = values.var(dim=0) - error**2
+        x = ((settings - settings.mean()) / settings.std()).double()
+        cubic = torch.stack([torch.ones_like(x), x, x**2, x**3], dim=-1).movedim(1, 0)
+        own, uncertain = _explained(values, torch.linalg.qr(cubic).Q[..., 1:])
+        alive = rows > 0.02 * rows.median() + 4 * error**2 * sqrt(2 / (count * matrix.shape[2]))
+        alive = alive.repeat_interleave(matrix.shape[2])
         typical = moved[alive].median()
-        still = (moved < 0.02 * typical + 4 * error**2 * sqrt(2 / (len(matrix) - 1))) & alive.unsqueeze(1)
-        resolvable = bool(typical > 40 * error**2 * sqrt(2 / (len(matrix) - 1)))
-        stuck = still.flatten().nonzero()[:, 0].tolist() if resolvable else []
-        sentence = "All controls move." if not stuck else f"{len(stuck)} controls do not move: {_some(stuck)}."
+        part, unsure = _explained(values, _shared(settings.double(), values))
+        usual = part[alive].median()
+        moves = (own > 0.02 * typical + 4 * uncertain) | (part > 0.02 * typical + 4 * unsure)
+        still = own + 3 * uncertain < _STILL * typical
+        if usual > _COMMON * typical:
+            still = still & (part + 3 * unsure < _STILL * usual)
+        resolvable = bool(typical > 40 * size)
+        stuck = (still & ~moves & alive).nonzero()[:, 0].tolist() if resolvable else []
+        open_ = int((~still & ~moves & alive).sum())
+        sentence = "All controls move" if not stuck else f"{len(stuck)} controls do not move: {_some(stuck)}"
+        sentence += f", but {open_} cannot be told from those." if open_ else "."
         return Finding(
             name="stuck_controls",
             measurement=self.name,
             value=len(stuck) if resolvable else None,
             low=len(stuck) if resolvable else None,
-            high=len(stuck) if resolvable else None,
+            high=len(stuck) + open_ if resolvable else None,
             sentence=sentence if resolvable else "Noise hides whether every control moves; give more vectors.",
-            data={"which": stuck, "moved": (moved / typical.clamp_min(1e-30)).flatten().tolist()[:65536]},
+            data={
+                "which": stuck,
+                # A coarser map than that of all controls would not show which they are.
+                "moved": (moved / typical.clamp_min(1e-30)).tolist() if moved.numel() <= _MAP else None,
+                "grid": list(matrix.shape[1:]),
+            },
         )
 
     def _count(self, effort: Effort) -> int:
@@ -176,84 +259,6 @@ class Survey(Measurement):
 
     def _repeats(self, effort: Effort) -> int:
         return max(1, round(2 * effort.repeats))
-
-
-class Ramp(Measurement):
-    """One pattern of light at random strengths: codes of the inputs, and how straight the way through is."""
-
-    name = "ramp"
-    priority = 2
-    linear = True
-
-    def cost(self, examiner: Examiner, effort: Effort) -> Cost:
-        """One program, at least 128 vectors."""
-        return Cost(1, self._count(effort))
-
-    def run(self, examiner: Examiner, effort: Effort) -> list[Finding]:
-        """Levels of the inputs, and linearity error."""
-        count = self._count(effort)
-        examiner.session.program(examiner.base)
-        signs = examiner.vectors(1).sign()
-        low = -1.0 if examiner.signed else 0.0
-        strengths = low + (1 - low) * torch.rand(count, generator=examiner.generator, dtype=torch.float64)
-        span = examiner.amplitude * examiner.limit
-        values = (strengths * span).float()
-        answers = examiner.ask(values.unsqueeze(1) * signs.clamp_min(low)).double()
-        values = values.double()
-        # Every output is a straight line of its own; weighed by their slopes they make one good one.
-        line = torch.stack([torch.ones_like(values), values], dim=1)
-        slopes = torch.linalg.lstsq(line, answers).solution[1]
-        weight = slopes / slopes.square().sum().clamp_min(1e-300)
-        response = (answers - answers.mean(dim=0)) @ weight
-        error = examiner.noise_std * float(weight.square().sum().sqrt())
-        bent = torch.stack([torch.ones_like(values), values, values**2, values**3], dim=1)
-        straight = line @ torch.linalg.lstsq(line, response[:, None]).solution[:, 0]
-        curved = bent @ torch.linalg.lstsq(bent, response[:, None]).solution[:, 0]
-        departure = float((curved - straight).abs().max()) / (2 * span if examiner.signed else span)
-        # The saw of coarse converters scatters the answers too.
-        rough = max(error, float((response - curved).square().mean().sqrt()))
-        scatter = 3 * rough * sqrt(2 / count) / span
-        found = [
-            Finding(
-                name="linearity_error",
-                measurement=self.name,
-                value=departure,
-                low=max(departure - 3 * scatter, 0.0),
-                high=departure + 3 * scatter,
-                unit="share of the range",
-                promised=0.0 if examiner.spec.linear else None,
-                agrees=departure - 3 * scatter <= 0.005 if examiner.spec.linear else None,
-                sentence=f"From a straight line the answers depart by {100 * departure:.2g} % of the range at most.",
-                data={"strength": values[:2000].tolist(), "response": response[:2000].tolist()},
-            )
-        ]
-        bounds = examiner.spec.input_range
-        if bounds is not None:
-            left = response - curved
-            projector = torch.linalg.qr(bent).Q
-
-            def departures(levels: int) -> Tensor:
-                step = (bounds[1] - bounds[0]) / (levels - 1)
-                off = bounds[0] + step * ((values - bounds[0]) / step).round() - values
-                departed: Tensor = off - projector @ (projector.mT @ off)
-                return departed
-
-            found.append(
-                scan_levels(
-                    "input_levels",
-                    self.name,
-                    departures,
-                    left,
-                    error,
-                    examiner.spec.input_levels,
-                    finest=(bounds[1] - bounds[0]) / sqrt(12),
-                    samples=count,
-                )
-            )
-        return found
-
-    def _count(self, effort: Effort) -> int:
-        return max(128, round(1024 * effort.repeats))
 
 
 class Converters(Measurement):
@@ -289,6 +294,33 @@ class Converters(Measurement):
                 data={"step": step or None},
             )
         ]
+
+
+def _explained(values: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Variance of each entry (settings, controls) that functions of its own control explain, and its uncertainty.
+
+    Args:
+        values: the entries.
+        basis: orthonormal functions without a mean, (controls, settings, count).
+    """
+    settings, functions = basis.shape[1:]
+    about = (values - values.mean(dim=0)).mT.unsqueeze(-1)
+    found = (basis.mT @ about).square().sum(dim=(1, 2))
+    scatter = (about.square().sum(dim=(1, 2)) - found).clamp_min(0) / (settings - 1 - functions)
+    return (found - functions * scatter) / (settings - 1), sqrt(2 * functions) / (settings - 1) * scatter
+
+
+def _shared(settings: Tensor, values: Tensor) -> Tensor:
+    """The curve that controls have in common, at the settings of each: (controls, settings, 1), of unit length."""
+    order = settings.flatten().argsort()
+    parts = order.tensor_split(24)
+    x = np.array([float(settings.flatten()[part].mean()) for part in parts])
+    y = np.array([float(values.flatten()[part].median()) for part in parts])
+    curve: Tensor = torch.from_numpy(np.interp(settings.numpy(), x, y)).mT
+    curve = curve - curve.mean(dim=1, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(curve, dim=1, keepdim=True)
+    found: Tensor = (curve / length.clamp_min(1e-12)).unsqueeze(-1)
+    return found
 
 
 def _curve(examiner: Examiner, settings: Tensor, matrix: Tensor) -> Finding:

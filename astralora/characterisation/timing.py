@@ -12,9 +12,17 @@ from .examiner import Examiner
 from .findings import Finding
 from .measurement import Cost, Effort, Measurement
 
-_ROOM = 0.7
-
 __all__ = ["Drift", "Repeatability", "Settling", "Speed"]
+
+# How far drift lights the detectors, and the share of answers that have to stay clear of the ends of their range.
+_ROOM = 0.7
+_CLEAR = 0.25
+# The first look at drift comes after as many times what a look takes.
+_SLOW = 30.0
+# Settling is looked at after jumps by so much of the controls' range.
+_NEAR = 1 / 8
+# What has not arrived when a program is over has had time to after as many more.
+_LATER = 10.0
 
 
 class Repeatability(Measurement):
@@ -41,8 +49,10 @@ class Repeatability(Measurement):
         stack = torch.stack(answers).double()
         spread = stack.var(dim=0)
         freedom = spread.numel() * (len(answers) - 1)
-        excess = float(spread.mean()) - examiner.noise_std**2
-        error = examiner.noise_std**2 * sqrt(2 / freedom) + examiner.noise_std**2 * 0.02
+        # Rounding that repeats does so here as well.
+        noise = examiner.noise_std**2 - examiner.repeating
+        excess = float(spread.mean()) - noise
+        error = max(noise * sqrt(2 / freedom), float(spread.std()) / sqrt(spread.numel())) + 0.02 * noise
         power = max(float(stack.mean(dim=0).square().mean()), 1e-300)
         value, low, high = (sqrt(max(part, 0.0) / power) for part in (excess, excess - 3 * error, excess + 3 * error))
         return [
@@ -67,34 +77,42 @@ class Repeatability(Measurement):
 
 
 class Settling(Measurement):
-    """Answers right after a jump: have the controls arrived?"""
+    """Answers of one setting right after two different ones: have the controls arrived?
+
+    What a setting does by itself, such as to decay, it does wherever its controls come from. What is on the way from
+    elsewhere differs, so the difference between the two arrivals is followed.
+    """
 
     name = "settling"
     priority = 7
     _queries = 16
 
     def cost(self, examiner: Examiner, effort: Effort) -> Cost:
-        """Two programs, and 17 short queries."""
-        return Cost(2, (self._queries + 1) * self._each(effort))
+        """Four programs, and 34 short queries."""
+        return Cost(4, 2 * (self._queries + 1) * self._each(effort))
 
     def run(self, examiner: Examiner, effort: Effort) -> list[Finding]:
         """What is left of a jump when the device says that it is done."""
         each = self._each(effort)
         vector = examiner.vectors(1).repeat(each, 1)
-        examiner.session.program(examiner.settings(1)[0])
-        before = examiner.ask(vector).double().mean(dim=0)
-        examiner.session.program(examiner.base)
-        start = examiner.clock.clock_seconds
-        answers, times = [], []
-        for _ in range(self._queries):
-            times.append(examiner.clock.clock_seconds - start)
-            answers.append(examiner.ask(vector).double().mean(dim=0))
-        stack = torch.stack(answers)
-        last = stack[self._queries // 2 :].mean(dim=0)
-        jump = before - last
+        start, arrivals = [], []
+        times: list[float] = []
+        # Near enough for answers to follow the controls along a straight line.
+        near = (examiner.high - examiner.low) * _NEAR
+        base = examiner.on_codes(examiner.base.clamp(examiner.low + near, examiner.high - near))
+        away = near * (torch.randint(0, 2, base.shape, generator=examiner.generator) * 2 - 1)
+        for side in (1, -1):
+            examiner.session.program(examiner.on_codes(base + side * away))
+            start.append(examiner.ask(vector).double().mean(dim=0))
+            examiner.session.program(base)
+            answers, times = self._follow(examiner, vector)
+            arrivals.append(answers)
+        apart = arrivals[0] - arrivals[1]
+        apart = apart - apart[self._queries // 2 :].mean(dim=0)
+        jump = start[0] - start[1]
         size = float(jump.square().sum())
-        share = (stack - last) @ jump / max(size, 1e-300)
-        error = examiner.noise_std / sqrt(each * max(size, 1e-300)) * sqrt(1 + 2 / self._queries)
+        share = apart @ jump / max(size, 1e-300)
+        error = examiner.noise_std * sqrt(2 / (each * max(size, 1e-300)) * (1 + 2 / self._queries))
         value = float(share[0])
         return [
             Finding(
@@ -104,7 +122,6 @@ class Settling(Measurement):
                 low=value - 3 * error,
                 high=value + 3 * error,
                 unit="share of a jump",
-                # Drift in the meantime leads away from where the controls come from, and is no settling.
                 agrees=value <= max(3 * error, 0.01),
                 sentence=f"Right after a program {100 * value:.2g} % of the jump is still to come."
                 if value > 3 * error
@@ -112,6 +129,17 @@ class Settling(Measurement):
                 data={"time": times, "share": share.tolist()},
             )
         ]
+
+    def _follow(self, examiner: Examiner, vector: Tensor) -> tuple[Tensor, list[float]]:
+        """Answers after a program, (queries, out_features), and when they were given; half of them much later."""
+        begin = examiner.clock.clock_seconds
+        answers, times = [], []
+        for query in range(self._queries):
+            if query == self._queries // 2:
+                examiner.clock.wait(_LATER * examiner.spec.program_seconds)
+            times.append(examiner.clock.clock_seconds - begin)
+            answers.append(examiner.ask(vector).double().mean(dim=0))
+        return torch.stack(answers), times
 
     def _each(self, effort: Effort) -> int:
         return max(4, round(8 * effort.repeats))
@@ -141,20 +169,29 @@ class Drift(Measurement):
         examiner.session.program(examiner.base)
         clock = examiner.clock
         start = clock.clock_seconds
-        first = max(self._seconds / 1000, 1e-6)
+        # A look takes time itself: short against how long the setting has been held.
+        first = max(self._seconds / 1000, min(_SLOW * each * examiner.vector_seconds, self._seconds / 10), 1e-6)
         due = [first * (self._seconds / first) ** (look / (self._looks - 1)) for look in range(self._looks)]
         answers, times = [], []
         for moment in due:
             wait = moment - (clock.clock_seconds - start)
             if wait > 0:
                 clock.wait(wait)
-            times.append(clock.clock_seconds - start)
+            before = clock.clock_seconds
             answers.append(examiner.ask(vectors).double())
+            times.append((before + clock.clock_seconds) / 2 - start)
         stack = torch.stack(answers)
         reference = stack.mean(dim=0)
+        # What saturates does not seem to decay; chosen by all looks together, which noise hardly moves.
+        most = float(((stack * reference).sum(dim=(1, 2)) / reference.square().sum()).max())
+        clear = examiner.clear(max(most, 1.0) * reference)
+        if float(clear.double().mean()) >= _CLEAR:
+            reference = reference * clear
         gains = (stack * reference).sum(dim=(1, 2)) / reference.square().sum()
         noise = examiner.noise_std / float(reference.square().sum().sqrt())
         slope, error = _log_slope(times, gains, noise)
+        # Rounding moves an answer the same way for many looks, and each its own way: their spread tells of it.
+        error = max(error, *(_spread(times, stack, reference, axis) for axis in (0, 1)))
         return [
             Finding(
                 name="drift_exponent",
@@ -168,19 +205,33 @@ class Drift(Measurement):
                 f"to {300 * error * log(10):.2g} % a decade of time.",
                 data={"time": times, "gain": gains.tolist(), "error": noise},
             ),
-            self._wander(examiner, stack, gains, times),
+            self._wander(examiner, stack[:, clear] if bool(clear.any()) else stack.flatten(1), gains, times),
         ]
 
     def _wander(self, examiner: Examiner, stack: Tensor, gains: Tensor, times: list[float]) -> Finding:
-        """What changes between the first looks and the last, common gain aside."""
-        straight = stack / gains[:, None, None]
-        third = max(2, self._looks // 4)
-        apart = straight[-third:].mean(dim=0) - straight[:third].mean(dim=0)
-        noise = examiner.noise_std**2 * 2 / third
+        """What changes between the first looks and the last, common gain aside.
+
+        Args:
+            examiner: knows the noise.
+            stack: answers that are clear of the ends of their range, (looks, answers).
+            gains: of the looks.
+            times: of the looks.
+        """
+        straight = stack / gains[:, None]
+        part = max(2, self._looks // 4)
+        apart = straight[-part:].mean(dim=0) - straight[:part].mean(dim=0)
+        # The last answers are weaker, and so the noise on them is worth more.
+        worth = float(gains[-part:].square().reciprocal().mean() + gains[:part].square().reciprocal().mean()) / 2
+        noise = worth * (examiner.noise_std**2 - examiner.repeating) * 2 / part
         excess = float(apart.square().mean()) - noise
-        error = noise * sqrt(2 / apart.numel()) + 0.02 * noise
+        error = max(noise * sqrt(2 / apart.numel()), float(apart.square().std()) / sqrt(apart.numel())) + 0.02 * noise
+        # As gains change, answers come to other codes: from not at all to wholly another rounding.
+        rounding = 2 * worth * examiner.repeating
         power = max(float(straight.mean(dim=0).square().mean()), 1e-300)
-        value, low, high = (sqrt(max(part, 0.0) / power) for part in (excess, excess - 3 * error, excess + 3 * error))
+        value, low, high = (
+            sqrt(max(left, 0.0) / power)
+            for left in (excess - rounding / 2, excess - rounding - 3 * error, excess + 3 * error)
+        )
         return Finding(
             name="wander",
             measurement=self.name,
@@ -248,6 +299,29 @@ def _timed(examiner: Examiner, inputs: Tensor) -> float:
 
 def _median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
+
+
+def _spread(times: list[float], stack: Tensor, reference: Tensor, axis: int) -> float:
+    """Standard error of the slope of log gain by log time, from how vectors (0) or outputs (1) differ in it.
+
+    Delete-one jackknife; for small changes, log gain is gain less one.
+
+    Args:
+        times: of the looks.
+        stack: (looks, vectors, out_features).
+        reference: weights of its answers, (vectors, out_features).
+        axis: what is left out one by one.
+    """
+    x = torch.tensor(times, dtype=torch.float64).log()
+    about = (x - x.mean()) / (x - x.mean()).square().sum()
+    slopes = torch.einsum("l,lvo->vo", about, stack) * reference
+    powers = reference.square()
+    rest = [total.sum() - total.sum(dim=1 - axis) for total in (slopes, powers)]
+    without = rest[0] / rest[1].clamp_min(1e-300)
+    count = len(without)
+    if count < 4:
+        return 0.0
+    return float(((count - 1) / count * (without - without.mean()).square().sum()).sqrt())
 
 
 def _log_slope(times: list[float], gains: Tensor, noise: float) -> tuple[float, float]:

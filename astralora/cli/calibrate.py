@@ -8,12 +8,14 @@ from typing import Annotated, Any, Self
 import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from devices import Budget, Calibration, Session, offer_device
 
 from ..calibration import calibrate as run_calibration
 from ..reports import calibration_report, duration, write_report
 from . import options as o
+from .characterised import load_characterisation
 from .console import errors, one_sentence_errors, out, print_json
 
 __all__ = ["calibrate"]
@@ -34,7 +36,7 @@ def calibrate(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="The law to fit: a simulated kind, or one of your own. (default: the device's name)"),
+        typer.Option(help="The law to fit: a simulated kind, one of your own, or none. (default: the device's name)"),
     ] = None,
     model_settings: Annotated[
         list[str] | None, typer.Option("--model-set", help="Any option of that law, such as response=power.")
@@ -46,6 +48,17 @@ def calibrate(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any option of the device, such as port=tcp://127.0.0.1:5000.")
     ] = None,
+    characterise: Annotated[
+        bool | None,
+        typer.Option(
+            "--characterise/--no-characterise",
+            help="Measure noise, converters and channels first. (default: where the spec tells no noise)",
+        ),
+    ] = None,
+    known: Annotated[
+        Path | None,
+        typer.Option(help="What 'astralora check --json' printed of this chip: it is not measured again."),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Write a page with pictures, such as chip.cal.html.", dir_okay=False)
     ] = None,
@@ -54,9 +67,11 @@ def calibrate(
 ) -> None:
     """Find the constants of a chip's own law: offsets, efficiencies, couplers, crosstalk, gains and losses.
 
-    The chip is asked for settings all over its range, once. A differentiable model is fitted to the answers and has to
-    foresee others that were held out. The exit code is 1 when it does not: the record then says so and corrects
-        nothing.
+    Where its spec tells no noise, a quarter of the budget goes into noise, converters and channels first. Then the chip
+    is asked for settings all over its range, once. A differentiable model is fitted to the answers and has to foresee
+    others that were held out. The exit code is 1 when it does not: the record then says so, and has no constants.
+
+    With --model none, a chip of unknown law is measured as far as that goes without one.
 
     What was measured is kept in a file beside the record until that is written. After an interruption, the same command
     goes on from there.
@@ -75,6 +90,8 @@ def calibrate(
             model=model or (device if not device.endswith(".toml") and device == chip.spec.name else None),
             options=o.parse_settings(model_settings),
             path=output,
+            characterise=characterise,
+            known=None if known is None else load_characterisation(known),
             seed=seed,
             listener=None if json else bars.show,
         )
@@ -84,8 +101,7 @@ def calibrate(
         print_json(record.model_dump(mode="json"))
     else:
         _print_record(record, output)
-    assert record.fit is not None
-    if not record.fit.fits:
+    if record.fit is not None and not record.fit.fits:
         errors.print(record.fit.verdict, style="bold red", highlight=False)
         raise typer.Exit(1)
 
@@ -121,20 +137,29 @@ class _Bars:
 
 def _print_record(record: Calibration, path: Path) -> None:
     fit = record.fit
-    assert fit is not None
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    rows = {
-        "chip": record.serial_number or f"{record.device}, which has no serial number",
-        "law": f"{record.model.name}: {fit.verdict}" if record.model else "-",
-        "held out": f"{fit.held_out_settings} of {fit.settings + fit.held_out_settings} settings; "
-        f"{fit.held_out_rms:.3g} is left of their answers, where noise is {fit.noise_std:.3g}",
-        "spent": f"{record.spent['programs']:,} programs, {record.spent['vectors']:,} vectors, "
-        f"{duration(record.wall_seconds)} here",
-        "record": str(path),
-    }
+    rows = {"chip": record.serial_number or f"{record.device}, which has no serial number"}
+    if fit is not None and record.model is not None:
+        rows["law"] = f"{record.model.name}: {fit.verdict}"
+        rows["held out"] = (
+            f"{fit.held_out_settings} of {fit.settings + fit.held_out_settings} settings; "
+            f"{fit.held_out_rms:.3g} is left of their answers, where noise is {fit.noise_std:.3g}"
+        )
+    if record.fixed is not None:
+        which = (~record.fixed.isnan()).nonzero()[:, 0].tolist()
+        rows["stuck"] = f"{len(which)} controls do not move: {', '.join(map(str, which[:8]))}" + (
+            ", ..." if len(which) > 8 else ""
+        )
+    rows["spent"] = (
+        f"{record.spent['programs']:,} programs, {record.spent['vectors']:,} vectors, "
+        f"{duration(record.wall_seconds)} here"
+    )
+    rows["record"] = str(path)
     for name, value in rows.items():
         table.add_row(name, value)
     out.print(table)
+    for finding in record.findings:
+        out.print(Text(f"{finding['name']:<18}  {finding['sentence']}", "dim"), soft_wrap=True)
     if not record.constants:
         return
     found = Table("constant", box=None, header_style="bold", padding=(0, 2, 0, 0))

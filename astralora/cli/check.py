@@ -55,13 +55,11 @@ def check(
     """Check a device against the contract and its own spec, and measure what it is like.
 
     First it is held to what it promises: ranges, levels, linearity, coupling and noise; shapes, types, errors,
-        recovery,
-    counters and threads. That takes some 80 programs, all over the range of the controls, and 1,000 vectors, or 50,000
-    where there is noise.
+    recovery, counters and threads. That takes some 80 programs, all over the range of the controls, and 1,000 vectors,
+    or 50,000 where there is noise.
 
     Then it is measured, within a budget of its own: noise and its spectrum, effective bits, linearity error, crosstalk
-        map,
-    transfer curve, settling, repeatability, drift, dead and stuck elements, latency and throughput.
+    map, transfer curve, settling, repeatability, drift, dead and stuck elements, latency and throughput.
 
     The exit code is 1 when a check fails, or a promise is contradicted by a measurement.
 
@@ -127,7 +125,11 @@ def _print_verdict(results: list[CheckResult], measured: Characterisation | None
     if failed:
         errors.print(f"{len(failed)} of {len(results)} checks failed.", style="bold red", highlight=False)
     elif results:
-        out.print(f"all {len(results)} checks passed.", style="green", highlight=False)
+        out.print(
+            f"{'the check' if len(results) == 1 else f'all {len(results)} checks'} passed.",
+            style="green",
+            highlight=False,
+        )
     if measured is None:
         return
     spent = f"{measured.spent['programs']:,} programs and {measured.spent['vectors']:,} vectors"

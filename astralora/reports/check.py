@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,17 +16,27 @@ from ..characterisation import Characterisation, Finding
 from .page import Verdict, draw, render
 from .plots import ACCENT, BASELINE, DEVICE
 
-__all__ = ["check_report"]
+__all__ = ["check_report", "finding_row"]
+
+NAMES = {
+    "noise_std": "noise of outputs",
+    "flicker_corner": "corner of 1/f noise",
+    "output_enob": "effective bits of outputs",
+    "linearity_error": "linearity of inputs",
+    "drift_exponent": "exponent of decay",
+}
+"""What findings are called on pages, where that is not their name."""
 
 
 def check_report(checks: Sequence[CheckResult], measured: Characterisation | None) -> bytes:
     """A self-contained page of checks and measurements; either may be missing."""
     name = measured.serial_number or measured.device if measured is not None else "device"
     pictures = {}
-    for finding in measured.findings if measured is not None else ():
-        paint = PICTURES.get(finding.name)
-        if paint is not None and finding.data:
-            pictures[finding.name] = draw(partial(paint, finding=finding))
+    for title, (finding_name, paint) in PICTURES.items():
+        if measured is not None and finding_name in measured and measured[finding_name].data:
+            pictures[title] = draw(partial(paint, finding=measured[finding_name]))
+    if measured is not None and measured.spent_by_measurement:
+        pictures["budget"] = draw(lambda ax: _budget(ax, measured))
     spent = (
         "" if measured is None else f"{measured.spent['programs']:,} programs, {measured.spent['vectors']:,} vectors"
     )
@@ -35,8 +45,7 @@ def check_report(checks: Sequence[CheckResult], measured: Characterisation | Non
         f"Check of {name}",
         _verdicts(checks, measured),
         pictures,
-        findings=[] if measured is None else [_row(finding) for finding in measured.findings],
-        sentences=[] if measured is None else [f"{finding.sentence}" for finding in measured.findings],
+        findings=[] if measured is None else [finding_row(finding.model_dump()) for finding in measured.findings],
         checks=checks,
         spent=spent,
         spec=None if measured is None else _spec(measured),
@@ -65,18 +74,26 @@ def _verdicts(checks: Sequence[CheckResult], measured: Characterisation | None) 
     return found
 
 
-def _row(finding: Finding) -> dict[str, str]:
-    def number(value: float | None) -> str:
-        return "" if value is None else f"{value:.4g}"
+def finding_row(finding: Mapping[str, Any]) -> dict[str, str]:
+    """A finding, as `astralora.characterisation.Finding` has it, for the table of findings."""
 
+    def number(value: float | None) -> str:
+        if value is None:
+            return ""
+        return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e9 else f"{value:.3g}"
+
+    low, high = finding["low"], finding["high"]
+    between = (
+        f"{number(low)} to {number(high)}" if high is not None else f"from {number(low)}" if low is not None else ""
+    )
     return {
-        "name": finding.name.replace("_", " "),
-        "value": number(finding.value),
-        "low": number(finding.low),
-        "high": number(finding.high),
-        "unit": finding.unit,
-        "promised": number(finding.promised),
-        "kind": "bad" if finding.agrees is False else "",
+        "name": NAMES.get(finding["name"], finding["name"].replace("_", " ")),
+        "sentence": finding["sentence"],
+        "value": number(finding["value"]),
+        "between": between,
+        "unit": finding["unit"],
+        "promised": number(finding["promised"]),
+        "kind": "broken" if finding["agrees"] is False else "",
     }
 
 
@@ -99,7 +116,8 @@ def _transfer_curve(ax: Axes, finding: Finding) -> None:
 
 
 def _crosstalk(ax: Axes, finding: Finding) -> None:
-    kernel = 100 * _arrays(finding)["kernel"]
+    data = _arrays(finding)
+    kernel = 100 * data["kernel"]
     middle = len(kernel) // 2
     kernel[middle, middle] = 0.0
     most = max(float(np.abs(kernel).max()), 1e-6)
@@ -107,11 +125,36 @@ def _crosstalk(ax: Axes, finding: Finding) -> None:
     ax.grid(visible=False)
     for (i, j), value in np.ndenumerate(kernel):
         text = "itself" if i == j == middle else f"{value:.2g}"
-        ax.text(j, i, text, ha="center", va="center", fontsize=9)
+        ink = "white" if abs(value) > 0.6 * most else "black"
+        ax.text(j, i, text, ha="center", va="center", fontsize=9, color=ink)
     places = range(len(kernel))
     ax.set_xticks(places, [str(place - middle) for place in places])
     ax.set_yticks(places, [str(place - middle) for place in places])
-    ax.set(xlabel="inputs away", ylabel="outputs away", title="Crosstalk, in % of a neighbour's action")
+    error = 100 * float(np.median(data["errors"][data["errors"] > 0], axis=0)) if (data["errors"] > 0).any() else 0.0
+    title = f"Crosstalk, in % of a neighbour's action, +- {error:.1g}"
+    ax.set(xlabel="inputs away", ylabel="outputs away", title=title)
+
+
+def _moved(ax: Axes, finding: Finding) -> None:
+    data = _arrays(finding)
+    rows, columns = data["grid"].astype(int)
+    moved = data.get("moved", np.ones(rows * columns))
+    shown = ax.imshow(np.sqrt(np.clip(moved, 0, None)).reshape(rows, columns), cmap="Blues", vmin=0, aspect="auto")
+    ax.grid(visible=False)
+    which = data["which"].astype(int)
+    ax.plot(which % columns, which // columns, "x", color=ACCENT, ms=7, mew=2)
+    ax.figure.colorbar(shown, ax=ax, label="as a share of what is usual")
+    ax.set(xlabel="input", ylabel="output", title="How far each control moves its entry; x: not at all")
+
+
+def _noise_by_output(ax: Axes, finding: Finding) -> None:
+    std = _arrays(finding)["std"]
+    ax.bar(range(len(std)), std, color=DEVICE, label="measured, rounding included")
+    if finding.promised:
+        ax.axhline(finding.promised, color=ACCENT, ls="--", label="promised, rounding aside")
+    ax.set(xlabel="output", ylabel="standard deviation, output units", title="Noise by output")
+    ax.set_ylim(0, 1.3 * max(float(std.max()), finding.promised or 0.0, 1e-12))
+    ax.legend(frameon=False, loc="upper right")
 
 
 def _noise(ax: Axes, finding: Finding) -> None:
@@ -137,8 +180,13 @@ def _spectrum(ax: Axes, finding: Finding) -> None:
 def _linearity(ax: Axes, finding: Finding) -> None:
     data = _arrays(finding)
     x, y = data["strength"], data["response"]
-    ax.plot(x, y - np.polyval(np.polyfit(x, y, 1), x), ".", ms=3, color=DEVICE)
+    left = y - np.polyval(np.polyfit(x, y, 1), x)
+    ax.plot(x, left, ".", ms=3, color=DEVICE, alpha=0.4, label="single answers")
+    order = np.array_split(np.argsort(x), 16)
+    ax.plot([x[part].mean() for part in order], [left[part].mean() for part in order], "o-", ms=4, color=ACCENT)
+    ax.plot([], [], "o-", ms=4, color=ACCENT, label="their means")
     ax.set(xlabel="input", ylabel="departure from a straight line", title="Linearity of the inputs")
+    ax.legend(frameon=False)
 
 
 def _dead(ax: Axes, finding: Finding) -> None:
@@ -150,32 +198,68 @@ def _dead(ax: Axes, finding: Finding) -> None:
 
 def _settling(ax: Axes, finding: Finding) -> None:
     data = _arrays(finding)
-    ax.plot(1e3 * data["time"], 100 * data["share"], "o-", ms=4, color=DEVICE)
+    # The first answer is there at once, which a logarithmic axis has no place for.
+    time = 1e3 * np.maximum(data["time"], data["time"][1] / 2)
+    error = 0.0 if finding.high is None or finding.value is None else (finding.high - finding.value) / 3
+    ax.errorbar(time, 100 * data["share"], 100 * error, fmt="o", ms=4, color=DEVICE, ecolor="#9fbfd8")
     ax.axhline(0, color=BASELINE, lw=1)
+    ax.set_xscale("log")
     ax.set(xlabel="time after the program, ms", ylabel="% of the jump still to come", title="Settling")
 
 
 def _drift(ax: Axes, finding: Finding) -> None:
     data = _arrays(finding)
-    ax.errorbar(data["time"], data["gain"], float(data["error"]), fmt="o-", ms=4, color=DEVICE)
+    ax.errorbar(
+        data["time"],
+        data["gain"],
+        float(data["error"]),
+        fmt="o",
+        ms=4,
+        color=DEVICE,
+        ecolor="#9fbfd8",
+        label="measured",
+    )
+    if finding.value is not None:
+        decay = data["time"] ** -finding.value
+        scale = float(np.exp(np.mean(np.log(data["gain"]) - np.log(decay))))
+        ax.plot(data["time"], scale * decay, "--", color=ACCENT, label=f"t^{-finding.value:.2g}")
     ax.set_xscale("log")
     ax.set(
         xlabel="time after the program, s", ylabel="strength of the answers", title="Drift of a setting that is held"
     )
+    ax.legend(frameon=False)
 
 
-PICTURES: dict[str, Callable[..., None]] = {
-    "transfer_curve": _transfer_curve,
-    "crosstalk": _crosstalk,
-    "noise_std": _noise,
-    "flicker_corner": _spectrum,
-    "linearity_error": _linearity,
-    "dead_outputs": _dead,
-    "settling": _settling,
-    "drift_exponent": _drift,
+def _budget(ax: Axes, measured: Characterisation) -> None:
+    names = [name for name, share in measured.spent_by_measurement.items() if any(share.values())]
+    for offset, what, color in ((-0.2, "programs", ACCENT), (0.2, "vectors", DEVICE)):
+        total = max(measured.spent[what], 1)
+        counts = [measured.spent_by_measurement[name][what] for name in names]
+        label = f"{what}, of {measured.spent[what]:,}"
+        bars = ax.barh(np.arange(len(names)) + offset, [100 * c / total for c in counts], 0.4, color=color, label=label)
+        ax.bar_label(bars, [f"{count:,}" for count in counts], padding=3, fontsize=8)
+    ax.set_yticks(range(len(names)), names)
+    ax.invert_yaxis()
+    ax.set_xlim(0, 100)
+    ax.set(xlabel="% of what was spent", title="Where the budget went")
+    ax.legend(frameon=False, loc="lower right")
+
+
+PICTURES: dict[str, tuple[str, Callable[..., None]]] = {
+    "transfer curve": ("transfer_curve", _transfer_curve),
+    "crosstalk": ("crosstalk", _crosstalk),
+    "noise": ("noise_std", _noise),
+    "noise by output": ("noise_std", _noise_by_output),
+    "spectrum": ("flicker_corner", _spectrum),
+    "drift": ("drift_exponent", _drift),
+    "linearity": ("linearity_error", _linearity),
+    "controls": ("stuck_controls", _moved),
+    "outputs": ("dead_outputs", _dead),
+    "inputs": ("dead_inputs", _dead),
+    "settling": ("settling", _settling),
 }
-"""What is drawn of a finding, by its name; called with axes and the finding."""
+"""Pictures in their order: the finding that each is of, and what draws it, called with axes and the finding."""
 
 
 def _arrays(finding: Finding) -> dict[str, Any]:
-    return {name: np.asarray(value, dtype=float) for name, value in finding.data.items()}
+    return {name: np.asarray(value, dtype=float) for name, value in finding.data.items() if value is not None}

@@ -41,6 +41,28 @@ def test_a_law_that_does_not_fit_makes_the_exit_code_one(tmp_path: Path) -> None
     assert "The law does not fit" in said
 
 
+def test_a_chip_of_unknown_law_is_measured_without_one(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    code, said, _ = invoke("calibrate", "slm", *SMALL, "--model", "none", "--budget-programs", 60, "-o", path)
+    assert code == 0
+    assert "One output of one query has a noise of" in said
+    assert json.loads(path.read_text())["fit"] is None
+    assert invoke("report", path)[0] == 0
+    page = (tmp_path / "c.html").read_text()
+    assert "No law was fitted" in page
+    assert "One output of one query has a noise of" in page
+
+
+def test_what_a_check_has_measured_is_taken_over(tmp_path: Path) -> None:
+    _, said, _ = invoke("check", "slm", "--only", "ramp", "--json", *SMALL)
+    (tmp_path / "check.json").write_text(said)
+    known = ("--known", tmp_path / "check.json", "--budget-programs", 20, "-o", tmp_path / "c.json", "--json")
+    code, said, _ = invoke("calibrate", "slm", *SMALL, *known)
+    assert code == 0
+    assert json.loads(said)["spent"]["programs"] == 20
+    assert {finding["name"] for finding in json.loads(said)["findings"]} >= {"noise_std", "input_levels"}
+
+
 def test_a_calibration_has_a_page(record: Path, tmp_path: Path) -> None:
     code, said, _ = invoke("report", record, "-o", tmp_path / "page.html")
     assert code == 0
@@ -68,6 +90,10 @@ def test_a_run_has_its_page_again(tmp_path: Path) -> None:
     [
         (("report", "nothing.json"), "nothing.json cannot be read: No such file or directory"),
         (("calibrate", "mzi", "--budget-programs", 8, "--budget-vectors", 4), "needs at least 3 programs"),
+        (
+            ("calibrate", "mzi", "--known", "pyproject.toml"),
+            "pyproject.toml does not hold what 'astralora check --json'",
+        ),
         (("calibrate", "mzi", "--model", "colour"), "there is no device named 'colour'"),
         (("calibrate", "mzi", "--model", "slm"), "has 256 controls at 16 x 16, and 'mzi' has 240"),
         (("train", "--calibration", "nothing.json"), "the calibration nothing.json cannot be read"),
