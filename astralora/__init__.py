@@ -8,6 +8,9 @@
 From there on it is an ordinary PyTorch model in an ordinary training loop.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from ._rooms import check_rooms
 
 check_rooms()
@@ -26,6 +29,9 @@ from .layer import BlackBoxLinear  # noqa: E402
 from .methods import METHODS, ExpensiveGradientWarning  # noqa: E402
 from .surrogates import SURROGATES, Surrogate, register_surrogate  # noqa: E402
 from .twin_drift import StaleCalibrationWarning, TwinDrift  # noqa: E402
+
+if TYPE_CHECKING:
+    from . import lowrank
 
 __version__ = "0.1.0"
 
@@ -48,6 +54,20 @@ __all__ = [
     "calibrate",
     "characterise",
     "detach",
+    "lowrank",
     "register_estimator",
     "register_surrogate",
 ]
+
+# Rooms of their own, imported when they are used.
+_LATER = ("lowrank",)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
