@@ -31,7 +31,7 @@ from .surrogates import SURROGATES, Surrogate, register_surrogate  # noqa: E402
 from .twin_drift import StaleCalibrationWarning, TwinDrift  # noqa: E402
 
 if TYPE_CHECKING:
-    from . import optim
+    from . import lowrank, optim
 
 __version__ = "0.1.0"
 
@@ -54,13 +54,14 @@ __all__ = [
     "calibrate",
     "characterise",
     "detach",
+    "lowrank",
     "optim",
     "register_estimator",
     "register_surrogate",
 ]
 
 # Rooms of their own, imported when they are used.
-_LATER = ("optim",)
+_LATER = ("lowrank", "optim")
 
 
 def __getattr__(name: str) -> Any:

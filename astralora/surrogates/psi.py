@@ -10,9 +10,13 @@ from torch import Tensor
 
 from devices import Session
 
+from ..errors import ConfigurationError
 from ..estimators.base import whole
+from ..lowrank.controller import RefreshController
 from ..probing import LinearProbe, orthogonal_probes
 from .base import Surrogate, measure_transfer_matrix, measurement_vectors
+from .factors import Factors
+from .schedule import choose_schedule
 
 __all__ = ["Psi"]
 
@@ -31,11 +35,17 @@ class Psi(Surrogate):
     vectors but no program. Only differences enter: errors of the probe estimate add up over the steps,
     which `residual` shows.
 
+    With ``refresh="stability"`` the step above gives way to what the bases ask for, from r vectors for a change of S
+    alone, over 2r + M for one step of splitting, to a new measurement; and the rank follows the device. See
+    `astralora.surrogates.schedule.Schedule`.
+
     Args:
         rank: r, at most the smaller side of the device.
         probes: M', Gaussian probes a step; None takes in_features orthogonal ones, which makes P2 exact.
         rebuild_every: start afresh from a measurement after so many changes of controls.
         exact_svd: start afresh at every change: the best that this rank can do, for in_features vectors a step.
+        refresh: ``"stability"``, a `astralora.lowrank.RefreshController`, or None for the published step.
+        max_rank: the most that a refresh may let the rank grow to; four times the rank unless given.
         seed: of the surrogate's own random stream.
     """
 
@@ -46,12 +56,19 @@ class Psi(Surrogate):
         probes: int | None = 100,
         rebuild_every: int | None = None,
         exact_svd: bool = False,
+        refresh: str | RefreshController | None = None,
+        max_rank: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(seed=seed)
         self.rank = whole("rank", rank)
         self.probes = None if probes is None else whole("probes", probes)
         rebuild_every = None if rebuild_every is None else whole("rebuild_every", rebuild_every)
+        self.schedule = choose_schedule(refresh, self.rank, max_rank, self.probes, self.generator)
+        if self.schedule is not None and (exact_svd or rebuild_every is not None):
+            raise ConfigurationError(
+                "exact_svd and rebuild_every say when to measure anew, and so does refresh; give one of them"
+            )
         self._rebuild_every = 1 if exact_svd else rebuild_every
         self._changes = 0
         self._power = 1.0
@@ -67,6 +84,9 @@ class Psi(Surrogate):
 
     def start(self, session: Session, controls: Tensor) -> None:
         """The truncated SVD of the device's measured transfer matrix."""
+        if self.schedule is not None:
+            self._set(*self.schedule.start(session, controls))
+            return
         matrix = measure_transfer_matrix(session, controls)
         U, s, V = torch.linalg.svd(matrix, full_matrices=False)
         rank = min(self.rank, len(s))
@@ -78,16 +98,34 @@ class Psi(Surrogate):
         """One vector an input, or two where the inputs have only one sign."""
         return measurement_vectors(session)
 
+    def observe(self, inputs: Tensor, outputs: Tensor) -> None:
+        """Note the residual, and what it says about the bases."""
+        super().observe(inputs, outputs)
+        if self.schedule is not None:
+            self.schedule.observe(inputs, outputs, self._factors)
+
     def prepare(self, session: Session, grad_outputs: Tensor) -> None:  # noqa: ARG002
-        """Ask for the answers at the old controls."""
+        """Ask for the answers at the old controls; or, by a schedule, for what is due at the new ones."""
+        if self.schedule is not None:
+            self._set(*self.schedule.refresh(session, self.V, self._factors))
+            return
         if self._asked is None and self._changes + 1 != self._rebuild_every:
             probe = LinearProbe(session.spec, torch.cat([self.V, self._fresh_probes()]))
             answers = probe.ask(session)
             self._asked = {"rows": probe.rows, "amplitude": probe.amplitude, "answers": answers}
 
+    def catch_up(self, session: Session, controls: Tensor, grad_outputs: Tensor) -> None:
+        """As `prepare` by a schedule; the published step has been made already."""
+        if self.schedule is not None:
+            session.program(controls)
+            self.prepare(session, grad_outputs)
+
     def controls_changed(self, session: Session, controls: Tensor) -> None:
-        """Ask for the answers at the new controls, and move."""
+        """Ask for the answers at the new controls, and move; a schedule waits for the batch."""
         self._changes += 1
+        if self.schedule is not None:
+            self.schedule.controls_changed()
+            return
         if self._asked is None:
             self.start(session, controls)
             return
@@ -109,7 +147,7 @@ class Psi(Surrogate):
 
     def predict(self, inputs: Tensor) -> Tensor:
         """X (U S V)^T."""
-        return inputs @ self.V.to(inputs).mT @ self.S.to(inputs).mT @ self.U.to(inputs).mT
+        return self._factors.answer(inputs)
 
     def state_dict(self) -> dict[str, Any]:
         """The factors, and the probes whose answers are still due."""
@@ -121,6 +159,7 @@ class Psi(Surrogate):
             "changes": self._changes,
             "power": self._power,
             "asked": self._asked,
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -128,6 +167,13 @@ class Psi(Surrogate):
         super().load_state_dict(state)
         self.U, self.S, self.V = state["U"], state["S"], state["V"]
         self._changes, self._power, self._asked = state["changes"], state["power"], state["asked"]
+        # Checkpoints of before there were schedules have none.
+        if self.schedule is not None and state.get("schedule") is not None:
+            self.schedule.load_state_dict(state["schedule"])
+
+    @property
+    def _factors(self) -> Factors:
+        return Factors(self.U, self.S, self.V)
 
     def _set(self, U: Tensor, S: Tensor, V: Tensor) -> None:
         # In one memory layout: products round alike before and after a checkpoint.

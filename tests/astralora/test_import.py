@@ -44,6 +44,7 @@ def test_loads_nothing_that_is_only_needed_later(tmp_path: Path) -> None:
         "accelerate",
         "transformers",
         "astralora.optim",
+        "astralora.lowrank.oialr",
     ]
     before = python("import torch, pydantic, sys; print(*sys.modules)", tmp_path).stdout.split()
     after = python("import astralora, sys; print(*sys.modules)", tmp_path).stdout.split()

@@ -1,0 +1,80 @@
+"""Transfer matrices as thin factors."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+__all__ = ["Factors", "absorb"]
+
+# Relative to the mean squared length of an input: keeps the solve well-posed on a noiseless device.
+_FLOOR = 1e-8
+
+
+class Factors(NamedTuple):
+    """A ~ U S V.
+
+    Attributes:
+        U: (out_features, rank), with orthonormal columns.
+        S: (rank, rank).
+        V: (rank, in_features), with orthonormal rows.
+    """
+
+    U: Tensor
+    S: Tensor
+    V: Tensor
+
+    def answer(self, inputs: Tensor) -> Tensor:
+        """X (U S V)^T: (batch, in_features) -> (batch, out_features)."""
+        return inputs @ self.V.to(inputs).mT @ self.S.to(inputs).mT @ self.U.to(inputs).mT
+
+    def folded(self) -> tuple[Self, Tensor]:
+        """The same with a diagonal core, by the singular value decomposition of S; and the singular values."""
+        P, s, Q = torch.linalg.svd(self.S)
+        return type(self)(self.U @ P, torch.diag(s), Q @ self.V), s
+
+    def cut(self, rank: int) -> Self:
+        """The first so many of each, of a diagonal core."""
+        return type(self)(self.U[:, :rank], self.S[:rank, :rank], self.V[:rank])
+
+
+def absorb(core: Tensor, V: Tensor, inputs: Tensor, residual: Tensor, variance: float) -> Factors | None:
+    """The smallest change of A = W V that explains a residual up to its noise, cut back to the rank.
+
+        U S V = truncate(W V + (Y - X A^T)^T (X X^T + ridge I)^-1 X),
+
+    one step of block Kaczmarz. The ridge is the noise's variance over that of A's error, which shows in the residual:
+    mean r^2 = variance + |x|^2 var(A). Neither A nor its change is formed in full.
+
+    Args:
+        core: W, (out_features, rank).
+        V: (rank, in_features), with orthonormal rows.
+        inputs: X, (batch, in_features), double.
+        residual: Y - X A^T, (batch, out_features), double.
+        variance: of the noise on one output.
+
+    Returns:
+        The factors, double, with S diagonal; None where the residual is all noise.
+    """
+    X = inputs
+    length = X.square().sum(dim=1).mean()
+    if not len(X) or float(length) == 0:
+        return None
+    surplus = residual.square().mean() - variance
+    if float(surplus) <= 0:
+        return None
+    ridge = torch.maximum(variance * length / surplus, _FLOOR * length)
+    if len(X) > X.shape[1]:
+        Q, X = torch.linalg.qr(X)
+        residual = Q.mT @ residual
+    gram = X @ X.mT
+    gram.diagonal().add_(ridge)
+    weights = torch.cholesky_solve(residual, torch.linalg.cholesky(gram))  # (batch, out_features)
+    # W V + weights^T X, as a product of two thin factors, and back to the rank by the SVD of their core.
+    left, core_left = torch.linalg.qr(torch.cat([core.double(), weights.mT], dim=1))
+    right, core_right = torch.linalg.qr(torch.cat([V.double(), X]).mT)
+    P, s, Q = torch.linalg.svd(core_left @ core_right.mT)
+    rank = len(V)
+    return Factors(left @ P[:, :rank], torch.diag(s[:rank]), Q[:rank] @ right.mT)

@@ -1,0 +1,218 @@
+"""Refreshing a low-rank surrogate as far as its bases have moved, and no further."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from devices import Session
+
+from ..errors import ConfigurationError
+from ..lowrank.bases import basis_overlap, in_the_frame_of
+from ..lowrank.controller import Refresh, RefreshController
+from ..probing import LinearProbe, answer_variance, orthogonal_probes
+from .base import measure_transfer_matrix
+from .factors import Factors, absorb
+
+__all__ = ["Schedule", "choose_schedule"]
+
+
+class Schedule:
+    """Keeps A ~ U S V true to a device, by vectors at its newest controls alone.
+
+    What a refresh is to be is decided after the forward pass, whose batch shows for free how large the error is and
+    where it would take the bases: what is left of it after the best S for this batch is absorbed into a copy of the
+    factors, with what this rank has never explained counted as noise, and the bases of the copy are compared with
+    those that there are. Then, with A the device as it is now,
+
+    - *refit*, r vectors: S = U^T (A V^T);
+    - *split*, 2r + M vectors, a projector-splitting step whose reference is the surrogate itself, so that
+      errors do not add up:
+
+        1. K = A V^T; QR: K = U1 R
+        2. dA^T U1 with the least dA that explains the answers to V and to M Gaussian probes Z
+        3. L = V^T S^T U^T U1 + dA^T U1; QR: L = V1 R'
+        4. A V1^T = U2 S2 by QR, at r more vectors;
+
+    - *rebuild*, as many vectors as a measurement takes: its truncated SVD.
+
+    Args:
+        controller: decides.
+        probes: M; None takes in_features orthogonal ones.
+        generator: of the probes.
+    """
+
+    def __init__(self, controller: RefreshController, probes: int | None, generator: torch.Generator) -> None:
+        self.controller = controller
+        self._probes = probes
+        self._generator = generator
+        self._due = False
+        self._batch: tuple[Tensor, Tensor] | None = None
+        self._overlap, self._error = 0.0, 0.0
+        self._noise = 0.0  # variance of one output
+
+    def start(self, session: Session, controls: Tensor) -> Factors:
+        """Factors of a device that holds ``controls``, measured."""
+        self._due, self._batch, self.controller.floor = False, None, None
+        self._noise = answer_variance(session.spec)
+        return self._rebuild(session, controls)
+
+    def controls_changed(self) -> None:
+        """A refresh is due, after the next forward pass."""
+        self._due, self._batch = True, None
+
+    def observe(self, inputs: Tensor, outputs: Tensor, factors: Factors) -> None:
+        """See a forward pass, and how far these factors are from explaining it."""
+        X, Y = inputs.double(), outputs.double()
+        if not len(Y) or float(Y.square().mean()) <= self._noise:
+            return  # an answer that is all noise tells nothing
+        self._batch = X, Y
+        self._error = self._error_of(factors)
+        if self._due:
+            self._overlap = self._overlap_with(factors)
+
+    def refresh(self, session: Session, like: Tensor, factors: Factors) -> Factors:
+        """What the factors are to be, at the controls that the device holds; spends nothing unless controls changed.
+
+        Args:
+            session: guards the device.
+            like: of the dtype and torch device that is asked with.
+            factors: those that there are.
+        """
+        controller = self.controller
+        if not self._due:
+            if controller.floor is None and self._batch is not None:
+                controller.judge(Refresh.REBUILD, self._error, len(factors.V))
+            return factors
+        self._due = False
+        # Where nothing was seen, bases may be anywhere, and the error what it was.
+        seen = self._batch is not None
+        error = self._error if seen else controller.floor or 0.0
+        choice = controller.choose(self._overlap if seen else 0.0, error)
+        if choice is Refresh.REBUILD:
+            factors = self._rebuild(session, like)
+        else:
+            K = _ask(session, factors.V.to(like)).mT.double()
+            factors = Factors(*(factor.double() for factor in factors))
+            if choice is Refresh.REFIT:
+                factors = Factors(factors.U, factors.U.mT @ K, factors.V)
+            else:
+                factors = self._split(session, like, factors, K)
+            factors, s = factors.folded()
+            factors = self._cut(factors, s)
+        if seen:
+            controller.judge(choice, self._error_of(factors), len(factors.V))
+        return Factors(*(factor.to(like).contiguous() for factor in factors))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next refresh depends on."""
+        return {
+            "controller": self.controller.state_dict(),
+            "due": self._due,
+            "batch": self._batch,
+            "overlap": self._overlap,
+            "error": self._error,
+            "noise": self._noise,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` returned."""
+        self.controller.load_state_dict(state["controller"])
+        self._due, self._batch = state["due"], state["batch"]
+        self._overlap, self._error, self._noise = state["overlap"], state["error"], state["noise"]
+
+    # -- what a batch tells ----------------------------------------------------------------
+
+    def _error_of(self, factors: Factors) -> float:
+        """Share of the batch's amplitude that the factors miss, noise aside."""
+        assert self._batch is not None
+        X, Y = self._batch
+        missed, power = (float(value.square().mean()) - self._noise for value in (Y - factors.answer(X), Y))
+        return sqrt(max(missed, 0.0) / power)
+
+    def _overlap_with(self, factors: Factors) -> float:
+        """Overlap of the bases with those that the batch suggests."""
+        assert self._batch is not None
+        X, Y = self._batch
+        factors = Factors(*(factor.double() for factor in factors))
+        U, _, V = factors
+        residual = Y - factors.answer(X)
+        mixed = X @ V.mT
+        residual = residual - mixed @ (torch.linalg.pinv(mixed) @ (residual @ U)) @ U.mT
+        power = float(Y.square().mean()) - self._noise
+        unexplained = self._noise + (self.controller.floor or 0.0) ** 2 * power
+        suggested = absorb(U @ factors.S, V, X, residual, unexplained)
+        if suggested is None:
+            return 1.0
+        return basis_overlap(U, V.mT, in_the_frame_of(suggested.U, U), in_the_frame_of(suggested.V.mT, V.mT))
+
+    # -- what vectors tell -----------------------------------------------------------------
+
+    def _rebuild(self, session: Session, like: Tensor) -> Factors:
+        U, s, V = torch.linalg.svd(measure_transfer_matrix(session, like), full_matrices=False)
+        return Factors(U, torch.diag(s), V).cut(self.controller.rank_of(s))
+
+    def _split(self, session: Session, like: Tensor, factors: Factors, K: Tensor) -> Factors:
+        U, S, V = factors
+        U1, _ = torch.linalg.qr(K)
+        Z = self._fresh_probes(V.shape[1], like)
+        answers = torch.cat([K.mT, _ask(session, Z).double()])  # to V and Z
+        rows = torch.cat([V, Z.double()])
+        change = answers - factors.answer(rows)  # [V; Z] dA^T
+        L = V.mT @ (S.mT @ (U.mT @ U1)) + torch.linalg.pinv(rows) @ (change @ U1)
+        V1, _ = torch.linalg.qr(L)
+        U2, S2 = torch.linalg.qr(_ask(session, V1.mT.to(like)).mT.double())
+        return Factors(U2, S2, V1.mT)
+
+    def _cut(self, factors: Factors, s: Tensor) -> Factors:
+        """Without what is small, unless the batch would miss it."""
+        rank = self.controller.cut(s)
+        if rank == len(s) or self._batch is None:
+            return factors
+        shorter = factors.cut(rank)
+        return shorter if self.controller.allows(*(self._error_of(f) for f in (factors, shorter))) else factors
+
+    def _fresh_probes(self, width: int, like: Tensor) -> Tensor:
+        if self._probes is None:
+            return orthogonal_probes(width, like.dtype)[0].to(like.device)
+        return torch.randn(self._probes, width, generator=self._generator, dtype=like.dtype).to(like.device)
+
+
+def choose_schedule(
+    refresh: str | RefreshController | None,
+    rank: int,
+    max_rank: int | None,
+    probes: int | None,
+    generator: torch.Generator,
+) -> Schedule | None:
+    """The schedule that a surrogate was asked to keep to, if any.
+
+    Args:
+        refresh: ``"stability"``, a controller to take a copy of, or None.
+        rank: to begin with.
+        max_rank: the most that it may grow to; None for the controller's own.
+        probes: M of a split.
+        generator: of the probes.
+
+    Raises:
+        ConfigurationError: it is something else, or there is nothing for ``max_rank`` to limit.
+    """
+    if refresh is None:
+        if max_rank is not None:
+            raise ConfigurationError("max_rank limits what refresh='stability' may do; without it the rank stays")
+        return None
+    if isinstance(refresh, RefreshController):
+        # Layers that are attached together are given the same one.
+        return Schedule(copy.deepcopy(refresh), probes, generator)
+    if refresh != "stability":
+        raise ConfigurationError(f"refresh must be 'stability', a RefreshController or None, not {refresh!r}")
+    return Schedule(RefreshController(rank, max_rank=max_rank), probes, generator)
+
+
+def _ask(session: Session, rows: Tensor) -> Tensor:
+    return LinearProbe(session.spec, rows).ask(session)
