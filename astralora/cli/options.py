@@ -13,6 +13,7 @@ from ..errors import ConfigurationError
 from ..training import RunConfig
 
 __all__ = [
+    "Allocate",
     "BatchSize",
     "BudgetPrograms",
     "BudgetVectors",
@@ -85,6 +86,13 @@ Step = Annotated[
         rich_help_panel=_METHOD,
     ),
 ]
+Allocate = Annotated[
+    str | None,
+    typer.Option(
+        help="Move samples between device layers for the same budget, by neyman, grad_norm or snip.",
+        rich_help_panel=_METHOD,
+    ),
+]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the data. (default: 10)", rich_help_panel=_TRAINING)]
 BatchSize = Annotated[int | None, typer.Option(help="Samples per step. (default: 50)", rich_help_panel=_TRAINING)]
 LearningRate = Annotated[
@@ -121,6 +129,7 @@ _KEYS = {
     "samples": "method.options.samples",
     "rank": "method.options.rank",
     "step": "method.options.step",
+    "allocate": "allocate.ranking",
     "epochs": "epochs",
     "batch_size": "batch_size",
     "lr": "learning_rate",
