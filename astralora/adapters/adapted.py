@@ -151,7 +151,7 @@ def undisturbed_random_state(seed: int | None = None) -> Iterator[None]:
 def _check(model: nn.Module, layers: list[TransformerLayer], config: AdapterConfig) -> None:
     if any("shortcuts" in dict(layer.module.named_children()) for layer in layers):
         raise ConfigurationError("the model has adapters already; adapt a fresh one")
-    if getattr(model, "is_gradient_checkpointing", False):
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise ConfigurationError("shortcuts do not work with gradient checkpointing; switch it off for this model")
     if getattr(getattr(model, "config", None), "layerdrop", 0):
         raise ConfigurationError("shortcuts do not work where layers are dropped; set layerdrop to 0")
