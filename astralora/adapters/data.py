@@ -127,13 +127,18 @@ def _read(config: DataSection) -> Source:
 
 def _classes(source: Source) -> tuple[Classes, int]:
     """The number of each label, and how many there are; None and 1 where labels are numbers to be met."""
-    found = [row.label for part in (source.train, source.test) if part is not None for row in part]
-    if any(label is None for label in found):
+    found = [row.label for row in source.train]
+    others = [row.label for row in source.test or ()]
+    if any(label is None for label in found + others):
         raise ConfigurationError("classification needs labels; name their column by data.label")
     if any(isinstance(label, float) for label in found):
         return None, 1
     # In the order of their values where they are numbers already: 0 stays 0.
     known = sorted(set(found), key=lambda label: (isinstance(label, str), label))
+    for label in others:
+        if label not in known:
+            listed = ", ".join(map(repr, known))
+            raise ConfigurationError(f"the test set has the label {label!r}, and the training set only {listed}")
     return {str(label): place for place, label in enumerate(known)}, len(known)
 
 
@@ -156,9 +161,7 @@ def _encoded(rows: Sequence[Row], running: bool, tokens: Tokens, length: int, cl
     ]
 
 
-def _hold_out(
-    examples: list[_Pair], seed: int, *, in_order: bool
-) -> list[list[_Pair]]:
+def _hold_out(examples: list[_Pair], seed: int, *, in_order: bool) -> list[list[_Pair]]:
     count = max(round(_TEST * len(examples)), 1)
     if in_order:  # what follows in a text is not to be known from what stands around it
         return [examples[:-count], examples[-count:]]

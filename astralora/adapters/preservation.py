@@ -16,7 +16,9 @@ __all__ = ["absolute_weights", "preserved"]
 
 
 @contextmanager
-def preserved(adapted: AdaptedModel, *, perturb: float = 0.0, generator: torch.Generator | None = None) -> Iterator[None]:
+def preserved(
+    adapted: AdaptedModel, *, perturb: float = 0.0, generator: torch.Generator | None = None
+) -> Iterator[None]:
     """All adapters on and the model in evaluation mode for the length of a ``with`` block, and everything put back.
 
     Put back, bit for bit, are the adapters' weights and switches, gradients, buffers, modes, what device layers have

@@ -190,7 +190,7 @@ def unit_norm(unit: Unit) -> float:
 
 
 def unit_snip(unit: Unit) -> float:
-    """sum |A * dL/dA| + sum |B * dL/dB| of the gradients that training has just left."""
+    """Sum |A * dL/dA| + sum |B * dL/dB| of the gradients that training has just left."""
     return _saliency(unit.weights, [weight.grad for weight in unit.weights])
 
 

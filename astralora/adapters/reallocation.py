@@ -94,7 +94,9 @@ class Reallocation:
         if reuse is None:
             reuse = proxy in _REUSED and any(unit.devices for unit in adapted.units)
         if reuse and proxy not in _REUSED:
-            raise ConfigurationError(f"{proxy!r} cannot be read off training's own gradients; {' and '.join(_REUSED)} can")
+            raise ConfigurationError(
+                f"{proxy!r} cannot be read off training's own gradients; {' and '.join(_REUSED)} can"
+            )
         if not reuse and batches is None and kind is not PROXIES.find("constant") and 0 < turn_on < 1:
             raise ConfigurationError(f"{proxy!r} scores adapters on batches; give some, or reuse=True")
         self.adapted, self.history = adapted, list[Choice]()

@@ -25,9 +25,10 @@ from .proxies import Batch
 from .reallocation import Choice, Reallocation
 from .scoring import Scores, score
 from .settings import AdapterRun
+from .sources import COLLECTIONS
 from .tokens import load_tokens
 
-__all__ = ["score_run", "test_run", "train_run"]
+__all__ = ["evaluate_run", "score_run", "train_run"]
 
 Record = dict[str, Any]
 
@@ -81,7 +82,7 @@ def train_run(
     return summary
 
 
-def test_run(folder: AdapterFolder, data: Mapping[str, Any] | None = None) -> dict[str, float]:
+def evaluate_run(folder: AdapterFolder, data: Mapping[str, Any] | None = None) -> dict[str, float]:
     """Test the adapters of a finished run, on its own test set or on other data.
 
     Args:
@@ -155,8 +156,6 @@ def _prepare(config: AdapterRun) -> _Parts:
 def _objective(config: AdapterRun) -> Objective:
     if config.objective != "auto":
         return config.objective
-    from .sources import COLLECTIONS
-
     collection = COLLECTIONS.get(config.data.name or "")
     if config.data.label is not None or (config.data.train is None and collection and collection.label):
         return "classification"
@@ -207,9 +206,7 @@ def _trainer(
     from .trainer import make_trainer
 
     with undisturbed_random_state(derive_seed(config.seed, "trainer")):
-        return make_trainer(
-            config, parts.adapted.model, parts.data, str(folder), tell=tell, reallocation=reallocation
-        )
+        return make_trainer(config, parts.adapted.model, parts.data, str(folder), tell=tell, reallocation=reallocation)
 
 
 def _warm_up(config: AdapterRun, parts: _Parts, steps: int) -> None:

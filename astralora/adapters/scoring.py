@@ -113,7 +113,8 @@ def score(
     with preserved(adapted, perturb=perturb, generator=derive_generator(seed, "perturb")):
         values = judge.score(adapted, used)
     if len(values) > 1 and len(set(values.values())) == 1 and not kind.may_tie:
-        why = " where every B is zero; train for some steps first, or perturb" if kind.begins_at_zero else ""
+        zero = kind.begins_at_zero and not any(bool(unit.weights[1].any()) for unit in adapted.units)
+        why = ": every B is zero; train for some steps first, or perturb" if zero else ""
         warnings.warn(
             f"all {len(values)} adapters score {next(iter(values.values())):g} by {proxy!r}, which ranks them by "
             f"chance{why}",

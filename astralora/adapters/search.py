@@ -100,9 +100,7 @@ def search(
     return AdapterConfig.parse({"granularity": "layer", "default": default, **tables})
 
 
-def _ranks(
-    scores: Scores, turn_on: float, rank: int, groups: Groups, generator: torch.Generator
-) -> dict[str, int]:
+def _ranks(scores: Scores, turn_on: float, rank: int, groups: Groups, generator: torch.Generator) -> dict[str, int]:
     missing = [key for key in scores.values if not scores.costs.get(key)]
     if missing:
         raise ConfigurationError(f"the scores do not say what a rank of {missing[0]} costs; score anew")

@@ -160,7 +160,9 @@ def _read(path: Path, text: str, pair: str | None, label: str | None) -> Iterato
         for key in (text, pair, label):
             value = None if key is None else record.get(key)
             if key is not None and value is None:
-                raise ConfigurationError(f"line {number} of {path} has no {key!r}; it has {', '.join(map(str, record))}")
+                raise ConfigurationError(
+                    f"line {number} of {path} has no {key!r}; it has {', '.join(map(str, record))}"
+                )
             values.append(value)
         if label is not None and not isinstance(values[2], str | int | float):
             raise ConfigurationError(f"line {number} of {path} has {values[2]!r} for a label, which is none")

@@ -21,7 +21,7 @@ __all__ = ["AdapterTrainer", "make_trainer"]
 Record = dict[str, Any]
 
 
-class AdapterTrainer(Trainer):  # type: ignore[misc]  # has few annotations
+class AdapterTrainer(Trainer):
     """A Trainer that also goes through the motions where every adapter is off."""
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -33,7 +33,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # has few annotations
         return found
 
 
-class _Turns(TrainerCallback):  # type: ignore[misc]
+class _Turns(TrainerCallback):
     def __init__(self, reallocation: Reallocation) -> None:
         self._reallocation = reallocation
 
@@ -44,7 +44,7 @@ class _Turns(TrainerCallback):  # type: ignore[misc]
         self._reallocation.after_backward(state.global_step)
 
 
-class _Records(TrainerCallback):  # type: ignore[misc]
+class _Records(TrainerCallback):
     def __init__(self, tell: Callable[[Record], None]) -> None:
         self._tell = tell
 

@@ -65,7 +65,7 @@ class Unit:
 
     @property
     def rank(self) -> int:
-        """r."""
+        """R."""
         raise NotImplementedError
 
     @property
