@@ -91,7 +91,7 @@ def test_a_run_round_trips_with_its_adapters(tmp_path: Path) -> None:
         ({"colour": 1}, "colour in t is not known; known are granularity, default, all_layers and model_layer_0"),
         ({"default": {"rank": 4}}, "default.rank in t is not known; known are r, lora_alpha, lora_dropout"),
         ({"all_layers": {"q": {}}}, "all_layers.q in t is not known; known are q_proj, k_proj"),
-        ({"all_layers": {"q_proj": {"proj_dropout": 0.1}}}, "all_layers.q_proj.proj_dropout in t is not known; known are "
+        ({"all_layers": {"q_proj": {"proj_dropout": 0.1}}}, "q_proj.proj_dropout in t is not known; known are "
          "r, lora_alpha, lora_dropout, disable_adapter, importance_alpha"),
         ({"all_layers": {"residual1": {"lora_alpha": 1}}}, "known are r, shortcut_alpha, proj_dropout, "
          "disable_projector, importance_beta"),

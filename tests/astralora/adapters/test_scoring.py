@@ -202,7 +202,7 @@ def planted(transformer: Transformer, layer: int, name: str, seed: int) -> Any:
     return al.adapters.adapt(model, {"default": {"disable_projector": True, "r": 4}}, seed=seed)
 
 
-def trained(adapted: Any, units: list[Any], batches: Batches, steps: int = 30) -> float:
+def trained(adapted: Any, units: list[Any], batches: Batches, steps: int = 8) -> float:
     """By how much training these adapters lowers the loss."""
     optimizer = torch.optim.Adam([p for unit in units for p in unit.parameters()], lr=0.03)
     losses = []
@@ -216,7 +216,7 @@ def trained(adapted: Any, units: list[Any], batches: Batches, steps: int = 30) -
 
 
 @pytest.mark.parametrize(("layer", "name"), [(0, "fc2"), (1, "o_proj"), (2, "v_proj"), (2, "fc2")])
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_grad_norm_and_warmed_up_snip_rank_the_one_adapter_that_can_help_first(
     layer: int, name: str, seed: int, transformer: Transformer, batches: Batches
 ) -> None:
