@@ -31,7 +31,7 @@ from .surrogates import SURROGATES, Surrogate, register_surrogate  # noqa: E402
 from .twin_drift import StaleCalibrationWarning, TwinDrift  # noqa: E402
 
 if TYPE_CHECKING:
-    from . import lowrank, optim
+    from . import adapters, lowrank, optim
 
 __version__ = "0.1.0"
 
@@ -50,6 +50,7 @@ __all__ = [
     "StaleGradientWarning",
     "Surrogate",
     "TwinDrift",
+    "adapters",
     "attach",
     "calibrate",
     "characterise",
@@ -61,7 +62,7 @@ __all__ = [
 ]
 
 # Rooms of their own, imported when they are used.
-_LATER = ("lowrank", "optim")
+_LATER = ("adapters", "lowrank", "optim")
 
 
 def __getattr__(name: str) -> Any:

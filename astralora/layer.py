@@ -58,6 +58,8 @@ class BlackBoxLinear(nn.Module):
         session: the guarded device; its ``usage_by_purpose`` tells what the layer has spent.
         controls: (num_controls,), in control units.
         saturation: share of the newest outputs that were at an end of the output range.
+        resting: while set, nothing is spent on gradients: the controls get none, and those of the inputs come from what
+            the surrogate knows already.
 
     Raises:
         ConfigurationError: the method does not suit the device; nothing was spent.
@@ -89,6 +91,7 @@ class BlackBoxLinear(nn.Module):
         self.encoding = choose_encoding(spec, encoding)
         self.estimator, self.surrogate = choose_method(self.session, method, estimator, surrogate, seed=seed, **options)
         self.saturation = 0.0
+        self.resting = False
         self._health = Health(spec.name)
         self._noise_variance = answer_variance(spec)
         generator = derive_generator(seed, "layer")
@@ -294,7 +297,7 @@ class BlackBoxLinear(nn.Module):
         with session.transaction():
             with session.purpose(booked):
                 session.program(controls)
-            if wants_inputs and not self._knows(controls):
+            if wants_inputs and not self._knows(controls) and not self._rests():
                 with session.purpose("inputs"):
                     if self._known is None:
                         self.surrogate.start(session, controls)
@@ -308,6 +311,10 @@ class BlackBoxLinear(nn.Module):
                 self.surrogate.observe(inputs, outputs)
             self._watch(outputs)
         return outputs
+
+    def _rests(self) -> bool:
+        # A surrogate that does not know the device yet has to meet it; one that knows nothing by heart has to ask.
+        return self.resting and self._known is not None and not self.surrogate.asks_every_time
 
     def _knows(self, controls: Tensor) -> bool:
         known = self._known
@@ -328,6 +335,7 @@ class BlackBoxLinear(nn.Module):
     ) -> tuple[Tensor | None, Tensor | None]:
         session = self.session
         grad_inputs = grad_controls = None
+        wants_controls = wants_controls and not self.resting
         if not torch.isfinite(grad_outputs.sum()) and not bool(torch.isfinite(grad_outputs).all()):
             # An overflow under mixed precision: the scaler is going to skip this step, so nothing is spent on it.
             return (
@@ -344,7 +352,7 @@ class BlackBoxLinear(nn.Module):
                     grad_controls = self.estimator.estimate(session, controls, inputs, outputs, grad_outputs)
                 if self.estimator.transfer_matrix is not None:
                     self.surrogate.adopt(self.estimator.transfer_matrix)
-            elif wants_inputs:
+            elif wants_inputs and not self._rests():
                 with session.purpose("inputs"):
                     self.surrogate.catch_up(session, controls, grad_outputs)
             if wants_inputs:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .adapters import adapters
 from .bench import bench
 from .calibrate import calibrate
 from .check import check
@@ -31,6 +32,7 @@ app.command()(emulate)
 app.command()(check)
 app.command()(calibrate)
 app.command()(report)
+app.add_typer(adapters, name="adapters")
 app.add_typer(bench, name="bench")
 
 

@@ -13,6 +13,7 @@ from ..errors import ConfigurationError
 from ..training import RunConfig
 
 __all__ = [
+    "Allocate",
     "BatchSize",
     "BudgetPrograms",
     "BudgetVectors",
@@ -34,6 +35,7 @@ __all__ = [
     "Step",
     "TaskName",
     "given_options",
+    "nested_overrides",
     "parse_settings",
     "run_config",
 ]
@@ -85,6 +87,13 @@ Step = Annotated[
         rich_help_panel=_METHOD,
     ),
 ]
+Allocate = Annotated[
+    str | None,
+    typer.Option(
+        help="Move samples between device layers for the same budget, by neyman, grad_norm or snip.",
+        rich_help_panel=_METHOD,
+    ),
+]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the data. (default: 10)", rich_help_panel=_TRAINING)]
 BatchSize = Annotated[int | None, typer.Option(help="Samples per step. (default: 50)", rich_help_panel=_TRAINING)]
 LearningRate = Annotated[
@@ -121,6 +130,7 @@ _KEYS = {
     "samples": "method.options.samples",
     "rank": "method.options.rank",
     "step": "method.options.step",
+    "allocate": "allocate.ranking",
     "epochs": "epochs",
     "batch_size": "batch_size",
     "lr": "learning_rate",
@@ -138,7 +148,7 @@ def given_options(parameters: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def run_config(config: Path | None, settings: list[str] | None, given: Mapping[str, Any]) -> RunConfig:
+def run_config(config: Path | None, settings: list[str] | None, given: dict[str, Any]) -> RunConfig:
     """Defaults, overridden by the file, overridden by what was given on the command line.
 
     Args:
@@ -146,12 +156,20 @@ def run_config(config: Path | None, settings: list[str] | None, given: Mapping[s
         settings: of ``--set``, as KEY=VALUE.
         given: values by dotted key; see `given_options`.
     """
+    return RunConfig.load(config, nested_overrides(given, settings))
+
+
+def nested_overrides(given: dict[str, Any], settings: list[str] | None) -> dict[str, Any]:
+    """What was given on the command line, as nested tables.
+
+    Args:
+        given: values by dotted key.
+        settings: of ``--set``, which override them.
+    """
     overrides: dict[str, Any] = {}
-    for key, value in given.items():
+    for key, value in (given | parse_settings(settings)).items():
         _put(overrides, key, value)
-    for key, value in parse_settings(settings).items():
-        _put(overrides, key, value)
-    return RunConfig.load(config, overrides)
+    return overrides
 
 
 def parse_settings(settings: list[str] | None) -> dict[str, Any]:

@@ -24,6 +24,7 @@ def plan(
     samples: o.Samples = None,
     rank: o.Rank = None,
     step: o.Step = None,
+    allocate: o.Allocate = None,
     epochs: o.Epochs = None,
     batch_size: o.BatchSize = None,
     seed: o.Seed = None,

@@ -36,6 +36,7 @@ def train(
     samples: o.Samples = None,
     rank: o.Rank = None,
     step: o.Step = None,
+    allocate: o.Allocate = None,
     epochs: o.Epochs = None,
     batch_size: o.BatchSize = None,
     lr: o.LearningRate = None,

@@ -37,6 +37,9 @@ class Estimator(ABC):
         period: estimates after which what they spend repeats itself.
         staleness: of estimators that use what they measured in earlier steps, how far that is off by now, as a share of
             the outputs beyond their noise; None of the others.
+        gradient_energy: |g|^2 of the last estimate's true gradient, without bias: what directions and noise add to the
+            square of the estimate itself is not in it, so that it may come out below 0. None before the first estimate,
+            and of estimators that do not perturb in random directions.
     """
 
     requires_linear: ClassVar[bool] = False
@@ -49,6 +52,7 @@ class Estimator(ABC):
         self.transfer_matrix: Tensor | None = None
         self.step_choice: StepChoice | None = None
         self.staleness: float | None = None
+        self.gradient_energy: float | None = None
 
     @abstractmethod
     def estimate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import ceil, inf
 from typing import Any, ClassVar
 
@@ -19,7 +19,13 @@ from .readout import Compression, Readout, choose_readout
 from .steps import Step, StepChoice, choose_step
 from .variate import ControlVariate
 
-__all__ = ["Coordinate", "Gaussian", "Orthogonal", "Output", "Rademacher"]
+__all__ = ["Coordinate", "Gaussian", "Orthogonal", "Output", "Quota", "Rademacher", "ZeroOrder"]
+
+Quota = Callable[[Session, int, int, int, int], int]
+"""How many of the perturbations that an estimate is about to make it may make.
+
+Called with the session, the perturbations, the programs of each, further programs, and the vectors of each program.
+"""
 
 _SAMPLES = 100
 # The change that a perturbation causes should exceed its noise this many times in variance.
@@ -91,6 +97,7 @@ class ZeroOrder(Estimator):
         self.tail = tail
         self.batch_fraction = batch_fraction
         self.control_fraction = control_fraction
+        self.quota: Quota | None = None
         self._variate = None if twin is None else ControlVariate(twin)
         self._growth = 1.0
 
@@ -138,12 +145,17 @@ class ZeroOrder(Estimator):
     ) -> Tensor:
         """The mean over perturbations of u (f_{w + mu u} - f_w) / mu, weighed with G."""
         spec = session.spec
+        self.gradient_energy = None
         self.step_choice = self._choose_step(spec)
         step = self.step_choice.size
         sample = self._batch(inputs, outputs, grad_outputs)
         readout = choose_readout(spec, self.compression, self.tail, *sample)
         count = self.count(len(controls))
-        settings = (2 if self.antithetic else 1) * count + readout.measures_base
+        if self.quota is not None:
+            count = self.quota(session, count, self.settings_each, int(readout.measures_base), readout.vectors)
+            if not count:
+                return torch.zeros_like(controls)
+        settings = self.settings_each * count + readout.measures_base
         session.afford(
             "estimate",
             programs=settings,
@@ -177,7 +189,11 @@ class ZeroOrder(Estimator):
                     changes = self._variate.remove(changes, predicted, leave_one_out=self.independent)
                 gradient += self.combine(directions, changes)
         gradient /= count * step
-        self._look_out_for_noise(energy / count, self.change_variance(readout))
+        noise = self.change_variance(readout)
+        self._look_out_for_noise(energy / count, noise)
+        # A change is mu <u, g> plus its noise, and E <u, g>^2 = |g|^2 for directions of unit covariance.
+        scale = self.directions_energy(len(controls)) * step**2
+        self.gradient_energy = (energy / count - noise) / scale
         if spec.control_range is not None:
             low, high = spec.control_range
             # Near an end of the range a perturbation is cut short; what it loses on average is made up for.
@@ -189,6 +205,15 @@ class ZeroOrder(Estimator):
     def count(self, controls: int) -> int:  # noqa: ARG002
         """Number of perturbations of one estimate."""
         return self.samples or _SAMPLES
+
+    @property
+    def settings_each(self) -> int:
+        """Programs of one perturbation."""
+        return 2 if self.antithetic else 1
+
+    def directions_energy(self, controls: int) -> float:
+        """E <u, g>^2 / |g|^2 for the directions u that are perturbed."""
+        return ceil(self.control_fraction * controls) / controls
 
     def change_variance(self, readout: Readout) -> float:
         """Variance of the noise on one perturbation's change: of a difference, or of half of one."""
@@ -310,6 +335,10 @@ class Coordinate(ZeroOrder):
         directions = controls.new_zeros(count, len(controls))
         directions[torch.arange(count), chosen] = self._inward[chosen]
         return directions
+
+    def directions_energy(self, controls: int) -> float:
+        """One control out of all, each as likely."""
+        return super().directions_energy(controls) / controls
 
     def combine(self, directions: Tensor, changes: Tensor) -> Tensor:
         """Every chosen control stands for as many as there are to each."""

@@ -23,6 +23,7 @@ class Adjoint(Surrogate):
     outputs, and no program.
     """
 
+    asks_every_time = True
     _gradient: Tensor
 
     def check(self, session: Session, estimator: Estimator) -> None:

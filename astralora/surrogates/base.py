@@ -32,6 +32,8 @@ class Surrogate(ABC):
 
     requires_linear: ClassVar[bool] = True
     requires_measuring_estimator: ClassVar[bool] = False
+    asks_every_time: ClassVar[bool] = False
+    """Knows nothing by heart: there is no `vjp` without `prepare` or `catch_up`."""
 
     def __init__(self, *, seed: int = 0) -> None:
         self.generator = derive_generator(seed, "surrogate")

@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from devices import Bench, Budget, Retry
 
 from ..errors import ConfigurationError
+from ..sample_allocator import Currency, Ranking
 
-__all__ = ["DeviceConfig", "MethodConfig", "RunConfig"]
+__all__ = ["AllocateConfig", "DeviceConfig", "MethodConfig", "RunConfig"]
 
 Option = bool | int | float | str | list[float]
 
@@ -59,6 +60,24 @@ class MethodConfig(_Section):
     options: dict[str, Option] = {}
 
 
+class AllocateConfig(_Section):
+    """How samples move between device layers; see `astralora.sample_allocator.SampleAllocator`.
+
+    Attributes:
+        ranking: what layers share by.
+        period: steps of one budget.
+        turn_on: share of the layers that get samples at all.
+        budget: of one period, in ``currency``; that of the samples as configured unless given.
+        currency: what the budget is in.
+    """
+
+    ranking: Ranking
+    period: PositiveInt = 10
+    turn_on: float = Field(default=1.0, gt=0, le=1)
+    budget: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    currency: Currency = "hardware_seconds"
+
+
 class RunConfig(_Section):
     """A complete training run.
 
@@ -74,6 +93,7 @@ class RunConfig(_Section):
         baseline: train the same model without a device beside it.
         device: which device.
         method: how gradients are found.
+        allocate: move samples between the device layers.
         budget: the most that the device may be asked.
         retry: how often, and how soon, to try again after a fault of the device's link.
     """
@@ -89,6 +109,7 @@ class RunConfig(_Section):
     baseline: bool = True
     device: DeviceConfig = DeviceConfig()
     method: MethodConfig = MethodConfig()
+    allocate: AllocateConfig | None = None
     budget: Budget = Budget()
     retry: Retry = Retry()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from math import ceil
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from devices import derive_generator
 
 from ..layer import BlackBoxLinear
+from ..sample_allocator import SampleAllocator
 from ..tasks import Splits, Task
 from .config import RunConfig
 
@@ -44,6 +46,9 @@ class Fit:
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
             self.optimizer, self.total_steps, eta_min=config.final_learning_rate
         )
+        self.allocator: SampleAllocator | None = None
+        if config.allocate is not None and self.layers:
+            self.allocator = SampleAllocator(model, **config.allocate.model_dump())
         self.step = 0
         self.wall_seconds = 0.0
         self._sums = {"loss": 0.0, "correct": 0, "samples": 0, "residual": 0.0, "saturation": 0.0}
@@ -69,9 +74,10 @@ class Fit:
         self.model.train()
         targets = self.splits.train_targets[rows]
         self.optimizer.zero_grad(set_to_none=True)
-        outputs = self.model(self.splits.train_inputs[rows])
-        loss = self.task.loss(outputs, targets)
-        loss.backward()
+        with self.allocator.step() if self.allocator is not None else nullcontext():
+            outputs = self.model(self.splits.train_inputs[rows])
+            loss = self.task.loss(outputs, targets)
+            loss.backward()
         self.optimizer.step()
         self.scheduler.step()
         sums = self._sums
@@ -79,6 +85,8 @@ class Fit:
         sums["correct"] += self.task.correct(outputs.detach(), targets)
         sums["samples"] += len(rows)
         record: Record = {"loss": float(loss.detach())}
+        if self.allocator is not None:
+            record["samples"] = dict(self.allocator.samples)
         if self.layers:
             residuals = [layer.surrogate.residual or 0.0 for layer in self.layers]
             record["surrogate_residual"] = sum(residuals) / len(residuals)
@@ -112,6 +120,7 @@ class Fit:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "allocator": None if self.allocator is None else self.allocator.state_dict(),
             "step": self.step,
             "sums": dict(self._sums),
             "wall_seconds": self.wall_seconds,
@@ -122,6 +131,8 @@ class Fit:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        if self.allocator is not None and state["allocator"] is not None:
+            self.allocator.load_state_dict(state["allocator"])
         self.step = state["step"]
         self._sums = dict(state["sums"])
         self.wall_seconds = state["wall_seconds"]

@@ -110,7 +110,7 @@ def test_the_same_seed_gives_the_same_metrics(changes: dict[str, Any], tmp_path:
     assert timeless(other.metrics) != timeless(first.metrics)
 
 
-@pytest.mark.parametrize("changes", METHODS[:7])
+@pytest.mark.parametrize("changes", METHODS[:8])
 @pytest.mark.parametrize("stop_after", [1, 4, 5])
 def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(
     changes: dict[str, Any], stop_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

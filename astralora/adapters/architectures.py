@@ -1,0 +1,137 @@
+"""Where the adapters of a transformer layer belong, architecture by architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..errors import ConfigurationError
+
+__all__ = ["ARCHITECTURES", "Architecture", "TransformerLayer", "find_layers"]
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """The names of the parts of a transformer layer.
+
+    Attributes:
+        layer: name of the layer's class in transformers.
+        projections: where each projection is within the layer.
+        attention_norm: the normalisation behind the sum of attention and skip.
+        output_norm: the one behind the sum of feed-forward and skip; None where normalisation comes before attention
+            and feed-forward, so that the layer ends with that sum.
+        pre_norm: name of a flag of the layer that says whether normalisation comes first; then there is no output norm.
+    """
+
+    layer: str
+    projections: Mapping[str, str]
+    attention_norm: str
+    output_norm: str | None = None
+    pre_norm: str | None = None
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "opt": Architecture(
+        layer="OPTDecoderLayer",
+        projections={
+            "q_proj": "self_attn.q_proj",
+            "k_proj": "self_attn.k_proj",
+            "v_proj": "self_attn.v_proj",
+            "o_proj": "self_attn.out_proj",
+            "fc1": "fc1",
+            "fc2": "fc2",
+        },
+        attention_norm="final_layer_norm",
+        pre_norm="do_layer_norm_before",
+    ),
+    "roberta": Architecture(
+        layer="RobertaLayer",
+        projections={
+            "q_proj": "attention.self.query",
+            "k_proj": "attention.self.key",
+            "v_proj": "attention.self.value",
+            "o_proj": "attention.output.dense",
+            "fc1": "intermediate.dense",
+            "fc2": "output.dense",
+        },
+        attention_norm="attention.output.LayerNorm",
+        output_norm="output.LayerNorm",
+    ),
+    "gemma": Architecture(
+        layer="GemmaDecoderLayer",
+        projections={
+            "q_proj": "self_attn.q_proj",
+            "k_proj": "self_attn.k_proj",
+            "v_proj": "self_attn.v_proj",
+            "o_proj": "self_attn.o_proj",
+            "gate_proj": "mlp.gate_proj",
+            "fc1": "mlp.up_proj",
+            "fc2": "mlp.down_proj",
+        },
+        attention_norm="post_attention_layernorm",
+    ),
+}
+"""Every architecture that adapters are known for; one of your own is one more entry."""
+
+# The published 350m model of OPT normalises behind each sum: the same modules, in other places.
+_OPT_POST_NORM = ("self_attn_layer_norm", "final_layer_norm")
+
+
+@dataclass(frozen=True, slots=True)
+class TransformerLayer:
+    """One layer of a model, and its parts.
+
+    Attributes:
+        index: counted from 0.
+        module: the layer.
+        projections: full name within the model of each projection's linear layer.
+        width: of the stream that the skips carry.
+        attention_norm: the normalisation that the sum of attention and skip goes into.
+        output_norm: the one that the layer's last sum goes into; None where the layer ends with that sum.
+    """
+
+    index: int
+    module: nn.Module
+    projections: Mapping[str, str]
+    width: int
+    attention_norm: nn.Module
+    output_norm: nn.Module | None
+
+
+def find_layers(model: nn.Module) -> list[TransformerLayer]:
+    """The transformer layers of a model, first to last.
+
+    Raises:
+        ConfigurationError: there are none of a known architecture.
+    """
+    found: list[TransformerLayer] = []
+    by_class = {architecture.layer: architecture for architecture in ARCHITECTURES.values()}
+    for name, module in model.named_modules():
+        architecture = by_class.get(type(module).__name__)
+        if architecture is not None:
+            found.append(_layer(len(found), name, module, architecture))
+    if not found:
+        raise ConfigurationError(
+            f"{type(model).__name__} has no layers that adapters are known for; known are {', '.join(ARCHITECTURES)}"
+        )
+    return found
+
+
+def _layer(index: int, name: str, module: nn.Module, architecture: Architecture) -> TransformerLayer:
+    attention_norm, output_norm = architecture.attention_norm, architecture.output_norm
+    if architecture.pre_norm is not None and not getattr(module, architecture.pre_norm):
+        attention_norm, output_norm = _OPT_POST_NORM
+    if getattr(module, "chunk_size_feed_forward", 0):
+        raise ConfigurationError("adapters need the feed-forward part in one piece; set chunk_size_feed_forward to 0")
+    prefix = f"{name}." if name else ""
+    query = module.get_submodule(architecture.projections["q_proj"])
+    return TransformerLayer(
+        index=index,
+        module=module,
+        projections={key: prefix + path for key, path in architecture.projections.items()},
+        width=query.in_features,  # type: ignore[arg-type]
+        attention_norm=module.get_submodule(attention_norm),
+        output_norm=None if output_norm is None else module.get_submodule(output_norm),
+    )

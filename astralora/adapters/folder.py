@@ -1,0 +1,68 @@
+"""A run of adapters on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from devices.files import write_atomically
+
+from ..errors import ConfigurationError
+from .settings import AdapterRun
+
+__all__ = ["AdapterFolder"]
+
+
+class AdapterFolder:
+    """config.toml, metrics.jsonl, summary.json, checkpoint/, and history.jsonl and frequency.toml of a dynamic run.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def check_free(self) -> None:
+        """Refuse a folder that holds something already.
+
+        Raises:
+            ConfigurationError: says so.
+        """
+        if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
+            raise ConfigurationError(f"{self.path} is not an empty folder; give another")
+
+    def begin(self, config: AdapterRun) -> None:
+        """Make the folder of a new run, and write its config.toml.
+
+        Raises:
+            ConfigurationError: the folder cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / "config.toml", config.to_toml())
+            write_atomically(self.path / "metrics.jsonl", "")
+        except OSError as error:
+            raise ConfigurationError(f"{self.path} cannot be used: {error.strerror or error}") from None
+
+    def config(self) -> AdapterRun:
+        """The configuration of the run in it.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        file = self.path / "config.toml"
+        if not file.is_file():
+            raise ConfigurationError(f"{self.path} holds no run: it has no config.toml")
+        return AdapterRun.load(file)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add a line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json, the last file of a run."""
+        write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")

@@ -1,0 +1,209 @@
+"""Where texts come from: local files, or public collections through `datasets`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import ConfigurationError
+from ..extras import require
+
+__all__ = ["COLLECTIONS", "Collection", "Row", "Source", "read_collection", "read_files"]
+
+
+class Row(NamedTuple):
+    """One text, the second one of a pair, and what it is labelled with."""
+
+    text: str
+    pair: str | None = None
+    label: int | float | str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Texts to train on and to test on.
+
+    Attributes:
+        train: to train on.
+        test: to test on; None where there are none of their own.
+        running: one running text, to be cut into pieces, rather than texts of their own.
+    """
+
+    train: list[Row]
+    test: list[Row] | None
+    running: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """A public data set.
+
+    Attributes:
+        path: on the hub.
+        subset: its configuration there.
+        columns: of the text, and of the second one of a pair; several columns with a plus are put together.
+        test: the split whose labels are public.
+        label: column of the label; None where the text itself is learned.
+        running: see `Source`.
+    """
+
+    path: str
+    subset: str | None
+    columns: tuple[str, ...]
+    test: str | None = "validation"
+    label: str | None = "label"
+    running: bool = False
+
+
+def _glue(subset: str, *columns: str, test: str = "validation") -> Collection:
+    return Collection("nyu-mll/glue", subset, columns, test)
+
+
+def _super_glue(subset: str, *columns: str) -> Collection:
+    return Collection("aps/super_glue", subset, columns)
+
+
+COLLECTIONS: dict[str, Collection] = {
+    "glue/cola": _glue("cola", "sentence"),
+    "glue/sst2": _glue("sst2", "sentence"),
+    "glue/mrpc": _glue("mrpc", "sentence1", "sentence2"),
+    "glue/qqp": _glue("qqp", "question1", "question2"),
+    "glue/stsb": _glue("stsb", "sentence1", "sentence2"),
+    "glue/mnli": _glue("mnli", "premise", "hypothesis", test="validation_matched"),
+    "glue/qnli": _glue("qnli", "question", "sentence"),
+    "glue/rte": _glue("rte", "sentence1", "sentence2"),
+    "glue/wnli": _glue("wnli", "sentence1", "sentence2"),
+    "super_glue/boolq": _super_glue("boolq", "question", "passage"),
+    "super_glue/cb": _super_glue("cb", "premise", "hypothesis"),
+    "super_glue/copa": _super_glue("copa", "premise+question", "choice1+choice2"),
+    "super_glue/multirc": _super_glue("multirc", "paragraph", "question+answer"),
+    "super_glue/rte": _super_glue("rte", "premise", "hypothesis"),
+    "super_glue/wic": _super_glue("wic", "word+sentence1", "sentence2"),
+    "super_glue/wsc": _super_glue("wsc", "text", "span1_text+span2_text"),
+    "alpaca": Collection("tatsu-lab/alpaca", None, ("instruction", "input", "output"), test=None, label=None),
+    "wikitext": Collection(
+        "Salesforce/wikitext", "wikitext-2-raw-v1", ("text",), test="test", label=None, running=True
+    ),
+}
+"""Public data sets by name."""
+
+
+def read_collection(name: str) -> Source:
+    """Download a public data set, or take it from the cache of an earlier download.
+
+    Raises:
+        ConfigurationError: there is none of this name, `datasets` is not installed, or it cannot be loaded.
+    """
+    if name not in COLLECTIONS:
+        raise ConfigurationError(
+            f"there is no data set named {name!r}; known are {', '.join(COLLECTIONS)}, and files by data.train"
+        )
+    collection = COLLECTIONS[name]
+    datasets = require("datasets", f"the data set {name!r}", extra="lowrank")
+    try:
+        splits = datasets.load_dataset(collection.path, collection.subset)
+        train = list(_rows(splits["train"], collection))
+        test = None if collection.test is None else list(_rows(splits[collection.test], collection))
+    # Whatever goes wrong between here and a server elsewhere: the libraries in between have no base class for it.
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        raise ConfigurationError(
+            f"the data set {name!r} cannot be loaded: {reason}; without a network, give local files (JSONL, CSV or "
+            f"text) by --data"
+        ) from None
+    return Source(train, test, collection.running)
+
+
+def read_files(train: Path, test: Path | None, text: str, pair: str | None, label: str | None) -> Source:
+    """Read local files: JSONL with an object a line, CSV with a header, or plain text.
+
+    Args:
+        train: what to train on.
+        test: what to test on.
+        text: key or column of the text.
+        pair: of the second text.
+        label: of the label.
+
+    Raises:
+        ConfigurationError: a file that cannot be read, or a line that lacks what is asked for, by its number.
+    """
+    running = _is_text(train)
+    if running and label is not None:
+        raise ConfigurationError(f"{train} is plain text, which has no labels; give JSONL or CSV, or no data.label")
+    rows = [list(_read(path, text, pair, label)) for path in (train, test) if path is not None]
+    for path, found in zip((train, test), rows, strict=False):
+        if not any(row.text for row in found):
+            raise ConfigurationError(f"{path} holds no text")
+    return Source(rows[0], rows[1] if test is not None else None, running)
+
+
+def _is_text(path: Path) -> bool:
+    return path.suffix.lower() not in (".jsonl", ".json", ".csv")
+
+
+def _read(path: Path, text: str, pair: str | None, label: str | None) -> Iterator[Row]:
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigurationError(f"{path} cannot be read: {reason}") from None
+    if _is_text(path):
+        yield Row(content)
+        return
+    records = _csv(content) if path.suffix.lower() == ".csv" else _jsonl(content, path)
+    for number, record in records:
+        values = []
+        for key in (text, pair, label):
+            value = None if key is None else record.get(key)
+            if key is not None and value is None:
+                raise ConfigurationError(
+                    f"line {number} of {path} has no {key!r}; it has {', '.join(map(str, record))}"
+                )
+            values.append(value)
+        if label is not None and not isinstance(values[2], str | int | float):
+            raise ConfigurationError(f"line {number} of {path} has {values[2]!r} for a label, which is none")
+        yield Row(str(values[0]), None if values[1] is None else str(values[1]), values[2])
+
+
+def _jsonl(content: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, line in enumerate(content.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ConfigurationError(f"line {number} of {path} is not JSON: {error.msg}") from None
+        if not isinstance(record, dict):
+            raise ConfigurationError(f"line {number} of {path} is no object with keys and values")
+        yield number, record
+
+
+def _csv(content: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    reader = csv.DictReader(content.splitlines())
+    for record in reader:
+        yield reader.line_num, record
+
+
+def _rows(split: Iterable[Mapping[str, Any]], collection: Collection) -> Iterator[Row]:
+    for record in split:
+        if collection.label is None:
+            text = "".join(_joined(record, column) for column in collection.columns)
+            if len(collection.columns) > 1:
+                text = _instruction(*(str(record[column]) for column in collection.columns))
+            yield Row(text)
+        else:
+            text, *pair = (_joined(record, column) for column in collection.columns)
+            yield Row(text, pair[0] if pair else None, record[collection.label])
+
+
+def _joined(record: Mapping[str, Any], column: str) -> str:
+    return " | ".join(str(record[part]) for part in column.split("+")) if "+" in column else str(record[column])
+
+
+def _instruction(instruction: str, given: str, answer: str) -> str:
+    parts = [f"Task: {instruction}", f"Input: {given}" if given else "", f"Answer: {answer}"]
+    return "\n".join(part for part in parts if part)

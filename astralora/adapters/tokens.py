@@ -1,0 +1,88 @@
+"""Text as tokens: byte by byte, or by a model's own tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import ConfigurationError
+from ..extras import require
+
+__all__ = ["SPECIAL_TOKENS", "VOCABULARY", "Tokens", "load_tokens"]
+
+SPECIAL_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_MASK = 3
+_FIRST_BYTE = 4
+
+VOCABULARY = _FIRST_BYTE + 256
+"""Tokens of a byte-by-byte model: padding, begin, end, mask, and every byte."""
+
+
+class Tokens:
+    """Turns text into tokens.
+
+    Args:
+        encode: the tokens of a text, without any around it.
+        begin: the token in front of it, if any.
+        end: the token behind it, if any.
+        pad: fills up what is shorter than the rest of a batch.
+        mask: hides a token, for masked models.
+        size: different tokens.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[str], list[int]],
+        *,
+        begin: int | None,
+        end: int | None,
+        pad: int,
+        mask: int | None,
+        size: int,
+    ) -> None:
+        self.encode, self.begin, self.end, self.pad, self.mask, self.size = encode, begin, end, pad, mask, size
+
+    def example(self, text: str, pair: str | None, length: int) -> list[int]:
+        """One text, or two with an end between them, cut to at most ``length`` tokens."""
+        begin = [] if self.begin is None else [self.begin]
+        end = [] if self.end is None else [self.end]
+        parts = [self.encode(part) for part in (text, pair) if part is not None]
+        room = length - len(begin) - len(end) * len(parts)
+        while sum(map(len, parts)) > max(room, 0):
+            longest = max(parts, key=len)  # what is longer is cut first
+            longest.pop()
+        return begin + [token for part in parts for token in (*part, *end)]
+
+
+def load_tokens(name: str) -> Tokens:
+    """``"bytes"``, or the tokenizer of a model in a folder or on the hub.
+
+    Raises:
+        ConfigurationError: transformers is not installed, or there is no such tokenizer.
+    """
+    if name == "bytes":
+        return Tokens(
+            lambda text: [_FIRST_BYTE + byte for byte in text.encode()],
+            begin=SPECIAL_TOKENS["bos_token_id"],
+            end=SPECIAL_TOKENS["eos_token_id"],
+            pad=SPECIAL_TOKENS["pad_token_id"],
+            mask=_MASK,
+            size=VOCABULARY,
+        )
+    transformers = require("transformers", "'astralora adapters'", extra="lowrank")
+    try:
+        found = transformers.AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        hint = "" if Path(name).exists() else "; without a network, give a folder that it was saved in, or 'bytes'"
+        raise ConfigurationError(f"the tokenizer {name!r} cannot be loaded: {reason}{hint}") from None
+    first = found.bos_token_id if found.cls_token_id is None else found.cls_token_id
+    last = found.eos_token_id if found.sep_token_id is None else found.sep_token_id
+    return Tokens(
+        lambda text: list(found(text, add_special_tokens=False)["input_ids"]),
+        begin=first,
+        end=last,
+        pad=found.pad_token_id if found.pad_token_id is not None else last or 0,
+        mask=found.mask_token_id,
+        size=len(found),
+    )

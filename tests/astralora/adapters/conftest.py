@@ -1,0 +1,83 @@
+"""Tiny transformers that tests put adapters into."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+# No test asks a hub for anything; libraries read these when they are imported.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of what these import in turn
+    import peft  # noqa: F401
+    import transformers
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "init_std": 0.3,  # attention that attends to something
+    "initializer_range": 0.3,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 40,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def _opt(**options: Any) -> nn.Module:
+    dropout = {"dropout": 0.0, "attention_dropout": 0.0}
+    config = transformers.OPTConfig(**{**SMALL, "ffn_dim": 24, "word_embed_proj_dim": 16, **dropout, **options})
+    return transformers.OPTForCausalLM(config)
+
+
+def _opt_post_norm(**options: Any) -> nn.Module:
+    return _opt(do_layer_norm_before=False, **options)
+
+
+def _roberta(**options: Any) -> nn.Module:
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = transformers.RobertaConfig(**{**SMALL, "intermediate_size": 24, **dropout, **options})
+    return transformers.RobertaForMaskedLM(config)
+
+
+def _gemma(**options: Any) -> nn.Module:
+    shape = {"intermediate_size": 24, "num_key_value_heads": 1, "head_dim": 8}
+    return transformers.GemmaForCausalLM(transformers.GemmaConfig(**{**SMALL, **shape, **options}))
+
+
+MODELS = {"opt": _opt, "opt-post-norm": _opt_post_norm, "roberta": _roberta, "gemma": _gemma}
+
+
+@pytest.fixture
+def transformer() -> Callable[..., nn.Module]:
+    """Makes a tiny model of a name in MODELS; random, and always the same."""
+
+    def make(name: str, seed: int = 0, **options: Any) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = MODELS[name](**options)
+            # Normalisations and biases that do something: an error in their place has to show.
+            for parameter in model.parameters():
+                if parameter.ndim == 1:
+                    parameter.data += 0.1 * torch.randn(parameter.shape)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture
+def batches() -> list[dict[str, Tensor]]:
+    """Four batches of random tokens, which are their own labels."""
+    generator = torch.Generator().manual_seed(7)
+    tokens = [torch.randint(3, 40, (3, 9), generator=generator) for _ in range(4)]
+    return [{"input_ids": each, "attention_mask": torch.ones_like(each), "labels": each} for each in tokens]
