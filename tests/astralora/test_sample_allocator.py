@@ -180,7 +180,7 @@ def test_a_layer_that_rests_spends_nothing_on_gradients(surrogate: str) -> None:
     optimizer = torch.optim.Adam([*net.parameters(), *front.parameters()], lr=0.01)
     allocator = SampleAllocator(net, "grad_norm", period=4, turn_on=0.3, currency="vectors")
     for step in range(12):
-        purposes = [{k: v for k, v in layer.session.usage_by_purpose.items()} for layer in net.layers]
+        purposes = [dict(layer.session.usage_by_purpose) for layer in net.layers]
         optimizer.zero_grad()
         with allocator.step():
             (net(front(inputs)) * slope).sum().backward()

@@ -85,7 +85,7 @@ def test_a_search_by_ranks_spends_no_more_numbers_than_the_share_of_all() -> Non
     # Proportional to the scores, to within one.
     scale = budget / sum(SCORES[key] * costs[key] for key in SCORES)
     assert all(abs(ranks[key] - scale * SCORES[key]) <= 1 for key in SCORES)
-    with pytest.raises(ConfigurationError, match="do not say what a rank of model_layer_0.q_proj costs"):
+    with pytest.raises(ConfigurationError, match=r"do not say what a rank of .* costs"):
         search(Scores("snip", 4, SCORES), mode="proportional")
 
 
