@@ -58,7 +58,7 @@ def test_an_example_runs_as_it_stands(
     # The one thing that a reader has and this machine has not.
     code = re.sub(r"serial:///dev/ttyUSB0[^\"]*", heaters, example)
     exec(compile(code, "example", "exec"), names)
-    made = names.keys() & {"device", "layer", "model", "session", "TestMyChip"}
+    made = names.keys() & {"device", "found", "layer", "model", "record", "session", "TestMyChip"}
     assert made
     session = names.get("session")
     if session is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import log2, sqrt
+from math import exp, log2, sqrt
 
 import numpy as np
 import torch
@@ -53,7 +53,9 @@ class Noise(Measurement):
         within = answers - answers.mean(dim=0)
         variances, noise, error = examiner.find_noise(answers)
         spec, outputs = examiner.spec, len(variances)
-        low, high = max(noise - 3 * error, 0.0), noise + 3 * error
+        # By its logarithm: far below one step, it is told by a few answers that changed, and fewer tell less.
+        factor = exp(3 * min(error / noise, 2.0)) if noise > 0 else 1.0
+        low, high = noise / factor, noise * factor if noise > 0 else 3 * error
         found = [
             Finding(
                 name="noise_std",

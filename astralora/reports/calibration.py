@@ -21,6 +21,15 @@ __all__ = ["calibration_report"]
 _POINTS = 4000
 # Up to so many constants are shown one by one.
 _SINGLE = 64
+# What the constants of a chip are numbered by.
+_ALONG = {
+    "phase_bias": "control",
+    "gamma": "control",
+    "input_gain": "input",
+    "input_offset": "input",
+    "output_gain": "output",
+    "output_offset": "output",
+}
 
 
 def calibration_report(record: Calibration) -> bytes:
@@ -191,7 +200,7 @@ def _each(ax: Axes, name: str, values: Tensor, errors: Tensor, nominal: float) -
     ax.errorbar(range(len(flat)), flat, errors.flatten().numpy(), fmt="o", ms=4, color=DEVICE, ecolor="#9fbfd8")
     ax.axhline(nominal, color=BASELINE, ls="--", label="as drawn")
     title = name.replace("_", " ")
-    ax.set(xlabel=title.split()[0] if "put" in title else "output", ylabel=title, title=_of_chip(title))
+    ax.set(xlabel=_ALONG.get(name, "number"), ylabel=title, title=_of_chip(title))
     ax.legend(frameon=False)
 
 
