@@ -8,6 +8,7 @@ from .lowrank import LOWRANK, LowRankMethod, lowrank
 from .methods import parse_method
 from .overhead import overhead
 from .plots import drift_png, efficiency_png, fidelity_png, lowrank_png, overhead_png
+from .refresh import refresh
 from .session import session_overhead
 from .simulators import simulators
 from .transport import transport
@@ -29,6 +30,7 @@ __all__ = [
     "overhead",
     "overhead_png",
     "parse_method",
+    "refresh",
     "session_overhead",
     "simulators",
     "transport",

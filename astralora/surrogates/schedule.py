@@ -103,8 +103,8 @@ class Schedule:
                 factors = Factors(factors.U, factors.U.mT @ K, factors.V)
             else:
                 factors = self._split(session, like, factors, K)
-            factors, s = factors.folded()
-            factors = self._cut(factors, s)
+        factors, s = factors.folded()
+        factors = self._cut(factors, s)
         if seen:
             controller.judge(choice, self._error_of(factors), len(factors.V))
         return Factors(*(factor.to(like).contiguous() for factor in factors))

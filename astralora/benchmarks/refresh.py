@@ -1,0 +1,93 @@
+"""What it takes to keep a low-rank surrogate true to its device while digits are trained through it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from devices import Session, Usage
+
+from ..attachment import attach
+from ..health import StaleGradientWarning
+from ..training import RunConfig
+from ..training.fit import Fit
+from ..training.plan import usage_by_purpose
+from ..training.setup import make_devices, make_task
+
+__all__ = ["refresh"]
+
+
+def refresh(
+    devices: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    surrogate: str = "psi",
+    impairments: str = "lab",
+    epochs: int = 10,
+    size: tuple[int, int] = (256, 128),
+) -> list[dict[str, Any]]:
+    """Train digits with a surrogate that is moved at every step as published, and with one that is when it has to be.
+
+    Gradients of the controls are measured, so that what is compared is the surrogate alone.
+
+    Args:
+        devices: registered names.
+        seeds: of weights, data order, chip and surrogate.
+        surrogate: with a ``refresh`` option.
+        impairments: of the simulated devices.
+        epochs: of training.
+        size: inputs and outputs of the device layer.
+
+    Returns:
+        Flat records of device, seed, surrogate, refresh, test_accuracy, vectors spent on the surrogate after its start,
+        health, and of the schedule also rank, refits, splits and rebuilds.
+    """
+    return [
+        {"device": device, "seed": seed, "surrogate": surrogate, "refresh": how, **_run(config, surrogate, how)}
+        for device in devices
+        for seed in seeds
+        for config in [_config(device, impairments, seed, epochs, size)]
+        for how in (None, "stability")
+    ]
+
+
+def _config(device: str, impairments: str, seed: int, epochs: int, size: tuple[int, int]) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "task": "digits",
+            "seed": seed,
+            "epochs": epochs,
+            "batch_size": 50,
+            "in_features": size[0],
+            "out_features": size[1],
+            "device": {"name": device, "impairments": impairments},
+        }
+    )
+
+
+def _run(config: RunConfig, surrogate: str, how: str | None) -> dict[str, Any]:
+    task = make_task(config)
+    options: dict[str, Any] = {} if how is None else {"refresh": how}
+    with ExitStack() as stack, warnings.catch_warnings():
+        # That a surrogate is poor shows in the result.
+        warnings.simplefilter("ignore", StaleGradientWarning)
+        sessions = {name: stack.enter_context(Session(it)) for name, it in make_devices(config, task).items()}
+        model = attach(
+            task.model(config.seed),
+            sessions,
+            seed=config.seed,
+            estimator="elementwise",
+            surrogate=surrogate,
+            **options,
+        )
+        *_, last = (record for record in Fit(config, task, task.splits(), model).run() if record["event"] == "epoch")
+        spent = usage_by_purpose(sessions.values()).get("inputs", Usage())
+        layer = model.get_submodule(task.device_layers[0])
+    found = {"test_accuracy": last["test_accuracy"], "vectors": spent.vectors, "health": layer.health}
+    schedule = getattr(layer.surrogate, "schedule", None)
+    if schedule is not None:
+        counts = {f"{kind}s": count for kind, count in schedule.controller.counts.items()}
+        found |= {"rank": schedule.controller.rank, **counts}
+    return found
