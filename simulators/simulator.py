@@ -467,7 +467,9 @@ class SimulatedDevice:
         if self._acting is None:
             raise NotConnected("no controls are set; call program first", device=self._spec.name, operation=operation)
         now = self.clock_seconds
-        settling = self._earlier is not None and now < self._settles_at
+        settling = self._earlier is not None  # also once more when that is over: the matrix is from on the way
+        if now >= self._settles_at:
+            self._earlier = None
         # All three are asked: each moves on by itself.
         if self._wander.advance(now) | self._warmth.advance(now) | self._decay.moved(now) | settling:
             self._matrix = None

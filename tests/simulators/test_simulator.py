@@ -373,3 +373,15 @@ def test_gradients_without_the_answer_are_those_of_the_answer(
     torch.testing.assert_close(device.vjp(controls, inputs, grads), expected)
     assert device.vjp(controls, inputs, grads, by_inputs=False)[1] is None
     assert device.vjp(controls, inputs, grads, by_controls=False)[0] is None
+
+
+def test_a_chip_that_was_asked_on_the_way_arrives_all_the_same(simulated: Any) -> None:
+    law = Impairments(settle_tau_seconds=1e-3, vector_seconds=1e-6)
+    session = simulated("matvec", 2, 2, impairments=law)
+    session.program(torch.zeros(4))
+    session.device.wait(1.0)
+    session.program(torch.ones(4))
+    on_the_way = session.query(torch.ones(1, 2))
+    session.device.wait(1.0)
+    assert float(on_the_way.max()) < 1.99
+    torch.testing.assert_close(session.query(torch.ones(1, 2)), torch.full((1, 2), 2.0))
