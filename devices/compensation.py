@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from math import ceil, hypot, inf, isfinite, sqrt
+from math import hypot, inf, isfinite, sqrt
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
@@ -186,7 +186,9 @@ class CompensatedDevice:
         return self.session.price(
             Usage(
                 programs=usage.programs,
-                queries=usage.queries + usage.programs * self._calls(first) + looks * self._calls(count),
+                queries=usage.queries
+                + usage.programs * self.spec.queries_for(first)
+                + looks * self.spec.queries_for(count),
                 vectors=usage.vectors + usage.programs * first + looks * count,
             )
         )
@@ -289,9 +291,6 @@ class CompensatedDevice:
 
     def _age(self) -> float:
         return self._clock.clock_seconds - self._seen_at
-
-    def _calls(self, vectors: int) -> int:
-        return ceil(vectors / self.spec.max_batch) if self.spec.max_batch else min(vectors, 1)
 
     def _warn(self, message: str) -> None:
         warnings.warn(f"device {self.spec.name!r}: {message}", CompensationWarning, stacklevel=3)

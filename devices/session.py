@@ -178,7 +178,7 @@ class Session:
                 self._require_programmed("query")
             check_inputs(self.spec, inputs, "query")
             if self.budget is not None:
-                self._afford("query", queries=self._calls(len(inputs)), vectors=len(inputs))
+                self._afford("query", queries=self.spec.queries_for(len(inputs)), vectors=len(inputs))
             return self._query(inputs.detach() if inputs.requires_grad else inputs)
 
     def apply(self, controls: Tensor, inputs: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ class Session:
             self._afford(
                 "apply",
                 programs=int(changed),
-                queries=self._calls(len(inputs)),
+                queries=self.spec.queries_for(len(inputs)),
                 vectors=len(inputs),
             )
             if changed:
@@ -229,12 +229,12 @@ class Session:
             self._afford(
                 "query_each",
                 programs=settings,
-                queries=settings * self._calls(batch),
+                queries=settings * self.spec.queries_for(batch),
                 vectors=settings * batch,
             )
             if not settings or not batch:
                 return inputs.new_empty(settings, batch, self.spec.out_features)
-            if isinstance(self.device, ProgramsMany) and self._calls(batch) == 1:
+            if isinstance(self.device, ProgramsMany) and self.spec.queries_for(batch) == 1:
                 return self._query_each(controls, inputs)
             answers = []
             for setting in controls:
@@ -262,7 +262,7 @@ class Session:
                 raise DeviceError("has no reverse port", device=self.spec.name, operation="query_adjoint")
             backward = self.spec.backward()
             check_inputs(backward, outputs, "query_adjoint")
-            self._afford("query_adjoint", queries=self._calls(len(outputs)), vectors=len(outputs))
+            self._afford("query_adjoint", queries=self.spec.queries_for(len(outputs)), vectors=len(outputs))
             return self._query(outputs.detach(), "query_adjoint", backward.out_features)
 
     @property
@@ -293,7 +293,9 @@ class Session:
         """
         with self._lock:
             settings = max(programs, 1)
-            queries = settings * self._calls(ceil(vectors / settings)) + sum(map(self._calls, batches))
+            queries = settings * self.spec.queries_for(ceil(vectors / settings)) + sum(
+                map(self.spec.queries_for, batches)
+            )
             vectors += sum(batches)
             if first is not None and self._holds(first):
                 programs -= 1
@@ -455,9 +457,6 @@ class Session:
             and (held.dtype, held.device) == (controls.dtype, controls.device)
             and torch.equal(held, controls)
         )
-
-    def _calls(self, vectors: int) -> int:
-        return ceil(vectors / self.spec.max_batch) if self.spec.max_batch else min(vectors, 1)
 
     def _require_open(self, operation: str) -> None:
         if not self._is_open:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, model_validator
@@ -122,6 +123,10 @@ class DeviceSpec(BaseModel):
         swapped = {"in_features": self.out_features, "out_features": self.in_features}
         # What a control reaches plays no part in reverse, and would have to be transposed.
         return self.model_copy(update={**swapped, "coupling": "dense", "reach": None})
+
+    def queries_for(self, vectors: int) -> int:
+        """Queries that so many vectors take, at ``max_batch`` each."""
+        return ceil(vectors / self.max_batch) if self.max_batch else min(vectors, 1)
 
     @property
     def input_step(self) -> float | None:
