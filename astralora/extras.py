@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
+
+from devices.extras import require as require_for
 
 from .errors import ConfigurationError
 
@@ -21,12 +22,4 @@ def require(module: str, purpose: str, extra: str) -> Any:
     Raises:
         ConfigurationError: it is not installed, with the extra that brings it.
     """
-    library = module.partition(".")[0]
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is not None and error.name.partition(".")[0] != library:
-            raise
-        raise ConfigurationError(
-            f"{purpose} needs {library}, which is not installed; pip install 'astralora[{extra}]'"
-        ) from None
+    return require_for(module, f"{purpose} needs", extra, error=ConfigurationError)

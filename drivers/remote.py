@@ -21,9 +21,8 @@ from devices import (
     ProgramsMany,
     errors,
 )
+from devices.extras import require
 from devices.registry import make_inner
-
-from .transports.extras import require
 
 __all__ = ["RemoteDevice", "RemoteManyDevice", "open_remote"]
 
@@ -81,7 +80,7 @@ class _Link:
     """
 
     def __init__(self, device: str, options: dict[str, Any], resource: str | None, patience: float) -> None:
-        self._ray = require("ray", "ray", "remote devices", extra="ray")
+        self._ray = require("ray", "remote devices need", "ray")
         self._made_of = device, options
         self._resource = resource
         self.patience = patience
@@ -260,7 +259,7 @@ def open_remote(
         NotConnected: there is no cluster, no host offers the resource, or the chip is in use.
         DeviceError: the device cannot be made there.
     """
-    ray = require("ray", "ray", "remote devices", extra="ray")
+    ray = require("ray", "remote devices need", "ray")
     if not ray.is_initialized():
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)

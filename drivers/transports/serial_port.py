@@ -6,9 +6,9 @@ import errno
 from typing import TYPE_CHECKING
 
 from devices import DeviceTimeout, NotConnected
+from devices.extras import require
 
 from .base import Bytes, Transport
-from .extras import require
 
 if TYPE_CHECKING:
     import serial
@@ -32,7 +32,7 @@ class SerialTransport(Transport):
         self._serial: serial.Serial | None = None
 
     def _open(self) -> None:
-        serial = require("serial", "pyserial", "serial ports")
+        serial = require("serial", "serial ports need", "hardware", distribution="pyserial")
         try:
             self._serial = serial.Serial(
                 self.port, self.baudrate, timeout=self.timeout, write_timeout=self.timeout, exclusive=True

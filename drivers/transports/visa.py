@@ -7,9 +7,9 @@ import socket
 from typing import Any
 
 from devices import DeviceError, DeviceTimeout, NotConnected
+from devices.extras import require
 
 from .base import Bytes, Transport
-from .extras import require
 
 __all__ = ["VisaTransport"]
 
@@ -32,7 +32,7 @@ class VisaTransport(Transport):
         self._visa: Any = None
 
     def _open(self) -> None:
-        self._visa = visa = require("pyvisa", "pyvisa", "VISA instruments")
+        self._visa = visa = require("pyvisa", "VISA instruments need", "hardware")
         try:
             manager = visa.ResourceManager(self.backend)
         except (ValueError, OSError) as error:
