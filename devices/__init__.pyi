@@ -35,6 +35,7 @@ from .errors import (
 from .faults import FaultPlan, FaultyDevice
 from .identifiable import Constant, Identifiable
 from .opening import open_device
+from .pullback import pull_back, pull_back_answer
 from .random import derive_generator, derive_seed
 from .reach import Patch, Stripe
 from .recording import RecordingDevice, ReplayDevice
@@ -120,6 +121,8 @@ __all__ = [
     "make_model",
     "offer_device",
     "open_device",
+    "pull_back",
+    "pull_back_answer",
     "register_device",
     "rehearse",
     "wrap_device",

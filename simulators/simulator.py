@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from devices import Calibration, Constant, DeviceSpec, NotConnected, Range, derive_generator
+from devices import Calibration, Constant, DeviceSpec, NotConnected, Range, derive_generator, pull_back_answer
 from devices.checks import check_controls, check_inputs
 
 from .chip import Chip, fabricate, quantize
@@ -277,12 +277,8 @@ class SimulatedDevice:
         Of a linear kind, dL/dA = G^T X and dL/dX = G A take no answer: two products, and A with its own way back.
         """
         if not isinstance(self.physics, LinearPhysics):
-            with torch.enable_grad():
-                leaves = controls.detach().requires_grad_(by_controls), inputs.detach().requires_grad_(by_inputs)
-                answer = self.transfer(*leaves)
-            wanted = [leaf for leaf in leaves if leaf.requires_grad]
-            found = dict(zip(map(id, wanted), torch.autograd.grad(answer, wanted, grad_outputs), strict=True))
-            return found.get(id(leaves[0])), found.get(id(leaves[1]))
+            wanted = {"by_controls": by_controls, "by_inputs": by_inputs}
+            return pull_back_answer(self.transfer, controls, inputs, grad_outputs, **wanted)
         written, signals = controls.detach().to(self._device), inputs.detach().to(self._device)
         constants, fixed = self._as(written.dtype)
         kind = self._chip.kind(constants)

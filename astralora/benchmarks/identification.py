@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from devices import Budget, CalibratedTwin, Device, Differentiable, Session, derive_generator, make_device
+from devices import Budget, CalibratedTwin, Device, Differentiable, Session, derive_generator, make_device, pull_back
 
 from ..calibration import calibrate
 from ..errors import ConfigurationError
-from ..estimators.twin import pull_back
 
 __all__ = ["identification"]
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from devices import DeviceSpec, Differentiable, PullsBack, Session
+from devices import DeviceSpec, Differentiable, Session, pull_back
 
 from ..errors import ConfigurationError
 from .base import Estimator
 
-__all__ = ["Exact", "Twin", "check_twin", "differentiable", "pull_back"]
+__all__ = ["Exact", "Twin", "check_twin", "differentiable"]
 
 
 def differentiable(session: Session) -> Differentiable:
@@ -47,26 +46,6 @@ def check_twin(twin: object, spec: DeviceSpec) -> None:
                 raise ConfigurationError(
                     f"the twin has {what} = {getattr(theirs, what)}, but {spec.name!r} has {getattr(spec, what)}"
                 )
-
-
-def pull_back(
-    law: Differentiable,
-    controls: Tensor,
-    inputs: Tensor,
-    grad_outputs: Tensor,
-    *,
-    by_controls: bool = True,
-    by_inputs: bool = True,
-) -> tuple[Tensor | None, Tensor | None]:
-    """The vector-Jacobian product of a law by controls and by inputs; see `devices.PullsBack`."""
-    if isinstance(law, PullsBack):
-        return law.vjp(controls, inputs, grad_outputs, by_controls=by_controls, by_inputs=by_inputs)
-    with torch.enable_grad():
-        w, x = controls.detach().requires_grad_(by_controls), inputs.detach().requires_grad_(by_inputs)
-        answer = law.transfer(w, x)
-    found = iter(torch.autograd.grad(answer, [leaf for leaf in (w, x) if leaf.requires_grad], grad_outputs))
-    by_control, by_input = (next(found) if wanted else None for wanted in (by_controls, by_inputs))
-    return by_control, by_input
 
 
 class Twin(Estimator):

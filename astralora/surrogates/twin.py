@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from devices import Differentiable, Session
+from devices import Differentiable, Session, pull_back
 
 from ..estimators import Estimator
 from ..estimators import Twin as EstimatorTwin
-from ..estimators.twin import check_twin, differentiable, pull_back
+from ..estimators.twin import check_twin, differentiable
 from ..twin_drift import TwinDrift
 from .base import Surrogate
 
