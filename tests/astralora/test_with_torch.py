@@ -1,6 +1,5 @@
 """A device layer among the things that people do with torch models."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 import astralora as al
 from astralora import BlackBoxLinear
+
+from .processes import in_two_processes
 
 pytestmark = pytest.mark.usefixtures("a_throwaway_global_random_state")
 
@@ -117,11 +118,8 @@ def test_a_compiled_model_breaks_its_graph_at_the_device_and_nowhere_else(simula
     torch._dynamo.reset()
 
 
-def rank(number: int, folder: str) -> None:
+def rank(number: int) -> dict[str, Any]:
     """One of two processes, each with a chip of its own, on its half of a batch."""
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=number, world_size=2)
     device = al.open_device("matvec", in_features=16, out_features=12, seed=number)
     net = nn.parallel.DistributedDataParallel(model(device))
     x = torch.randn(8, 8, generator=torch.Generator().manual_seed(1))
@@ -131,15 +129,12 @@ def rank(number: int, folder: str) -> None:
         net(x.chunk(2)[number]).square().mean().backward()
         optimizer.step()
     layer = net.module[2]
-    state = {"controls": layer.controls.detach(), "grad": layer.controls.grad, "programs": device.usage.programs}
-    torch.save(state, Path(folder) / f"rank{number}.pt")
-    torch.distributed.destroy_process_group()
+    return {"controls": layer.controls.detach(), "grad": layer.controls.grad, "programs": device.usage.programs}
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_ddp_drives_one_chip_a_rank_and_averages_their_gradients(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(rank, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
-    first, second = (torch.load(tmp_path / f"rank{number}.pt", weights_only=True) for number in range(2))
+    first, second = in_two_processes(rank, tmp_path)
     assert torch.equal(first["controls"], second["controls"])
     assert torch.equal(first["grad"], second["grad"])
     assert first["programs"] == second["programs"] > 1

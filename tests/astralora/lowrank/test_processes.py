@@ -1,6 +1,5 @@
 """OIALR in two processes that average their gradients."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import nn, optim
 
 from astralora.lowrank import OIALR
 
+from ..processes import in_two_processes
 from .conftest import square_net
 
 OPTIONS: dict[str, Any] = {
@@ -40,11 +40,8 @@ def fresh(criterion: Any, seed: int, wrap: bool) -> tuple[nn.Module, optim.Optim
     return model, optimizer, OIALR(model, optimizer, criterion=criterion, **OPTIONS)
 
 
-def process(number: int, folder: str, criterion: str) -> None:
+def process(number: int, criterion: str) -> dict[str, Any]:
     """One of two: trains, changes ranks, and goes on in a fresh model."""
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=number, world_size=2)
     first = fresh(criterion, 0, wrap=True)
     calls: list[int] = []
     first[0].register_forward_hook(lambda *_: calls.append(1))
@@ -53,21 +50,18 @@ def process(number: int, folder: str, criterion: str) -> None:
     for old, new in zip(first, second, strict=True):
         new.load_state_dict(old.state_dict())
     train(*second, range(9, 14), number)
-    state = {
+    return {
         "model": second[0].module.state_dict(),
         "ranks": second[2].ranks,
         "moments": [second[1].state[weight.trained]["exp_avg"] for weight in second[2].weights],
         "calls": len(calls),
     }
-    torch.save(state, Path(folder) / f"rank{number}.pt")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("criterion", ["time", "stability"])
 def test_processes_agree_with_each_other_and_with_one_alone(criterion: str, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(process, args=(str(tmp_path), criterion), nprocs=2)  # type: ignore[no-untyped-call]
-    one, two = (torch.load(tmp_path / f"rank{number}.pt", weights_only=True) for number in range(2))
+    one, two = in_two_processes(process, tmp_path, criterion)
     assert one["ranks"] == two["ranks"]
     assert max(one["ranks"].values()) < 24
     for ours, theirs in zip(one["model"].items(), two["model"].items(), strict=True):

@@ -15,6 +15,8 @@ import astralora as al
 from astralora.errors import ConfigurationError
 from astralora.optim import Flora
 
+from ..processes import in_two_processes
+
 accelerate = pytest.importorskip("accelerate")
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -218,17 +220,8 @@ def test_accelerate_is_loaded_only_by_its_accelerator() -> None:
     assert run.returncode == 0, run.stderr
 
 
-def process(number: int, port: int, folder: str) -> None:
+def process(number: int) -> dict[str, Any]:
     """One of two processes, on its half of every micro-batch."""
-    os.environ |= {
-        "RANK": str(number),
-        "LOCAL_RANK": str(number),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 24), nn.Tanh(), nn.Linear(24, 24), nn.Linear(24, 2))
     acc = accelerator()
@@ -239,22 +232,13 @@ def process(number: int, port: int, folder: str) -> None:
     grads: list[Tensor] = []
     flora.register_step_pre_hook(lambda *_: grads.extend(p.grad.clone() for p in net.parameters()))
     loop(acc, model, optimizer, None, [(x.chunk(2)[number], y.chunk(2)[number]) for x, y in batches])
-    torch.save({"weights": weights(net), "grads": grads}, Path(folder) / f"rank{number}.pt")
-    acc.end_training()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    return {"weights": weights(net), "grads": grads}
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("a_throwaway_global_random_state")
 def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(process, args=(port, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
-    first, second = (torch.load(tmp_path / f"rank{number}.pt", weights_only=True) for number in range(2))
+    first, second = in_two_processes(process, tmp_path)
     torch.testing.assert_close(first["weights"], second["weights"], rtol=0, atol=0)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 24), nn.Tanh(), nn.Linear(24, 24), nn.Linear(24, 2))
