@@ -10,7 +10,14 @@ from torch import Tensor, nn, optim
 
 from ..errors import ConfigurationError
 
-__all__ = ["RotatesMoments", "check_moments", "replace_parameter", "rotate_moments"]
+__all__ = [
+    "RotatesMoments",
+    "check_moments",
+    "replace_parameter",
+    "rotate_moments",
+    "turn_first_moment",
+    "turn_second_moment",
+]
 
 
 @runtime_checkable
@@ -29,12 +36,12 @@ class RotatesMoments(Protocol):
         """
 
 
-def _first(moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
+def turn_first_moment(moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """U^T m V: averages of gradients turn like gradients."""
     return left.mT @ moment @ right
 
 
-def _second(moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
+def turn_second_moment(moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """(U * U)^T v (V * V), the expected square of U^T g V for entries of g that are uncorrelated, with E g^2 = v.
 
     Which correlations there were, a diagonal second moment does not say. Of all that could be put in its place this one
@@ -44,19 +51,15 @@ def _second(moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 _MOMENTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "momentum_buffer": _first,  # SGD, RMSprop, Muon
-    "exp_avg": _first,  # Adam, AdamW, NAdam, RAdam, Adamax
-    "grad_avg": _first,  # RMSprop
-    "moment": _first,  # Flora, where it is dense
-    "exp_avg_sq": _second,
-    "max_exp_avg_sq": _second,
-    "square_avg": _second,  # RMSprop, Adadelta
-    "acc_delta": _second,  # Adadelta
-    "sum": _second,  # Adagrad
-    "square": _second,  # Flora, where it is not factorised
+    "momentum_buffer": turn_first_moment,  # SGD, RMSprop, Muon
+    "exp_avg": turn_first_moment,  # Adam, AdamW, NAdam, RAdam, Adamax
+    "grad_avg": turn_first_moment,  # RMSprop
+    "exp_avg_sq": turn_second_moment,
+    "max_exp_avg_sq": turn_second_moment,
+    "square_avg": turn_second_moment,  # RMSprop, Adadelta
+    "acc_delta": turn_second_moment,  # Adadelta
+    "sum": turn_second_moment,  # Adagrad
 }
-# Means of a second moment over columns and over rows, which stand for their outer product.
-_MEANS = ("rows", "columns")
 
 
 def check_moments(optimizer: optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
@@ -69,12 +72,12 @@ def check_moments(optimizer: optim.Optimizer, parameters: Sequence[nn.Parameter]
         return
     for parameter in parameters:
         for name, value in optimizer.state.get(parameter, {}).items():
-            if not (_is_kept(name, value) or _is_mean(name, value, parameter) or _is_moment(name, value, parameter)):
+            if not (_is_kept(name, value) or _is_moment(name, value, parameter)):
                 kind = f"{tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
                 raise ConfigurationError(
                     f"{type(optimizer).__name__} remembers {name!r} ({kind}) of a weight of shape "
-                    f"{tuple(parameter.shape)}, and nothing is known of how that turns with a basis; use SGD, Adam or "
-                    f"AdamW, or give the optimizer a method rotate_moments(old, new, left, right)"
+                    f"{tuple(parameter.shape)}, and nothing is known of how that turns with a basis; use SGD, Adam, "
+                    f"AdamW or Flora, or give the optimizer a method rotate_moments(old, new, left, right)"
                 )
 
 
@@ -92,7 +95,7 @@ def rotate_moments(
     """Replace a parameter by one whose gradient is left^T G right, and turn what is remembered of it likewise.
 
     First moments turn exactly: a momentum goes on as if nothing had happened. Second moments that are kept entry by
-    entry turn as those of uncorrelated entries; see `_second`.
+    entry turn as those of uncorrelated entries; see `turn_second_moment`.
 
     Args:
         optimizer: has been checked by `check_moments`.
@@ -114,12 +117,6 @@ def rotate_moments(
         if _is_moment(name, value, old):
             matrix = value.detach().flatten(1).double()
             state[name] = _MOMENTS[name](matrix, left, right).to(value).contiguous()
-    if all(name in state for name in _MEANS):
-        rows, columns = (state[name].double() for name in _MEANS)
-        mean = rows.mean()
-        rows, columns = left.square().mT @ rows, right.square().mT @ columns
-        means = rows * columns.mean() / mean, columns * rows.mean() / mean
-        state.update({name: value.to(state[name]) for name, value in zip(_MEANS, means, strict=True)})
     optimizer.state[new] = state
 
 
@@ -131,12 +128,6 @@ def _follow(optimizer: optim.Optimizer, old: nn.Parameter, new: nn.Parameter) ->
 def _is_kept(name: str, value: Any) -> bool:
     """Counters and the like."""
     return value is None or (name not in _MOMENTS and (not isinstance(value, Tensor) or value.numel() <= 1))
-
-
-def _is_mean(name: str, value: Any, parameter: Tensor) -> bool:
-    if name not in _MEANS or len(parameter.shape) != 2 or not value.is_floating_point():
-        return False
-    return bool(tuple(value.shape) == (parameter.shape[_MEANS.index(name)],))
 
 
 def _is_moment(name: str, value: Any, parameter: Tensor) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .quantization import Storage
 
-__all__ = ["clip", "precondition", "rms", "step_size"]
+__all__ = ["clip", "keep_second_moment", "precondition", "rms", "second_moment", "step_size"]
 
 State = MutableMapping[str, Any]
 
@@ -40,6 +40,23 @@ def precondition(grad: Tensor, state: State, storage: Storage, *, beta2: float, 
     columns = _average(state, storage, "columns", square.mean(dim=-2), beta2)
     row_factor = (rows / rows.mean(dim=-1, keepdim=True)).rsqrt_().unsqueeze(-1)
     return grad * row_factor * columns.rsqrt().unsqueeze(-2)
+
+
+def second_moment(state: Mapping[str, Any], storage: Storage) -> Tensor | None:
+    """The averages v of every entry, in the shape of the parameter: as kept, or R_i C_j / mean(R)."""
+    rows, columns = (storage.get(state, name, signed=False) for name in ("rows", "columns"))
+    if rows is None or columns is None:
+        return storage.get(state, "square", signed=False)
+    return (rows / rows.mean(dim=-1, keepdim=True)).unsqueeze(-1) * columns.unsqueeze(-2)
+
+
+def keep_second_moment(v: Tensor, state: State, storage: Storage, *, factorize: bool) -> None:
+    """Keep v, of every entry, as `precondition` does: whole, or the means of its rows and columns."""
+    if factorize and _has_rows_and_columns(v.shape):
+        storage.put(state, "rows", v.mean(dim=-1), signed=False)
+        storage.put(state, "columns", v.mean(dim=-2), signed=False)
+    else:
+        storage.put(state, "square", v, signed=False)
 
 
 def clip(update: Tensor, threshold: float) -> Tensor:

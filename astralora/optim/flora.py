@@ -15,6 +15,7 @@ from .moment import advance, compressed_shape, is_compressed
 from .options import check_options, warn_of_divergence
 from .projection import Projection
 from .quantization import Storage, choose_storage
+from .rotation import rotate_state
 
 __all__ = ["Flora"]
 
@@ -147,6 +148,39 @@ class Flora(optim.Optimizer):
         if parameter.grad is not None:
             self._update(parameter, self._groups[parameter])
 
+    @torch.no_grad()
+    def rotate_moments(self, old: Tensor, new: Tensor, left: Tensor, right: Tensor) -> None:
+        """Turn what is remembered of a parameter, whose gradient is G, into that of another, whose gradient is U^T G V.
+
+        The momentum is decompressed, turned as U^T m V, and kept as suits the new shape: compressed again, or dense
+        where the new matrix is smaller than the rank. A dense one turns exactly. A compressed one goes to a subspace
+        that has nothing to do with the old: it comes back as U^T m V without bias, with as much noise as from one of
+        the moves every ``kappa`` steps. Second moments, whole or of rows and columns, turn as Adam's do, see
+        `astralora.lowrank.moments.turn_second_moment`. Codes of 8 bits are decoded before, and coded anew after.
+
+        Args:
+            old: whose state it is; counts as a matrix of its first axis by all others, (m, n).
+            new: a matrix, (r, r), that has taken the place of the old in its group; may be the same.
+            left: U, (m, r), with orthonormal columns.
+            right: V, (n, r), with orthonormal columns.
+
+        Raises:
+            ConfigurationError: the new one is in none of the groups.
+        """
+        self._forget_places()
+        self._locate(new)
+        group = self._groups[new]
+        state = self.state.pop(old, None)
+        if state:
+            self.state[new] = rotate_state(
+                state,
+                choose_storage(group["quantization"]),
+                group,
+                (old.shape, new.shape),
+                (left, right),
+                lambda shape, number, like: self._projection(new, shape, group, number, like=like),
+            )
+
     def state_bytes(self) -> int:
         """Bytes of everything that is kept between steps; see `astralora.optim.state_bytes`."""
         return state_bytes(self)
@@ -243,22 +277,22 @@ class Flora(optim.Optimizer):
             return averaged
         if before is None:
             before = update.new_zeros(compressed_shape(group["rank"], update.shape))
-        place = self._locate(parameter)
-
-        def subspace(number: int) -> Projection:
-            n, m = update.shape
-            return Projection.draw(
-                group["projection"], group["rank"], (n, m), group["seed"], "momentum", place, number, like=update
-            )
-
         current = state.setdefault("subspace", 0)
-        there = None
+        here, there = self._projection(parameter, update.shape, group, current, like=update), None
         if step % group["kappa"] == 0:
             state["subspace"] = current + 1
-            there = subspace(current + 1)
-        averaged, after = advance(before, update, beta1, subspace(current), there)
+            there = self._projection(parameter, update.shape, group, current + 1, like=update)
+        averaged, after = advance(before, update, beta1, here, there)
         storage.put(state, "moment", after, signed=True)
         return averaged
+
+    def _projection(
+        self, parameter: Tensor, shape: torch.Size, group: dict[str, Any], number: int, *, like: Tensor
+    ) -> Projection:
+        """The subspace of this number, for matrices that a parameter's momentum has the shape of."""
+        n, m = shape
+        purpose = ("momentum", self._locate(parameter), number)
+        return Projection.draw(group["projection"], group["rank"], (n, m), group["seed"], *purpose, like=like)
 
 
 def _on_device_of(parameter: Tensor, state: Mapping[str, Any]) -> State:
