@@ -232,9 +232,7 @@ def refresh(
             spread([record["test_accuracy"] for record in group]),
             span([record["vectors"] for record in group]),
             spread([record["health"] for record in group]),
-            ""
-            if how is None
-            else ", ".join(span([r[kind] for r in group]) for kind in ("refits", "splits", "rebuilds")),
+            ", ".join(span([record[kind] for record in group]) for kind in kinds),
             "" if how is None else span([record["rank"] for record in group]),
         )
     out.print(table)
