@@ -82,10 +82,16 @@ def check_moments(optimizer: optim.Optimizer, parameters: Sequence[nn.Parameter]
 
 
 def replace_parameter(optimizer: optim.Optimizer, old: nn.Parameter, new: nn.Parameter) -> None:
-    """Put a parameter in the place of another in its group, and under its name; the state is moved as it is."""
+    """Put a parameter in the place of another in its group, and under its name.
+
+    State that was loaded before is the new one's already, and is moved as it is. What is remembered of the old one is
+    of no use to a parameter of another shape, and is forgotten.
+    """
     _follow(optimizer, old, new)
     if old in optimizer.state:
-        optimizer.state[new] = optimizer.state.pop(old)
+        state = optimizer.state.pop(old)
+        if old.shape == new.shape or not any(_is_moment(name, value, old) for name, value in state.items()):
+            optimizer.state[new] = state
 
 
 @torch.no_grad()

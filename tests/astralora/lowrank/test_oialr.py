@@ -374,6 +374,19 @@ def test_a_model_alone_takes_factors_of_any_rank_and_whole_weights(a_throwaway_g
     assert all(torch.equal(value, whole[name]) for name, value in model.state_dict().items())
 
 
+def test_training_goes_on_from_values_of_before_the_ranks_changed() -> None:
+    model = square_net()
+    optimizer = optim.AdamW(model.parameters(), lr=0.003)
+    oialr = OIALR(model, optimizer, **{**ALWAYS, "delay": 3, "stability_frequency": 2, "sigma_cutoff_fraction": 0.9})
+    best = copy.deepcopy(model.state_dict())
+    train(model, optimizer, oialr, steps=4)
+    assert all(weight.is_factored for weight in oialr.weights)
+    model.load_state_dict(best)
+    assert all(weight.trained not in optimizer.state for weight in oialr.weights), "it was about other matrices"
+    train(model, optimizer, oialr, steps=4)
+    assert all(weight.is_factored for weight in oialr.weights), "and updates go on"
+
+
 def test_the_state_of_another_model_is_refused(everything: Everything) -> None:
     oialr = OIALR(square_net(), min_rank=2)
     before = oialr.state_dict()
