@@ -52,6 +52,12 @@ METHODS: list[dict[str, Any]] = [
     {"device": {"name": "mzi"}, "method": {"options": {"samples": 2}}},
     {"method": {"estimator": "output", "surrogate": "online", "options": {"samples": 2}}},
     {"method": {"name": "exact"}},
+    {
+        "task": "digits-deep",
+        "batch_size": 300,
+        "method": {"estimator": "orthogonal", "surrogate": "online", "options": {"samples": 4}},
+        "allocate": {"ranking": "neyman", "period": 2},
+    },
     {"batch_size": 100, "method": {"name": "paper", "options": {"samples": 2, "rebuild_every": 3}}},
     {"device": {"options": {"input_range": [0.0, 1.0], "max_batch": 64}}},
     {"batch_size": 2000},
@@ -110,7 +116,7 @@ def test_the_same_seed_gives_the_same_metrics(changes: dict[str, Any], tmp_path:
     assert timeless(other.metrics) != timeless(first.metrics)
 
 
-@pytest.mark.parametrize("changes", METHODS[:8])
+@pytest.mark.parametrize("changes", METHODS[:9])
 @pytest.mark.parametrize("stop_after", [1, 4, 5])
 def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(
     changes: dict[str, Any], stop_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
