@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from math import ceil, sqrt
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import torch
 from torch import nn
 
 from devices import DeviceSpec, Session, Usage
@@ -16,6 +17,9 @@ from .allocation import AllocationMode, allocate
 from .errors import ConfigurationError
 from .estimators.zero_order import ZeroOrder
 from .layer import BlackBoxLinear
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["Currency", "Ranking", "SampleAllocator"]
 
@@ -50,6 +54,10 @@ class SampleAllocator:
         budget: of one period, in ``currency``. None for what the samples that the layers were made with take: the
             first period finds that out.
         currency: what the budget and the costs are in.
+        group: of data-parallel training, such as ``torch.distributed.group.WORLD``: its processes, each with chips of
+            its own, pool what they have found, and share alike. Budgets are those of each process. Where layers may
+            rest, give DistributedDataParallel ``find_unused_parameters=True``, or what rests gets a gradient of zeros,
+            and a momentum moves it on.
 
     Attributes:
         samples: of the present step, by layer.
@@ -68,6 +76,7 @@ class SampleAllocator:
         turn_on: float = 1.0,
         budget: float | None = None,
         currency: Currency = "hardware_seconds",
+        group: ProcessGroup | None = None,
     ) -> None:
         if isinstance(layers, nn.Module):
             layers = {name: layer for name, layer in layers.named_modules() if isinstance(layer, BlackBoxLinear)}
@@ -76,6 +85,7 @@ class SampleAllocator:
         self._ranking: Ranking = ranking
         self._period, self._turn_on, self._currency = period, turn_on, currency
         self.budget = budget
+        self._group = group
         self.spent = 0.0
         self._step = 0
         self._full = {name: _estimator(layer).count(len(layer.controls)) for name, layer in self.layers.items()}
@@ -106,7 +116,10 @@ class SampleAllocator:
 
     def scores(self) -> dict[str, float]:
         """What the layers share by at present; of those that were never asked, 0."""
-        means = {name: total / weight for name, (total, weight) in self._means.items()}
+        return self._scores(self._means)
+
+    def _scores(self, sums: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        means = {name: total / weight for name, (total, weight) in sums.items() if weight}
         if self._ranking == "snip":
             return {name: means.get(name, 0.0) for name in self.layers}
         norms = {name: sqrt(max(means.get(name, 0.0), 0.0)) for name in self.layers}
@@ -143,18 +156,32 @@ class SampleAllocator:
         survey = position == 0 and any(self.samples[name] == 0 for name in names)
         if self.budget is None or survey or any(name not in self._costs for name in names):
             return dict(self._full)
-        scores = self.scores()
+        sums, costs, left = self._pooled((self.budget - self.spent) / (self._period - position))
+        scores = self._scores(sums)
         kept = sorted(names, key=lambda name: -scores[name])[: ceil(self._turn_on * len(names))]
-        left = (self.budget - self.spent) / (self._period - position)
-        left -= sum(self._costs[name][1] for name in kept)
+        left -= sum(costs[name][1] for name in kept)
         shares = allocate(
             [scores[name] for name in kept],
-            [self._costs[name][0] for name in kept],
+            [costs[name][0] for name in kept],
             max(left, 0.0),
             _DIVISION[self._ranking],
         )
         given = dict(zip(kept, shares.tolist(), strict=True))
         return {name: given.get(name, 0) for name in names}
+
+    def _pooled(self, left: float) -> tuple[Mapping[str, Sequence[float]], Mapping[str, Sequence[float]], float]:
+        """What all processes have found, the dearest of their prices, and the least that one of them has left."""
+        if self._group is None:
+            return self._means, self._costs, left
+        names = list(self.layers)
+        where = next(iter(self.layers.values())).controls.device
+        sums = torch.tensor([self._means.get(name, [0.0, 0.0]) for name in names], dtype=torch.float64, device=where)
+        most = torch.tensor([*(p for name in names for p in self._costs[name]), -left], dtype=torch.float64).to(where)
+        torch.distributed.all_reduce(sums, group=self._group)
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX, group=self._group)
+        *prices, negative = most.tolist()
+        costs = dict(zip(names, zip(prices[::2], prices[1::2], strict=True), strict=True))
+        return dict(zip(names, sums.tolist(), strict=True)), costs, -negative
 
     def _grant(self, name: str, session: Session, wanted: int, each: int, more: int, vectors: int) -> int:
         """As many of an estimate's perturbations as the rest of the period's budget pays for."""

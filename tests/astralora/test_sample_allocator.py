@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import sqrt
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ import astralora as al
 from astralora import ConfigurationError
 from astralora.estimators import Exact
 from astralora.sample_allocator import SampleAllocator
+
+from .processes import in_two_processes
 
 SAMPLES = 8
 
@@ -248,3 +251,37 @@ def test_a_device_without_a_price_needs_another_currency(matrix_device: Any) -> 
     with pytest.raises(ConfigurationError, match="'bench' does not say what its operations take"):
         SampleAllocator({"a": layer})
     assert SampleAllocator({"a": layer}, currency="programs").samples == {"a": 100}
+
+
+def process(number: int) -> dict[str, Any]:
+    """One of two, whose batches make different layers matter."""
+    net, inputs, slope = model((1.0, 0.3, 0.03) if number else (0.03, 0.3, 1.0))
+    wrapped = nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
+    allocator = SampleAllocator(net, period=4, turn_on=0.6, currency="vectors", group=torch.distributed.group.WORLD)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+    samples, resting = [], []
+    for _ in range(10):
+        optimizer.zero_grad()
+        with allocator.step():
+            (wrapped(inputs) * slope[: len(inputs)]).sum().backward()
+        optimizer.step()
+        samples.append(list(allocator.samples.values()))
+        resting.append([layer.controls.grad is None for layer in net.layers])
+    return {
+        "samples": samples,
+        "resting": resting,
+        "controls": torch.cat([layer.controls.detach() for layer in net.layers]),
+        "scores": list(allocator.scores().values()),
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_processes_of_data_parallel_training_share_alike(tmp_path: Path) -> None:
+    first, second = in_two_processes(process, tmp_path)
+    assert first["samples"] == second["samples"]
+    assert any(0 in samples for samples in first["samples"]), "one of three layers rests"
+    for found in (first, second):
+        assert found["resting"] == [[count == 0 for count in samples] for samples in found["samples"]]
+    assert torch.equal(first["controls"], second["controls"])
+    # By itself each would have chosen otherwise.
+    assert first["scores"].index(max(first["scores"])) != second["scores"].index(max(second["scores"]))
