@@ -1,0 +1,117 @@
+"""A device layer in a loop that is not ours: Lightning's."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import astralora as al
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of what it imports in turn
+    lightning = pytest.importorskip("lightning")
+
+# Lightning's own: about workers, missing loggers, and what it calls of torch.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:lightning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:lightning"),
+    pytest.mark.usefixtures("a_throwaway_global_random_state"),
+]
+
+WIDTH, OUTPUTS, BATCH = 8, 4, 16
+
+
+class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
+    """A device layer between two digital ones, to follow a linear teacher."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(6, WIDTH), nn.Tanh(), nn.Linear(WIDTH, OUTPUTS))
+        for parameter in self.net.parameters():
+            parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator)
+        self.session = al.open_device("slm", in_features=WIDTH, out_features=OUTPUTS, impairments="ideal")
+        al.attach(self.net, {"2": self.session})
+        self.losses: list[float] = []
+
+    def training_step(self, batch: list[Tensor], number: int) -> Tensor:  # noqa: ARG002
+        """The loss of a batch."""
+        x, y = batch
+        loss = nn.functional.mse_loss(self.net(x), y)
+        self.losses.append(float(loss.detach()))
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """Adam on everything, controls included, along a cosine."""
+        optimizer = torch.optim.Adam(self.parameters(), lr=0.02)
+        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)]
+
+
+def loader() -> DataLoader[tuple[Tensor, ...]]:
+    generator = torch.Generator().manual_seed(1)
+    x, teacher = torch.randn(4 * BATCH, 6, generator=generator), torch.randn(6, OUTPUTS, generator=generator) / 3
+    return DataLoader(TensorDataset(x, x @ teacher), batch_size=BATCH)
+
+
+def fit(module: Module, folder: Path, epochs: int, checkpoint: Path | None = None, **options: Any) -> Any:
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    trainer.fit(module, loader(), ckpt_path=checkpoint, weights_only=True)
+    return trainer
+
+
+def test_a_module_with_a_device_layer_learns(tmp_path: Path) -> None:
+    module = Module()
+    before = module.net[2].controls.detach().clone()  # type: ignore[union-attr, operator]
+    fit(module, tmp_path, 20)
+    first, last = sum(module.losses[:4]), sum(module.losses[-4:])
+    # A linear teacher that the model can follow, and no noise: what is left is what 80 steps have not got to.
+    assert last < 0.2 * first
+    assert not torch.equal(module.net[2].controls, before)  # type: ignore[arg-type, union-attr]
+
+
+def test_no_more_is_asked_of_the_device_than_in_a_loop_of_ones_own(tmp_path: Path) -> None:
+    module, own = Module(), Module()
+    fit(module, tmp_path, 2)
+    optimizer = torch.optim.Adam(own.parameters(), lr=0.02)
+    for _ in range(2):
+        for number, batch in enumerate(loader()):
+            optimizer.zero_grad()
+            own.training_step(batch, number).backward()
+            optimizer.step()
+    assert (module.session.usage.programs, module.session.usage.vectors) == (
+        own.session.usage.programs,
+        own.session.usage.vectors,
+    )
+
+
+def test_gradients_are_clipped_and_accumulated_as_those_of_any_layer(tmp_path: Path) -> None:
+    module = Module()
+    fit(module, tmp_path, 10, gradient_clip_val=1.0, accumulate_grad_batches=2)
+    assert sum(module.losses[-4:]) < 0.7 * sum(module.losses[:4])
+
+
+def test_a_checkpoint_holds_the_device_layer(tmp_path: Path) -> None:
+    module = Module()
+    trainer = fit(module, tmp_path, 2)
+    trainer.save_checkpoint(tmp_path / "two.ckpt")
+    whole = Module()
+    fit(whole, tmp_path, 4)
+    resumed = Module()
+    fit(resumed, tmp_path, 4, checkpoint=tmp_path / "two.ckpt")
+    for ours, theirs in zip(resumed.net.state_dict().values(), whole.net.state_dict().values(), strict=True):
+        if isinstance(ours, Tensor):
+            assert torch.equal(ours, theirs)
