@@ -39,7 +39,7 @@ class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
         al.attach(self.net, {"2": self.session})
         self.losses: list[float] = []
 
-    def training_step(self, batch: list[Tensor], number: int) -> Tensor:  # noqa: ARG002
+    def training_step(self, batch: list[Tensor], number: int) -> Tensor:
         """The loss of a batch."""
         x, y = batch
         loss = nn.functional.mse_loss(self.net(x), y)
