@@ -15,6 +15,7 @@ from devices import derive_generator, derive_seed
 
 from ..errors import ConfigurationError
 from ..extras import require
+from ..lowrank import OIALR
 from ..optim import Flora, state_bytes
 from ..table import Table
 from ..tasks import BYTES, Text, topics
@@ -39,12 +40,13 @@ class LowRankMethod(ABC):
         rate: largest learning rate of the run.
         rank: what the method keeps of each matrix.
         seed: of everything random in it.
+        steps: of the run.
     """
 
     rates: ClassVar[tuple[float, ...]] = (2e-3, 4e-3, 8e-3)
     """Learning rates to choose from: as many for every method."""
 
-    def __init__(self, model: nn.Module, rate: float, rank: int, seed: int) -> None:
+    def __init__(self, model: nn.Module, rate: float, rank: int, seed: int, steps: int) -> None:  # noqa: ARG002
         self.model = model
         self.optimizer = self.make_optimizer(rate, rank, seed)
 
@@ -86,6 +88,37 @@ class PublishedProjected(Projected):
     options: ClassVar[dict[str, Any]] = {"beta1": 0.9, "kappa": 1000}
 
 
+class Settling(LowRankMethod):
+    """OIALR: whole weights for two thirds of the run, and what is between their orthogonal bases after that.
+
+    All weights are cut at the first updates, so that there is a third of the run left to make up for it.
+    """
+
+    def __init__(self, model: nn.Module, rate: float, rank: int, seed: int, steps: int) -> None:
+        super().__init__(model, rate, rank, seed, steps)
+        self._oialr = OIALR(
+            model,
+            self.optimizer,
+            delay=2 * steps // 3,
+            stability_frequency=max(steps // 15, 1),
+            sigma_cutoff_fraction=0.1,
+            network_layer_perc_step=1.0,
+            min_rank=rank,
+        )
+
+    def after_step(self, step: int) -> None:  # noqa: ARG002
+        """An update, when it is time for one."""
+        self._oialr.step()
+
+
+class SettlingAdam(Settling, Adam):
+    """OIALR on Adam."""
+
+
+class SettlingProjected(Settling, Projected):
+    """OIALR on Flora."""
+
+
 LOWRANK: Table[LowRankMethod] = Table("low-rank method", LowRankMethod)
 """Every method of this benchmark by name."""
 
@@ -93,6 +126,8 @@ LOWRANK.add("adam", Adam)
 LOWRANK.add("flora", Projected)
 LOWRANK.add("flora-8bit", QuantizedProjected)
 LOWRANK.add("flora-published", PublishedProjected)
+LOWRANK.add("oialr", SettlingAdam)
+LOWRANK.add("oialr-flora", SettlingProjected)
 
 
 def lowrank(
@@ -121,7 +156,8 @@ def lowrank(
 
     Returns:
         Flat records of part ("tuning" or "run"), method, seed, rate, rank, steps, validation_loss and test_loss in nats
-        a byte, state_bytes, parameters, trainable and seconds_per_step.
+        a byte, state_bytes, seconds_per_step; parameters that the model begins with, and those that it ends with:
+        trainable, and total with bases that are fixed.
 
     Raises:
         ConfigurationError: transformers is not installed, or there is no such method.
@@ -163,7 +199,7 @@ def _train(
 ) -> Record:
     model = _model(width, layers, seed)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    method = kind(model, rate, rank, seed)
+    method = kind(model, rate, rank, seed, steps)
     schedule = optim.lr_scheduler.LambdaLR(
         method.optimizer, lambda step: min((step + 1) / _WARMUP, (1 + cos(pi * step / steps)) / 2)
     )
@@ -183,6 +219,7 @@ def _train(
         "state_bytes": state_bytes(method.optimizer),
         "parameters": parameters,
         "trainable": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        "total": sum(parameter.numel() for parameter in model.parameters()),
         "seconds_per_step": seconds,
     }
 

@@ -9,7 +9,7 @@ import typer
 from ... import benchmarks
 from .. import options as o
 from ..console import one_sentence_errors, out, print_json
-from .common import Out, Steps, grouped, make_table, numbers, save, say_where, spread, words
+from .common import Out, Steps, grouped, make_table, numbers, save, say_where, span, spread, words
 
 __all__ = ["lowrank"]
 
@@ -17,8 +17,9 @@ __all__ = ["lowrank"]
 @one_sentence_errors
 def lowrank(
     methods: Annotated[
-        str, typer.Option("--methods", help="Known are adam, flora, flora-8bit and flora-published.")
-    ] = "adam,flora",
+        str,
+        typer.Option("--methods", help="Known are adam, flora, flora-8bit, flora-published, oialr and oialr-flora."),
+    ] = "adam,flora,oialr",
     seeds: Annotated[str, typer.Option("--seeds", help="Of weights and data, with commas between them.")] = "0,1,2",
     steps: Annotated[int, typer.Option(help="Of training, for every method.", min=1)] = 1500,
     width: Annotated[int, typer.Option(help="Of the model, a multiple of 16.", min=16)] = 64,
@@ -28,7 +29,7 @@ def lowrank(
     json: o.Json = False,
     debug: o.Debug = False,  # noqa: ARG001
 ) -> None:
-    """Train a small OPT on English text with little optimizer state, and with Adam's.
+    """Train a small OPT on English text with little optimizer state or few trained numbers, and with Adam.
 
     Learning rates are chosen first, on another seed, from as many for every method.
 
@@ -48,16 +49,16 @@ def lowrank(
     if json:
         print_json(records)
         return
-    table = make_table("method", "rate", "test loss", "state bytes", "trainable", "parameters")
+    table = make_table("method", "rate", "test loss", "state bytes", "trainable", "total")
     for (name, rate), group in grouped([r for r in records if r["part"] == "run"], ("method", "rate")):
         table.add_row(
             name,
             f"{rate:g}",
             spread([r["test_loss"] for r in group]),
-            f"{group[0]['state_bytes']:,}",
-            f"{group[0]['trainable']:,}",
-            f"{group[0]['parameters']:,}",
+            span([record["state_bytes"] for record in group]),
+            span([record["trainable"] for record in group]),
+            span([record["total"] for record in group]),
         )
     out.print(table)
-    out.print("Nats a byte, mean and range over the seeds.", style="dim")
+    out.print("Nats a byte, mean and range over the seeds; numbers are those at the end.", style="dim")
     say_where(folder)
