@@ -52,6 +52,8 @@ class SimulatedDevice:
         torch_device: where to compute, such as ``"cuda"``.
         constants: of the chip, in the place of those that the seed draws; see `constants`.
         fixed: what controls that do not move are held at, nan for all others, in the place of what the seed draws.
+        noise_by_output: standard deviation of each output's noise, (out_features,), in output units, where detectors
+            differ; in the place of ``output_noise_fraction``, by which the spec goes.
 
     Raises:
         ValueError: impairments that the kind cannot have.
@@ -70,6 +72,7 @@ class SimulatedDevice:
         torch_device: str = "cpu",
         constants: Mapping[str, Tensor] | None = None,
         fixed: Tensor | None = None,
+        noise_by_output: Tensor | None = None,
     ) -> None:
         if isinstance(impairments, str):
             if impairments not in PRESETS:
@@ -115,6 +118,11 @@ class SimulatedDevice:
         self._seeing = None if bool(seeing.all()) else seeing.to(self._device)
         self._tables: dict[torch.dtype, tuple[dict[str, Tensor], Tensor | None]] = {}
         self._noise = derive_generator(seed, "noise", device=self._device)
+        if noise_by_output is not None and tuple(noise_by_output.shape) != (out_features,):
+            raise ValueError(
+                f"noise_by_output must have shape ({out_features},), but has {tuple(noise_by_output.shape)}"
+            )
+        self._noise_by_output = None if noise_by_output is None else noise_by_output.to(self._device)
         self._wander = Wander(
             self._spec.num_controls,
             _processes(impairments),
@@ -507,7 +515,9 @@ class SimulatedDevice:
         law, full_scale = self.impairments, self._full_scale
         outputs = self._masked(outputs)
         clean = outputs
-        if law.output_noise_fraction:
+        if self._noise_by_output is not None:
+            outputs = torch.addcmul(outputs, self._noise_by_output.to(outputs.dtype), self._randn(outputs))
+        elif law.output_noise_fraction:
             noise = self._randn(outputs)
             outputs = torch.add(outputs, noise, alpha=law.output_noise_fraction * full_scale, out=noise)
         if law.output_noise_relative:

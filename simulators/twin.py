@@ -19,8 +19,8 @@ def twin_options(calibration: Calibration | str | Path) -> dict[str, Any]:
     """Options of `simulators.SimulatedDevice` that make the twin of a calibrated chip.
 
     Its constants, its noise and its converters, and what of it is dead or stuck; and its time and energy, so that a
-    rehearsal costs what the chip costs. Detectors of a simulated chip are all equally noisy: as noisy as the chip's
-    that see something, on average.
+    rehearsal costs what the chip costs. Each of its detectors is as noisy as the chip's, and what its spec says of that
+    is the average of those that see something.
 
     Args:
         calibration: the chip's record, or a path.
@@ -74,5 +74,6 @@ def twin_options(calibration: Calibration | str | Path) -> dict[str, Any]:
         "input_range": spec.input_range or (-1.0, 1.0),
         "max_batch": spec.max_batch,
         "fixed": calibration.fixed,
+        "noise_by_output": by_output,
         "constants": constants,
     }

@@ -93,7 +93,7 @@ def adapt(model: nn.Module, config: AdapterConfig | Mapping[str, Any] | None = N
     every B is zero. Zhang et al., arXiv 2406.14956.
 
     Args:
-        model: an OPT, RoBERTa or Gemma of transformers, with any head.
+        model: of transformers, of one of `ARCHITECTURES`, with any head.
         config: which adapters, as an `AdapterConfig` or its tables; all of rank 8 unless given.
         seed: of the adapters' A.
 

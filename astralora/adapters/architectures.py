@@ -32,6 +32,34 @@ class Architecture:
     pre_norm: str | None = None
 
 
+_BERT = {
+    "q_proj": "attention.self.query",
+    "k_proj": "attention.self.key",
+    "v_proj": "attention.self.value",
+    "o_proj": "attention.output.dense",
+    "fc1": "intermediate.dense",
+    "fc2": "output.dense",
+}
+
+_LLAMA = {
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "o_proj": "self_attn.o_proj",
+    "gate_proj": "mlp.gate_proj",
+    "fc1": "mlp.up_proj",
+    "fc2": "mlp.down_proj",
+}
+
+
+def _like_bert(layer: str) -> Architecture:
+    return Architecture(layer, _BERT, attention_norm="attention.output.LayerNorm", output_norm="output.LayerNorm")
+
+
+def _like_llama(layer: str, attention_norm: str = "post_attention_layernorm") -> Architecture:
+    return Architecture(layer, _LLAMA, attention_norm)
+
+
 ARCHITECTURES: dict[str, Architecture] = {
     "opt": Architecture(
         layer="OPTDecoderLayer",
@@ -46,32 +74,16 @@ ARCHITECTURES: dict[str, Architecture] = {
         attention_norm="final_layer_norm",
         pre_norm="do_layer_norm_before",
     ),
-    "roberta": Architecture(
-        layer="RobertaLayer",
-        projections={
-            "q_proj": "attention.self.query",
-            "k_proj": "attention.self.key",
-            "v_proj": "attention.self.value",
-            "o_proj": "attention.output.dense",
-            "fc1": "intermediate.dense",
-            "fc2": "output.dense",
-        },
-        attention_norm="attention.output.LayerNorm",
-        output_norm="output.LayerNorm",
-    ),
-    "gemma": Architecture(
-        layer="GemmaDecoderLayer",
-        projections={
-            "q_proj": "self_attn.q_proj",
-            "k_proj": "self_attn.k_proj",
-            "v_proj": "self_attn.v_proj",
-            "o_proj": "self_attn.o_proj",
-            "gate_proj": "mlp.gate_proj",
-            "fc1": "mlp.up_proj",
-            "fc2": "mlp.down_proj",
-        },
-        attention_norm="post_attention_layernorm",
-    ),
+    "bert": _like_bert("BertLayer"),
+    "roberta": _like_bert("RobertaLayer"),
+    "gemma": _like_llama("GemmaDecoderLayer"),
+    # What is called "post attention" here comes before the sum.
+    "gemma2": _like_llama("Gemma2DecoderLayer", attention_norm="pre_feedforward_layernorm"),
+    "gemma3": _like_llama("Gemma3DecoderLayer", attention_norm="pre_feedforward_layernorm"),
+    "llama": _like_llama("LlamaDecoderLayer"),
+    "mistral": _like_llama("MistralDecoderLayer"),
+    "qwen2": _like_llama("Qwen2DecoderLayer"),
+    "qwen3": _like_llama("Qwen3DecoderLayer"),
 }
 """Every architecture that adapters are known for; one of your own is one more entry."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,6 +18,8 @@ from ..training.setup import make_devices, make_task
 
 __all__ = ["refresh"]
 
+Record = dict[str, Any]
+
 
 def refresh(
     devices: Sequence[str],
@@ -27,7 +29,8 @@ def refresh(
     impairments: str = "lab",
     epochs: int = 10,
     size: tuple[int, int] = (256, 128),
-) -> list[dict[str, Any]]:
+    listener: Callable[[Record, int], None] | None = None,
+) -> list[Record]:
     """Train digits with a surrogate that is moved at every step as published, and with one that is when it has to be.
 
     Gradients of the controls are measured, so that what is compared is the surrogate alone.
@@ -39,18 +42,22 @@ def refresh(
         impairments: of the simulated devices.
         epochs: of training.
         size: inputs and outputs of the device layer.
+        listener: told every record as it comes, and how many there will be.
 
     Returns:
         Flat records of device, seed, surrogate, refresh, test_accuracy, vectors spent on the surrogate after its start,
         health, and of the schedule also rank, refits, splits and rebuilds.
     """
-    return [
-        {"device": device, "seed": seed, "surrogate": surrogate, "refresh": how, **_run(config, surrogate, how)}
-        for device in devices
-        for seed in seeds
-        for config in [_config(device, impairments, seed, epochs, size)]
-        for how in (None, "stability")
-    ]
+    records: list[Record] = []
+    for device in devices:
+        for seed in seeds:
+            config = _config(device, impairments, seed, epochs, size)
+            for how in (None, "stability"):
+                found = _run(config, surrogate, how)
+                records.append({"device": device, "seed": seed, "surrogate": surrogate, "refresh": how, **found})
+                if listener is not None:
+                    listener(records[-1], 2 * len(devices) * len(seeds))
+    return records
 
 
 def _config(device: str, impairments: str, seed: int, epochs: int, size: tuple[int, int]) -> RunConfig:
@@ -67,7 +74,7 @@ def _config(device: str, impairments: str, seed: int, epochs: int, size: tuple[i
     )
 
 
-def _run(config: RunConfig, surrogate: str, how: str | None) -> dict[str, Any]:
+def _run(config: RunConfig, surrogate: str, how: str | None) -> Record:
     task = make_task(config)
     options: dict[str, Any] = {} if how is None else {"refresh": how}
     with ExitStack() as stack, warnings.catch_warnings():

@@ -68,25 +68,20 @@ def test_levels_and_noise_that_no_spec_tells_are_in_the_record_and_in_the_twin()
     assert "input_levels" in {finding["name"] for finding in record.findings}
 
 
-def test_outputs_that_are_noisier_than_others_are_known_as_such() -> None:
-    class Uneven(Silent):
-        def __init__(self, chip: SimulatedDevice) -> None:
-            super().__init__(chip)
-            self.generator = torch.Generator().manual_seed(0)
-            self.query = self._query
-
-        def _query(self, inputs: torch.Tensor) -> torch.Tensor:
-            answers = self.chip.query(inputs)
-            answers[:, 3] += 0.04 * torch.randn(len(answers), generator=self.generator)
-            return answers
-
-    device = chip(output_levels=None, control_levels=None, output_noise_fraction=0.02)
-    record = al.calibrate(al.Session(Uneven(device)), al.Budget(programs=64, vectors=64 * 36))
-    found = record.tensors["noise/by_output"]
-    expected = torch.full((8,), 0.02)
-    expected[3] = (0.02**2 + 0.04**2) ** 0.5
+def test_outputs_that_are_noisier_than_others_are_known_as_such_and_are_in_the_twin() -> None:
+    planted = torch.full((8,), 0.02)
+    planted[3] = 0.05
+    impairments = Impairments(**{**FLAWS, "output_levels": None, "control_levels": None})
+    device = SimulatedDevice(KINDS["slm"](), 8, 8, impairments=impairments, seed=1, noise_by_output=planted)
+    record = al.calibrate(al.Session(Silent(device)), al.Budget(programs=64, vectors=64 * 36))
     # 54 settings of 8 vectors tell each to 3.4 %.
-    torch.testing.assert_close(found, expected, rtol=4 * 0.034, atol=0)
+    torch.testing.assert_close(record.tensors["noise/by_output"], planted, rtol=4 * 0.034, atol=0)
+    twin = SimulatedDevice.from_calibration(record)
+    twin.open()
+    twin.program(torch.full((64,), 1.0))
+    scatter = (twin.query(torch.full((5000, 8), 0.5))).std(dim=0)
+    # 5,000 answers tell the twin's own to 1 %.
+    torch.testing.assert_close(scatter, record.tensors["noise/by_output"].float(), rtol=4 * 0.01, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["slm", "mzi"])

@@ -28,7 +28,7 @@ def astralora(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comp
 
 @pytest.mark.parametrize("command", [(), ("train",), ("plan",), ("devices",), ("bench",),
      ("bench", "session"), ("bench", "efficiency"), ("bench", "fidelity"), ("bench", "overhead"),
-     ("bench", "lowrank")])  # fmt: skip
+     ("bench", "lowrank"), ("bench", "refresh")])  # fmt: skip
 def test_every_command_explains_itself(command: tuple[str, ...], tmp_path: Path) -> None:
     run = astralora(*command, "--help", cwd=tmp_path)
     assert run.returncode == 0
@@ -195,6 +195,17 @@ def test_a_benchmark_prints_flat_records_and_leaves_them_with_a_picture(name: st
     assert (tmp_path / "b" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_refresh_benchmark_sets_both_ways_side_by_side(tmp_path: Path) -> None:
+    options = ["--devices", "slm", "--seeds", "0", "--sizes", "16x8", "--epochs", "1", "--json"]
+    run = astralora("bench", "refresh", *options, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    published, ours = json.loads(run.stdout)
+    assert (published["refresh"], ours["refresh"]) == (None, "stability")
+    assert {"test_accuracy", "vectors", "health"} <= published.keys()
+    # Steps of an epoch: whatever is found anew is one of three things.
+    assert ours["refits"] + ours["splits"] + ours["rebuilds"] > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -205,6 +216,7 @@ def test_a_benchmark_prints_flat_records_and_leaves_them_with_a_picture(name: st
         (["fidelity", "--methods", "orthogonal+nothing"], "no surrogate named 'nothing'"),
         (["fidelity", "--devices", "mzi", "--methods", "elementwise"], "none of these methods suits"),
         (["overhead", "--sizes", ""], "--sizes takes whole numbers of at least 1"),
+        (["refresh", "--surrogate", "exact"], "takes an option 'refresh'"),
     ],
 )
 def test_a_mistake_in_a_benchmark_gets_one_sentence(arguments: list[str], complaint: str, tmp_path: Path) -> None:

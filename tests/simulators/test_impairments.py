@@ -403,3 +403,8 @@ def test_settings_in_one_call_follow_each_other_like_programs(generator: torch.G
     for setting, answers in zip(controls, together, strict=True):
         device.program(setting)
         assert torch.equal(device.query(inputs), answers)
+
+
+def test_noise_of_outputs_that_are_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"noise_by_output must have shape \(4,\), but has \(3,\)"):
+        SimulatedDevice(KINDS["mzi"](), 4, 4, noise_by_output=torch.ones(3))

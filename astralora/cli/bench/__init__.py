@@ -3,12 +3,23 @@
 import typer
 
 from .chips import drift, identification, simulators
-from .gradients import efficiency, fidelity, overhead
+from .gradients import efficiency, fidelity, overhead, refresh
 from .lowrank import lowrank
 from .wires import session, transport
 
 __all__ = ["bench"]
 
 bench = typer.Typer(help="Measure astralora itself.", no_args_is_help=True)
-for command in (efficiency, fidelity, overhead, simulators, identification, drift, lowrank, session, transport):
+for command in (
+    efficiency,
+    fidelity,
+    overhead,
+    refresh,
+    simulators,
+    identification,
+    drift,
+    lowrank,
+    session,
+    transport,
+):
     bench.command()(command)

@@ -31,7 +31,7 @@ from .common import (
     words,
 )
 
-__all__ = ["efficiency", "fidelity", "overhead"]
+__all__ = ["efficiency", "fidelity", "overhead", "refresh"]
 
 
 @one_sentence_errors
@@ -189,6 +189,54 @@ def overhead(
         )
     out.print(table)
     say_where(folder)
+
+
+@one_sentence_errors
+def refresh(
+    devices: Devices = "slm,mrr",
+    seeds: Seeds = "0,1,2",
+    surrogate: Annotated[str, typer.Option(help="One that can be refreshed by stability: psi or online_low_rank.")] = (
+        "psi"
+    ),
+    impairments: Impairments = "lab",
+    epochs: Annotated[int, typer.Option(help="Passes over the digits.", min=1)] = 10,
+    sizes: Annotated[str, typer.Option("--sizes", help="Inputs x outputs of the device layer.")] = "256x128",
+    json: o.Json = False,
+    debug: o.Debug = False,  # noqa: ARG001
+) -> None:
+    """Count the vectors that keep a low-rank surrogate true to its device, moved at every step and by stability.
+
+    Gradients of the controls are measured in both, so that what differs is the surrogate alone.
+
+    Example: astralora bench refresh --devices slm --seeds 0
+    """
+    with Steps("runs") as progress:
+        records = benchmarks.refresh(
+            words(devices),
+            numbers("--seeds", seeds),
+            surrogate=surrogate,
+            impairments=impairments,
+            epochs=epochs,
+            size=parse_size(sizes),
+            listener=lambda _, total: progress.advance(total),
+        )
+    if json:
+        print_json(records)
+        return
+    table = make_table("device", "refresh", "test accuracy", "vectors", "health", "refits, splits, rebuilds", "rank")
+    for (device, how), group in grouped(records, ("device", "refresh")):
+        kinds = () if how is None else ("refits", "splits", "rebuilds")
+        table.add_row(
+            device,
+            how or "every step",
+            spread([record["test_accuracy"] for record in group]),
+            span([record["vectors"] for record in group]),
+            spread([record["health"] for record in group]),
+            ", ".join(span([record[kind] for record in group]) for kind in kinds),
+            "" if how is None else span([record["rank"] for record in group]),
+        )
+    out.print(table)
+    out.print("Vectors spent on the surrogate after its start; mean and range over the seeds.", style="dim")
 
 
 def _efficiency_table(records: Sequence[dict[str, Any]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -44,18 +45,37 @@ def _opt_post_norm(**options: Any) -> nn.Module:
     return _opt(do_layer_norm_before=False, **options)
 
 
+def _bert(**options: Any) -> nn.Module:
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = transformers.BertConfig(**{**SMALL, "intermediate_size": 24, **dropout, **options})
+    return transformers.BertForMaskedLM(config)
+
+
 def _roberta(**options: Any) -> nn.Module:
     dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     config = transformers.RobertaConfig(**{**SMALL, "intermediate_size": 24, **dropout, **options})
     return transformers.RobertaForMaskedLM(config)
 
 
-def _gemma(**options: Any) -> nn.Module:
+def _decoder(family: str, **options: Any) -> nn.Module:
     shape = {"intermediate_size": 24, "num_key_value_heads": 1, "head_dim": 8}
-    return transformers.GemmaForCausalLM(transformers.GemmaConfig(**{**SMALL, **shape, **options}))
+    config = transformers.AutoConfig.for_model(family, **{**SMALL, **shape, **options})
+    return transformers.AutoModelForCausalLM.from_config(config)
 
 
-MODELS = {"opt": _opt, "opt-post-norm": _opt_post_norm, "roberta": _roberta, "gemma": _gemma}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "opt": _opt,
+    "opt-post-norm": _opt_post_norm,
+    "bert": _bert,
+    "roberta": _roberta,
+    "gemma": partial(_decoder, "gemma"),
+    "gemma2": partial(_decoder, "gemma2"),
+    "gemma3": partial(_decoder, "gemma3_text"),
+    "llama": partial(_decoder, "llama"),
+    "mistral": partial(_decoder, "mistral"),
+    "qwen2": partial(_decoder, "qwen2"),
+    "qwen3": partial(_decoder, "qwen3"),
+}
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from astralora import ConfigurationError
 from astralora.adapters.architectures import find_layers
 
 ARCHITECTURES = ["opt", "opt-post-norm", "roberta", "gemma"]
+ALL = [*ARCHITECTURES, "bert", "gemma2", "gemma3", "llama", "mistral", "qwen2", "qwen3"]
 Transformer = Callable[..., Any]
 Batches = list[dict[str, Tensor]]
 
@@ -25,7 +26,7 @@ def shaken(adapted: Any, std: float = 0.3, seed: int = 3) -> None:
             unit.weights[1].normal_(0, std, generator=generator)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ALL)
 def test_a_fresh_adapted_model_computes_what_the_base_does(
     name: str, transformer: Transformer, batches: Batches
 ) -> None:
@@ -35,7 +36,7 @@ def test_a_fresh_adapted_model_computes_what_the_base_does(
     assert float((model(**batches[0]).logits.detach() - before).abs().max()) <= 1e-6
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ALL)
 def test_every_adapter_that_is_not_zero_changes_what_comes_out(
     name: str, transformer: Transformer, batches: Batches
 ) -> None:
@@ -61,6 +62,10 @@ def test_every_layer_has_its_adapters_and_layer_0_no_shortcut2(name: str, count:
         "model_layer_2.shortcut2",
     ]
     assert ("gate_proj" in {unit.name for unit in adapted.units}) == (name == "gemma")
+
+
+def test_every_known_architecture_is_among_those_that_are_tested() -> None:
+    assert {*al.adapters.ARCHITECTURES} == {*ALL} - {"opt-post-norm"}
 
 
 def reference(model: nn.Module, adapted: Any, tokens: Tensor) -> Tensor:
@@ -122,12 +127,18 @@ def _parts(module: Any) -> tuple[Any, Any, tuple[Any, Any, bool]]:
                 lambda h: module.fc2(module.activation_fn(module.fc1(h))),
                 (module.self_attn_layer_norm, module.final_layer_norm, behind),
             )
-        case "RobertaLayer":
+        case "BertLayer" | "RobertaLayer":
             attention, output = module.attention, module.output
             return (
                 lambda x, k: attention.output.dense(attention.self(x, **k)[0]),
                 lambda h: output.dense(module.intermediate(h)),
                 (attention.output.LayerNorm, output.LayerNorm, True),
+            )
+        case "Gemma2DecoderLayer" | "Gemma3DecoderLayer":
+            return (
+                lambda x, k: module.post_attention_layernorm(module.self_attn(hidden_states=x, **k)[0]),
+                lambda h: module.post_feedforward_layernorm(module.mlp(h)),
+                (module.input_layernorm, module.pre_feedforward_layernorm, False),
             )
         case _:
             return (
@@ -137,7 +148,7 @@ def _parts(module: Any) -> tuple[Any, Any, tuple[Any, Any, bool]]:
             )
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ALL)
 def test_shortcuts_add_what_the_formulas_say(name: str, transformer: Transformer, batches: Batches) -> None:
     model = transformer(name)
     adapted = al.adapters.adapt(model)
