@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -25,8 +25,7 @@ Example = dict[str, Tensor]
 """``input_ids`` and ``labels`` of one text: (length,) each, or () for the label of a text."""
 
 _Pair = tuple[Tensor, Tensor | None]  # tokens and target
-Classes = dict[str, int] | None
-_NO_LABELS: dict[str, int] = {}
+_Target = Callable[[Row], Tensor]
 
 _IGNORED = -100  # the label that transformers takes no loss of
 _MASKED = 0.15  # share of tokens that a masked model has to guess, as Devlin et al. have it
@@ -65,14 +64,14 @@ def load_data(config: DataSection, tokens: Tokens, objective: Objective, *, seed
         ConfigurationError: data that cannot be read, or are not for this objective.
     """
     source = _read(config)
-    classes: Classes = None
+    target: _Target | None = None
     labels = 0
     if objective == "classification":
-        classes, labels = _classes(source)
+        target, labels = _targets(source)
     elif objective == "masked" and tokens.mask is None:
         raise ConfigurationError("a masked model needs a tokenizer with a mask; choose another, or 'bytes'")
     encoded = [
-        _encoded(rows, source.running, tokens, config.length, classes if objective == "classification" else _NO_LABELS)
+        _encoded(rows, source.running, tokens, config.length, target)
         for rows in (source.train, source.test)
         if rows is not None
     ]
@@ -122,42 +121,50 @@ def _read(config: DataSection) -> Source:
         return read_files(Path(config.train), test, config.text, config.pair, config.label)
     if config.name is None:
         raise ConfigurationError("there is nothing to train on; name a file by --data, or a data set such as glue/sst2")
+    if config.test is not None:
+        raise ConfigurationError(
+            f"{config.test} cannot be tested on: the data set {config.name!r} has its own test set"
+        )
     return read_collection(config.name)
 
 
-def _classes(source: Source) -> tuple[Classes, int]:
-    """The number of each label, and how many there are; None and 1 where labels are numbers to be met."""
+def _targets(source: Source) -> tuple[_Target, int]:
+    """What each row is to be taken for, and how many classes there are; 1 where labels are numbers to be met."""
     found = [row.label for row in source.train]
     others = [row.label for row in source.test or ()]
     if any(label is None for label in found + others):
         raise ConfigurationError("classification needs labels; name their column by data.label")
     if any(isinstance(label, float) for label in found):
-        return None, 1
+        for label in found + others:
+            if isinstance(label, str):
+                raise ConfigurationError(
+                    f"the label {label!r} is no number, and others are numbers to be met, such as 0.5"
+                )
+        return lambda row: torch.tensor(float(row.label or 0)), 1
+    known = {str(label): label for label in found}
     # In the order of their values where they are numbers already: 0 stays 0.
-    known = sorted(set(found), key=lambda label: (isinstance(label, str), label))
+    order = sorted(known, key=lambda name: (isinstance(known[name], str), known[name]))
+    if len(order) < 2:
+        raise ConfigurationError(f"classification needs two labels at least, and all training texts have {order[0]!r}")
     for label in others:
-        if label not in known:
-            listed = ", ".join(map(repr, known))
-            raise ConfigurationError(f"the test set has the label {label!r}, and the training set only {listed}")
-    return {str(label): place for place, label in enumerate(known)}, len(known)
+        if str(label) not in known:
+            raise ConfigurationError(
+                f"the test set has the label {label!r}, and the training set only {', '.join(map(repr, order))}"
+            )
+    places = {name: place for place, name in enumerate(order)}
+    return lambda row: torch.tensor(places[str(row.label)]), len(order)
 
 
-def _target(row: Row, classes: Classes) -> Tensor:
-    if classes is None:
-        return torch.tensor(float(row.label or 0))
-    return torch.tensor(classes[str(row.label)])
-
-
-def _encoded(rows: Sequence[Row], running: bool, tokens: Tokens, length: int, classes: Classes) -> list[_Pair]:
+def _encoded(rows: Sequence[Row], running: bool, tokens: Tokens, length: int, target: _Target | None) -> list[_Pair]:
     if running:
         text = torch.tensor(tokens.encode("\n".join(row.text for row in rows)), dtype=torch.long)
         return [(piece, None) for piece in text.split(length) if len(piece) == length]
+    encoded = [torch.tensor(tokens.example(row.text, row.pair, length), dtype=torch.long) for row in rows]
+    # What has no second token has nothing to predict, and nothing to hide.
     return [
-        (
-            torch.tensor(tokens.example(row.text, row.pair, length), dtype=torch.long),
-            None if classes is _NO_LABELS else _target(row, classes),
-        )
-        for row in rows
+        (ids, None if target is None else target(row))
+        for ids, row in zip(encoded, rows, strict=True)
+        if target is not None or len(ids) > 1
     ]
 
 

@@ -63,6 +63,11 @@ class AdapterFolder:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
+    def summary(self) -> dict[str, Any] | None:
+        """The summary of the run in it, or None where it has not ended."""
+        file = self.path / "summary.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json, the last file of a run."""
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")

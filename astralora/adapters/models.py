@@ -14,7 +14,7 @@ from ..extras import require
 from .adapted import undisturbed_random_state
 from .tokens import SPECIAL_TOKENS, VOCABULARY
 
-__all__ = ["TINY", "Objective", "load_model"]
+__all__ = ["TINY", "Objective", "load_model", "positions"]
 
 Objective = Literal["causal", "masked", "classification"]
 """What a model learns: the next token, hidden tokens, or the label of a text."""
@@ -71,12 +71,35 @@ def load_model(
         try:
             if name in TINY:
                 family, usual = TINY[name]
+                known = transformers.AutoConfig.for_model(family)
+                for option in more:
+                    if not hasattr(known, option):  # transformers would take it, and make nothing of it
+                        raise ConfigurationError(f"model.options.{option} is not known to models of {family}")
                 model: nn.Module = kind.from_config(transformers.AutoConfig.for_model(family, **{**usual, **more}))
             else:
                 model = kind.from_pretrained(name, dtype="float32", **more)
         except (OSError, ValueError, TypeError) as error:
             raise ConfigurationError(_refused(name, error)) from None
+    if objective == "causal" and _family(model) == "roberta" and not model.config.is_decoder:  # type: ignore[union-attr]
+        raise ConfigurationError(
+            f"the model {name!r} sees what comes behind a token, which it cannot be asked for then; choose the "
+            f"objective 'masked'"
+        )
     return model
+
+
+def positions(model: nn.Module) -> int | None:
+    """How many tokens a text may have, where a model has a position for each of so many; None for any number."""
+    if _family(model) == "gemma":
+        return None
+    most: int | None = getattr(model.config, "max_position_embeddings", None)
+    if most is None or _family(model) != "roberta":
+        return most
+    return most - model.config.pad_token_id - 1  # type: ignore[union-attr]  # counted from behind the padding's
+
+
+def _family(model: nn.Module) -> str:
+    return str(getattr(model.config, "model_type", ""))
 
 
 def _refused(name: str, error: Exception) -> str:

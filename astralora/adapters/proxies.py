@@ -16,7 +16,7 @@ from .adapted import AdaptedModel
 from .preservation import absolute_weights
 from .units import Unit
 
-__all__ = ["PROXIES", "Batch", "Loss", "Metric", "Proxy", "default_loss", "unit_norm", "unit_snip"]
+__all__ = ["PROXIES", "Batch", "Loss", "Metric", "Proxy", "default_loss", "on_device_of", "unit_norm", "unit_snip"]
 
 Batch = Mapping[str, Tensor]
 """What a model is called with, labels included."""
@@ -30,8 +30,14 @@ Metric = Callable[[nn.Module], float]
 
 def default_loss(model: nn.Module, batch: Batch) -> Tensor:
     """The loss that models of transformers work out themselves from a batch with labels."""
-    loss: Tensor = model(**batch).loss
+    loss: Tensor = model(**on_device_of(model, batch)).loss
     return loss
+
+
+def on_device_of(model: nn.Module, batch: Batch) -> Batch:
+    """A batch where the model's parameters are."""
+    device = next(model.parameters()).device
+    return {name: value.to(device) for name, value in batch.items()}
 
 
 class Proxy(ABC):

@@ -20,8 +20,8 @@ from ..training.checkpoint import load_state, save_state
 from .adapted import AdaptedModel, adapt, undisturbed_random_state
 from .data import Data, load_data, training_batches
 from .folder import AdapterFolder
-from .models import TINY, Objective, load_model
-from .proxies import Batch
+from .models import TINY, Objective, load_model, positions
+from .proxies import Batch, default_loss, on_device_of
 from .reallocation import Choice, Reallocation
 from .scoring import Scores, score
 from .settings import AdapterRun
@@ -59,7 +59,6 @@ def train_run(
     """
     folder.check_free()
     parts = _prepare(config)
-    folder.begin(config)
     metrics: list[Record] = []
 
     def tell(record: Record) -> None:
@@ -68,9 +67,11 @@ def train_run(
         if listener is not None:
             listener(record)
 
-    start = time.perf_counter()
     reallocation = None if config.dynamic is None else _reallocation(config, parts, tell)
     trainer = _trainer(config, parts, folder.path, tell, reallocation)
+    # Only now: what is refused above leaves nothing behind.
+    folder.begin(config)
+    start = time.perf_counter()
     with undisturbed_random_state(derive_seed(config.seed, "trainer")):
         trainer.train()
     save_state(folder.path / "checkpoint", {"adapters": parts.adapted.trained_state(), "enabled": _switches(parts)})
@@ -148,6 +149,9 @@ def _prepare(config: AdapterRun) -> _Parts:
     size = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     if size < tokens.size:
         raise ConfigurationError(f"the model has {size} tokens and its tokenizer {tokens.size}; choose one that fits")
+    room = positions(model)
+    if room is not None and config.data.length > room:
+        raise ConfigurationError(f"the model takes {room} tokens at most; data.length is {config.data.length}")
     if data.objective == "classification":
         model.config.pad_token_id = data.pad  # type: ignore[union-attr]
     return _Parts(adapt(model, config.adapters, seed=config.seed), data)
@@ -163,7 +167,7 @@ def _objective(config: AdapterRun) -> Objective:
 
 
 def _restored(config: AdapterRun, folder: AdapterFolder) -> _Parts:
-    state = load_state(folder.path / "checkpoint")
+    state = load_state(folder.path / "checkpoint") if folder.summary() is not None else None
     if state is None:
         raise ConfigurationError(f"the run in {folder.path} has not ended: it has no adapters to go by")
     parts = _prepare(config)
@@ -218,7 +222,7 @@ def _warm_up(config: AdapterRun, parts: _Parts, steps: int) -> None:
     with undisturbed_random_state(derive_seed(config.seed, "warm-up")):
         for _, batch in zip(range(steps), batches, strict=False):
             optimizer.zero_grad()
-            model(**batch).loss.backward()
+            default_loss(model, batch).backward()
             optimizer.step()
     optimizer.zero_grad()
 
@@ -232,7 +236,10 @@ def _metric(parts: _Parts, config: AdapterRun) -> Callable[[nn.Module], float] |
 
     @torch.no_grad()
     def accuracy(model: nn.Module) -> float:
-        right = [(model(**batch).logits.argmax(dim=-1) == batch["labels"]).float() for batch in batches]
+        right = []
+        for batch in batches:
+            moved = on_device_of(model, batch)
+            right.append((model(**moved).logits.argmax(dim=-1) == moved["labels"]).float())
         return float(torch.cat(right).mean())
 
     return accuracy

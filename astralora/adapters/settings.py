@@ -47,7 +47,7 @@ class DataSection(_Section):
         text: key or column of the text.
         pair: key or column of the second text of a pair.
         label: key or column of the label.
-        length: tokens of a text, at most.
+        length: tokens of a text, at most; 4 at least, to hold one beside those around it.
         limit: examples of each part, at most.
     """
 
@@ -57,7 +57,7 @@ class DataSection(_Section):
     text: str = "text"
     pair: str | None = None
     label: str | None = None
-    length: PositiveInt = 64
+    length: int = Field(default=64, ge=4)
     limit: PositiveInt | None = None
 
 

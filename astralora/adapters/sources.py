@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from io import StringIO
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,14 +129,17 @@ def read_files(train: Path, test: Path | None, text: str, pair: str | None, labe
         test: what to test on.
         text: key or column of the text.
         pair: of the second text.
-        label: of the label.
+        label: of the label; in CSV, one that looks like a number is one.
 
     Raises:
         ConfigurationError: a file that cannot be read, or a line that lacks what is asked for, by its number.
     """
     running = _is_text(train)
-    if running and label is not None:
-        raise ConfigurationError(f"{train} is plain text, which has no labels; give JSONL or CSV, or no data.label")
+    if running and not (pair is label is None):
+        asked = f"data.pair ({pair!r})" if label is None else f"data.label ({label!r})"
+        raise ConfigurationError(f"{train} is plain text, which has no columns; give JSONL or CSV, or no {asked}")
+    if test is not None and _is_text(test) != running:
+        raise ConfigurationError(f"{train} and {test} must be both plain text, or both JSONL or CSV")
     rows = [list(_read(path, text, pair, label)) for path in (train, test) if path is not None]
     for path, found in zip((train, test), rows, strict=False):
         if not any(row.text for row in found):
@@ -147,30 +153,51 @@ def _is_text(path: Path) -> bool:
 
 def _read(path: Path, text: str, pair: str | None, label: str | None) -> Iterator[Row]:
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark in front
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigurationError(f"{path} cannot be read: {reason}") from None
     if _is_text(path):
         yield Row(content)
         return
-    records = _csv(content) if path.suffix.lower() == ".csv" else _jsonl(content, path)
+    records = _csv(content, path) if path.suffix.lower() == ".csv" else _jsonl(content, path)
     for number, record in records:
-        values = []
-        for key in (text, pair, label):
-            value = None if key is None else record.get(key)
-            if key is not None and value is None:
-                raise ConfigurationError(
-                    f"line {number} of {path} has no {key!r}; it has {', '.join(map(str, record))}"
-                )
-            values.append(value)
-        if label is not None and not isinstance(values[2], str | int | float):
-            raise ConfigurationError(f"line {number} of {path} has {values[2]!r} for a label, which is none")
-        yield Row(str(values[0]), None if values[1] is None else str(values[1]), values[2])
+        where = f"line {number} of {path}"
+        target = None if label is None else _value(record, label, where)
+        if isinstance(target, str) and path.suffix.lower() == ".csv":
+            target = _number(target)
+        if not isinstance(target, str | int | float | None):
+            raise ConfigurationError(f"{where} has {target!r} for a label, which must be a number or a word")
+        if isinstance(target, float) and not isfinite(target):
+            raise ConfigurationError(f"{where} has {target!r} for a label, which must be finite")
+        yield Row(_text(record, text, where), None if pair is None else _text(record, pair, where), target)
+
+
+def _value(record: Mapping[str, Any], key: str, where: str) -> Any:
+    if key not in record:
+        raise ConfigurationError(f"{where} has no {key!r}; it has {', '.join(record) or 'nothing'}")
+    if record[key] is None:
+        raise ConfigurationError(f"{where} has nothing for {key!r}")
+    return record[key]
+
+
+def _text(record: Mapping[str, Any], key: str, where: str) -> str:
+    value = _value(record, key, where)
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{where} has {value!r} for {key!r}, which must be a text")
+    return value
+
+
+def _number(word: str) -> int | float | str:
+    """What JSON takes for a number, as one."""
+    if not re.fullmatch(r"-?\d+(\.\d+)?([eE][-+]?\d+)?", word):
+        return word
+    return float(word) if re.search(r"[.eE]", word) else int(word)
 
 
 def _jsonl(content: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for number, line in enumerate(content.splitlines(), start=1):
+    # Not splitlines: it would also cut at the separators of Unicode, which strings may hold.
+    for number, line in enumerate(content.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -182,22 +209,34 @@ def _jsonl(content: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         yield number, record
 
 
-def _csv(content: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    reader = csv.DictReader(content.splitlines())
-    for record in reader:
-        yield reader.line_num, record
+def _csv(content: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    reader = csv.reader(StringIO(content, newline=""), strict=True)
+    header: list[str] | None = None
+    while True:
+        number = reader.line_num + 1  # where a record begins; what is quoted may go over several lines
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            raise ConfigurationError(f"line {number} of {path} is not CSV: {error}") from None
+        if fields is None:
+            return
+        if not fields:
+            continue
+        if header is None:
+            header = fields
+        elif len(fields) != len(header):
+            raise ConfigurationError(f"line {number} of {path} has {len(fields)} columns, and its header {len(header)}")
+        else:
+            yield number, dict(zip(header, fields, strict=True))
 
 
 def _rows(split: Iterable[Mapping[str, Any]], collection: Collection) -> Iterator[Row]:
     for record in split:
-        if collection.label is None:
-            text = "".join(_joined(record, column) for column in collection.columns)
-            if len(collection.columns) > 1:
-                text = _instruction(*(str(record[column]) for column in collection.columns))
-            yield Row(text)
+        text, *more = (_joined(record, column) for column in collection.columns)
+        if collection.label is not None:
+            yield Row(text, more[0] if more else None, record[collection.label])
         else:
-            text, *pair = (_joined(record, column) for column in collection.columns)
-            yield Row(text, pair[0] if pair else None, record[collection.label])
+            yield Row(_instruction(text, *more) if more else text)
 
 
 def _joined(record: Mapping[str, Any], column: str) -> str:

@@ -182,9 +182,7 @@ def train(
         raise ConfigurationError(
             "--turn-on, --realloc-n, --groups and --warmup are about adapters that take turns; add --dynamic"
         )
-    if dynamic:
-        given.setdefault("dynamic.turn_on", 0.25)
-    run = _run(config, settings, given, adapter_file)
+    run = _run(config, settings, given, adapter_file, dynamic=dynamic)
     folder = AdapterFolder(output or _new_folder(run))
     with _noted(), _Steps() as view:
         summary = train_run(run, folder, listener=view.show)
@@ -327,6 +325,7 @@ def search(
         seed=seed,
     )
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(output, found.to_toml())
     except OSError as error:
         raise ConfigurationError(f"{output} cannot be written: {error.strerror or error}") from None
@@ -356,12 +355,19 @@ def _given(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _run(
-    config: Path | None, settings: list[str] | None, given: dict[str, Any], adapter_file: Path | None
+    config: Path | None,
+    settings: list[str] | None,
+    given: dict[str, Any],
+    adapter_file: Path | None,
+    *,
+    dynamic: bool = False,
 ) -> AdapterRun:
     from ..adapters.config import AdapterConfig
     from ..adapters.settings import AdapterRun
 
     overrides = o.nested_overrides(given, settings)
+    if dynamic:
+        overrides.setdefault("dynamic", {})
     run = AdapterRun.load(config, overrides)
     return run if adapter_file is None else run.model_copy(update={"adapters": AdapterConfig.load(adapter_file)})
 
