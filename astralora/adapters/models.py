@@ -80,7 +80,7 @@ def load_model(
                 model = kind.from_pretrained(name, dtype="float32", **more)
         except (OSError, ValueError, TypeError) as error:
             raise ConfigurationError(_refused(name, error)) from None
-    if objective == "causal" and _family(model) == "roberta" and not model.config.is_decoder:  # type: ignore[union-attr]
+    if objective == "causal" and _family(model) in ("bert", "roberta") and not model.config.is_decoder:  # type: ignore[union-attr]
         raise ConfigurationError(
             f"the model {name!r} sees what comes behind a token, which it cannot be asked for then; choose the "
             f"objective 'masked'"
@@ -90,12 +90,13 @@ def load_model(
 
 def positions(model: nn.Module) -> int | None:
     """How many tokens a text may have, where a model has a position for each of so many; None for any number."""
-    if _family(model) == "gemma":
-        return None
-    most: int | None = getattr(model.config, "max_position_embeddings", None)
-    if most is None or _family(model) != "roberta":
-        return most
-    return most - model.config.pad_token_id - 1  # type: ignore[union-attr]  # counted from behind the padding's
+    config: Any = model.config
+    match _family(model):
+        case "opt" | "bert":
+            return int(config.max_position_embeddings)
+        case "roberta":
+            return int(config.max_position_embeddings) - int(config.pad_token_id) - 1  # the padding's comes first
+    return None
 
 
 def _family(model: nn.Module) -> str:

@@ -3,6 +3,7 @@
 import json
 import tomllib
 from collections.abc import Callable
+from math import log
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -101,6 +102,7 @@ def test_a_run_leaves_its_files_and_says_where(command: Command) -> None:
     assert moved(str(folder)) == {unit.key for unit in fresh().units}
 
 
+@pytest.mark.usefixtures("a_throwaway_global_random_state")
 def test_the_config_of_a_run_repeats_it_bit_for_bit(command: Command) -> None:
     command("train", "--data", "corpus.txt", *STEPS, *DYNAMIC, "--seed", "3", "-o", "a")
     torch.rand(5)  # whatever the global generator has been through
@@ -119,11 +121,12 @@ def test_a_run_leaves_the_global_random_state_alone(command: Command) -> None:
 
 
 def test_a_run_learns(command: Command) -> None:
-    # Three letters in turn: from log 260 nats a byte to less than those of one of three drawn blindly.
+    # Three letters in turn. Which they are is worth log 3 nats a byte; less takes knowing which comes next. Weights of
+    # this size let frozen embeddings tell tokens apart.
     Path("abc.txt").write_text("abc" * 4000)
-    options = ("--length", "32", "--steps", "120", "--lr", "0.02", "--set", "adapters.default.r=16", "--json")
+    options = ("--length", "32", "--steps", "60", "--lr", "0.02", "--set", "model.options.init_std=0.4", "--json")
     summary = json.loads(command("train", "--data", "abc.txt", *options, "-o", "a").stdout)
-    assert summary["test_loss"] < torch.tensor(3.0).log()
+    assert summary["test_loss"] < log(3)
 
 
 def test_testing_a_run_finds_what_it_found(command: Command) -> None:
@@ -206,9 +209,8 @@ def test_every_proxy_has_its_scores_twice_the_same(proxy: str, command: Command)
 
 
 def test_a_dynamic_run_tells_which_adapters_were_on_and_how_often(command: Command) -> None:
-    summary = json.loads(
-        command("train", "--data", "corpus.txt", "--steps", "6", "--realloc-n", "0.1", *DYNAMIC, "-o", "run", "--json").stdout
-    )  # fmt: skip
+    options = ("--steps", "6", "--realloc-n", "0.1", *DYNAMIC, "--json")
+    summary = json.loads(command("train", "--data", "corpus.txt", *options, "-o", "run").stdout)
     lines = [json.loads(line) for line in Path("run/history.jsonl").read_text().splitlines()]
     # 11_999 bytes are 187 texts of 64, and 168 of them 21 steps: 0.1 of those is 2.
     assert [line["step"] for line in lines] == [0, 2, 4]
@@ -290,11 +292,11 @@ def test_budgets_of_nothing_and_of_everything_work(share: str, way: str, command
     [
         (("train",), "there is nothing to train on; name a file by --data"),
         (("train", "--data", "none.txt"), "none.txt cannot be read: No such file or directory"),
-        (("train", "--data", "corpus.txt", "--model", "tiny-bert"), "the model 'tiny-bert' cannot be loaded: "),
+        (("train", "--data", "corpus.txt", "--model", "tiny-bert"), "'tiny-bert' cannot be loaded: "),
         (("train", "--data", "corpus.txt", "--turn-on", "0.5"), "add --dynamic"),
         (("train", "--data", "corpus.txt", "--dynamic", "--turn-on", "2"), "dynamic.turn_on in the configuration: "),
         (("train", "--data", "corpus.txt", "--proxy", "luck"), "luck"),
-        (("train", "--data", "corpus.txt", "--length", "600"), "the model takes 514 tokens at most; data.length is 600"),
+        (("train", "--data", "corpus.txt", "--length", "600"), "the model takes 514 tokens at most"),
         (("train", "--data", "corpus.txt", "--length", "3"), "data.length in the configuration: "),
         (("train", "--data", "corpus.txt", "--set", "data.lenght=9"), "data.lenght in the configuration is not known"),
         (("train", "--data", "corpus.txt", "--set", "model.options.width=9"), "model.options.width is not known to"),
@@ -304,7 +306,7 @@ def test_budgets_of_nothing_and_of_everything_work(share: str, way: str, command
         (("train", "--data", "corpus.txt", "--model", "tiny-roberta", "--objective", "causal"), "choose the objective"),
         (("train", "--data", "corpus.txt", "--dynamic", "--proxy", "synflow", "--set", "dynamic.reuse=true"),
          "'synflow' cannot be read off training's own gradients"),
-        (("train", "--data", "corpus.txt", "-o", "corpus.txt"), "corpus.txt is not an empty folder"),
+        (("train", "--data", "corpus.txt", "-o", "."), ". is not an empty folder; give another"),
         (("train", "--data", "corpus.txt", "--adapters", "none.toml"), "none.toml cannot be read"),
         (("score", "--data", "corpus.txt", "--run", "r"), "--run scores what is in a run"),
         (("score", "--run", "r"), "r holds no run: it has no config.toml"),
