@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from math import cos, pi
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn, optim
-
-from devices import derive_generator, derive_seed
+from torch import nn, optim
 
 from ..errors import ConfigurationError
 from ..extras import require
 from ..lowrank import OIALR
 from ..optim import Flora, state_bytes
 from ..table import Table
-from ..tasks import BYTES, Text, topics
+from ..tasks import Text, topics
+from .language import BATCH, evaluate, make_opt, mean_loss, stretches, warmed_cosine
 
 __all__ = ["LOWRANK", "LowRankMethod", "lowrank"]
 
 Record = dict[str, Any]
 
-_LENGTH = 64  # bytes that the model sees at once
-_BATCH = 16
 _WARMUP = 100
-_EVALUATION = 512  # stretches of text that a loss is the mean of
 # Learning rates are chosen on this seed, which no reported run has.
 _TUNING_SEED = 1_000_003
 
@@ -197,15 +191,13 @@ def _train(
     width: int,
     layers: int,
 ) -> Record:
-    model = _model(width, layers, seed)
+    model = make_opt(width, layers, seed)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     method = kind(model, rate, rank, seed, steps)
-    schedule = optim.lr_scheduler.LambdaLR(
-        method.optimizer, lambda step: min((step + 1) / _WARMUP, (1 + cos(pi * step / steps)) / 2)
-    )
+    schedule = optim.lr_scheduler.LambdaLR(method.optimizer, warmed_cosine(steps, _WARMUP))
     start = perf_counter()
-    for step, (inputs, targets) in enumerate(_stretches(text.train, steps, _BATCH, seed), start=1):
-        loss = _loss(model, inputs, targets)
+    for step, (inputs, targets) in enumerate(stretches(text.train, steps, BATCH, seed), start=1):
+        loss = mean_loss(model, inputs, targets)
         method.optimizer.zero_grad()
         loss.backward()
         method.optimizer.step()
@@ -214,51 +206,11 @@ def _train(
     seconds = (perf_counter() - start) / steps
     return {
         "steps": steps,
-        "validation_loss": _evaluate(model, text.validation),
-        "test_loss": _evaluate(model, text.test),
+        "validation_loss": evaluate(model, text.validation),
+        "test_loss": evaluate(model, text.test),
         "state_bytes": state_bytes(method.optimizer),
         "parameters": parameters,
         "trainable": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "total": sum(parameter.numel() for parameter in model.parameters()),
         "seconds_per_step": seconds,
     }
-
-
-def _model(width: int, layers: int, seed: int) -> nn.Module:
-    transformers = require("transformers", "'astralora bench lowrank'", extra="lowrank")
-    config = transformers.OPTConfig(
-        vocab_size=BYTES,
-        hidden_size=width,
-        word_embed_proj_dim=width,
-        ffn_dim=4 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 16,
-        max_position_embeddings=2 * _LENGTH,
-        dropout=0.0,  # which would draw from the global generator; a text is hardly seen twice
-        attention_dropout=0.0,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "model"))
-        model: nn.Module = transformers.OPTForCausalLM(config)
-    return model
-
-
-def _stretches(tokens: Tensor, batches: int, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Random stretches of text, and the same one byte on: (size, length) each."""
-    generator = derive_generator(seed, "bench", "lowrank")
-    for _ in range(batches):
-        starts = torch.randint(len(tokens) - _LENGTH, (size, 1), generator=generator)
-        stretch = tokens[starts + torch.arange(_LENGTH + 1)]
-        yield stretch[:, :-1], stretch[:, 1:]
-
-
-def _loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    logits = model(input_ids=inputs).logits
-    return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-
-
-@torch.no_grad()
-def _evaluate(model: nn.Module, tokens: Tensor) -> float:
-    """Mean loss on the same stretches for every model, in nats a byte."""
-    losses = [_loss(model, *pair) for pair in _stretches(tokens, _EVALUATION // 64, 64, seed=0)]
-    return float(torch.stack(losses).mean())

@@ -3,9 +3,9 @@
 from ..table import Table
 from .base import Splits, Task
 from .digits import ConvDigits, DeepDigits, Digits
-from .topics import BYTES, Text, topics
+from .topics import BYTES, Text, sources, topics
 
-__all__ = ["BYTES", "TASKS", "ConvDigits", "DeepDigits", "Digits", "Splits", "Task", "Text", "topics"]
+__all__ = ["BYTES", "TASKS", "ConvDigits", "DeepDigits", "Digits", "Splits", "Task", "Text", "sources", "topics"]
 
 TASKS: Table[Task] = Table("task", Task)
 """Every task by name."""
