@@ -1,5 +1,6 @@
 """Measurements of astralora itself: always per hardware operation, or as ratios within one process."""
 
+from .adapters import ADAPTER_METHODS, AdapterMethod, adapters, compare, verdict
 from .drift import drift
 from .efficiency import Efficiency, Race, efficiency
 from .fidelity import fidelity
@@ -7,17 +8,22 @@ from .identification import identification
 from .lowrank import LOWRANK, LowRankMethod, lowrank
 from .methods import parse_method
 from .overhead import overhead
-from .plots import drift_png, efficiency_png, fidelity_png, lowrank_png, overhead_png
+from .plots import adapters_png, drift_png, efficiency_png, fidelity_png, lowrank_png, overhead_png
 from .refresh import refresh
 from .session import session_overhead
 from .simulators import simulators
 from .transport import transport
 
 __all__ = [
+    "ADAPTER_METHODS",
     "LOWRANK",
+    "AdapterMethod",
     "Efficiency",
     "LowRankMethod",
     "Race",
+    "adapters",
+    "adapters_png",
+    "compare",
     "drift",
     "drift_png",
     "efficiency",
@@ -34,4 +40,5 @@ __all__ = [
     "session_overhead",
     "simulators",
     "transport",
+    "verdict",
 ]

@@ -220,3 +220,21 @@ def lowrank_png(records: Sequence[Record]) -> bytes:
     )
     ax.legend(frameon=False)
     return as_png(figure)
+
+
+def adapters_png(rows: Sequence[Record]) -> bytes:
+    """Mean test loss of every method with its standard error; rows as `astralora.benchmarks.compare` makes them."""
+    figure = Figure(figsize=(6.4, 0.5 * len(rows) + 1.6), layout="constrained")
+    ax = figure.add_subplot()
+    prepare(ax)
+    names = [row["method"] for row in rows]
+    colours = _coloured(names)
+    for place, row in enumerate(rows):
+        ax.errorbar(row["test_loss"], place, xerr=row["error"] or 0.0, fmt="o", color=colours[row["method"]], capsize=4)
+    ax.set(
+        yticks=range(len(names)),
+        yticklabels=[f"{row['method']}, {row['trained_parameters']:,.0f} trained" for row in rows],
+        xlabel="test loss, nats a byte; mean and standard error",
+    )
+    ax.invert_yaxis()
+    return as_png(figure)

@@ -4,7 +4,7 @@ import typer
 
 from .chips import drift, identification, simulators
 from .gradients import efficiency, fidelity, overhead, refresh
-from .lowrank import lowrank
+from .lowrank import adapters, lowrank
 from .wires import session, transport
 
 __all__ = ["bench"]
@@ -19,6 +19,7 @@ for command in (
     identification,
     drift,
     lowrank,
+    adapters,
     session,
     transport,
 ):

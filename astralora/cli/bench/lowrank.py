@@ -1,4 +1,4 @@
-"""The benchmark of low-rank training."""
+"""The benchmarks of low-rank training and of adapters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .. import options as o
 from ..console import one_sentence_errors, out, print_json
 from .common import Out, Steps, grouped, make_table, numbers, save, say_where, span, spread, words
 
-__all__ = ["lowrank"]
+__all__ = ["adapters", "lowrank"]
 
 
 @one_sentence_errors
@@ -62,3 +62,65 @@ def lowrank(
     out.print(table)
     out.print("Nats a byte, mean and range over the seeds; numbers are those at the end.", style="dim")
     say_where(folder)
+
+
+@one_sentence_errors
+def adapters(
+    methods: Annotated[
+        str, typer.Option("--methods", help="Known are uniform, dynamic, dynamic-lora, static and random.")
+    ] = "uniform,dynamic,dynamic-lora,static,random",
+    seeds: Annotated[
+        str, typer.Option("--seeds", help="Of models, adapters and data, with commas between them.")
+    ] = "0,1,2,3,4",
+    steps: Annotated[int, typer.Option(help="Of adaptation.", min=1)] = 400,
+    pretraining: Annotated[int, typer.Option(help="Steps before it, of the whole model on other text.", min=1)] = 800,
+    width: Annotated[int, typer.Option(help="Of the model, a multiple of 16.", min=16)] = 64,
+    layers: Annotated[int, typer.Option(help="Of the model.", min=1)] = 2,
+    rank: Annotated[int, typer.Option(help="Of an adapter that is on.", min=1)] = 8,
+    turn_on: Annotated[float, typer.Option(help="Share of the adapters that are on.", min=0.0, max=1.0)] = 0.25,
+    output: Out = None,
+    json: o.Json = False,
+    debug: o.Debug = False,  # noqa: ARG001
+) -> None:
+    """Adapt a small OPT from English to source code, with chosen adapters and with LoRA everywhere.
+
+    Learning rates are chosen first, on another seed, from as many for every method.
+
+    Example: astralora bench adapters --methods uniform,dynamic --seeds 0,1
+    """
+    with Steps("runs") as progress:
+        records = benchmarks.adapters(
+            words(methods),
+            numbers("--seeds", seeds),
+            steps=steps,
+            pretraining=pretraining,
+            width=width,
+            layers=layers,
+            rank=rank,
+            turn_on=turn_on,
+            listener=lambda _, total: progress.advance(total),
+        )
+    rows = benchmarks.compare(records)
+    folder = save("adapters", output, records, benchmarks.adapters_png(rows))
+    if json:
+        print_json(records)
+        return
+    table = make_table("method", "rate", "trained", "test loss", "over uniform")
+    for row in rows:
+        table.add_row(
+            row["method"],
+            f"{row['rate']:g}",
+            f"{row['trained_parameters']:,.0f}",
+            _with_error(row["test_loss"], row["error"]),
+            "" if row["difference"] is None else _with_error(row["difference"], row["difference_error"], sign="+"),
+        )
+    out.print(table)
+    out.print("Nats a byte, mean and standard error over the seeds; differences are of the same seeds.", style="dim")
+    sentence = benchmarks.verdict(rows)
+    if sentence is not None:
+        out.print(sentence, soft_wrap=True)
+    say_where(folder)
+
+
+def _with_error(value: float, error: float | None, sign: str = "") -> str:
+    return f"{value:{sign}.3f}" + ("" if error is None else f" ± {error:.3f}")
