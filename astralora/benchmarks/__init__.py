@@ -1,6 +1,7 @@
 """Measurements of astralora itself: always per hardware operation, or as ratios within one process."""
 
-from .adapters import ADAPTER_METHODS, AdapterMethod, adapters, compare, verdict
+from .adapter_summary import summarize, verdict
+from .adapters import ADAPTER_METHODS, AdapterMethod, Budget, adapters
 from .drift import drift
 from .efficiency import Efficiency, Race, efficiency
 from .fidelity import fidelity
@@ -18,12 +19,12 @@ __all__ = [
     "ADAPTER_METHODS",
     "LOWRANK",
     "AdapterMethod",
+    "Budget",
     "Efficiency",
     "LowRankMethod",
     "Race",
     "adapters",
     "adapters_png",
-    "compare",
     "drift",
     "drift_png",
     "efficiency",
@@ -39,6 +40,7 @@ __all__ = [
     "refresh",
     "session_overhead",
     "simulators",
+    "summarize",
     "transport",
     "verdict",
 ]

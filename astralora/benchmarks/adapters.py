@@ -1,61 +1,89 @@
-"""Whether adapters that are chosen beat adapters everywhere, for the same budget of trained numbers."""
+"""Whether a few chosen adapters serve a small language model better than LoRA everywhere, for as many numbers."""
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from math import ceil, sqrt
-from statistics import fmean, stdev
+from copy import deepcopy
+from dataclasses import dataclass
+from math import ceil
 from time import perf_counter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn, optim
 
-from ..adapters import AdaptedModel, AdapterConfig, Reallocation, adapt, score, search
-from ..adapters.search import Groups
+from ..adapters import AdaptedModel, Reallocation, adapt, score, search
+from ..adapters.units import units_of
 from ..errors import ConfigurationError
 from ..extras import require
 from ..table import Table
-from ..tasks import sources, topics
+from ..tasks import Text, sources, topics
 from .language import BATCH, evaluate, make_opt, mean_loss, stretches, warmed_cosine
 
-__all__ = ["ADAPTER_METHODS", "AdapterMethod", "adapters", "compare", "verdict"]
+__all__ = ["ADAPTER_METHODS", "AdapterMethod", "Budget", "adapters"]
 
 Record = dict[str, Any]
 Batch = Mapping[str, Tensor]
 
+_CHOICES = 10  # in a run: the published tenth of an epoch, with a run for the epoch
+_SCORED = 8  # batches that a score is made from
 _WARMUP = 20
 _PRETRAINING_RATE = 4e-3
-_SCORED = 16  # batches
-_INTERVALS = 10  # choices in a run that takes turns
+_PRETRAINING_WARMUP = 100
 # Learning rates are chosen on this seed, which no reported run has.
 _TUNING_SEED = 1_000_003
 
 
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a method may train at any time.
+
+    Every adapter of the search space costs the same, so that as many of them are as many numbers, whichever they are:
+    those between the stream and the feed-forward layer, four times as wide, have two fifths of the rank.
+
+    Attributes:
+        rank: of an adapter from the stream to itself; a multiple of 5.
+        share: of the adapters of the search space that are on.
+        adapters: how many these are.
+        numbers: that these have.
+    """
+
+    rank: int
+    share: float
+    adapters: int
+    numbers: int
+
+    @classmethod
+    def of(cls, model: nn.Module, rank: int, share: float) -> Self:
+        """A share of all adapters of a model, which is left as it is."""
+        units = adapt(deepcopy(model), _search_space(rank)).units
+        on = max(round(share * len(units)), 1)
+        return cls(rank, share, on, on * units[0].cost)
+
+
 class AdapterMethod(ABC):
-    """A way to spend a budget of trained numbers on the adapters of a model.
+    """A way to spend a budget of trained numbers on the adapters of a frozen model.
 
     Args:
-        base: to be adapted, in place.
-        batches: of training data, for scores.
-        rank: of an adapter that is on.
-        share: of the adapters, or of the numbers of all at that rank.
+        model: pretrained; is changed.
+        budget: what may be trained at any time.
+        batches: of text to adapt to, without end, for scores.
         steps: of the run.
         seed: of everything random in it.
+
+    Attributes:
+        adapted: the model and its adapters.
     """
 
     rates: ClassVar[tuple[float, ...]] = (3e-3, 1e-2, 3e-2)
     """Learning rates to choose from: as many for every method."""
 
-    def __init__(
-        self, base: nn.Module, batches: Iterator[Batch], rank: int, share: float, steps: int, seed: int
-    ) -> None:
-        self.batches, self.rank, self.share, self.steps, self.seed = batches, rank, share, steps, seed
-        self.adapted = self.adapt(base)
+    def __init__(self, model: nn.Module, budget: Budget, batches: Iterator[Batch], steps: int, seed: int) -> None:
+        self.budget, self.batches, self.steps, self.seed = budget, batches, steps, seed
+        self.adapted = self.adapt(model)
 
     @abstractmethod
-    def adapt(self, base: nn.Module) -> AdaptedModel:
+    def adapt(self, model: nn.Module) -> AdaptedModel:
         """Put adapters into the model."""
 
     def before_step(self, step: int) -> None:
@@ -63,64 +91,63 @@ class AdapterMethod(ABC):
 
 
 class Uniform(AdapterMethod):
-    """LoRA on every projection, at the least rank that comes to the share of all numbers."""
+    """LoRA on every projection, all of the least rank that comes to the budget."""
 
-    def adapt(self, base: nn.Module) -> AdaptedModel:
-        """Count first, then adapt."""
-        everything = adapt(copy.deepcopy(base), {"default": {"r": self.rank}}).units
-        one = sum(unit.cost // unit.rank for unit in everything if unit.family == "lora")
-        rank = max(ceil(self.share * sum(unit.cost for unit in everything) / one), 1)
-        return adapt(base, {"default": {"r": rank, "disable_projector": True}}, seed=self.seed)
+    def adapt(self, model: nn.Module) -> AdaptedModel:
+        """What one rank costs decides how many there are."""
+        one, _ = adapt(deepcopy(model), _scaled(1, disable_projector=True)).parameter_counts()
+        rank = ceil(self.budget.numbers / one)
+        return adapt(model, _scaled(rank, disable_projector=True), seed=self.seed)
 
 
 class Static(AdapterMethod):
-    """The best share of all adapters, by scores that are found once, before training."""
+    """The best of all adapters, by one score before training."""
 
-    def adapt(self, base: nn.Module) -> AdaptedModel:
-        """Score all of them in a copy, and put in what deserves it."""
-        trial = adapt(copy.deepcopy(base), {"default": {"r": self.rank}}, seed=self.seed)
-        scores = score(trial, self.batches, count=_SCORED, loss=_loss, seed=self.seed)
-        found: AdapterConfig = search(scores, trial.config, turn_on=self.share, seed=self.seed)
-        return adapt(base, found, seed=self.seed)
+    def adapt(self, model: nn.Module) -> AdaptedModel:
+        """Score all, and leave on what `search` would."""
+        adapted = adapt(model, _search_space(self.budget.rank), seed=self.seed)
+        scores = score(adapted, self.batches, count=_SCORED, loss=_loss, seed=self.seed)
+        found = search(scores, adapted.config, turn_on=self.budget.share, seed=self.seed)
+        adapted.set_enabled({unit.key: found.resolve(unit.layer, unit.name).enabled for unit in adapted.units})
+        return adapted
 
 
 class Dynamic(AdapterMethod):
-    """HeteroLoRA: the best share of all adapters, chosen anew ten times in a run."""
+    """HeteroLoRA: the best of all adapters, chosen anew ten times in a run."""
 
-    proxy: ClassVar[str] = "grad_norm"
-    groups: ClassVar[Groups] = "combined"
+    options: ClassVar[dict[str, Any]] = {"proxy": "grad_norm", "groups": "combined"}
 
-    def adapt(self, base: nn.Module) -> AdaptedModel:
+    def adapt(self, model: nn.Module) -> AdaptedModel:
         """All of them, to take turns."""
-        adapted = adapt(base, {"default": {"r": self.rank}}, seed=self.seed)
-        self._turns = Reallocation(
+        adapted = adapt(model, _search_space(self.budget.rank), seed=self.seed)
+        ranked = units_of(adapted.units, family="lora") if self.options["groups"] == "off" else adapted.units
+        self.turns = Reallocation(
             adapted,
             self.batches,
-            interval=max(self.steps // _INTERVALS, 1),
-            turn_on=self.share,
-            proxy=self.proxy,
+            interval=max(self.steps // _CHOICES, 1),
+            turn_on=min(self.budget.adapters / len(ranked), 1.0),
             count=_SCORED,
-            groups=self.groups,
             loss=_loss,
             seed=self.seed,
+            **self.options,
         )
         return adapted
 
     def before_step(self, step: int) -> None:
         """Choose anew if it is time."""
-        self._turns.before_step(step)
+        self.turns.before_step(step)
 
 
 class DynamicLora(Dynamic):
-    """The same without shortcuts: the best share of all LoRA."""
+    """The same without shortcuts: as many, the best of all LoRA."""
 
-    groups: ClassVar[Groups] = "off"
+    options: ClassVar[dict[str, Any]] = {"proxy": "grad_norm", "groups": "off"}
 
 
 class Chance(Dynamic):
-    """The same by chance."""
+    """The same by lot."""
 
-    proxy: ClassVar[str] = "constant"
+    options: ClassVar[dict[str, Any]] = {"proxy": "constant", "groups": "combined"}
 
 
 ADAPTER_METHODS: Table[AdapterMethod] = Table("adapter method", AdapterMethod)
@@ -138,43 +165,48 @@ def adapters(
     seeds: Sequence[int],
     *,
     steps: int = 400,
-    pretraining: int = 800,
+    pretraining: int = 1000,
     width: int = 64,
     layers: int = 2,
-    rank: int = 8,
+    rank: int = 10,
     turn_on: float = 0.25,
     listener: Callable[[Record, int], None] | None = None,
 ) -> list[Record]:
-    """Adapt a small OPT that has learned English to the source code of Python, byte by byte.
+    """Adapt a small OPT that has read English to the source code of Python, byte by byte, with each method.
 
-    For each seed a model is trained whole on the documentation of Python, and then frozen; every method adapts that
-    same model to modules of Python's own library. Every method first chooses its learning rate, from as many as the
-    others have, by the validation loss of one run on a seed of its own. Adapters are trained by AdamW.
+    For each seed a model is trained whole on the training part of `astralora.tasks.topics`, and frozen; every method
+    then adapts that same model to `astralora.tasks.sources`, on the same batches. Every method first chooses its
+    learning rate of Adam, from as many as the others have, by the validation loss of one run on a seed of its own.
 
     Args:
         methods: names in `ADAPTER_METHODS`.
         seeds: of models, adapters and data order.
-        steps: of adaptation, which count as an epoch.
-        pretraining: steps before it.
+        steps: of adaptation.
+        pretraining: steps before that.
         width: of the model, a multiple of 16.
         layers: of the model.
-        rank: of an adapter that is on.
-        turn_on: share of the adapters that are on.
+        rank: of an adapter from the stream to itself, a multiple of 5; see `Budget`.
+        turn_on: share of the adapters that are on; 25 % as published.
         listener: told every record as it comes, and how many there will be.
 
     Returns:
-        Flat records of part ("tuning" or "run"), method, seed, rate, rank, steps, base_loss before adaptation,
-        validation_loss and test_loss in nats a byte, adapters_on and trained_parameters (both means over the steps) and
-        seconds_per_step.
+        Flat records of part ("tuning" or "run"), method, seed, rate, rank, steps, base_loss, validation_loss and
+        test_loss in nats a byte, trained_parameters and adapters_on (the most at any step), adapters (all that there
+        are), adapters_used (that were on at some step) and seconds_per_step, scores included.
 
     Raises:
-        ConfigurationError: transformers or peft is not installed, or there is no such method.
+        ConfigurationError: transformers or peft is not installed, there is no such method, or no such model.
     """
     if width % 16:
         raise ConfigurationError(f"the model's width must be a multiple of 16, and {width} is not")
+    if rank < 1 or rank % 5:
+        raise ConfigurationError(f"the rank must be a multiple of 5, so that all adapters cost the same; {rank} is not")
+    if not 0 < turn_on <= 1:
+        raise ConfigurationError(f"turn_on must be more than 0 and at most 1, not {turn_on!r}")
     kinds = {name: ADAPTER_METHODS.find(name) for name in methods}
     for library in ("transformers", "peft"):
         require(library, "'astralora bench adapters'", extra="lowrank")
+    text = sources()
     bases: dict[int, nn.Module] = {}
     total = sum(len(kind.rates) + len(seeds) for kind in kinds.values())
     records: list[Record] = []
@@ -182,11 +214,8 @@ def adapters(
     def run(part: str, name: str, rate: float, seed: int) -> Record:
         if seed not in bases:
             bases[seed] = _pretrained(width, layers, pretraining, seed)
-        base = copy.deepcopy(bases[seed])
-        found = _adapt(kinds[name], base, rate, rank, turn_on, steps, seed)
-        records.append(
-            {"part": part, "method": name, "seed": seed, "rate": rate, "rank": rank, "steps": steps, **found}
-        )
+        found = _adapted(kinds[name], deepcopy(bases[seed]), text, rate, (rank, turn_on), steps, seed)
+        records.append({"part": part, "method": name, "seed": seed, "rate": rate, "rank": rank, **found})
         if listener is not None:
             listener(records[-1], total)
         return records[-1]
@@ -199,105 +228,78 @@ def adapters(
     return records
 
 
-def compare(records: Sequence[Record], reference: str = "uniform") -> list[Record]:
-    """Mean test losses with standard errors, and differences to a reference on the same seeds.
-
-    Args:
-        records: of `adapters`.
-        reference: name of a method.
-
-    Returns:
-        Records of method, rate, trained_parameters, test_loss, error, difference and difference_error; None for what
-        cannot be known, as errors of a single seed are.
-    """
-    runs: dict[str, dict[int, Record]] = {}
-    for record in records:
-        if record["part"] == "run":
-            runs.setdefault(record["method"], {})[record["seed"]] = record
-    rows = []
-    for method, mine in runs.items():
-        losses = [record["test_loss"] for record in mine.values()]
-        pairs = mine.keys() & runs.get(reference, {}).keys() if method != reference else ()
-        gaps = [mine[seed]["test_loss"] - runs[reference][seed]["test_loss"] for seed in sorted(pairs)]
-        rows.append(
-            {
-                "method": method,
-                "rate": next(iter(mine.values()))["rate"],
-                "trained_parameters": fmean(record["trained_parameters"] for record in mine.values()),
-                "test_loss": fmean(losses),
-                "error": _standard_error(losses),
-                "difference": fmean(gaps) if gaps else None,
-                "difference_error": _standard_error(gaps),
-            }
-        )
-    return rows
-
-
-def verdict(rows: Sequence[Record], method: str = "dynamic") -> str | None:
-    """What a comparison says of a method, in a sentence; None where it was not compared.
-
-    A difference counts from two standard errors on.
-    """
-    row = next((row for row in rows if row["method"] == method), None)
-    if row is None or row["difference"] is None:
-        return None
-    if row["difference_error"] is None:
-        return f"One seed does not tell whether {method!r} beats uniform LoRA of the same budget."
-    gap, error = row["difference"], row["difference_error"]
-    by = f"by {abs(gap):.3f} ± {error:.3f} nats a byte"
-    if abs(gap) <= 2 * error:
-        return f"These seeds do not tell whether {method!r} beats uniform LoRA of the same budget ({by})."
-    if gap < 0:
-        return f"{method!r} beats uniform LoRA of the same budget {by}."
-    return f"{method!r} does not beat uniform LoRA of the same budget: it is worse {by}."
-
-
-def _standard_error(values: Sequence[float]) -> float | None:
-    return stdev(values) / sqrt(len(values)) if len(values) > 1 else None
-
-
 def _pretrained(width: int, layers: int, steps: int, seed: int) -> nn.Module:
     model = make_opt(width, layers, seed)
     optimizer = optim.Adam(model.parameters(), lr=_PRETRAINING_RATE)
-    schedule = optim.lr_scheduler.LambdaLR(optimizer, warmed_cosine(steps, 5 * _WARMUP))
+    schedule = optim.lr_scheduler.LambdaLR(optimizer, warmed_cosine(steps, _PRETRAINING_WARMUP))
     for inputs, targets in stretches(topics().train, steps, BATCH, seed):
         optimizer.zero_grad()
         mean_loss(model, inputs, targets).backward()
         optimizer.step()
         schedule.step()
-    return model.eval()
+    optimizer.zero_grad()
+    return model
 
 
-def _adapt(
-    kind: type[AdapterMethod], base: nn.Module, rate: float, rank: int, share: float, steps: int, seed: int
+def _adapted(
+    kind: type[AdapterMethod],
+    model: nn.Module,
+    text: Text,
+    rate: float,
+    spent: tuple[int, float],
+    steps: int,
+    seed: int,
 ) -> Record:
-    text = sources()
-    before = evaluate(base, text.test)
+    base_loss = evaluate(model, text.test)
+    budget = Budget.of(model, *spent)
     start = perf_counter()
-    scored = ({"inputs": x, "targets": y} for x, y in stretches(text.train, 10**9, BATCH, seed + 1))
-    method = kind(base, scored, rank, share, steps, seed)
-    model, units = method.adapted.model, method.adapted.units
-    # Those that are off have no gradient, and are left alone.
-    optimizer = optim.AdamW([p for unit in units for p in unit.parameters()], lr=rate, weight_decay=0.0)
+    method = kind(model, budget, _scored_batches(text, seed), steps, seed)
+    units = method.adapted.units
+    # What is off has no gradient, and the optimizer leaves it and what it remembers of it alone.
+    optimizer = optim.Adam([parameter for unit in units for parameter in unit.parameters()], lr=rate)
     schedule = optim.lr_scheduler.LambdaLR(optimizer, warmed_cosine(steps, _WARMUP))
-    on, trained = 0, 0
+    trained, most, used = 0, 0, set[str]()
     for step, (inputs, targets) in enumerate(stretches(text.train, steps, BATCH, seed)):
         method.before_step(step)
-        on += sum(unit.enabled for unit in units)
-        trained += sum(unit.cost for unit in units if unit.enabled)
+        on = units_of(units, enabled=True)
+        trained, most = max(trained, sum(unit.cost for unit in on)), max(most, len(on))
+        used |= {unit.key for unit in on}
         optimizer.zero_grad()
         mean_loss(model, inputs, targets).backward()
         optimizer.step()
         schedule.step()
     seconds = (perf_counter() - start) / steps
     return {
-        "base_loss": before,
+        "steps": steps,
+        "base_loss": base_loss,
         "validation_loss": evaluate(model, text.validation),
         "test_loss": evaluate(model, text.test),
-        "adapters_on": on / steps,
-        "trained_parameters": trained / steps,
+        "trained_parameters": trained,
+        "adapters_on": most,
+        "adapters": len(units),
+        "adapters_used": len(used),
         "seconds_per_step": seconds,
     }
+
+
+def _search_space(rank: int) -> dict[str, Any]:
+    """LoRA and shortcuts everywhere, of r (d + d) numbers from the stream to itself, and 2/5 r (d + 4 d) elsewhere."""
+    wide = _scaled(2 * rank // 5)["default"]
+    fewer = {"r": wide["r"], "lora_alpha": wide["lora_alpha"]}
+    return _scaled(rank) | {"all_layers": {"fc1": fewer, "fc2": fewer}}
+
+
+def _scaled(rank: int, **more: Any) -> dict[str, Any]:
+    # Twice the rank: what is added counts alike whatever the rank, for learning rates as for scores.
+    return {"default": {"r": rank, "lora_alpha": 2.0 * rank, "shortcut_alpha": 2.0 * rank, **more}}
+
+
+def _scored_batches(text: Text, seed: int) -> Iterator[Batch]:
+    """Training batches other than those that are trained on in turn."""
+    while True:
+        seed += _TUNING_SEED
+        for inputs, targets in stretches(text.train, 1000, BATCH, seed):
+            yield {"inputs": inputs, "targets": targets}
 
 
 def _loss(model: nn.Module, batch: Batch) -> Tensor:

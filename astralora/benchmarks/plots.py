@@ -223,17 +223,18 @@ def lowrank_png(records: Sequence[Record]) -> bytes:
 
 
 def adapters_png(rows: Sequence[Record]) -> bytes:
-    """Mean test loss of every method with its standard error; rows as `astralora.benchmarks.compare` makes them."""
+    """Mean test loss of every method with its standard error; rows are those of `astralora.benchmarks.summarize`."""
     figure = Figure(figsize=(6.4, 0.5 * len(rows) + 1.6), layout="constrained")
     ax = figure.add_subplot()
     prepare(ax)
     names = [row["method"] for row in rows]
     colours = _coloured(names)
     for place, row in enumerate(rows):
-        ax.errorbar(row["test_loss"], place, xerr=row["error"] or 0.0, fmt="o", color=colours[row["method"]], capsize=4)
+        error = row["standard_error"] or 0.0
+        ax.errorbar(row["test_loss"], place, xerr=error, fmt="o", color=colours[row["method"]], capsize=4)
     ax.set(
         yticks=range(len(names)),
-        yticklabels=[f"{row['method']}, {row['trained_parameters']:,.0f} trained" for row in rows],
+        yticklabels=[f"{row['method']}, {row['trained_parameters']:,} trained" for row in rows],
         xlabel="test loss, nats a byte; mean and standard error",
     )
     ax.invert_yaxis()

@@ -73,16 +73,18 @@ def adapters(
         str, typer.Option("--seeds", help="Of models, adapters and data, with commas between them.")
     ] = "0,1,2,3,4",
     steps: Annotated[int, typer.Option(help="Of adaptation.", min=1)] = 400,
-    pretraining: Annotated[int, typer.Option(help="Steps before it, of the whole model on other text.", min=1)] = 800,
+    pretraining: Annotated[int, typer.Option(help="Steps before it, of the whole model on other text.", min=1)] = 1000,
     width: Annotated[int, typer.Option(help="Of the model, a multiple of 16.", min=16)] = 64,
     layers: Annotated[int, typer.Option(help="Of the model.", min=1)] = 2,
-    rank: Annotated[int, typer.Option(help="Of an adapter that is on.", min=1)] = 8,
+    rank: Annotated[int, typer.Option(help="Of an adapter that is on, a multiple of 5.", min=5)] = 10,
     turn_on: Annotated[float, typer.Option(help="Share of the adapters that are on.", min=0.0, max=1.0)] = 0.25,
     output: Out = None,
     json: o.Json = False,
     debug: o.Debug = False,  # noqa: ARG001
 ) -> None:
-    """Adapt a small OPT from English to source code, with chosen adapters and with LoRA everywhere.
+    """Adapt a small OPT from English to source code, with a few chosen adapters and with LoRA everywhere.
+
+    All methods train as many numbers at any time; uniform LoRA takes the least rank that comes to as many.
 
     Learning rates are chosen first, on another seed, from as many for every method.
 
@@ -100,23 +102,31 @@ def adapters(
             turn_on=turn_on,
             listener=lambda _, total: progress.advance(total),
         )
-    rows = benchmarks.compare(records)
-    folder = save("adapters", output, records, benchmarks.adapters_png(rows))
+    rows = benchmarks.summarize(records)
+    sentence = benchmarks.verdict(rows)
+    folder = save(
+        "adapters", output, records, benchmarks.adapters_png(rows), summary={"rows": rows, "verdict": sentence}
+    )
     if json:
         print_json(records)
         return
-    table = make_table("method", "rate", "trained", "test loss", "over uniform")
+    table = make_table("method", "rate", "on", "used", "trained", "test loss", "over uniform")
     for row in rows:
         table.add_row(
             row["method"],
             f"{row['rate']:g}",
-            f"{row['trained_parameters']:,.0f}",
-            _with_error(row["test_loss"], row["error"]),
+            f"{row['adapters_on']}",
+            f"{row['adapters_used']:.1f}",
+            f"{row['trained_parameters']:,}",
+            _with_error(row["test_loss"], row["standard_error"]),
             "" if row["difference"] is None else _with_error(row["difference"], row["difference_error"], sign="+"),
         )
     out.print(table)
-    out.print("Nats a byte, mean and standard error over the seeds; differences are of the same seeds.", style="dim")
-    sentence = benchmarks.verdict(rows)
+    out.print(
+        "Nats a byte, mean and standard error over the seeds; differences are to uniform on the same seeds. On and "
+        "trained are the most at any time, used is how many adapters were ever on.",
+        style="dim",
+    )
     if sentence is not None:
         out.print(sentence, soft_wrap=True)
     say_where(folder)
