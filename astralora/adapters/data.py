@@ -80,7 +80,7 @@ def load_data(config: DataSection, tokens: Tokens, objective: Objective, *, seed
     if not train or not test:
         raise ConfigurationError(
             f"there is too little text: {len(train)} examples of {config.length} tokens to train on, "
-            f"{len(test)} to test on"
+            f"{len(test)} to test on; give more, or a smaller data.length"
         )
     examples = [
         [_example(*pair, tokens, objective, seed, place) for place, pair in enumerate(part)] for part in (train, test)
