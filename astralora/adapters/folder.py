@@ -63,6 +63,20 @@ class AdapterFolder:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
+    def rewind(self, count: int) -> list[dict[str, Any]]:
+        """Keep the first lines of metrics.jsonl, and drop what will be made again.
+
+        Args:
+            count: lines to keep.
+
+        Returns:
+            The records in them.
+        """
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)[:count] if file.exists() else []
+        write_atomically(file, "".join(lines))
+        return [json.loads(line) for line in lines]
+
     def summary(self) -> dict[str, Any] | None:
         """The summary of the run in it, or None where it has not ended."""
         file = self.path / "summary.json"

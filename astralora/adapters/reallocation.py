@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from devices import derive_generator
 from devices.files import write_atomically
@@ -100,7 +101,8 @@ class Reallocation:
         if not reuse and batches is None and kind is not PROXIES.find("constant") and 0 < turn_on < 1:
             raise ConfigurationError(f"{proxy!r} scores adapters on batches; give some, or reuse=True")
         self.adapted, self.history = adapted, list[Choice]()
-        self._batches, self._interval, self._turn_on = batches, interval, turn_on
+        self._batches = None if batches is None else _Counted(batches)
+        self._interval, self._turn_on = interval, turn_on
         self._proxy, self._count, self._groups, self._warmup = proxy, count, groups, warmup_steps
         self._reuse, self._perturb, self._loss = reuse, perturb, loss
         self._seed, self._listener = seed, listener
@@ -158,6 +160,29 @@ class Reallocation:
         values = {unit.key: on.count(unit.key) / count for unit in self.adapted.units}
         return Scores("frequency", len(self.history), values, {u.key: u.cost / u.rank for u in self.adapted.units})
 
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next choices depend on, but for the model and which adapters are on in it."""
+        return {
+            "history": [asdict(choice) for choice in self.history],
+            "generator": self._generator.get_state(),
+            "drawn": 0 if self._batches is None else self._batches.count,
+            "surveys": self._surveys,
+            "means": dict(self._means),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where another one was, of the same arguments and with its batches from the first on.
+
+        Args:
+            state: what `state_dict` returned.
+        """
+        self.history = [Choice(**choice) for choice in state["history"]]
+        self._generator.set_state(state["generator"])
+        while self._batches is not None and self._batches.count < state["drawn"]:
+            next(self._batches)
+        self._surveys = state["surveys"]
+        self._means = dict(state["means"])
+
     def save(self, folder: Path) -> None:
         """Write history.jsonl, a choice a line, and frequency.toml."""
         lines = [json.dumps(asdict(choice)) + "\n" for choice in self.history]
@@ -173,3 +198,13 @@ class Reallocation:
         self.history.append(Choice(step, kept, scores if record else {}))
         if self._listener is not None:
             self._listener(self.history[-1])
+
+
+class _Counted(Iterator[Batch]):
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches, self.count = batches, 0
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        self.count += 1
+        return batch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,11 @@ class _Parts:
 
 
 def train_run(
-    config: AdapterRun, folder: AdapterFolder, *, listener: Callable[[Record], None] | None = None
+    config: AdapterRun,
+    folder: AdapterFolder,
+    *,
+    resume: bool = False,
+    listener: Callable[[Record], None] | None = None,
 ) -> dict[str, Any]:
     """Train adapters, and leave config.toml, metrics.jsonl, summary.json and the adapters in a folder.
 
@@ -49,6 +54,8 @@ def train_run(
     Args:
         config: the run.
         folder: new.
+        resume: the folder holds a run of this configuration that broke off; go on from its last checkpoint, to the same
+            adapters that it would have had.
         listener: told every record as it is made.
 
     Returns:
@@ -57,7 +64,9 @@ def train_run(
     Raises:
         ConfigurationError: the configuration cannot be run; nothing is left behind.
     """
-    folder.check_free()
+    if not resume:
+        folder.check_free()
+    state = load_state(folder.path / "checkpoint") if resume else None
     parts = _prepare(config)
     metrics: list[Record] = []
 
@@ -69,15 +78,38 @@ def train_run(
 
     reallocation = None if config.dynamic is None else _reallocation(config, parts, tell)
     trainer = _trainer(config, parts, folder.path, tell, reallocation)
-    # Only now: what is refused above leaves nothing behind.
-    folder.begin(config)
     start = time.perf_counter()
+
+    def seconds() -> float:
+        return time.perf_counter() - start + (0.0 if state is None else float(state["seconds"]))
+
+    def keep(standing: Record | None) -> None:
+        kept = {"trainer": standing, "records": len(metrics), "seconds": seconds(), **_standing(parts, reallocation)}
+        save_state(folder.path / "checkpoint", kept)
+
+    def restore(state: Record) -> None:
+        parts.adapted.load_trained_state(state["adapters"])
+        parts.adapted.set_enabled(state["enabled"])
+        if reallocation is not None:
+            reallocation.load_state_dict(state["reallocation"])
+
+    trainer.keep = keep
+    # Only now: what is refused above leaves nothing behind.
+    if resume:
+        metrics += folder.rewind(0 if state is None else state["records"])
+    else:
+        folder.begin(config)
     with undisturbed_random_state(derive_seed(config.seed, "trainer")):
-        trainer.train()
-    save_state(folder.path / "checkpoint", {"adapters": parts.adapted.trained_state(), "enabled": _switches(parts)})
+        if state is None:
+            trainer.train()
+        elif state["trainer"] is not None:
+            trainer.go_on(state["trainer"], partial(restore, state))
+        else:  # it broke off behind its last step
+            restore(state)
+    keep(None)
     if reallocation is not None:
         reallocation.save(folder.path)
-    summary = _summary(config, parts, metrics, time.perf_counter() - start, reallocation)
+    summary = _summary(config, parts, metrics, seconds(), reallocation)
     # Last: a run with a summary is complete.
     folder.write_summary(summary)
     return summary
@@ -245,8 +277,12 @@ def _metric(parts: _Parts, config: AdapterRun) -> Callable[[nn.Module], float] |
     return accuracy
 
 
-def _switches(parts: _Parts) -> dict[str, bool]:
-    return {unit.key: unit.enabled for unit in parts.adapted.units}
+def _standing(parts: _Parts, reallocation: Reallocation | None) -> dict[str, Any]:
+    return {
+        "adapters": parts.adapted.trained_state(),
+        "enabled": {unit.key: unit.enabled for unit in parts.adapted.units},
+        "reallocation": None if reallocation is None else reallocation.state_dict(),
+    }
 
 
 def _summary(

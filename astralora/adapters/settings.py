@@ -70,6 +70,7 @@ class TrainingSection(_Section):
         batch_size: texts a step.
         learning_rate: of AdamW, at the start; falls along a cosine.
         weight_decay: decoupled.
+        checkpoint_steps: from one checkpoint to the next; there is one behind every epoch too.
     """
 
     epochs: float = Field(default=1.0, gt=0, allow_inf_nan=False)
@@ -77,6 +78,7 @@ class TrainingSection(_Section):
     batch_size: PositiveInt = 8
     learning_rate: float = Field(default=1e-3, ge=0, allow_inf_nan=False)
     weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    checkpoint_steps: PositiveInt = 100
 
 
 class ScoringSection(_Section):

@@ -5,7 +5,8 @@ Imported only where transformers is there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from math import ceil
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from .data import Data, Example, collate
 from .reallocation import Reallocation
 from .settings import AdapterRun
+from .standing import restore_random_state, restore_trainer, train_from, trainer_state
 
 __all__ = ["AdapterTrainer", "make_trainer"]
 
@@ -22,7 +24,25 @@ Record = dict[str, Any]
 
 
 class AdapterTrainer(Trainer):
-    """A Trainer that also goes through the motions where every adapter is off."""
+    """A Trainer that also goes through the motions where every adapter is off, and keeps checkpoints our way.
+
+    Attributes:
+        keep: told where it stands, every so often.
+    """
+
+    keep: Callable[[Record], None] | None = None
+    _earlier: Mapping[str, Any] | None = None
+    _restore: Callable[[], None] | None = None
+
+    def go_on(self, state: Mapping[str, Any], restore: Callable[[], None]) -> None:
+        """Train from where another one stood.
+
+        Args:
+            state: what that one told ``keep``.
+            restore: puts the model back, once the optimizer has found out what there is to train.
+        """
+        self._earlier, self._restore = state, restore
+        train_from(self, state)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.compute_loss`."""
@@ -31,6 +51,38 @@ class AdapterTrainer(Trainer):
         if torch.is_grad_enabled() and not loss.requires_grad:
             loss.requires_grad_()  # nothing to train, and nothing that backward could complain of
         return found
+
+    # What follows are the places where a Trainer writes and reads pickled files of its own.
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        if self.keep is not None:
+            self.keep(trainer_state(self))
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:  # noqa: ARG002
+        if self._earlier is not None and self._restore is not None:
+            restore_trainer(self, self._earlier)
+            self._restore()
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:  # noqa: ARG002
+        if self._earlier is not None:
+            restore_random_state(self._earlier["random"])
+
+
+class _Checkpoints(TrainerCallback):
+    def __init__(self, interval: int, per_epoch: int) -> None:
+        self._interval, self._per_epoch = interval, per_epoch
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        # Not with the last step of an epoch, which is tested first.
+        if state.global_step % self._interval == 0 and state.global_step % self._per_epoch:
+            control.should_save = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        if state.global_step % self._per_epoch == 0:
+            control.should_save = True
 
 
 class _Turns(TrainerCallback):
@@ -110,6 +162,7 @@ def make_trainer(
         callbacks.append(_Records(tell))
     if reallocation is not None:
         callbacks.append(_Turns(reallocation))
+    callbacks.append(_Checkpoints(options.checkpoint_steps, ceil(len(data.train) / options.batch_size)))
     trainer = AdapterTrainer(
         model=model,
         args=arguments,

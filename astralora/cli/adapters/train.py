@@ -61,6 +61,10 @@ def train(
     output: Annotated[
         Path | None, typer.Option("--out", "-o", help="Run folder. (default: a new one in runs/)", file_okay=False)
     ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", help="Go on with the interrupted run in this folder.", file_okay=False),
+    ] = None,
     json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
@@ -72,14 +76,28 @@ def train(
     from ...adapters.run import train_run
 
     given = a.given_options(locals())
-    if not dynamic and any(key.startswith("dynamic.") for key in given):
+    if resume is not None:
+        if config or settings or output or adapter_file or dynamic or given:
+            raise ConfigurationError(
+                "--resume goes on with the run exactly as it was begun: no other options than --json and --debug"
+            )
+        folder = AdapterFolder(resume)
+        run = folder.config()
+        finished = folder.summary()
+        if finished is not None:
+            errors.print(f"The run in {resume} is complete; there is nothing to go on with.")
+            if json:
+                print_json(finished)
+            return
+    elif not dynamic and any(key.startswith("dynamic.") for key in given):
         raise ConfigurationError(
             "--turn-on, --realloc-n, --groups and --warmup are about adapters that take turns; add --dynamic"
         )
-    run = a.adapter_run(config, settings, given, adapter_file, dynamic=dynamic)
-    folder = AdapterFolder(output or _new_folder(run))
+    else:
+        run = a.adapter_run(config, settings, given, adapter_file, dynamic=dynamic)
+        folder = AdapterFolder(output or _new_folder(run))
     with noted(), _Steps() as view:
-        summary = train_run(run, folder, listener=view.show)
+        summary = train_run(run, folder, resume=resume is not None, listener=view.show)
     if json:
         print_json(summary)
         return
