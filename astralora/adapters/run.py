@@ -68,6 +68,9 @@ def train_run(
         folder.check_free()
     state = load_state(folder.path / "checkpoint") if resume else None
     parts = _prepare(config)
+    digest = parts.data.digest()
+    if state is not None and state["data"] != digest:
+        raise ConfigurationError(f"the data are not those that the run in {folder.path} was begun with; begin another")
     metrics: list[Record] = []
 
     def tell(record: Record) -> None:
@@ -84,8 +87,8 @@ def train_run(
         return time.perf_counter() - start + (0.0 if state is None else float(state["seconds"]))
 
     def keep(standing: Record | None) -> None:
-        kept = {"trainer": standing, "records": len(metrics), "seconds": seconds(), **_standing(parts, reallocation)}
-        save_state(folder.path / "checkpoint", kept)
+        kept = {"trainer": standing, "data": digest, "records": len(metrics), "seconds": seconds()}
+        save_state(folder.path / "checkpoint", {**kept, **_standing(parts, reallocation)})
 
     def restore(state: Record) -> None:
         parts.adapted.load_trained_state(state["adapters"])

@@ -162,3 +162,14 @@ def test_what_cannot_go_on_is_refused(arguments: tuple[str, ...], complaint: str
     assert found.exit_code == 1
     assert complaint in found.stderr
     assert not Path("run").exists()
+
+
+def test_a_run_does_not_go_on_with_other_data() -> None:
+    break_off(config_of("uniform"), "run", 5)
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    lines = Path("a.jsonl").read_text().splitlines(keepends=True)
+    Path("a.jsonl").write_text("".join([lines[1], lines[0], *lines[2:]]))
+    found = go_on("run")
+    assert found.exit_code == 1
+    assert "the data are not those that the run in run was begun with" in found.stderr
+    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
