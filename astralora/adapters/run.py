@@ -198,7 +198,7 @@ def _objective(config: AdapterRun) -> Objective:
     collection = COLLECTIONS.get(config.data.name or "")
     if config.data.label is not None or (config.data.train is None and collection and collection.label):
         return "classification"
-    return "masked" if "bert" in config.model.name.lower() else "causal"
+    return "masked" if "bert" in Path(config.model.name).name.lower() else "causal"
 
 
 def _restored(config: AdapterRun, folder: AdapterFolder) -> _Parts:
