@@ -71,7 +71,7 @@ def control_usage(net: Sum) -> list[al.Usage]:
 
 
 def test_neyman_lowers_the_total_variance_at_equal_vectors_by_what_theory_predicts() -> None:
-    steps = 1500
+    steps = 600
     spent, squared, shares = {}, {}, []
     for ranking in (None, "neyman"):
         net, inputs, slope = model()
