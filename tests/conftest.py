@@ -10,8 +10,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-import devices as d
-from simulators import KINDS, device_factory
+import astralora.devices as d
+from astralora.simulators import KINDS, device_factory
 
 # The workers of a parallel run share the cores already; processes that tests start inherit this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import devices.registry as registry
+import astralora.devices.registry as registry
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

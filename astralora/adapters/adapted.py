@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from devices import derive_generator, derive_seed
-
-from ..errors import ConfigurationError
-from ..extras import require
+from ..common.errors import ConfigurationError
+from ..common.extras import require
+from ..devices import derive_generator, derive_seed
 from .architectures import TransformerLayer, find_layers
 from .config import PROJECTIONS, SHORTCUTS, AdapterConfig, Resolved
 from .shortcuts import Projector, Shortcuts

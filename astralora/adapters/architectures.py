@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
 
 __all__ = ["ARCHITECTURES", "Architecture", "TransformerLayer", "find_layers"]
 

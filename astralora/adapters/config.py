@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, TypeVar, get_args
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError
 
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
 
 __all__ = [
     "PROJECTIONS",

@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from devices import derive_generator
-
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
+from ..devices import derive_generator
 from .models import Objective
 from .proxies import Batch
 from .settings import DataSection

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from devices.files import write_atomically
-
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
+from ..devices.files import write_atomically
 from .settings import AdapterRun
 
 __all__ = ["AdapterFolder"]

@@ -7,10 +7,9 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-from devices import derive_seed
-
-from ..errors import ConfigurationError
-from ..extras import require
+from ..common.errors import ConfigurationError
+from ..common.extras import require
+from ..devices import derive_seed
 from .adapted import undisturbed_random_state
 from .tokens import SPECIAL_TOKENS, VOCABULARY
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..attachment import What, attach
-from ..errors import ConfigurationError
-from ..layer import BlackBoxLinear
+from ..common.errors import ConfigurationError
+from ..nn.attachment import What, attach
+from ..nn.layer import BlackBoxLinear
 from .adapted import AdaptedModel
 
 __all__ = ["DeviceFactor", "put_on_devices"]

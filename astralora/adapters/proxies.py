@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigurationError
-from ..layer import BlackBoxLinear
-from ..table import Table
+from ..common.errors import ConfigurationError
+from ..common.table import Table
+from ..nn.layer import BlackBoxLinear
 from .adapted import AdaptedModel
 from .preservation import absolute_weights
 from .units import Unit

@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from devices import derive_generator
-from devices.files import write_atomically
-
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
+from ..devices import derive_generator
+from ..devices.files import write_atomically
 from .adapted import AdaptedModel
 from .proxies import PROXIES, Batch, Loss, Proxy, default_loss, unit_norm, unit_snip
 from .scoring import Scores, score

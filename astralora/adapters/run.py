@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from devices import derive_seed
-
-from ..errors import ConfigurationError
-from ..extras import require
+from ..common.errors import ConfigurationError
+from ..common.extras import require
+from ..devices import derive_seed
 from ..training.checkpoint import load_state, save_state
 from .adapted import AdaptedModel, adapt, undisturbed_random_state
 from .data import Data, load_data, training_batches

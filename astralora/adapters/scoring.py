@@ -11,10 +11,9 @@ from typing import Any, Self
 
 import tomli_w
 
-from devices import derive_generator
-from devices.files import write_atomically
-
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
+from ..devices import derive_generator
+from ..devices.files import write_atomically
 from .adapted import AdaptedModel
 from .config import PROJECTIONS, SHORTCUTS, read_toml
 from .preservation import preserved

@@ -7,10 +7,9 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from devices import derive_generator
-
-from ..allocation import allocate
-from ..errors import ConfigurationError
+from ..budgets.allocation import allocate
+from ..common.errors import ConfigurationError
+from ..devices import derive_generator
 from .config import AdapterConfig, family_of
 from .scoring import Scores
 

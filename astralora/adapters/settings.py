@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
 
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
 from .config import AdapterConfig, read_toml, validated
 from .proxies import PROXIES
 from .search import Groups

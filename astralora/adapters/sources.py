@@ -12,8 +12,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import ConfigurationError
-from ..extras import require
+from ..common.errors import ConfigurationError
+from ..common.extras import require
 
 __all__ = ["COLLECTIONS", "Collection", "Row", "Source", "read_collection", "read_files"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import ConfigurationError
-from ..extras import require
+from ..common.errors import ConfigurationError
+from ..common.extras import require
 
 __all__ = ["SPECIAL_TOKENS", "VOCABULARY", "Tokens", "load_tokens"]
 

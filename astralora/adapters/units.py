@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ..layer import BlackBoxLinear
+from ..nn.layer import BlackBoxLinear
 from .config import Family, family_of
 from .shortcuts import Projector
 

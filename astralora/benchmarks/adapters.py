@@ -14,9 +14,9 @@ from torch import Tensor, nn, optim
 
 from ..adapters import AdaptedModel, Reallocation, adapt, score, search
 from ..adapters.units import units_of
-from ..errors import ConfigurationError
-from ..extras import require
-from ..table import Table
+from ..common.errors import ConfigurationError
+from ..common.extras import require
+from ..common.table import Table
 from ..tasks import Text, sources, topics
 from .language import BATCH, evaluate, make_opt, mean_loss, stretches, warmed_cosine
 

@@ -9,7 +9,8 @@ from typing import Any, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
-from devices import (
+from ..common.errors import ConfigurationError
+from ..devices import (
     Clock,
     CompensatedDevice,
     Compensation,
@@ -20,10 +21,8 @@ from devices import (
     derive_seed,
     make_device,
 )
-from devices.references import reference_controls
-
-from ..errors import ConfigurationError
-from ..layer import BlackBoxLinear
+from ..devices.wrappers.references import reference_controls
+from ..nn.layer import BlackBoxLinear
 from ..tasks import Digits
 from ..training import RunConfig
 from ..training.fit import Fit

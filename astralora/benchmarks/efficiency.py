@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 
-from devices import Session, Usage
-
-from ..attachment import attach
-from ..health import StaleGradientWarning
+from ..devices import Session, Usage
+from ..nn.attachment import attach
+from ..nn.health import StaleGradientWarning
 from ..training import RunConfig
 from ..training.fit import Fit
 from ..training.plan import usage_by_purpose

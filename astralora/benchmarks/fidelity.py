@@ -12,17 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from devices import Differentiable, Session, Usage, derive_generator
-
 from .. import surrogates
-from ..attachment import attach
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
+from ..devices import Differentiable, Session, Usage, derive_generator
 from ..estimators import Estimator, Exact, Gaussian, Orthogonal, Rademacher
 from ..estimators.base import within
 from ..estimators.readout import choose_readout
 from ..estimators.zero_order import ZeroOrder
-from ..health import StaleGradientWarning
-from ..methods import choose_method
+from ..nn.attachment import attach
+from ..nn.health import StaleGradientWarning
+from ..nn.methods import choose_method
 from ..training import RunConfig
 from ..training.fit import Fit
 from ..training.setup import make_task

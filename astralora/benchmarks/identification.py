@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from devices import Budget, CalibratedTwin, Device, Differentiable, Session, derive_generator, make_device, pull_back
-
 from ..calibration import calibrate
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
+from ..devices import Budget, CalibratedTwin, Device, Differentiable, Session, derive_generator, make_device, pull_back
 
 __all__ = ["identification"]
 
@@ -53,7 +52,7 @@ def identification(
 
     Returns:
         Flat records of device, size, seed; of what was spent, programs, vectors and seconds; of fits, starts and
-        unexplained, as in `devices.Fit`; of the cosine of the control gradient to the chip's own, with the drawing,
+        unexplained, as in `FitQuality`; of the cosine of the control gradient to the chip's own, with the drawing,
         ``before``, and with the twin, ``after``, the least and the mean over settings; and of the constants that lie
         ``beyond`` three of their standard errors from the truth, among ``constants``, None where errors are bounds.
     """

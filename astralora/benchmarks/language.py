@@ -8,9 +8,8 @@ from math import cos, pi
 import torch
 from torch import Tensor, nn
 
-from devices import derive_generator, derive_seed
-
-from ..extras import require
+from ..common.extras import require
+from ..devices import derive_generator, derive_seed
 from ..tasks import BYTES
 
 __all__ = ["BATCH", "evaluate", "make_opt", "mean_loss", "stretches", "warmed_cosine"]

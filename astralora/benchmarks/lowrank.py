@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 from torch import nn, optim
 
-from ..errors import ConfigurationError
-from ..extras import require
+from ..common.errors import ConfigurationError
+from ..common.extras import require
+from ..common.table import Table
 from ..lowrank import OIALR
 from ..optim import Flora, state_bytes
-from ..table import Table
 from ..tasks import Text, topics
 from .language import BATCH, evaluate, make_opt, mean_loss, stretches, warmed_cosine
 

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from devices import Differentiable, Session, derive_generator, initial_controls, make_device
-
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
+from ..devices import Differentiable, Session, derive_generator, initial_controls, make_device
 from ..estimators import ESTIMATORS, Exact, Gaussian
-from ..methods import METHODS
+from ..nn.methods import METHODS
 from ..surrogates import SURROGATES
 
 __all__ = ["best_step", "cosine", "open_chip", "parse_method", "problem"]

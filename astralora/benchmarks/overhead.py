@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from devices import derive_generator
-
-from ..health import StaleGradientWarning
-from ..layer import BlackBoxLinear
+from ..devices import derive_generator
+from ..nn.health import StaleGradientWarning
+from ..nn.layer import BlackBoxLinear
 from .methods import open_chip, parse_method
 
 __all__ = ["overhead"]

@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from devices import Session, Usage
-
-from ..attachment import attach
-from ..health import StaleGradientWarning
+from ..devices import Session, Usage
+from ..nn.attachment import attach
+from ..nn.health import StaleGradientWarning
 from ..training import RunConfig
 from ..training.fit import Fit
 from ..training.plan import usage_by_purpose

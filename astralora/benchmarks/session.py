@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from devices import Session, derive_generator, initial_controls, make_device
+from ..devices import Session, derive_generator, initial_controls, make_device
 
 __all__ = ["session_overhead"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from devices import Differentiable, Session, derive_generator, initial_controls, make_device, pull_back
+from ..devices import Differentiable, Session, derive_generator, initial_controls, make_device, pull_back
 
 __all__ = ["simulators"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from devices import Device, DeviceSpec, derive_generator, make_device, make_emulator
+from ..devices import Device, DeviceSpec, derive_generator, make_device, make_emulator
 
 __all__ = ["transport"]
 
@@ -50,7 +50,7 @@ def transport(protocol: str, size: int, batch: int, rounds: int) -> dict[str, An
     sends back what it gets. Both are timed in turn, in alternating order.
 
     Args:
-        protocol: that the emulator speaks; see `devices.list_emulators`.
+        protocol: that the emulator speaks; see `astralora.devices.list_emulators`.
         size: inputs, and as many outputs.
         batch: vectors per query.
         rounds: pairs of measurements.

@@ -11,25 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from devices import (
+from ..characterisation import Characterisation
+from ..characterisation.measurement import Cost
+from ..common.errors import ConfigurationError
+from ..devices import (
     Budget,
     Calibration,
     Device,
     DeviceError,
     DeviceSpec,
-    Fit,
+    FitQuality,
+    FittedModel,
     Identifiable,
-    Model,
     Session,
     Thermometer,
     list_devices,
     make_device,
     make_model,
 )
-
-from ..characterisation import Characterisation
-from ..characterisation.measurement import Cost
-from ..errors import ConfigurationError
 from .identification import Identification, identify
 from .knowledge import (
     SHARE,
@@ -238,7 +237,7 @@ def calibration_design(spec: DeviceSpec, budget: Budget | None, seed: int) -> De
     return choose_design(spec, whole.programs, whole.vectors, seed)
 
 
-def _model(spec: DeviceSpec, name: str | None, options: Mapping[str, Any] | None) -> Model:
+def _model(spec: DeviceSpec, name: str | None, options: Mapping[str, Any] | None) -> FittedModel:
     known = {entry.name for entry in list_devices() if entry.factory is not None}
     if name is None and spec.name not in known:
         raise ConfigurationError(
@@ -246,7 +245,7 @@ def _model(spec: DeviceSpec, name: str | None, options: Mapping[str, Any] | None
             f"a law of your own is a simulators.Physics that is registered as a device; model='none' measures what can "
             f"be measured without one"
         )
-    return Model(name=name or spec.name, options=dict(options or {}))
+    return FittedModel(name=name or spec.name, options=dict(options or {}))
 
 
 def _silent(_: Event) -> None:
@@ -280,9 +279,9 @@ def _measured(spec: DeviceSpec, pairs: Pairs, found: Identification) -> DeviceSp
     return spec.model_copy(update={"noise_std": max(total**2 - rounding, 0.0) ** 0.5})
 
 
-def _fit(found: Identification, pairs: Pairs) -> Fit:
+def _fit(found: Identification, pairs: Pairs) -> FitQuality:
     held_out = len(found.held_out[0])
-    return Fit(
+    return FitQuality(
         fits=found.fits,
         verdict=found.verdict,
         unexplained=found.unexplained,

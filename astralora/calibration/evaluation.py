@@ -8,8 +8,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from devices import DeviceSpec, Identifiable
-
+from ..devices import DeviceSpec, Identifiable
 from .pairs import Pairs
 
 __all__ = ["answers_of", "foresee", "rms_by_output", "rms_left", "unexplained", "within_range"]

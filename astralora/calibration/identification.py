@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from devices import Constant, DeviceSpec, Identifiable, derive_generator
-
+from ..devices import Constant, DeviceSpec, Identifiable, derive_generator
 from .evaluation import answers_of, foresee, rms_by_output, rms_left, unexplained, within_range
-from .held import HeldModel, find_held
 from .pairs import Pairs
+from .stuck import HeldModel, find_held
 
 __all__ = ["Identification", "identify"]
 
@@ -107,7 +106,7 @@ def identify(
     anew, from elsewhere and with more steps.
 
     Controls that do not move are named, and held, where answers are explained better by that; see
-    `astralora.calibration.held`.
+    `astralora.calibration.stuck`.
 
     Args:
         model: the law.

@@ -9,12 +9,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from devices import Budget, CalibrationMismatch, DeviceSpec, Session
-from devices.files import write_atomically
-
 from ..characterisation import Characterisation, characterisation_cost, characterise
 from ..characterisation.measurement import Cost
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
+from ..devices import Budget, CalibrationMismatch, DeviceSpec, Session
+from ..devices.files import write_atomically
 
 __all__ = ["SHARE", "Knowledge", "check_known", "dead_outputs", "findings_of", "tensors_of", "unpromised"]
 

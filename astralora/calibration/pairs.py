@@ -14,11 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from devices import DeviceSpec, Session, derive_generator
-from devices.files import write_atomically
-
-from ..errors import ConfigurationError
-from ..probing import lit_probes, orthogonal_probes
+from ..common.errors import ConfigurationError
+from ..devices import DeviceSpec, Session, derive_generator
+from ..devices.files import write_atomically
+from ..probing.probes import lit_probes, orthogonal_probes
 
 __all__ = ["Design", "Pairs", "choose_design", "measure_pairs"]
 

@@ -6,9 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from devices import Budget, Device, Session, Thermometer
-
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
+from ..devices import Budget, Device, Session, Thermometer
 from .controls import Coupling, Wobble
 from .examiner import Examiner
 from .findings import Characterisation, Finding

@@ -8,9 +8,8 @@ from math import exp, pi, sqrt
 import torch
 from torch import Tensor
 
-from devices import DeviceSpec, Session, clock_of, derive_generator
-
-from ..probing import lit_probes, orthogonal_probes
+from ..devices import DeviceSpec, Session, clock_of, derive_generator
+from ..probing.probes import lit_probes, orthogonal_probes
 
 __all__ = ["Examiner", "lattice_step"]
 

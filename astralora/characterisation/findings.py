@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 
-from devices import DeviceSpec
+from ..devices import DeviceSpec
 
 __all__ = ["Characterisation", "Finding"]
 

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from devices import DeviceError, Model, make_model
-
+from ..devices import DeviceError, FittedModel, make_model
 from .examiner import Examiner, lattice_step
 from .findings import Finding
 from .measurement import Cost, Effort, Measurement, agrees
@@ -346,7 +345,7 @@ def _drawn(examiner: Examiner, controls: list[float]) -> list[float] | None:
     """Entries at uniform settings as the device's own kind has them, if it is one of those that are simulated."""
     spec = examiner.spec
     try:
-        model = make_model(Model(name=spec.name), spec)
+        model = make_model(FittedModel(name=spec.name), spec)
     except DeviceError:
         return None
     settings = torch.tensor(controls).unsqueeze(1).expand(-1, spec.num_controls)

@@ -10,9 +10,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from devices import Budget, Calibration, Session, offer_device
-
 from ..calibration import calibrate as run_calibration
+from ..devices import Budget, Calibration, Session, offer_device
 from ..reports import calibration_report, duration, write_report
 from . import options as o
 from .characterised import load_characterisation

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ..characterisation import Characterisation
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
 
 __all__ = ["load_characterisation"]
 

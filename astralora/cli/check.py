@@ -10,11 +10,10 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from devices import Budget, Session, offer_device
-from devices.testing import CHECKS, CheckResult, check_device
-
 from ..characterisation import MEASUREMENTS, Characterisation, Finding, characterise
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
+from ..devices import Budget, Session, offer_device
+from ..devices.testing import CHECKS, CheckResult, check_device
 from ..reports import check_report, write_report
 from . import options as o
 from .console import errors, one_sentence_errors, out, print_json

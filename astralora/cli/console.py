@@ -12,9 +12,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from devices import DeviceError
-
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
+from ..devices import DeviceError
 
 __all__ = ["errors", "one_sentence_errors", "out", "print_json"]
 

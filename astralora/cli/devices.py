@@ -5,8 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from devices import list_devices
-
+from ..devices import list_devices
 from .console import one_sentence_errors, out, print_json
 from .options import Debug, Json
 

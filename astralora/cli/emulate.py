@@ -11,10 +11,9 @@ import tomli_w
 import typer
 from rich.text import Text
 
-from devices import Bench, FaultPlan, make_emulator, offer_device
-from devices.safety import stop_on_signals
-
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
+from ..devices import Bench, FaultPlan, make_emulator, offer_device
+from ..devices.safety import stop_on_signals
 from . import options as o
 from .console import errors, one_sentence_errors, out
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
 from ..training import RunConfig
 
 __all__ = [

@@ -9,11 +9,10 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from devices import Calibration
-from devices.testing import CheckResult
-
 from ..characterisation import Characterisation
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
+from ..devices import Calibration
+from ..devices.testing import CheckResult
 from ..reports import calibration_report, check_report, run_report, write_report
 from ..training import RunFolder, recall_run
 from . import options as o

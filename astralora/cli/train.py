@@ -10,7 +10,7 @@ import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
 from ..reports import RunData, duration, percent, verdicts
 from ..training import Interrupted, RunConfig, RunFolder
 from ..training import train as run_training

@@ -1,6 +1,6 @@
 """Ways of getting d loss / d controls out of a black box."""
 
-from ..table import Table
+from ..common.table import Table
 from .base import Estimator
 from .coloured import Coloured
 from .elementwise import Elementwise

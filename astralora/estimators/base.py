@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from devices import Coupling, DeviceSpec, Session, derive_generator
-
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
+from ..devices import Coupling, DeviceSpec, Session, derive_generator
 from .steps import StepChoice
 
 __all__ = ["Estimator", "directions_per_call", "sign_reach", "whole", "within"]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from devices import DeviceSpec, Session
-
-from ..colouring import Colouring
-from ..hadamard import CodedSigns
+from ..devices import DeviceSpec, Session
+from ..probing.hadamard import CodedSigns
 from .base import directions_per_call, sign_reach, whole, within
+from .colouring import Colouring
 from .steps import Step
 from .transfer import TransferEstimator
 
@@ -22,7 +21,7 @@ _MOST = 128
 class Coloured(TransferEstimator):
     """Moves all controls at once, in patterns by which those that meet in a matrix entry are told apart.
 
-    Controls of one colour move disjoint parts of the transfer matrix (see `astralora.colouring.Colouring`), and every
+    Controls of one colour move disjoint parts of the transfer matrix (see `Colouring`), and every
     control reads its change off its own part R:
 
         g_p = 1 / (M mu) sum_k s_kp sum_(ij in R_p) (G^T X)_ij (A(w + mu s_k) - A(w))_ij.

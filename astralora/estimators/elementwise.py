@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from devices import Session
-
-from ..errors import ConfigurationError
-from ..probing import answer_variance
+from ..common.errors import ConfigurationError
+from ..devices import Session
+from ..probing.probes import answer_variance
 from .base import whole
 from .pooling import pool_slopes
 from .steps import Step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from devices import Range
+from ..devices import Range
 
 __all__ = ["pool_slopes"]
 

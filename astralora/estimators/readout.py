@@ -8,9 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from devices import DeviceSpec, Session
-
-from ..probing import LinearProbe, answer_variance
+from ..devices import DeviceSpec, Session
+from ..probing.probes import LinearProbe, answer_variance
 
 __all__ = ["Compression", "Readout", "choose_readout"]
 

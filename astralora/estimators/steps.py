@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from devices import DeviceSpec
-
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
+from ..devices import DeviceSpec
 
 __all__ = ["Step", "StepChoice", "choose_step"]
 

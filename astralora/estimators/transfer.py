@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from devices import DeviceSpec, Session
-
-from ..probing import TransferProbe
+from ..devices import DeviceSpec, Session
+from ..probing.probes import TransferProbe
 from .base import Estimator, whole
 from .steps import Step, StepChoice, choose_step
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from devices import DeviceSpec, Differentiable, Session, pull_back
-
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
+from ..devices import DeviceSpec, Differentiable, Session, pull_back
 from .base import Estimator
 
 __all__ = ["Exact", "Twin", "check_twin", "differentiable"]
@@ -102,7 +101,7 @@ class Twin(Estimator):
 
 
 class Exact(Twin):
-    """Backpropagates through a `devices.Differentiable` device's own law; costs no operation.
+    """Backpropagates through a `astralora.devices.Differentiable` device's own law; costs no operation.
 
     For tests and ablation: simulators and calibrated twins have such a law, chips do not.
     """

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from devices import Differentiable, Session
-
+from ..devices import Differentiable, Session
 from .twin import Twin
 
 __all__ = ["ControlVariate"]

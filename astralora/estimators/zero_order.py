@@ -10,10 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from devices import DeviceSpec, Differentiable, Session
-
-from ..errors import ConfigurationError
-from ..hadamard import CodedSigns
+from ..common.errors import ConfigurationError
+from ..devices import DeviceSpec, Differentiable, Session
+from ..probing.hadamard import CodedSigns
 from .base import Estimator, directions_per_call, sign_reach, whole, within
 from .readout import Compression, Readout, choose_readout
 from .steps import Step, StepChoice, choose_step

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
 
 __all__ = ["BasisWatch", "basis_overlap", "check_share", "decompose", "in_the_frame_of", "kept_rank"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
 from .bases import check_share, kept_rank
 
 __all__ = ["Refresh", "RefreshController"]

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn, optim
 
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
 
 __all__ = [
     "RotatesMoments",

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn, optim
 
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
 from .bases import BasisWatch, check_share, decompose, kept_rank
 from .factors import Weight
 from .moments import check_moments, replace_parameter, rotate_moments

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
 
 __all__ = ["from_first_rank", "rewrap", "unwrap"]
 

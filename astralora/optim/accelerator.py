@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import ConfigurationError
-from ..extras import require
+from ..common.errors import ConfigurationError
+from ..common.extras import require
 from .compressor import GradCompressor
 
 __all__ = ["FloraAccelerator"]

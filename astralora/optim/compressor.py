@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..errors import ConfigurationError
-from ..layer import BlackBoxLinear
+from ..common.errors import ConfigurationError
+from ..nn.layer import BlackBoxLinear
 from .fused import StepsParameters, parameters_of
 from .memory import state_bytes
 from .options import check_whole

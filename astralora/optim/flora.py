@@ -8,7 +8,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, optim
 
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
 from .adafactor import clip, precondition, step_size
 from .memory import state_bytes
 from .moment import advance, compressed_shape, is_compressed

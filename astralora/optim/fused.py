@@ -7,7 +7,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
 
 __all__ = ["FusedBackward", "StepsParameters", "fuse_backward", "parameters_of"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
 from .moment import is_compressed
 from .projection import check_projection
 from .quantization import choose_storage

@@ -10,9 +10,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from devices import derive_generator
-
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
+from ..devices import derive_generator
 
 __all__ = ["PROJECTIONS", "Projection", "check_projection"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
 
 __all__ = ["STORAGES", "Bitsandbytes", "Blockwise", "Plain", "Storage", "choose_storage"]
 

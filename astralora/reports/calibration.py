@@ -8,8 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from devices import Calibration
-
+from ..devices import Calibration
 from .check import finding_row
 from .page import Verdict, draw, render
 from .plots import ACCENT, BASELINE, DEVICE

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from devices.testing import CheckResult
-
 from ..characterisation import Characterisation, Finding
+from ..devices.testing import CheckResult
 from .page import Verdict, draw, render
 from .plots import ACCENT, BASELINE, DEVICE
 

@@ -11,9 +11,8 @@ from jinja2 import Environment, PackageLoader
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from devices.files import write_atomically
-
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
+from ..devices.files import write_atomically
 from .plots import as_png, prepare
 
 __all__ = ["Verdict", "draw", "render", "write_report"]

@@ -1,6 +1,6 @@
 """Ways of getting d loss / d inputs past a black box."""
 
-from ..table import Table
+from ..common.table import Table
 from .adjoint import Adjoint
 from .base import MatrixSurrogate, Surrogate
 from .low_rank import LowRankOnline
@@ -8,6 +8,7 @@ from .measured import Measured
 from .online import Online
 from .psi import Psi
 from .twin import Exact, Twin
+from .twin_drift import StaleCalibrationWarning, TwinDrift
 
 __all__ = [
     "SURROGATES",
@@ -18,8 +19,10 @@ __all__ = [
     "Measured",
     "Online",
     "Psi",
+    "StaleCalibrationWarning",
     "Surrogate",
     "Twin",
+    "TwinDrift",
     "register_surrogate",
 ]
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from devices import Session
-
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
+from ..devices import Session
 from ..estimators import Estimator
-from ..probing import LinearProbe
+from ..probing.probes import LinearProbe
 from .base import Surrogate
 
 __all__ = ["Adjoint"]
 
 
 class Adjoint(Surrogate):
-    """G A, asked of a `devices.Reciprocal` device: d loss / d outputs goes in where the outputs came out.
+    """G A, asked of a `astralora.devices.Reciprocal` device: d loss / d outputs goes in where the outputs came out.
 
     Nothing to model and nothing to go stale: the gradient is the device's own, at the controls of the forward pass,
     with the reverse port's noise. A step costs as many vectors as G has rank, at most the smaller of batch and

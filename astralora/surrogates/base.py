@@ -9,12 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from devices import Session, derive_generator
-
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
+from ..devices import Session, derive_generator
 from ..estimators import Estimator
-from ..probing import TransferProbe
-from ..twin_drift import TwinDrift
+from ..probing.probes import TransferProbe
+from .twin_drift import TwinDrift
 
 __all__ = ["MatrixSurrogate", "Surrogate", "measure_transfer_matrix", "measurement_vectors"]
 

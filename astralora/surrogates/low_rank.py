@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from devices import Session
-
+from ..devices import Session
 from ..estimators.base import whole
 from ..lowrank.controller import RefreshController
-from ..probing import answer_variance
+from ..probing.probes import answer_variance
 from .base import Surrogate, measure_transfer_matrix, measurement_vectors
 from .factors import Factors, absorb
 from .schedule import choose_schedule

@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from devices import Session
-
+from ..devices import Session
 from .base import MatrixSurrogate, measure_transfer_matrix, measurement_vectors
 
 __all__ = ["Measured"]

@@ -9,11 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from devices import Session
-
-from ..errors import ConfigurationError
-from ..hadamard import hadamard, hadamard_order
-from ..probing import LinearProbe, TransferProbe, answer_variance
+from ..common.errors import ConfigurationError
+from ..devices import Session
+from ..probing.hadamard import hadamard, hadamard_order
+from ..probing.probes import LinearProbe, TransferProbe, answer_variance
 from .base import MatrixSurrogate, measurement_vectors
 
 __all__ = ["Online"]

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from devices import Session
-
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
+from ..devices import Session
 from ..estimators.base import whole
 from ..lowrank.controller import RefreshController
-from ..probing import LinearProbe, orthogonal_probes
+from ..probing.probes import LinearProbe, orthogonal_probes
 from .base import Surrogate, measure_transfer_matrix, measurement_vectors
 from .factors import Factors
 from .schedule import choose_schedule

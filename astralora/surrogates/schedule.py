@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from devices import Session
-
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
+from ..devices import Session
 from ..lowrank.bases import basis_overlap, in_the_frame_of
 from ..lowrank.controller import Refresh, RefreshController
-from ..probing import LinearProbe, answer_variance, orthogonal_probes
+from ..probing.probes import LinearProbe, answer_variance, orthogonal_probes
 from .base import measure_transfer_matrix
 from .factors import Factors, absorb
 

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from devices import Differentiable, Session, pull_back
-
+from ..devices import Differentiable, Session, pull_back
 from ..estimators import Estimator
 from ..estimators import Twin as EstimatorTwin
 from ..estimators.twin import check_twin, differentiable
-from ..twin_drift import TwinDrift
 from .base import Surrogate
+from .twin_drift import TwinDrift
 
 __all__ = ["Exact", "Twin"]
 
@@ -96,7 +95,7 @@ class Twin(Surrogate):
 
 
 class Exact(Twin):
-    """Backpropagates through a `devices.Differentiable` device's own law: the twin that is the device itself."""
+    """Backpropagates through a `Differentiable` device's own law: the twin that is the device itself."""
 
     def __init__(self, *, seed: int = 0) -> None:
         super().__init__(seed=seed)

@@ -1,6 +1,6 @@
 """Things to train on from the command line."""
 
-from ..table import Table
+from ..common.table import Table
 from .base import Splits, Task
 from .digits import ConvDigits, DeepDigits, Digits
 from .topics import BYTES, Text, sources, topics

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from devices import derive_seed
-
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
+from ..devices import derive_seed
 from .base import Splits, Task
 
 __all__ = ["Digits"]

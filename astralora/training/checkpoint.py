@@ -12,9 +12,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from devices.files import write_atomically
-
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
+from ..devices.files import write_atomically
 
 __all__ = ["load_state", "save_state"]
 

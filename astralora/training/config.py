@@ -10,10 +10,9 @@ from typing import Any, Literal, Self
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from devices import Bench, Budget, Retry
-
-from ..errors import ConfigurationError
-from ..sample_allocator import Currency, Ranking
+from ..budgets.sample_allocator import Currency, Ranking
+from ..common.errors import ConfigurationError
+from ..devices import Bench, Budget, Retry
 
 __all__ = ["AllocateConfig", "DeviceConfig", "MethodConfig", "RunConfig"]
 
@@ -61,7 +60,7 @@ class MethodConfig(_Section):
 
 
 class AllocateConfig(_Section):
-    """How samples move between device layers; see `astralora.sample_allocator.SampleAllocator`.
+    """How samples move between device layers; see `astralora.budgets.sample_allocator.SampleAllocator`.
 
     Attributes:
         ranking: what layers share by.

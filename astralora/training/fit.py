@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from devices import derive_generator
-
-from ..layer import BlackBoxLinear
-from ..sample_allocator import SampleAllocator
+from ..budgets.sample_allocator import SampleAllocator
+from ..devices import derive_generator
+from ..nn.layer import BlackBoxLinear
 from ..tasks import Splits, Task
 from .config import RunConfig
 

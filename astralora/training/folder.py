@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from devices.files import write_atomically
-
-from ..errors import ConfigurationError
+from ..common.errors import ConfigurationError
+from ..devices.files import write_atomically
 from .checkpoint import load_state, save_state
 from .config import RunConfig
 

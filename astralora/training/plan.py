@@ -9,9 +9,8 @@ from math import ceil
 
 import torch
 
-from devices import BudgetExceeded, Device, DeviceSpec, Session, Usage, rehearse
-
-from ..methods import ExpensiveGradientWarning, expected_expense
+from ..devices import BudgetExceeded, Device, DeviceSpec, Session, Usage, rehearse
+from ..nn.methods import ExpensiveGradientWarning, expected_expense
 from ..tasks import Splits, Task
 from .config import RunConfig
 from .fit import Fit

@@ -8,10 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from devices import CalibratedDevice, Device, DeviceError, Session, derive_seed, offer_device
-
-from ..attachment import ATTACH_OPTIONS, attach, layer_width
-from ..methods import ExpensiveGradientWarning, choose_method
+from ..devices import CalibratedDevice, Device, DeviceError, Session, derive_seed, offer_device
+from ..nn.attachment import ATTACH_OPTIONS, attach, layer_width
+from ..nn.methods import ExpensiveGradientWarning, choose_method
 from ..tasks import TASKS, Task
 from .config import DeviceConfig, RunConfig
 

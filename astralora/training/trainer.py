@@ -12,15 +12,14 @@ from math import ceil
 from types import FrameType
 from typing import Any
 
-from devices import BudgetExceeded, Session, Usage
-from devices.files import write_atomically
-from devices.safety import stop_on_signals
-
-from ..errors import ConfigurationError
-from ..health import StaleGradientWarning
-from ..methods import ExpensiveGradientWarning, expected_expense
+from ..common.errors import ConfigurationError
+from ..devices import BudgetExceeded, Session, Usage
+from ..devices.files import write_atomically
+from ..devices.safety import stop_on_signals
+from ..nn.health import StaleGradientWarning
+from ..nn.methods import ExpensiveGradientWarning, expected_expense
 from ..reports import RunData, run_report
-from ..twin_drift import StaleCalibrationWarning
+from ..surrogates.twin_drift import StaleCalibrationWarning
 from .config import RunConfig
 from .fit import Fit, Record
 from .folder import RunFolder

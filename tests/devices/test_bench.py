@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import devices as d
-from devices import Bench, DeviceError
+import astralora.devices as d
+from astralora.devices import Bench, DeviceError
 
 
 def test_a_bench_opens_the_device_that_it_names(tmp_path: Path) -> None:
@@ -23,7 +23,7 @@ def test_options_given_beside_it_are_added(tmp_path: Path) -> None:
 
 
 def test_offers_are_taken_by_those_who_know_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("devices.registry._registered", {})
+    monkeypatch.setattr("astralora.devices.registry._registered", {})
     (tmp_path / "bench.toml").write_text('device = "matvec"\n[options]\nin_features = 4\nout_features = 3\n')
     device = d.offer_device(str(tmp_path / "bench.toml"), {"impairments": "lab"})
     assert device.spec.control_levels == 256

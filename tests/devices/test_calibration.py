@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-import devices as d
-from simulators import KINDS, Impairments, SimulatedDevice, device_factory
+import astralora.devices as d
+from astralora.simulators import KINDS, Impairments, SimulatedDevice, device_factory
 
 FLAWS: dict[str, Any] = {
     "phase_bias_std": 0.2,
@@ -31,7 +31,7 @@ def record_of(device: SimulatedDevice, *, fits: bool = True, **changes: Any) -> 
     """What a perfect calibration would find."""
     known = device.true_constants
     full = {name: known.get(name, torch.full(c.shape, c.nominal)).float() for name, c in device.constants().items()}
-    fit = d.Fit(
+    fit = d.FitQuality(
         fits=fits,
         verdict="The law fits." if fits else "The law does not fit.",
         unexplained=0.0,
@@ -49,7 +49,7 @@ def record_of(device: SimulatedDevice, *, fits: bool = True, **changes: Any) -> 
         "serial_number": device.spec.serial_number,
         "promised": device.spec,
         "measured": device.spec,
-        "model": d.Model(name=device.spec.name),
+        "model": d.FittedModel(name=device.spec.name),
         "fit": fit,
         "spent": {"programs": 10, "queries": 10, "vectors": 100},
         "tensors": {f"constants/{name}": value for name, value in full.items()},
@@ -86,7 +86,7 @@ def test_a_crash_while_saving_leaves_the_old_record_whole(tmp_path: Path, monkey
         written.append(place)
         place.write_bytes(content)
 
-    monkeypatch.setattr("devices.calibration.write_atomically", crash)
+    monkeypatch.setattr("astralora.devices.calibration.write_atomically", crash)
     with pytest.raises(KeyboardInterrupt):
         record_of(chip(seed=1)).save(path)
     assert d.Calibration.load(path).digest == old.digest
@@ -229,10 +229,10 @@ def test_no_twin_is_made_of_a_law_that_does_not_fit() -> None:
 
 def test_a_model_of_another_size_or_without_constants_is_refused() -> None:
     with pytest.raises(d.DeviceError, match="has 36 controls at 6 x 6, and 'mzi' has 30: it is no model of it"):
-        d.make_model(d.Model(name="slm"), chip().spec)
+        d.make_model(d.FittedModel(name="slm"), chip().spec)
     spec = d.DeviceSpec(name="x", in_features=2, out_features=2, num_controls=4)
     with pytest.raises(d.DeviceError, match="has no constants that could be fitted"):
-        d.make_model(d.Model(name="tiled", options={"chip": "slm", "tile": 2}), spec)
+        d.make_model(d.FittedModel(name="tiled", options={"chip": "slm", "tile": 2}), spec)
 
 
 def test_simulators_have_a_clock_and_hardware_has_the_wall(bench: Any) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from devices import NotConnected, ProtocolError
+from astralora.devices import NotConnected, ProtocolError
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 import torch
 
-from devices import derive_generator, derive_seed
+from astralora.devices import derive_generator, derive_seed
 
 
 def test_every_purpose_has_a_seed_of_its_own() -> None:

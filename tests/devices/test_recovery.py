@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from devices import (
+from astralora.devices import (
     Budget,
     BudgetExceeded,
     DeviceError,

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-import devices.registry as registry
-from devices import DeviceError, find_device, list_devices, open_device, register_device
+import astralora.devices.registry as registry
+from astralora.devices import DeviceError, find_device, list_devices, open_device, register_device
 
 
 @pytest.fixture(autouse=True)

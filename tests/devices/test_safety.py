@@ -9,7 +9,7 @@ import pytest
 PROGRAM = """
 import sys, time
 import numpy as np, torch
-import devices as d
+import astralora.devices as d
 
 class Chip(d.HardwareDevice):
     def _open(self): pass

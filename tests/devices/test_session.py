@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from devices import (
+from astralora.devices import (
     Budget,
     BudgetExceeded,
     Device,
@@ -294,7 +294,7 @@ def test_purposes_of_two_threads_are_kept_apart(session: Session) -> None:
 
 
 def test_logs_its_traffic(session: Session, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG, logger="devices.session"), session.purpose("forward"):
+    with caplog.at_level(logging.DEBUG, logger="astralora.devices.session"), session.purpose("forward"):
         session.apply(W, X)
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [
         "bench program for forward",

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from devices import DeviceSpec
+from astralora.devices import DeviceSpec
 
 SIZE = {"name": "chip", "in_features": 4, "out_features": 3, "num_controls": 12}
 

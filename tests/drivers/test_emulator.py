@@ -12,14 +12,14 @@ import pytest
 import torch
 
 import astralora as al
-import devices as d
-from devices import DeviceError, FaultPlan, NotConnected, Retry, Session
-from devices.faults import CHIP_FAULTS, LINK_FAULTS
-from drivers.emulator import FrameEmulator, ScpiEmulator
-from drivers.frames import Header, encode_frame
-from drivers.messages import Command
-from drivers.transports import Transport, open_transport
-from drivers.transports.base import Bytes
+import astralora.devices as d
+from astralora.devices import DeviceError, FaultPlan, NotConnected, Retry, Session
+from astralora.devices.wrappers.faults import CHIP_FAULTS, LINK_FAULTS
+from astralora.drivers.emulator import FrameEmulator, ScpiEmulator
+from astralora.drivers.frames import Header, encode_frame
+from astralora.drivers.messages import Command
+from astralora.drivers.transports import Transport, open_transport
+from astralora.drivers.transports.base import Bytes
 
 N, M = 8, 6
 AT_ONCE = Retry(attempts=12, wait_seconds=0)

@@ -17,12 +17,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import devices as d
-from devices.testing import check_device
-from drivers.frame_link import FrameLink
-from drivers.frames import ERROR, VERSION, encode_frame, find_header, read_payload
-from drivers.messages import PROGRAM, QUERY, QUERY_EACH, Command, Format, State, decode_error
-from drivers.transports import Transport, open_transport
+import astralora.devices as d
+from astralora.devices.testing import check_device
+from astralora.drivers.frame_link import FrameLink
+from astralora.drivers.frames import ERROR, VERSION, encode_frame, find_header, read_payload
+from astralora.drivers.messages import PROGRAM, QUERY, QUERY_EACH, Command, Format, State, decode_error
+from astralora.drivers.transports import Transport, open_transport
 
 pytest.importorskip("serial", reason="pyserial is not installed")
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-import devices as d
-from devices import DeviceError, DeviceTimeout, NotConnected, OutOfRange, ProtocolError, Session
-from drivers.emulator import FrameEmulator
-from drivers.frame_mvm import ManyFrameDevice, open_frame_mvm
-from drivers.frame_server import FrameServer
-from drivers.frames import encode_frame, find_header
-from drivers.messages import Command
-from drivers.transports import LoopbackTransport, Transport, open_transport
+import astralora.devices as d
+from astralora.devices import DeviceError, DeviceTimeout, NotConnected, OutOfRange, ProtocolError, Session
+from astralora.drivers.emulator import FrameEmulator
+from astralora.drivers.frame_mvm import ManyFrameDevice, open_frame_mvm
+from astralora.drivers.frame_server import FrameServer
+from astralora.drivers.frames import encode_frame, find_header
+from astralora.drivers.messages import Command
+from astralora.drivers.transports import LoopbackTransport, Transport, open_transport
 
 N, M = 8, 6
 
@@ -231,7 +231,7 @@ def test_a_late_answer_is_dropped(questions: tuple[torch.Tensor, torch.Tensor], 
         newest = device._link._newest
         assert newest is not None
         device.transport.write(*newest.frame)
-        with caplog.at_level(logging.DEBUG, "drivers.frame_link"):
+        with caplog.at_level(logging.DEBUG, "astralora.drivers.frame_link"):
             assert torch.equal(device.query(questions[1]), expected)
         assert "dropped a late answer" in caplog.text
         device.close()

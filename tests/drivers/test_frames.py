@@ -14,14 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devices import DeviceError, DeviceTimeout, OutOfRange, ProtocolError, make_device
-from devices import errors as device_errors
-from drivers import frames
-from drivers.frame_link import FrameLink
-from drivers.frame_server import FrameServer
-from drivers.frames import ANSWER, ERROR, OVERHEAD, Buffers, encode_frame, find_header, read_payload, skip_payload
-from drivers.messages import Format, decode_error, decode_values, encode_error, encode_values
-from drivers.transports import Transport
+from astralora.devices import DeviceError, DeviceTimeout, OutOfRange, ProtocolError, make_device
+from astralora.devices import errors as device_errors
+from astralora.drivers import frames
+from astralora.drivers.frame_link import FrameLink
+from astralora.drivers.frame_server import FrameServer
+from astralora.drivers.frames import ANSWER, ERROR, OVERHEAD, Buffers, encode_frame, find_header, read_payload, skip_payload
+from astralora.drivers.messages import Format, decode_error, decode_values, encode_error, encode_values
+from astralora.drivers.transports import Transport
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
 LIMIT = 4096

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-import devices as d
-from drivers import frames, messages, scpi
-from drivers.emulator import ScpiEmulator
-from drivers.transports import open_transport
+import astralora.devices as d
+from astralora.drivers import frames, messages, scpi
+from astralora.drivers.emulator import ScpiEmulator
+from astralora.drivers.transports import open_transport
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
 

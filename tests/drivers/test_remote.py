@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-import devices as d
-from devices import DeviceError, NotConnected, Retry, Session
+import astralora.devices as d
+from astralora.devices import DeviceError, NotConnected, Retry, Session
 
 ray = pytest.importorskip("ray")
 

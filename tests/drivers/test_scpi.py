@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-import devices as d
-from devices import DeviceError, NotConnected, OutOfRange, ProtocolError, Session
-from drivers.emulator import ScpiEmulator
-from drivers.scpi import ERRORS, block_head, error_number, error_of, matches
-from drivers.scpi_mvm import open_scpi_mvm
-from drivers.transports import LoopbackTransport, Transport, open_transport
+import astralora.devices as d
+from astralora.devices import DeviceError, NotConnected, OutOfRange, ProtocolError, Session
+from astralora.drivers.emulator import ScpiEmulator
+from astralora.drivers.scpi import ERRORS, block_head, error_number, error_of, matches
+from astralora.drivers.scpi_mvm import open_scpi_mvm
+from astralora.drivers.transports import LoopbackTransport, Transport, open_transport
 
 N, M = 8, 6
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import serial
 
-from devices import DeviceError, DeviceTimeout, NotConnected, ProtocolError
-from drivers.transports import (
+from astralora.devices import DeviceError, DeviceTimeout, NotConnected, ProtocolError
+from astralora.drivers.transports import (
     LoopbackTransport,
     SerialTransport,
     TcpTransport,
@@ -541,7 +541,7 @@ def test_an_ipv6_address_is_reached() -> None:
 
 def test_the_log_shows_the_beginning_of_what_passes_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
     secret = bytes(range(100, 200))
-    with caplog.at_level(logging.DEBUG, "drivers.transports"), open_transport("loop://", TIMEOUT) as line:
+    with caplog.at_level(logging.DEBUG, "astralora.drivers.transports"), open_transport("loop://", TIMEOUT) as line:
         line.write(secret[:10], secret[10:])
         line.read(100)
     beginning = secret[:24].hex(" ")
@@ -554,7 +554,7 @@ def test_the_log_shows_the_beginning_of_what_passes_and_no_more(caplog: pytest.L
 
 
 def test_the_log_shows_what_there_was_of_an_answer_that_broke_off(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG, "drivers.transports"), open_transport("loop://", SILENCE) as line:
+    with caplog.at_level(logging.DEBUG, "astralora.drivers.transports"), open_transport("loop://", SILENCE) as line:
         line.write(b"\x01\x02")
         with pytest.raises(DeviceTimeout):
             line.read(9)
@@ -629,13 +629,13 @@ def python(code: str) -> str:
 def test_libraries_are_imported_only_by_those_who_use_them() -> None:
     python(
         "import sys, devices, drivers.frame_mvm, drivers.scpi_mvm, drivers.emulator; devices.list_devices();"
-        "devices.list_emulators();"
+        "astralora.devices.list_emulators();"
         "found = {'serial', 'pyvisa', 'pyvisa_py'} & set(sys.modules); assert not found, found"
     )
 
 
 def test_without_isal_checksums_are_those_of_zlib_and_the_same() -> None:
-    from drivers.frames import encode_frame
+    from astralora.drivers.frames import encode_frame
 
     payload = ALL_BYTES * 10
     code = (

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-import devices as d
-from astralora.encoding import Scale
-from simulators import KINDS, Impairments, SimulatedDevice, device_factory
-from simulators.memory import PCM_MAX_MICROSIEMENS, pcm_drift, pcm_programming_std
-from simulators.wander import Wander, flicker
+import astralora.devices as d
+from astralora.probing.encoding import Scale
+from astralora.simulators import KINDS, Impairments, SimulatedDevice, device_factory
+from astralora.simulators.memory import PCM_MAX_MICROSIEMENS, pcm_drift, pcm_programming_std
+from astralora.simulators.wander import Wander, flicker
 
 
 def chip(kind: str, n: int, m: int, physics: Any = None, **law: Any) -> Any:

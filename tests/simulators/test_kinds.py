@@ -8,8 +8,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from simulators import KINDS, MRR, MZI, MZI3, Diffractive, Identity, LinearPhysics, LowRank
-from simulators.lattice import mesh_matrix
+from astralora.simulators import KINDS, MRR, MZI, MZI3, Diffractive, Identity, LinearPhysics, LowRank
+from astralora.simulators.lattice import mesh_matrix
 
 SIZES = dict.fromkeys(KINDS, (4, 3))
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from devices import initial_controls
-from simulators import KINDS, MRR, MZI, SLM, LinearPhysics, MatVec, Monarch, device_factory
+from astralora.devices import initial_controls
+from astralora.simulators import KINDS, MRR, MZI, SLM, LinearPhysics, MatVec, Monarch, device_factory
 
 
 def controls_for(physics: Any, n: int, m: int, generator: torch.Generator, *leading: int) -> torch.Tensor:
@@ -115,7 +115,7 @@ def test_training_starts_within_the_range(kind: str, generator: torch.Generator)
 
 
 def test_a_kind_of_ones_own_is_one_class_with_one_method(simulated: Any) -> None:
-    from simulators import SimulatedDevice
+    from astralora.simulators import SimulatedDevice
 
     class Doubler(LinearPhysics):
         def matrix(self, controls: torch.Tensor, in_features: int, out_features: int) -> torch.Tensor:

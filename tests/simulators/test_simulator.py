@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from devices import (
+from astralora.devices import (
     Device,
     Differentiable,
     NotConnected,
@@ -20,9 +20,9 @@ from devices import (
     Snapshots,
     initial_controls,
 )
-from simulators import KINDS, PRESETS, Impairments, MatVec, SimulatedDevice
-from simulators.chip import quantize
-from simulators.wander import Process, Wander
+from astralora.simulators import KINDS, PRESETS, Impairments, MatVec, SimulatedDevice
+from astralora.simulators.chip import quantize
+from astralora.simulators.wander import Process, Wander
 
 
 def start(session: Any) -> torch.Tensor:
@@ -267,7 +267,7 @@ def test_query_each_in_small_parts_gives_the_same(
 ) -> None:
     settings, inputs = torch.rand(7, 24, generator=generator), vectors(5, 6, generator)
     whole = simulated("slm", 6, 4, impairments=STILL).query_each(settings, inputs)
-    monkeypatch.setattr("simulators.simulator._CHUNK", 50)
+    monkeypatch.setattr("astralora.simulators.simulator._CHUNK", 50)
     torch.testing.assert_close(simulated("slm", 6, 4, impairments=STILL).query_each(settings, inputs), whole)
 
 

@@ -18,7 +18,7 @@ __all__ = ["noted"]
 def noted() -> Generator[None]:
     """Say what was warned of in a line each, and keep quiet what libraries chat about."""
     from ...adapters.scoring import TiedScoresWarning
-    from ...extras import require
+    from ...common.extras import require
 
     require("transformers", "'astralora adapters'", extra="lowrank").utils.logging.set_verbosity_error()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

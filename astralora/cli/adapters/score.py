@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ...errors import ConfigurationError
+from ...common.errors import ConfigurationError
 from .. import options as o
 from ..console import one_sentence_errors, out, print_json
 from . import options as a

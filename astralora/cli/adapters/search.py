@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from devices.files import write_atomically
-
-from ...errors import ConfigurationError
+from ...common.errors import ConfigurationError
+from ...devices.files import write_atomically
 from .. import options as o
 from ..console import one_sentence_errors, out, print_json
 

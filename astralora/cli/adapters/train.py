@@ -11,7 +11,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from ...errors import ConfigurationError
+from ...common.errors import ConfigurationError
 from ...reports import duration
 from .. import options as o
 from ..console import errors, one_sentence_errors, out, print_json

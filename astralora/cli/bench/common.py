@@ -13,9 +13,8 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from devices.files import write_atomically
-
-from ...errors import ConfigurationError
+from ...common.errors import ConfigurationError
+from ...devices.files import write_atomically
 from ..console import errors, out
 
 Devices = Annotated[str, typer.Option("--devices", help="Registered devices, with commas between them.")]

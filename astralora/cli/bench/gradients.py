@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ... import benchmarks
-from ...errors import ConfigurationError
+from ...common.errors import ConfigurationError
 from .. import options as o
 from ..console import one_sentence_errors, out, print_json
 from .common import (

@@ -1,4 +1,4 @@
-"""The driver against a stand-in on a real port; with pytest --device bench.toml, against the chip."""
+"""The driver against a stand-in on a real port; with pytest --astralora-bench bench.toml, against the chip."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from bench_chip import BenchChip
 from chip_on_tcp import chip_on_tcp
 
 import astralora as al
-from devices.testing import DeviceConformance
+from astralora.devices.testing import DeviceConformance
 
 
 @pytest.fixture

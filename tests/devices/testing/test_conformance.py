@@ -12,9 +12,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-import devices as d
-from devices import DeviceError, DeviceTimeout, HardwareDevice, NotConnected, TiledDevice, Usage
-from devices.testing import CHECKS, CheckResult, DeviceConformance, check_device
+import astralora.devices as d
+from astralora.devices import DeviceError, DeviceTimeout, HardwareDevice, NotConnected, TiledDevice, Usage
+from astralora.devices.testing import CHECKS, CheckResult, DeviceConformance, check_device
 
 N, M = 6, 5
 SPEC: dict[str, Any] = {

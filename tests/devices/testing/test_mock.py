@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from devices import Device, DeviceTimeout, NotConnected, Retry, Session
-from devices.testing import MockDevice
+from astralora.devices import Device, DeviceTimeout, NotConnected, Retry, Session
+from astralora.devices.testing import MockDevice
 
 
 def test_answers_its_script_in_order() -> None:

@@ -4,14 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from devices.testing import CHECKS
+from astralora.devices.testing import CHECKS
 
 TESTS = """
 import astralora as al
 import pytest
 import torch
 
-from devices.testing import DeviceConformance
+from astralora.devices.testing import DeviceConformance
 
 
 def test_simulated(simulated_device):
@@ -38,7 +38,6 @@ def test_port(emulated_port):
         assert session.apply(torch.ones(12), torch.ones(1, 4)).tolist() == [[4.0, 4.0, 4.0]]
 
 
-@pytest.mark.hardware
 def test_bench(hardware_device):
     assert hardware_device.spec.in_features == 4
     hardware_device.program(torch.zeros(12))
@@ -59,22 +58,38 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_fixtures_work_and_hardware_is_skipped_unless_named(tmp_path: Path) -> None:
     done = run(tmp_path)
     assert done.returncode == 0, done.stdout
-    assert "needs hardware: name it with --device BENCH.toml" in done.stdout
+    assert "needs hardware: name it with --astralora-bench BENCH.toml" in done.stdout
     # Beside the fixtures, all checks but those that do not apply: no line, no output range, and no levels.
     assert done.stdout.splitlines()[-1].startswith(f"{4 + len(CHECKS) - 5} passed"), done.stdout
 
 
 def test_hardware_tests_run_on_the_bench_that_is_named(tmp_path: Path) -> None:
     (tmp_path / "bench.toml").write_text('device = "matvec"\n\n[options]\nin_features = 4\nout_features = 3\n')
-    done = run(tmp_path, "--device", "bench.toml", "-k", "bench")
+    done = run(tmp_path, "--astralora-bench", "bench.toml", "-m", "hardware")
     assert done.returncode == 0, done.stdout
     assert done.stdout.splitlines()[-1].startswith("1 passed")
 
 
 def test_a_bench_that_is_none_is_told_in_one_sentence(tmp_path: Path) -> None:
-    done = run(tmp_path, "--device", "nothing.toml", "-k", "bench")
+    done = run(tmp_path, "--astralora-bench", "nothing.toml", "-k", "bench")
     assert done.returncode == 1
     assert "the bench nothing.toml cannot be read: No such file or directory" in done.stdout
+
+
+def test_a_project_with_an_option_a_mark_and_a_fixture_of_those_names_keeps_them(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(
+        "import pytest\n\n"
+        "def pytest_addoption(parser):\n    parser.addoption('--device', default='cpu')\n\n"
+        "@pytest.fixture\ndef hardware_device(request):\n    return request.config.getoption('--device')\n"
+    )
+    (tmp_path / "test_own.py").write_text(
+        "import pytest\n\n@pytest.mark.hardware\ndef test_mark():\n    pass\n\n"
+        "def test_fixture(hardware_device):\n    assert hardware_device == 'cuda'\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--device", "cuda", "test_own.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.splitlines()[-1].startswith("2 passed")
 
 
 def test_a_project_that_has_nothing_to_do_with_devices_does_not_wait_for_torch(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ Put your own instrument in place of these lines.
 
 import numpy as np
 
-from devices import DeviceSpec, ProtocolError
-from drivers.link import LinkDevice
-from drivers.transports import open_transport
+from astralora.devices import DeviceSpec, ProtocolError
+from astralora.drivers.link import LinkDevice
+from astralora.drivers.transports import open_transport
 
 SPEC = DeviceSpec(
     name="bench-chip",

@@ -1,0 +1,1 @@
+"""Errors, tables of named classes, and optional libraries: what every package uses."""

@@ -1,0 +1,60 @@
+"""What the controls of a device can move, where that is neither one entry, nor one output, nor everything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+__all__ = ["Patch", "Stripe", "check_reach"]
+
+_Index = Annotated[int, Field(ge=0)]
+
+Stripe = tuple[_Index, _Index] | tuple[_Index, _Index, PositiveInt]
+"""Evenly spaced indices: start, stop (not included) and, unless it is 1, the step. None of them where stop is start."""
+
+
+class Patch(BaseModel):
+    """A run of consecutive controls, and the rectangle of the transfer matrix that they can move.
+
+    The patches of a `astralora.devices.DeviceSpec` follow one another: the first has control 0 and those after it, and so on.
+    On a device that is not linear, only the outputs count.
+
+    Attributes:
+        controls: number of controls in the run.
+        outputs: rows of the rectangle.
+        inputs: columns of the rectangle.
+        split: each control moves an equal share of the rectangle of its own, in order: ``"inputs"`` or ``"outputs"``
+            says which side is shared out. None: each of them moves all of it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    controls: PositiveInt
+    outputs: Stripe
+    inputs: Stripe
+    split: Literal["inputs", "outputs"] | None = None
+
+
+def check_reach(patches: Sequence[Patch], num_controls: int, in_features: int, out_features: int) -> None:
+    """Refuse patches that do not fit the device.
+
+    Raises:
+        ValueError: says which patch, and why.
+    """
+    for place, patch in enumerate(patches):
+        for side, width in (("outputs", out_features), ("inputs", in_features)):
+            indices = range(*getattr(patch, side))
+            if (indices and indices[-1] >= width) or getattr(patch, side)[1] < getattr(patch, side)[0]:
+                raise ValueError(
+                    f"patch {place} of the reach has {side} {getattr(patch, side)}, which are not within the "
+                    f"device's {width}"
+                )
+            if patch.split == side and (not indices or len(indices) % patch.controls):
+                raise ValueError(
+                    f"patch {place} of the reach cannot split {len(indices)} {side} among {patch.controls} controls"
+                )
+    total = sum(patch.controls for patch in patches)
+    if total != num_controls:
+        raise ValueError(f"the patches of the reach have {total} controls, but num_controls is {num_controls}")

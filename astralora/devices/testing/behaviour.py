@@ -1,0 +1,391 @@
+"""Checks of how a device behaves, whatever it computes."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..device import Composite, Device, ProgramsMany, Reciprocal, Resends, Snapshots
+from ..errors import DeviceError, DeviceTimeout, NotConnected, OutOfRange
+from ..recovery import Retry
+from ..session import Session
+from ..spec import DeviceSpec
+from ..usage import Usage
+from .subject import NotApplicable, Subject, fail
+
+__all__: list[str] = []
+
+
+def check_spec(subject: Subject) -> None:
+    """The spec is a DeviceSpec, and the same before, while and after the device is open."""
+    device = subject.fresh()
+    before = device.spec
+    if not isinstance(before, DeviceSpec):
+        fail(f"spec is a {type(before).__name__}, and must be a DeviceSpec")
+    device.open()
+    while_open = device.spec
+    device.close()
+    for when, spec in (("by opening the device", while_open), ("by closing it", device.spec)):
+        if spec != before:
+            fail(f"the spec changed {when}; it must be known before, and stay")
+
+
+def check_lifecycle(subject: Subject) -> None:
+    """Opening and closing twice does no harm, and a closed device can be opened again."""
+    device = subject.fresh()
+    device.close()
+    device.open()
+    device.open()
+    controls, inputs = subject.controls(device.spec), subject.inputs(device.spec, 2)
+    subject.program(device, controls)
+    first = subject.query(device, inputs)
+    device.open()
+    subject.agree(device.spec, subject.query(device, inputs), first, "opening an open device changed its answers")
+    device.close()
+    device.close()
+    device.open()
+    subject.program(device, controls)
+    subject.agree(device.spec, subject.query(device, inputs), first, "the device answers otherwise once reopened")
+
+
+def check_leaks(subject: Subject) -> None:
+    """Closing gives back the port, and every file and thread that opening took."""
+    device = subject.fresh()
+
+    def cycle() -> None:
+        device.open()
+        device.close()
+
+    for _ in range(3):
+        cycle()  # what is set up once may stay
+    before = _held()
+    for _ in range(5):
+        cycle()
+    after = _held()
+    for what, count in after.items():
+        if count >= before[what] + 5:
+            fail(f"{count - before[what]} {what} more are held after opening and closing five times")
+    try:
+        subject.fresh().open()
+    except NotConnected as error:
+        fail(f"the port of a closed device cannot be opened by the next one: {error}")
+
+
+def check_errors(subject: Subject) -> None:
+    """A closed or unprogrammed device raises NotConnected, and names itself."""
+    device = subject.fresh()
+    spec = device.spec
+    controls, inputs = subject.controls(spec), subject.inputs(spec, 1)
+    _must_raise("program, closed,", lambda: device.program(controls))
+    _must_raise("query, closed,", lambda: device.query(inputs))
+    device.open()
+    _must_raise("query before the first program", lambda: device.query(inputs))
+    subject.program(device, controls)
+    subject.query(device, inputs)
+    device.close()
+    _must_raise("query, closed again,", lambda: device.query(inputs))
+    device.open()
+    _must_raise("query after reopening, without a program,", lambda: device.query(inputs))
+
+
+def check_requests(subject: Subject) -> None:
+    """Behind a session, a request of the wrong shape, type or range is refused and costs nothing."""
+    session = Session(subject.running())
+    spec = session.spec
+    session.open()
+    subject.program(session, subject.controls(spec))
+    before = session.usage
+    bad = {
+        "inputs that are too wide": torch.zeros(1, spec.in_features + 1),
+        "whole numbers": torch.zeros(1, spec.in_features, dtype=torch.int64),
+        "NaN": torch.full((1, spec.in_features), torch.nan),
+    }
+    if spec.input_range is not None:
+        low, high = spec.input_range
+        bad["inputs out of range"] = torch.full((1, spec.in_features), high + 0.1 * (high - low))
+    for what, inputs in bad.items():
+        try:
+            session.query(inputs)
+        except OutOfRange:
+            continue
+        fail(f"{what} were not refused")
+    if session.usage != before:
+        fail("requests that were refused have been counted")
+
+
+def check_shapes(subject: Subject) -> None:
+    """A query of any number of vectors answers as many."""
+    device = subject.running()
+    limit = device.spec.max_batch or 64
+    for batch in sorted({1, 2, min(7, limit), *([limit] if limit <= 4096 else [])}):
+        if not torch.isfinite(subject.query(device, subject.inputs(device.spec, min(batch, limit)))).all():
+            fail(f"a query of {batch} vectors answered NaN or infinity")
+
+
+def check_dtypes(subject: Subject) -> None:
+    """Answers have the type of the inputs, float32 or float64."""
+    device = subject.running()
+    for dtype in (torch.float32, torch.float64):
+        subject.program(device, subject.controls(device.spec).to(dtype))
+        answer = subject.query(device, subject.inputs(device.spec, 2).to(dtype))
+        if answer.dtype != dtype:
+            fail(f"inputs of {dtype} were answered in {answer.dtype}")
+
+
+def check_batch_equals_loop(subject: Subject) -> None:
+    """A vector is answered the same, whatever other vectors come with it."""
+    device = subject.running()
+    inputs = subject.inputs(device.spec, min(5, device.spec.max_batch or 5))
+    together = subject.query(device, inputs)
+    for row, vector in enumerate(inputs):
+        alone = subject.query(device, vector[None])
+        subject.agree(
+            device.spec, together[row], alone[0], f"vector {row} of {len(inputs)} is answered otherwise alone"
+        )
+
+
+def check_inputs_not_mutated(subject: Subject) -> None:
+    """What is given to the device stays as it was, and what it gave stays too."""
+    device = subject.running()
+    spec = device.spec
+    controls, inputs, others = subject.controls(spec), subject.inputs(spec, 3), subject.inputs(spec, 3)
+    given, sent = controls.clone(), inputs.clone()
+    subject.program(device, controls)
+    subject.query(device, inputs)
+    # Straight from the device: what is put together from several answers has memory of its own.
+    answer = device.query(inputs)
+    if not torch.equal(controls, given):
+        fail("program has changed the controls that it was given")
+    if not torch.equal(inputs, sent):
+        fail("query has changed the inputs that it was given")
+    kept = answer.clone()
+    subject.query(device, others)
+    if not torch.equal(answer, kept):
+        fail("an answer changed when the next query was made: it is a view of a buffer that is used again")
+    controls.copy_(subject.controls(spec))
+    subject.agree(spec, subject.query(device, sent), kept, "controls that were changed after program took effect")
+
+
+def check_program_takes_effect(subject: Subject) -> None:
+    """Other controls make other answers."""
+    device = subject.running()
+    spec, repeats = device.spec, subject.repeats(device.spec)
+    inputs = subject.inputs(spec, 8)
+    answers = []
+    for _ in range(4):
+        subject.program(device, subject.controls(spec))
+        answers.append(subject.average(device, inputs, repeats))
+    spread = max(float((answer - answers[0]).abs().max()) for answer in answers[1:])
+    bound = subject.scatter(spec, 3 * answers[0].numel(), float(answers[0].abs().max()), repeats=repeats)
+    if spread <= bound:
+        fail(f"four settings at random are answered alike, to {spread:.3g}, which noise explains up to {bound:.3g}")
+
+
+def check_program_sets_everything(subject: Subject) -> None:
+    """A setting means the same, whatever was set before."""
+    device = subject.running()
+    controls, inputs = subject.controls(device.spec), subject.inputs(device.spec, 4)
+    subject.program(device, controls)
+    first = subject.query(device, inputs)
+    subject.program(device, subject.controls(device.spec))
+    subject.program(device, controls)
+    subject.agree(
+        device.spec, subject.query(device, inputs), first, "the same controls are answered otherwise after others"
+    )
+
+
+def check_program_idempotence(subject: Subject) -> None:
+    """Programming the same twice is the same as once, where the spec says so."""
+    device = subject.running()
+    if not device.spec.idempotent_program:
+        raise NotApplicable("the spec does not declare idempotent_program")
+    controls, inputs = subject.controls(device.spec), subject.inputs(device.spec, 4)
+    subject.program(device, controls)
+    first = subject.query(device, inputs)
+    for _ in range(3):
+        subject.program(device, controls)
+    subject.agree(
+        device.spec, subject.query(device, inputs), first, "the same controls programmed again are answered otherwise"
+    )
+
+
+def check_usage(subject: Subject) -> None:
+    """What is counted is what was asked for, exactly."""
+    device = subject.fresh()
+    spec = device.spec
+    with Session(device) as session:
+        # Of a device with parts it is the parts' operations that count: at most what it says they come to.
+        parts = session.capability(Composite)
+        inputs, controls = subject.inputs(spec, min(3, spec.max_batch or 3)), subject.controls(spec)
+        batch = len(inputs)
+        for what, act, due in (
+            ("program", lambda: subject.program(session, controls), Usage(programs=1)),
+            ("query", lambda: subject.query(session, inputs), Usage(queries=1, vectors=batch)),
+            ("a program that changes nothing", lambda: subject.program(session, controls), Usage()),
+        ):
+            before = session.usage
+            act()
+            spent = session.usage - before
+            allowed = due if parts is None else parts.price(due)
+            counted = (spent.programs, spent.queries, spent.vectors, spent.retries)
+            most = (allowed.programs, allowed.queries, allowed.vectors, 0)
+            wrong = counted != most if parts is None else any(c > limit for c, limit in zip(counted, most, strict=True))
+            if wrong:
+                fail(f"{what} was counted as {counted} programs, queries, vectors and retries where {most} are due")
+
+
+def check_threads(subject: Subject) -> None:
+    """Queries from several threads each get their own answer."""
+    device = subject.running()
+    spec = device.spec
+    batches = [subject.inputs(spec, 2) for _ in range(8)]
+    due = [subject.query(device, inputs) for inputs in batches]
+    found: list[Tensor | None] = [None] * len(batches)
+    problems: list[BaseException] = []
+    together = threading.Barrier(4)
+
+    def ask(first: int) -> None:
+        try:
+            together.wait()
+            for place in (first, first + 4):
+                found[place] = device.query(batches[place])
+        except Exception as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=ask, args=(first,)) for first in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    subject.vectors += 2 * len(batches)
+    if problems:
+        fail(f"a query beside others failed with {type(problems[0]).__name__}: {problems[0]}")
+    for answer, expected in zip(found, due, strict=True):
+        assert answer is not None
+        if answer.shape != expected.shape:
+            fail(f"a query beside others answered shape {tuple(answer.shape)}")
+        subject.agree(spec, answer, expected, "a query beside others got another answer than alone")
+
+
+def check_recovery(subject: Subject) -> None:
+    """While the line is cut a query fails as it should, and once it is whole a session gets through."""
+    device = subject.running()
+    interrupted = getattr(device, "interrupted", None)
+    if interrupted is None:
+        raise NotApplicable("the driver offers no interrupted(), which would cut its line for a test")
+    spec = device.spec
+    controls, inputs = subject.controls(spec), subject.inputs(spec, 2)
+    subject.program(device, controls)
+    due = subject.query(device, inputs)
+    with interrupted():
+        try:
+            device.query(inputs)
+        except (DeviceTimeout, NotConnected):
+            pass
+        except Exception as error:
+            fail(
+                f"a query along a cut line raised {type(error).__name__}, and must raise DeviceTimeout or NotConnected"
+            )
+        else:
+            fail("a query along a cut line was answered: the driver swallows timeouts")
+    with suppress(DeviceError):
+        device.close()
+    with Session(device, retry=Retry(attempts=3)) as session:
+        subject.program(session, controls)
+        subject.agree(spec, subject.query(session, inputs), due, "after the line was cut, other answers came")
+
+
+def check_capabilities(subject: Subject) -> None:
+    """What the device can do beyond the least, it does right."""
+    device = subject.running()
+    spec = device.spec
+    controls, inputs = subject.controls(spec), subject.inputs(spec, 3)
+    claimed = []
+    if isinstance(device, ProgramsMany):
+        claimed.append("query_each")
+        _check_many(subject, device, inputs)
+    if isinstance(device, Resends):
+        claimed.append("resend")
+        subject.program(device, controls)
+        answer = subject.query(device, inputs)
+        again = device.resend()
+        if again is None:
+            fail("resend answered nothing after a query")
+        subject.agree(spec, again, answer, "resend answered otherwise than the query")
+    if isinstance(device, Snapshots):
+        claimed.append("state_dict")
+        subject.program(device, controls)
+        state = device.state_dict()
+        answer = subject.query(device, inputs)
+        subject.program(device, subject.controls(spec))
+        if device.load_state_dict(state) is not False:
+            subject.agree(spec, subject.query(device, inputs), answer, "a state that was put back answers otherwise")
+    if isinstance(device, Reciprocal) and spec.linear:
+        claimed.append("query_adjoint")
+        subject.program(device, controls)
+        _check_adjoint(subject, device, device)
+    if not claimed:
+        raise NotApplicable("the device claims nothing beyond the least")
+
+
+def _check_many(subject: Subject, device: ProgramsMany, inputs: Tensor) -> None:
+    assert isinstance(device, Device)
+    spec = device.spec
+    settings = torch.stack([subject.controls(spec) for _ in range(3)])
+    together = device.query_each(settings, inputs)
+    subject.programs += 3
+    subject.vectors += 3 * len(inputs)
+    due = (3, len(inputs), spec.out_features)
+    if tuple(together.shape) != due:
+        fail(f"query_each of 3 settings answered shape {tuple(together.shape)} where {due} is due")
+    for place, setting in enumerate(settings):
+        subject.program(device, setting)
+        subject.agree(
+            spec,
+            together[place],
+            subject.query(device, inputs),
+            f"setting {place} of query_each is answered otherwise",
+        )
+
+
+def _check_adjoint(subject: Subject, device: Device, port: Reciprocal) -> None:
+    spec = device.spec
+    backward = spec.backward()
+    x, y = subject.inputs(spec, 1).double(), subject.inputs(backward, 1).double()
+    forth = subject.average(device, x.float(), 4)
+    back = sum((port.query_adjoint(y.float()).double() for _ in range(4)), torch.zeros_like(x)) / 4
+    # <y, A x> = <A^T y, x>, up to the converters of both ends.
+    left, right = float((y * forth).sum()), float((back * x).sum())
+    reach = max(float(y.norm()), float(x.norm()))
+    power = float(forth.norm() / x.norm() + back.norm() / y.norm())
+    allowed = reach * (
+        subject.scatter(spec, 1, float(forth.abs().max()), repeats=4) * 2 + power * (spec.input_step or 0.0) * 3
+    )
+    if abs(left - right) > allowed:
+        fail(f"light backwards does not pass the transpose: <y, A x> = {left:.4g}, <A^T y, x> = {right:.4g}")
+
+
+def _must_raise(what: str, act: Callable[[], object]) -> None:
+    try:
+        act()
+    except NotConnected as error:
+        if not str(error):
+            fail(f"{what} raised NotConnected without a word")
+        return
+    except Exception as error:
+        fail(f"{what} raised {type(error).__name__}, and must raise NotConnected")
+    fail(f"{what} was carried out, and must raise NotConnected")
+
+
+def _held() -> dict[str, int]:
+    files = Path("/dev/fd")
+    return {
+        "files": len(os.listdir(files)) if files.exists() else 0,
+        "threads": threading.active_count(),
+    }

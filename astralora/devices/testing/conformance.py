@@ -1,0 +1,135 @@
+"""The checks as a table, as a function, and as a class for pytest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from ..device import Device
+from ..errors import DeviceError
+from . import behaviour, claims
+from .subject import CheckFailed, NotApplicable, Subject
+
+__all__ = ["CHECKS", "CheckResult", "DeviceConformance", "check_device"]
+
+CHECKS: dict[str, Callable[[Subject], None]] = {
+    name.removeprefix("check_"): check
+    for module in (behaviour, claims)
+    for name, check in vars(module).items()
+    if name.startswith("check_")
+}
+"""Every check by name; what it demands stands in its docstring."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """How one check went.
+
+    Attributes:
+        check: its name.
+        passed: also true where it does not apply.
+        detail: what was wrong, or why it does not apply; empty where all is well.
+    """
+
+    check: str
+    passed: bool
+    detail: str = ""
+
+
+def check_device(
+    make: Callable[[], Device],
+    *,
+    seed: int = 0,
+    only: Sequence[str] | None = None,
+    listener: Callable[[CheckResult], None] | None = None,
+) -> list[CheckResult]:
+    """Check that a device does what the contract and its own spec say.
+
+    Some 80 programs are spent, and 1,000 vectors, or 50,000 where noise has to be averaged. Tolerances come from the
+    declared noise and levels and the number of values compared: an honest device fails by its noise alone in less
+    than one of a million runs.
+
+    Args:
+        make: makes the device, closed; called again for every check.
+        seed: of controls and inputs.
+        only: names of checks, in `CHECKS`; None for all.
+        listener: told every result as it comes.
+
+    Raises:
+        DeviceError: there is no such check.
+    """
+    for name in only or ():
+        if name not in CHECKS:
+            raise DeviceError(f"there is no check {name!r}; known are {', '.join(CHECKS)}")
+    results = []
+    for name in only or CHECKS:
+        result = _result(name, Subject(make, seed))
+        results.append(result)
+        if listener is not None:
+            listener(result)
+    return results
+
+
+def _result(name: str, subject: Subject) -> CheckResult:
+    try:
+        CHECKS[name](subject)
+        subject.finish()
+    except CheckFailed as error:
+        return CheckResult(name, False, str(error))
+    except NotApplicable as error:
+        return CheckResult(name, True, f"does not apply: {error}")
+    except Exception as error:
+        # Somebody else's code, which may fail in any way at all.
+        return CheckResult(name, False, f"failed with {type(error).__name__}: {error}")
+    finally:
+        with suppress(Exception):
+            subject.finish()
+    return CheckResult(name, True)
+
+
+class DeviceConformance:
+    """All checks as tests for pytest. A driver's author subclasses this and says how the device is made.
+
+    ::
+
+        class TestMyChip(DeviceConformance):
+            def make_device(self):
+                return MyChip()
+
+    Attributes:
+        seed: of controls and inputs.
+    """
+
+    seed = 0
+
+    def make_device(self) -> Device:
+        """The device, closed; called for every check."""
+        raise NotImplementedError("say in make_device how the device is made")
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, test in _tests():
+            if not hasattr(cls, name):
+                setattr(cls, name, test)
+
+
+def _tests() -> Iterator[tuple[str, Callable[[DeviceConformance], None]]]:
+    for name, check in CHECKS.items():
+
+        def test(self: DeviceConformance, name: str = name) -> None:
+            result = _result(name, Subject(self.make_device, self.seed))
+            if not result.passed:
+                raise AssertionError(result.detail)
+            if result.detail:
+                _skip(result.detail)
+
+        test.__name__, test.__doc__ = f"test_{name}", check.__doc__
+        yield test.__name__, test
+
+
+def _skip(reason: str) -> None:
+    import pytest
+
+    pytest.skip(reason)

@@ -1,0 +1,1 @@
+"""Devices that add one behaviour to another device."""

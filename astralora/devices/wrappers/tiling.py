@@ -1,0 +1,391 @@
+"""One large device made of small chips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import ceil, copysign, hypot, sqrt
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..clock import Clock, common_clock
+from ..device import Device
+from ..errors import DeviceError, NotConnected
+from ..random import derive_seed
+from ..reach import Patch
+from ..registry import make_device
+from .rehearsal import rehearse
+from ..session import Session
+from ..spec import DeviceSpec
+from ..usage import Usage
+
+__all__ = ["TiledDevice", "make_tiled"]
+
+_Answer = TypeVar("_Answer")
+_Capability = TypeVar("_Capability")
+
+
+class TiledDevice:
+    """A wide layer on small linear chips: each computes a block of the matrix, and partial sums are added here.
+
+    The matrix of (out_features, in_features) is cut into tiles of the chips' size, row by row of tiles; the last
+    ones may be used in part. With as many chips as tiles, all of them hold their tile and work in parallel. With
+    fewer, each serves several tiles in turn, and is reprogrammed for every batch: fit for large batches. An output
+    is the sum over a row of tiles, so its noise is that of one chip times the root of their number. Usage counts what
+    every chip is asked for, and the spec's times are per such operation, with all chips at work.
+
+    The controls are those of the tiles: where the chips' coupling is elementwise, in the order of the whole matrix,
+    which stays elementwise; elsewhere tile by tile, and each tile's controls reach its own block.
+
+    Args:
+        chips: equal linear devices; at least one.
+        in_features: n of the whole.
+        out_features: m of the whole.
+        name: of the whole, for messages.
+        threads: drive every chip from a thread of its own: for hardware, whose answers have to be waited for.
+
+    Attributes:
+        sessions: the guarded chips.
+
+    Raises:
+        DeviceError: the chips are not linear, or not alike.
+    """
+
+    def __init__(
+        self,
+        chips: Sequence[Device],
+        in_features: int,
+        out_features: int,
+        name: str = "tiled",
+        *,
+        threads: bool = False,
+    ) -> None:
+        if not chips:
+            raise DeviceError("needs at least one chip", device=name, operation="open")
+        # A chip that is given twice is still one, and takes turns.
+        unique = {id(chip): chip for chip in chips}.values()
+        self.sessions = [chip if isinstance(chip, Session) else Session(chip) for chip in unique]
+        self._chip = chip = self.sessions[0].spec
+        for session in self.sessions:
+            other = session.spec
+            if not other.linear:
+                raise DeviceError(
+                    f"{other.name!r} is not linear: its partial sums cannot be added", device=name, operation="open"
+                )
+            if other.model_copy(update={"serial_number": None, "name": ""}) != chip.model_copy(
+                update={"serial_number": None, "name": ""}
+            ):
+                raise DeviceError(
+                    f"{other.name!r} and {chip.name!r} are not alike; tiles need equal chips",
+                    device=name,
+                    operation="open",
+                )
+        self._rows = ceil(out_features / chip.out_features)
+        self._columns = ceil(in_features / chip.in_features)
+        self._tiles = self._rows * self._columns
+        self.sessions = self.sessions[: self._tiles]
+        self._turns = ceil(self._tiles / len(self.sessions))
+        self._controls: Tensor | None = None
+        self._forth = True
+        self._peaks = torch.empty(0)
+        self._threads = threads and len(self.sessions) > 1
+        surplus = self._columns * chip.in_features - in_features
+        if surplus and chip.input_range is not None and not chip.input_range[0] <= 0 <= chip.input_range[1]:
+            raise DeviceError(
+                f"{in_features} inputs leave {surplus} of the last chips dark, which {chip.name!r} cannot be",
+                device=name,
+            )
+        self._places = self._elementwise_places(in_features, out_features) if chip.coupling == "elementwise" else None
+        self._spec = self._whole(name, in_features, out_features)
+
+    @property
+    def spec(self) -> DeviceSpec:
+        """What the whole promises."""
+        return self._spec
+
+    @property
+    def usage(self) -> Usage:
+        """What all chips have been asked for, together."""
+        return sum((session.usage for session in self.sessions), Usage())
+
+    def price(self, usage: Usage) -> Usage:
+        """The most that operations on the whole come to on its chips."""
+        programs = usage.programs if self._turns == 1 else max(usage.programs, usage.queries)
+        tile = Usage(programs=programs, queries=usage.queries, vectors=usage.vectors)
+        return sum((self._session(place).price(tile) for place in range(self._tiles)), Usage())
+
+    def capability(self, protocol: type[_Capability]) -> _Capability | None:
+        """This, or its chips' clocks as one; see `astralora.devices.PassesOn`."""
+        if isinstance(self, protocol):
+            return self
+        clock = common_clock(self.sessions) if protocol is Clock else None
+        return clock if isinstance(clock, protocol) else None
+
+    # -- Device -----------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Connect to all chips, or to none."""
+        opened = []
+        try:
+            for session in self.sessions:
+                session.open()
+                opened.append(session)
+        except BaseException:
+            for session in opened:
+                session.close()
+            raise
+
+    def close(self) -> None:
+        """Leave all chips in their safe state, also when one of them fails to."""
+        self._controls = None
+        problems = []
+        for session in self.sessions:
+            try:
+                session.close()
+            except DeviceError as error:
+                problems.append(error)
+        if problems:
+            raise problems[0]
+
+    def program(self, controls: Tensor) -> None:
+        """Set all controls: (num_controls,). Chips that serve several tiles get theirs when their turn comes."""
+        # Until every chip has said yes, nobody knows what they hold.
+        self._controls = None
+        if self._turns == 1:
+            parts = self._split(controls)
+            self._each_chip(lambda tile: self.sessions[tile].program(parts[tile]), range(self._tiles))
+        self._controls = controls.clone()
+
+    @property
+    def peaks(self) -> Tensor:
+        """Of each vector of the newest query, the largest share of any chip's range that was reached: (batch,)."""
+        return self._peaks
+
+    def query(self, inputs: Tensor) -> Tensor:
+        """Pass vectors through all tiles: (batch, in_features) -> (batch, out_features)."""
+        if self._controls is None:
+            raise NotConnected("no controls are set; call program first", device=self._spec.name, operation="query")
+        parts = self._split(self._controls)
+        peaks = [inputs.new_zeros(len(inputs))]
+
+        def ask(tile: int, lit: Tensor) -> Tensor:
+            answer = self._session(tile).apply(parts[tile], lit)
+            margin = (self._chip.output_step or 0.0) / 2
+            # From half a code below its end on, a detector is as good as saturated.
+            ends = [rail - copysign(margin, rail) for rail in self._chip.rails if len(answer)]
+            peaks.extend((answer / end).amax(dim=1) for end in ends)
+            return answer
+
+        answers = self._assemble(inputs, ask)
+        self._peaks = torch.stack(peaks).amax(dim=0)
+        return answers
+
+    def query_each(self, controls: Tensor, inputs: Tensor) -> Tensor:
+        """Program each setting in turn and pass the same vectors through, all settings of a tile at once.
+
+        Args:
+            controls: (settings, num_controls).
+            inputs: (batch, in_features).
+
+        Returns:
+            (settings, batch, out_features).
+        """
+        parts = self._split(controls)
+        answers = self._assemble(inputs, lambda tile, lit: self._session(tile).query_each(parts[tile], lit))
+        self._controls = controls[-1].clone()
+        return answers
+
+    def rehearsal(self) -> Device:
+        """The same tiles on stand-ins of the chips, so that all of them are counted."""
+        return TiledDevice(
+            [rehearse(session) for session in self.sessions],
+            self._spec.in_features,
+            self._spec.out_features,
+            self._spec.name,
+        )
+
+    # -- Snapshots --------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of every chip, and the controls held."""
+        return {
+            "controls": self._controls,
+            "forth": self._forth,
+            "chips": [session.state_dict() for session in self.sessions],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> bool:
+        """Put back what `state_dict` returned.
+
+        Returns:
+            Whether every chip's inner state came back. If not, nothing is taken to be programmed.
+        """
+        restored = [session.load_state_dict(part) for session, part in zip(self.sessions, state["chips"], strict=True)]
+        self._forth = state["forth"]
+        self._controls = state["controls"] if all(restored) else None
+        return all(restored)
+
+    # -- tiles ------------------------------------------------------------------------------
+
+    def _session(self, tile: int) -> Session:
+        return self.sessions[tile % len(self.sessions)]
+
+    def _whole(self, name: str, in_features: int, out_features: int) -> DeviceSpec:
+        chip, columns = self._chip, self._columns
+        update: dict[str, Any] = {
+            "name": name,
+            "in_features": in_features,
+            "out_features": out_features,
+            "num_controls": self._tiles * chip.num_controls,
+            "reach": None,
+            # A row of tiles adds the noise of its chips, and the rounding of all but one on top.
+            "noise_std": hypot(sqrt(columns) * chip.noise_std, sqrt((columns - 1) / 12) * (chip.output_step or 0.0)),
+            "output_range": None,
+            "output_levels": None,
+            # Every chip's operations are counted, and the chips work side by side.
+            "program_seconds": chip.program_seconds / len(self.sessions),
+            "vector_seconds": chip.vector_seconds / len(self.sessions),
+            "max_batch": None,
+            "serial_number": "+".join(session.spec.serial_number or "?" for session in self.sessions),
+        }
+        if chip.output_range is not None:
+            update["output_range"] = tuple(columns * end for end in chip.output_range)
+            if chip.output_levels is not None:
+                update["output_levels"] = columns * (chip.output_levels - 1) + 1
+        if self._places is not None:
+            update["num_controls"] = in_features * out_features
+        else:
+            update["coupling"] = "sparse"
+            update["reach"] = tuple(
+                placed
+                for tile in range(self._tiles)
+                for patch in self._chip_patches()
+                for placed in self._placed(patch, tile, in_features, out_features)
+            )
+        return DeviceSpec.model_validate({**chip.model_dump(), **update})
+
+    def _chip_patches(self) -> tuple[Patch, ...]:
+        chip = self._chip
+        if chip.reach is not None:
+            return chip.reach
+        if chip.coupling == "output":
+            run = chip.num_controls // chip.out_features
+            return tuple(
+                Patch(controls=run, outputs=(row, row + 1), inputs=(0, chip.in_features))
+                for row in range(chip.out_features)
+            )
+        return (Patch(controls=chip.num_controls, outputs=(0, chip.out_features), inputs=(0, chip.in_features)),)
+
+    def _placed(self, patch: Patch, tile: int, in_features: int, out_features: int) -> list[Patch]:
+        """A chip's patch at its tile's place in the whole, cut where the tile is used in part."""
+        row, column = divmod(tile, self._columns)
+        outputs = _moved(range(*patch.outputs), row * self._chip.out_features, out_features)
+        inputs = _moved(range(*patch.inputs), column * self._chip.in_features, in_features)
+        if patch.split is None or not outputs or not inputs:
+            return [_patch(patch.controls, outputs, inputs, patch.split if outputs and inputs else None)]
+        kept, whole = (inputs, patch.inputs) if patch.split == "inputs" else (outputs, patch.outputs)
+        share = len(range(*whole)) // patch.controls
+        full, rest = divmod(len(kept), share)
+
+        def part(controls: int, indices: range) -> Patch:
+            sides = (outputs, indices) if patch.split == "inputs" else (indices, inputs)
+            return _patch(controls, *sides, patch.split if indices else None)
+
+        parts = [part(full, kept[: full * share])] if full else []
+        parts += [part(1, kept[full * share :])] if rest else []
+        unused = patch.controls - full - bool(rest)
+        return parts + ([part(unused, kept[:0])] if unused else [])
+
+    def _elementwise_places(self, in_features: int, out_features: int) -> Tensor:
+        """Where the control of each matrix entry stands among those of the tiles, (num_controls,)."""
+        height, width = self._chip.out_features, self._chip.in_features
+        i, j = torch.arange(out_features).unsqueeze(1), torch.arange(in_features)
+        tile = (i // height) * self._columns + j // width
+        return (tile * self._chip.num_controls + (i % height) * width + j % width).flatten()
+
+    def _split(self, controls: Tensor) -> list[Tensor]:
+        """The controls of each tile, (..., num_controls of a chip)."""
+        count = self._chip.num_controls
+        if self._places is not None:
+            low, high = self._chip.control_range or (0.0, 0.0)
+            # What no entry needs stays as near to zero as it can.
+            full = controls.new_full((*controls.shape[:-1], self._tiles * count), min(max(low, 0.0), high))
+            full[..., self._places.to(controls.device)] = controls
+            controls = full
+        return [part.contiguous() for part in controls.split(count, dim=-1)]
+
+    def _assemble(self, inputs: Tensor, ask: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """Sum over each row of tiles, and the rows one below the other."""
+        width = self._chip.in_features
+        surplus = self._columns * width - inputs.shape[1]
+        lit = torch.nn.functional.pad(inputs, (0, surplus)).split(width, dim=1)
+        # To and fro, so that a chip that takes turns begins with the tile that it holds.
+        order = range(self._tiles) if self._forth else range(self._tiles - 1, -1, -1)
+        if self._turns > 1:
+            self._forth = not self._forth
+        answers = self._each_chip(lambda tile: ask(tile, lit[tile % self._columns].contiguous()), order)
+        # Added in one order, whichever came first: floating-point sums depend on it.
+        rows = [
+            sum(
+                (answers[row * self._columns + column] for column in range(1, self._columns)),
+                answers[row * self._columns],
+            )
+            for row in range(self._rows)
+        ]
+        return torch.cat(rows, dim=-1)[..., : self._spec.out_features]
+
+    def _each_chip(self, work: Callable[[int], _Answer], order: Sequence[int]) -> dict[int, _Answer]:
+        """Do some work for every tile: one after the other on a chip, and at once on different ones if so asked."""
+        if not self._threads:
+            return {tile: work(tile) for tile in order}
+        count = len(self.sessions)
+        mine = [[tile for tile in order if tile % count == chip] for chip in range(count)]
+        with ThreadPoolExecutor(count) as pool:
+            futures = [pool.submit(lambda tiles: {tile: work(tile) for tile in tiles}, tiles) for tiles in mine]
+            return {tile: answer for future in futures for tile, answer in future.result().items()}
+
+
+def make_tiled(
+    in_features: int,
+    out_features: int,
+    *,
+    chip: str = "mrr",
+    tile: int = 64,
+    chips: int | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> TiledDevice:
+    """A wide layer on small chips: partial sums of tiles, in parallel or in turn.
+
+    Args:
+        in_features: n of the whole.
+        out_features: m of the whole.
+        chip: registered device of tile x tile.
+        tile: inputs and outputs of a chip.
+        chips: number of chips; None for one a tile.
+        seed: from which every chip gets one of its own.
+        **options: for every chip.
+    """
+    if tile < 1:
+        raise ValueError(f"tile must be at least 1, not {tile}")
+    count = ceil(in_features / tile) * ceil(out_features / tile)
+    wanted = count if chips is None else chips
+    if wanted < 1:
+        raise ValueError(f"chips must be at least 1, not {wanted}")
+    made = [
+        make_device(chip, in_features=tile, out_features=tile, seed=derive_seed(seed, "tile", number), **options)
+        for number in range(min(wanted, count))
+    ]
+    return TiledDevice(made, in_features, out_features, name=f"tiled-{chip}")
+
+
+def _moved(indices: range, offset: int, limit: int) -> range:
+    """Indices moved by an offset, those below a limit."""
+    return range(indices.start + offset, min(indices.stop + offset, limit), indices.step)
+
+
+def _patch(controls: int, outputs: range, inputs: range, split: Literal["inputs", "outputs"] | None) -> Patch:
+    stripes = [(side.start, side.stop, side.step) if side else (0, 0, 1) for side in (outputs, inputs)]
+    return Patch(controls=controls, outputs=stripes[0], inputs=stripes[1], split=split)

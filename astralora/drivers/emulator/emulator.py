@@ -1,0 +1,187 @@
+"""A device on a real port, so that driver, transport and operating system can be tested without the chip."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from contextlib import suppress
+from typing import ClassVar, Self
+
+from ...devices import Device, DeviceError, DeviceTimeout, NotConnected, ProtocolError
+from ...devices.wrappers.faults import CHIP_FAULTS, LINK_FAULTS, FaultKind, FaultPlan, FaultyDevice
+
+from ..frame_server import FrameServer
+from ..frames import ERROR, Header, encode_frame
+from ..messages import OPERATIONS, encode_error
+from ..scpi_server import Message, ScpiServer
+from ..transports import Transport
+from ..transports.base import Bytes
+from .line_faults import HungUp, LineFaults
+from .ports import open_port
+
+__all__ = ["Emulator", "FrameEmulator", "ScpiEmulator"]
+
+
+class Emulator:
+    """Serves a device on a port from a thread of its own, as its firmware would.
+
+    Use it as a context manager, or call `start` and `stop`. One host is served at a time.
+
+    Args:
+        device: what answers; usually a simulator.
+        address: where to listen: ``pty``, ``pty:PATH``, ``tcp://HOST:PORT``, ``loop://NAME``.
+        faults: what goes wrong on purpose, with programs and queries.
+        public: allow a TCP address that others than this machine can reach. Nothing is authenticated.
+
+    Attributes:
+        driver: the registered device that speaks to it.
+        uri: what that driver has to open.
+
+    Raises:
+        DeviceError: it is impossible to listen there.
+    """
+
+    driver: ClassVar[str]
+    busy: ClassVar[Bytes] = b""
+
+    def __init__(
+        self, device: Device, address: str = "pty", faults: FaultPlan | None = None, *, public: bool = False
+    ) -> None:
+        self.device = device
+        plan = faults or FaultPlan()
+        self._chip = FaultyDevice(device, plan, CHIP_FAULTS)
+        self._line_faults = LineFaults(plan, self._chip, self.possible_faults(plan))
+        self._stop = threading.Event()
+        self._port = open_port(address, busy=self.busy, public=public)
+        self.uri = self._port.uri
+        self._thread = threading.Thread(target=self._run, name=f"astralora emulator {self.uri}", daemon=True)
+
+    @classmethod
+    def possible_faults(cls, plan: FaultPlan) -> tuple[FaultKind, ...]:  # noqa: ARG003
+        """Faults of the line that the protocol can notice."""
+        return LINK_FAULTS
+
+    @property
+    def injected(self) -> Counter[FaultKind]:
+        """How many faults of each kind there were."""
+        return self._chip.injected + self._line_faults.dice.injected
+
+    def start(self) -> Self:
+        """Begin to answer."""
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Answer no more, free the port, and bring the device into its safe state."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._port.close()
+        self.device.close()
+
+    def wait(self) -> None:
+        """Answer until somebody calls `stop`, or the thread is interrupted."""
+        while self._thread.is_alive():
+            self._thread.join(0.2)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _run(self) -> None:
+        while True:
+            line = self._port.accept(self._stop)
+            if line is None:
+                return
+            try:
+                self._serve(line)
+            except HungUp:
+                self._port.hang_up(line)
+            except NotConnected:
+                pass  # the host has gone; there may be another
+            finally:
+                with suppress(DeviceError, OSError):
+                    line.close()
+
+    def _serve(self, line: Transport) -> None:
+        raise NotImplementedError
+
+
+class FrameEmulator(Emulator):
+    """Emulates firmware that speaks the framed binary protocol."""
+
+    driver = "frame-mvm"
+    busy = b"".join(encode_frame(ERROR, 0, encode_error(NotConnected("is in use by another host; close it there"))))
+
+    def __init__(
+        self, device: Device, address: str = "pty", faults: FaultPlan | None = None, *, public: bool = False
+    ) -> None:
+        super().__init__(device, address, faults, public=public)
+        self._server = _FaultyFrameServer(self._chip if faults else device, self._line_faults if faults else None)
+
+    def _serve(self, line: Transport) -> None:
+        self._server.serve(line, self._stop)
+
+
+class ScpiEmulator(Emulator):
+    """Emulates an instrument that speaks SCPI."""
+
+    driver = "scpi-mvm"
+
+    def __init__(
+        self,
+        device: Device,
+        address: str = "tcp://127.0.0.1:0",
+        faults: FaultPlan | None = None,
+        *,
+        public: bool = False,
+    ) -> None:
+        super().__init__(device, address, faults, public=public)
+        self._server = _FaultyScpiServer(self._chip if faults else device, self._line_faults if faults else None)
+
+    @classmethod
+    def possible_faults(cls, plan: FaultPlan) -> tuple[FaultKind, ...]:
+        """All but damage: SCPI has no checksum, and nothing would tell a wrong answer from a right one.
+
+        Raises:
+            DeviceError: the plan asks for damage.
+        """
+        if plan.corrupt or "corrupt" in plan.at.values():
+            raise DeviceError("SCPI cannot notice a corrupt answer: leave 'corrupt' out of the plan, or use frames")
+        return tuple(kind for kind in LINK_FAULTS if kind != "corrupt")
+
+    def _serve(self, line: Transport) -> None:
+        self._server.serve(line, self._stop)
+
+
+class _FaultyFrameServer(FrameServer):
+    def __init__(self, device: Device, faults: LineFaults | None) -> None:
+        super().__init__(device)
+        self._faults = faults
+
+    def respond(self, line: Transport, header: Header, payload: memoryview | DeviceError) -> None:
+        if self._faults is None or header.command not in OPERATIONS:
+            super().respond(line, header, payload)
+            return
+        damaged = ProtocolError("a payload arrived damaged")
+        with suppress(DeviceTimeout):
+            self._faults.answer(
+                line,
+                lambda: self.handle(header, payload),
+                lambda: encode_frame(ERROR, header.sequence, encode_error(damaged)),
+            )
+
+
+class _FaultyScpiServer(ScpiServer):
+    def __init__(self, device: Device, faults: LineFaults | None) -> None:
+        super().__init__(device)
+        self._faults = faults
+
+    def respond(self, line: Transport, message: Message) -> None:
+        if self._faults is None or not message.operates:
+            super().respond(line, message)
+            return
+        with suppress(DeviceTimeout):
+            self._faults.answer(line, lambda: self.handle(message), list)

@@ -1,0 +1,294 @@
+"""Where an emulator listens: pseudo-terminals, TCP, and lines in memory."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import queue
+import select
+import shutil
+import socket
+import tempfile
+import threading
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from pathlib import Path
+
+from ...devices import DeviceError, DeviceTimeout, NotConnected
+
+from ..transports import LoopbackTransport, Transport
+from ..transports.base import Bytes
+from ..transports.sockets import SocketTransport
+from ..transports.uri import parse_address
+
+__all__ = ["Port", "open_port"]
+
+# How soon a thread that waits for something sees that it is to stop, in seconds.
+_TICK = 0.05
+
+
+class Port(ABC):
+    """A place where one host at a time can connect.
+
+    Attributes:
+        uri: what a driver has to open.
+    """
+
+    uri: str
+
+    @abstractmethod
+    def accept(self, stop: threading.Event) -> Transport | None:
+        """The open line to the next host; None when asked to stop."""
+
+    @abstractmethod
+    def hang_up(self, line: Transport) -> None:
+        """Break a line as a pulled cable would."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Listen no more."""
+
+
+def open_port(address: str, *, busy: Bytes = b"", public: bool = False) -> Port:
+    """Listen at an address.
+
+    Args:
+        address: ``pty``, ``pty:PATH`` for a link of that name to it, ``tcp://HOST:PORT`` (port 0 for any that is
+            free), or ``loop://NAME``.
+        busy: what a second host is told before it is turned away.
+        public: allow others than this machine to connect. There is no authentication of any kind.
+
+    Raises:
+        DeviceError: the address is none, is taken, or is public and was not asked to be.
+    """
+    scheme, separator, place = address.partition("://")
+    if address == "pty" or address.startswith("pty:"):
+        return _PtyPort(Path(address[4:]) if address[4:] else None)
+    if separator and scheme == "tcp":
+        try:
+            host, number = parse_address(place)
+        except ValueError as error:
+            raise DeviceError(str(error)) from None
+        return _TcpPort(host, number, busy, public)
+    if separator and scheme == "loop" and place:
+        return _LoopPort(place)
+    raise DeviceError(f"{address!r} is nowhere to listen; write pty, tcp://127.0.0.1:5000 or loop://NAME")
+
+
+# -- pseudo-terminals ------------------------------------------------------------------------------
+
+
+class _PtyLine(Transport):
+    """The instrument's end of a pseudo-terminal."""
+
+    def __init__(self, uri: str, master: int) -> None:
+        super().__init__(uri, timeout=_TICK)
+        self._master = master
+        os.set_blocking(master, False)
+
+    def _open(self) -> None:
+        pass
+
+    def _close(self) -> None:
+        pass  # the port's own: it stays while hosts come and go
+
+    def _send(self, parts: tuple[Bytes, ...]) -> None:
+        data = memoryview(b"".join(parts))
+        while data:
+            # A host that is slow to read gets its time; one that has gone does not hold the instrument up.
+            if not select.select([], [self._master], [], 2.0)[1]:
+                raise DeviceTimeout(f"nobody reads {self.uri}")
+            data = data[os.write(self._master, data) :]
+
+    def _receive(self, view: memoryview, seconds: float) -> int:
+        if not select.select([self._master], [], [], seconds)[0]:
+            return 0
+        try:
+            return os.readv(self._master, [view])
+        except OSError as error:
+            if error.errno in (errno.EIO, errno.EAGAIN):
+                return 0
+            raise NotConnected(f"{self.uri} has gone: {error}") from error
+
+
+class _PtyPort(Port):
+    def __init__(self, link: Path | None) -> None:
+        self._folder = None if link else Path(tempfile.mkdtemp(prefix="astralora-"))
+        self._link = link or Path(str(self._folder)) / "port"
+        self.uri = f"serial://{self._link.absolute()}"
+        self._master = self._slave = -1
+        try:
+            self._connect()
+        except OSError as error:
+            self.close()
+            raise DeviceError(f"no pseudo-terminal can be opened at {self._link}: {error.strerror}") from error
+
+    def accept(self, stop: threading.Event) -> Transport | None:
+        if stop.is_set():
+            return None
+        line = _PtyLine(self.uri, self._master)
+        line.open()
+        return line
+
+    def hang_up(self, line: Transport) -> None:
+        # The next terminal is there before the last one goes: a host that comes back at once finds it.
+        line.close()
+        ends = self._master, self._slave
+        self._connect()
+        _close(ends)
+
+    def close(self) -> None:
+        ends, self._master, self._slave = (self._master, self._slave), -1, -1
+        _close(ends)
+        if self._link.is_symlink():
+            self._link.unlink()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _connect(self) -> None:
+        import tty
+
+        if self._link.exists() and not self._link.is_symlink():
+            raise FileExistsError(errno.EEXIST, "a file of that name exists")
+        # The host's end is kept open here as well: else the terminal is gone whenever no host has it.
+        self._master, self._slave = os.openpty()
+        tty.setraw(self._slave)
+        # The name stays while the terminal behind it changes, as with a USB adapter that is plugged in again.
+        draft = self._link.with_name(f"{self._link.name}.{os.getpid()}")
+        draft.symlink_to(os.ttyname(self._slave))
+        draft.replace(self._link)
+
+
+def _close(ends: tuple[int, int]) -> None:
+    for end in ends:
+        if end >= 0:
+            os.close(end)
+
+
+# -- TCP ---------------------------------------------------------------------------------------------
+
+
+class _TcpLine(SocketTransport):
+    """The instrument's end of a TCP connection."""
+
+    def __init__(self, uri: str, connection: socket.socket) -> None:
+        super().__init__(uri, timeout=_TICK)
+        self._connected(connection)
+
+    def _open(self) -> None:
+        pass
+
+    def _send(self, parts: tuple[Bytes, ...]) -> None:
+        assert self._socket is not None
+        self.timeout, tick = 2.0, self.timeout
+        try:
+            super()._send(parts)
+        finally:
+            self.timeout = tick
+
+    def has_gone(self) -> bool:
+        """Whether the host has hung up, as far as that has come through."""
+        connection = self._socket
+        if connection is None:
+            return True
+        try:
+            readable = select.select([connection], [], [], _TICK)[0]
+            return bool(readable) and connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except (OSError, ValueError):
+            return True
+
+
+class _TcpPort(Port):
+    def __init__(self, host: str, number: int, busy: Bytes, public: bool) -> None:
+        if not public and not _is_loopback(host):
+            raise DeviceError(
+                f"{host} can be reached by others, who could drive the device without a password; "
+                f"listen on 127.0.0.1, or say --i-know"
+            )
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            self._listener = socket.create_server((host, number), family=family)
+        except OSError as error:
+            raise DeviceError(f"tcp://{host}:{number} cannot be listened at: {error.strerror}") from error
+        bound = self._listener.getsockname()[1]
+        self.uri = f"tcp://{f'[{host}]' if ':' in host else host}:{bound}"
+        self._busy = busy
+        self._current: _TcpLine | None = None
+        self._arrived: queue.SimpleQueue[_TcpLine] = queue.SimpleQueue()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._receive_hosts, name=f"astralora {self.uri}", daemon=True)
+        self._thread.start()
+
+    def accept(self, stop: threading.Event) -> Transport | None:
+        self._current = None
+        while not stop.is_set():
+            with suppress(queue.Empty):
+                self._current = self._arrived.get(timeout=_TICK)
+                self._current.open()
+                return self._current
+        return None
+
+    def hang_up(self, line: Transport) -> None:
+        line.close()
+
+    def close(self) -> None:
+        self._closing.set()
+        self._thread.join()
+        self._listener.close()
+        with suppress(queue.Empty):
+            while True:
+                self._arrived.get_nowait()._close()
+
+    def _receive_hosts(self) -> None:
+        self._listener.settimeout(_TICK)
+        while not self._closing.is_set():
+            try:
+                connection, _ = self._listener.accept()
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+            current = self._current
+            if current is not None and not current.has_gone():
+                # An instrument has one host: a second one is told, and turned away.
+                with connection, suppress(OSError):
+                    connection.sendall(self._busy)
+                continue
+            self._arrived.put(_TcpLine(self.uri, connection))
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name, which may be anybody's
+
+
+# -- memory --------------------------------------------------------------------------------------
+
+
+class _LoopPort(Port):
+    def __init__(self, name: str) -> None:
+        self.uri = f"loop://{name}"
+        self._name = name
+        self._arrived: queue.SimpleQueue[LoopbackTransport] = queue.SimpleQueue()
+        LoopbackTransport.listen(name, self._arrived.put)
+
+    def accept(self, stop: threading.Event) -> Transport | None:
+        while not stop.is_set():
+            with suppress(queue.Empty):
+                line = self._arrived.get(timeout=_TICK)
+                line.timeout = _TICK
+                return line
+        return None
+
+    def hang_up(self, line: Transport) -> None:
+        line.close()
+
+    def close(self) -> None:
+        LoopbackTransport.forget(self._name)

@@ -1,0 +1,232 @@
+"""The device's end of the framed protocol, as firmware would answer."""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..devices import Device, DeviceError, DeviceTimeout, NotConnected, OutOfRange, ProgramsMany, ProtocolError
+from ..devices.checks import check_controls, check_inputs
+
+from .frames import ANSWER, ERROR, VERSION, Buffers, Header, encode_frame, find_header, read_payload
+from .messages import (
+    IDENTITY,
+    OPERATIONS,
+    PROGRAM,
+    QUERY,
+    QUERY_EACH,
+    STATUS,
+    VALUES,
+    Command,
+    Format,
+    Option,
+    State,
+    decode_values,
+    encode_error,
+    encode_values,
+    format_of,
+    value_size,
+)
+from .transports import Transport
+from .transports.base import Bytes
+
+__all__ = ["FrameServer"]
+
+_MANUFACTURER: Final = "astralora"
+_FIRMWARE: Final = "1.0"
+
+
+class FrameServer:
+    """Serves any device by the framed protocol.
+
+    Args:
+        device: opened when it is first programmed, closed by SAFE.
+        max_payload: longest payload that is taken, in bytes; longer ones are refused unread.
+    """
+
+    def __init__(self, device: Device, max_payload: int = 1 << 24) -> None:
+        self.device = device
+        self.max_payload = max_payload
+        self._programs = 0
+        self._vectors = 0
+        self._is_programmed = False
+        self._buffers = Buffers()
+        # Of the newest request that was carried out: number and command, and what was answered.
+        self._newest: tuple[int, int] | None = None
+        self._answered: list[Bytes] = []
+        self._commands: dict[int, Callable[[memoryview], list[Bytes]]] = {
+            Command.IDENTIFY: self._identify,
+            Command.SPEC: lambda _: [self.device.spec.model_dump_json().encode()],
+            Command.PROGRAM: self._program,
+            Command.QUERY: self._query,
+            Command.QUERY_EACH: self._query_each,
+            Command.STATUS: self._status,
+            Command.SAFE: lambda _: self.make_safe(),
+        }
+
+    # -- on the line ------------------------------------------------------------------------
+
+    def serve(self, line: Transport, stop: threading.Event) -> None:
+        """Answer requests on a line until it hangs up or is asked to stop.
+
+        Raises:
+            NotConnected: the other side has hung up.
+        """
+        while not stop.is_set():
+            try:
+                header = find_header(line.read, self.max_payload)
+            except (DeviceTimeout, ProtocolError):
+                continue  # nobody asks, or it was noise
+            self.respond(line, header, self._receive(line, header))
+
+    def respond(self, line: Transport, header: Header, payload: memoryview | DeviceError) -> None:
+        """Answer one request: its payload, or why there is none."""
+        # Where nobody takes the answer, it will be asked for again if it is wanted.
+        with suppress(DeviceTimeout):
+            line.write(*self.handle(header, payload))
+
+    def handle(self, header: Header, payload: memoryview | DeviceError) -> list[Bytes]:
+        """The frame that answers a request."""
+        if isinstance(payload, DeviceError):
+            return encode_frame(ERROR, header.sequence, encode_error(payload))
+        operation = header.command in OPERATIONS
+        if operation and self._newest == (header.sequence, header.command):
+            return self._answered
+        try:
+            command = self._commands.get(header.command)
+            if header.version != VERSION:
+                raise ProtocolError(f"version {header.version} is not spoken here, only {VERSION}")
+            if command is None:
+                raise ProtocolError(f"there is no command {header.command}")
+            answer = encode_frame(header.command | ANSWER, header.sequence, *command(payload))
+        except Exception as error:
+            # Whatever goes wrong on the device is the host's to know; firmware goes on.
+            return encode_frame(ERROR, header.sequence, encode_error(error))
+        if operation:
+            # Only what was carried out: a request that failed may be tried again.
+            self._newest, self._answered = (header.sequence, header.command), answer
+        return answer
+
+    def make_safe(self) -> list[Bytes]:
+        """Bring the device into its safe state; the controls are lost."""
+        # A repeated program must now be carried out, whatever its number.
+        self._newest, self._is_programmed = None, False
+        self.device.close()
+        return []
+
+    def _receive(self, line: Transport, header: Header) -> memoryview | DeviceError:
+        if header.length > self.max_payload:
+            return ProtocolError(f"a payload of {header.length} bytes is more than the {self.max_payload} taken here")
+        try:
+            return read_payload(line.read_into, header, self._buffers)
+        except (DeviceTimeout, ProtocolError) as error:
+            return ProtocolError(error.message)
+
+    # -- commands ---------------------------------------------------------------------------
+
+    def _identify(self, _: memoryview) -> list[Bytes]:
+        spec = self.device.spec
+        words = [_MANUFACTURER, spec.name, spec.serial_number or "", _FIRMWARE]
+        # Commas part the words.
+        text = ",".join(" ".join(word.replace(",", " ").split()) for word in words)
+        return [IDENTITY.pack(self.max_payload, Option.QUERY_EACH), text.encode()]
+
+    def _status(self, _: memoryview) -> list[Bytes]:
+        state = State.PROGRAMMED if self._is_programmed else State.SAFE
+        sequence = self._newest[0] if self._newest else 0
+        return [STATUS.pack(state, sequence, self._programs & 0xFFFFFFFF, self._vectors & 0xFFFFFFFF)]
+
+    def _program(self, payload: memoryview) -> list[Bytes]:
+        form, count = _unpack(PROGRAM, payload)
+        (controls,) = self._controls(payload[PROGRAM.size :], form, 1, count)
+        check_controls(self.device.spec, controls, "program")
+        self._prepare()
+        self.device.program(controls)
+        self._done(programs=1)
+        return []
+
+    def _query(self, payload: memoryview) -> list[Bytes]:
+        form, wanted, batch = _unpack(QUERY, payload)
+        inputs = self._inputs(payload[QUERY.size :], form, batch)
+        if not self._is_programmed:
+            raise NotConnected("no controls are set; send PROGRAM first")
+        outputs = self.device.query(inputs)
+        self._done(vectors=batch)
+        return self._outputs(outputs, wanted, batch)
+
+    def _query_each(self, payload: memoryview) -> list[Bytes]:
+        first, second, wanted, settings, batch = _unpack(QUERY_EACH, payload)
+        spec = self.device.spec
+        if settings * batch * spec.out_features * 4 + VALUES.size > self.max_payload:
+            raise OutOfRange(f"the answer to {settings} settings of {batch} vectors would be too long")
+        middle = QUERY_EACH.size + settings * spec.num_controls * value_size(first)
+        controls = self._controls(payload[QUERY_EACH.size : middle], first, settings, spec.num_controls)
+        inputs = self._inputs(payload[middle:], second, batch)
+        check_controls(spec, controls, "query_each", ndim=2)
+        self._prepare()
+        if isinstance(self.device, ProgramsMany):
+            outputs = self.device.query_each(controls, inputs)
+        else:
+            outputs = torch.stack([self._one(setting, inputs) for setting in controls])
+        self._done(programs=settings, vectors=settings * batch)
+        return self._outputs(outputs.flatten(0, 1), wanted, settings * batch)
+
+    def _one(self, setting: Tensor, inputs: Tensor) -> Tensor:
+        self.device.program(setting)
+        return self.device.query(inputs)
+
+    def _prepare(self) -> None:
+        self.device.open()
+        # Until the device has said yes, nobody knows what it holds.
+        self._is_programmed = False
+
+    def _done(self, programs: int = 0, vectors: int = 0) -> None:
+        self._is_programmed = True
+        self._programs += programs
+        self._vectors += vectors
+
+    # -- values -----------------------------------------------------------------------------
+
+    def _controls(self, data: memoryview, form: int, settings: int, count: int) -> Tensor:
+        spec = self.device.spec
+        values = decode_values(data, form, spec.control_range, spec.control_levels)
+        if count != spec.num_controls or values.size != settings * count:
+            raise OutOfRange(f"{values.size} controls came for {settings} settings of {spec.num_controls}")
+        return _tensor(values).view(settings, count)
+
+    def _inputs(self, data: memoryview, form: int, batch: int) -> Tensor:
+        spec = self.device.spec
+        values = decode_values(data, form, spec.input_range, spec.input_levels)
+        if values.size != batch * spec.in_features:
+            raise OutOfRange(f"{values.size} input values came for {batch} vectors of {spec.in_features}")
+        if spec.max_batch is not None and batch > spec.max_batch:
+            raise OutOfRange(f"{batch} vectors are more than the {spec.max_batch} that one query takes")
+        inputs = _tensor(values).view(batch, spec.in_features)
+        check_inputs(spec, inputs, "query")
+        return inputs
+
+    def _outputs(self, outputs: Tensor, wanted: int, rows: int) -> list[Bytes]:
+        spec = self.device.spec
+        if wanted not in (Format.FLOAT32, format_of(spec, "output", "codes")):
+            raise ProtocolError(f"answers are not given in format {wanted} here")
+        values = outputs.detach().cpu().numpy()
+        head = VALUES.pack(wanted, rows)
+        return [head, encode_values(values, Format(wanted), spec.output_range, spec.output_levels)]
+
+
+def _unpack(fields: struct.Struct, payload: memoryview) -> tuple[int, ...]:
+    if len(payload) < fields.size:
+        raise ProtocolError(f"a payload of {len(payload)} bytes is too short for this command")
+    return fields.unpack_from(payload)
+
+
+def _tensor(values: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32, copy=False))

@@ -1,0 +1,224 @@
+"""An instrument that speaks SCPI, as its firmware would answer."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..devices import Device, DeviceError, DeviceTimeout, NotConnected, OutOfRange, ProtocolError
+from ..devices.checks import check_controls, check_inputs
+
+from .scpi import LONGEST_LINE, block_head, block_length, error_number, matches
+from .transports import Transport
+from .transports.base import Bytes
+
+__all__ = ["ScpiServer"]
+
+_MOST_ERRORS: Final = 16
+
+
+@dataclass(slots=True)
+class _Command:
+    """One command of a message: its header, and its parameters as text and blocks."""
+
+    header: str = ""
+    parameters: list[str | bytearray] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Message:
+    """A program message: commands up to the end of a line, or why it cannot be understood."""
+
+    commands: list[_Command] = field(default_factory=list)
+    problem: DeviceError | None = None
+
+    @property
+    def operates(self) -> bool:
+        """Whether it has the device do something."""
+        return any(command.header.upper().startswith((":PROG", "PROG", "QUER", ":QUER")) for command in self.commands)
+
+
+class ScpiServer:
+    """Serves any device by SCPI; see `astralora.drivers.scpi` for the commands.
+
+    Args:
+        device: opened when it is first programmed, closed by ``*RST``.
+        longest_block: in bytes; longer ones are refused unread.
+    """
+
+    def __init__(self, device: Device, longest_block: int = 1 << 24) -> None:
+        self.device = device
+        self._longest_block = longest_block
+        self._errors: deque[tuple[int, str]] = deque()
+        self._is_programmed = False
+        # Number of the newest program, and number and answer of the newest query.
+        self._program_number = 0
+        self._answered: tuple[int, list[Bytes]] = (0, [])
+        self._commands: dict[str, Callable[[list[str | bytearray]], list[Bytes] | None]] = {
+            "*IDN?": self._identify,
+            "*CLS": lambda _: self._errors.clear(),
+            "*RST": lambda _: self.make_safe(),
+            "*OPC?": lambda _: [b"1"],
+            "SYSTem:ERRor?": self._next_error,
+            "SYSTem:SPEC?": self._spec,
+            "PROGram:DATA": self._program,
+            "PROGram:DATA?": lambda _: [str(self._program_number).encode()],
+            "QUERy:DATA?": self._query,
+        }
+
+    # -- on the line ------------------------------------------------------------------------
+
+    def serve(self, line: Transport, stop: threading.Event) -> None:
+        """Answer messages on a line until it hangs up or is asked to stop.
+
+        Raises:
+            NotConnected: the other side has hung up.
+        """
+        while not stop.is_set():
+            with suppress(DeviceTimeout):  # nobody asks, or stopped in the middle
+                self.respond(line, self._receive(line))
+
+    def respond(self, line: Transport, message: Message) -> None:
+        """Answer one message, if it asks for an answer."""
+        # Where nobody takes the answer, it will be asked for again if it is wanted.
+        with suppress(DeviceTimeout):
+            line.write(*self.handle(message))
+
+    def handle(self, message: Message) -> list[Bytes]:
+        """The response to a message: the answers of its queries with semicolons between them."""
+        response: list[Bytes] = []
+        if message.problem is not None:
+            self._note(message.problem)
+        for command in message.commands:
+            try:
+                answer = self._function(command.header)(command.parameters)
+            except Exception as error:
+                # Whatever goes wrong is the host's to ask for; the instrument goes on.
+                self._note(error)
+                continue
+            if answer is not None:
+                response += [b";", *answer] if response else answer
+        return [*response, b"\n"] if response else []
+
+    def make_safe(self) -> None:
+        """Bring the device into its safe state; the controls are lost."""
+        # A repeated program must now be carried out, whatever its number.
+        self._program_number, self._answered, self._is_programmed = 0, (0, []), False
+        self.device.close()
+
+    def _receive(self, line: Transport) -> Message:
+        """Read one message off the line."""
+        message, command, text, size = Message(), _Command(), bytearray(), 0
+
+        def end_of_word() -> None:
+            word = text.decode("ascii", "replace").strip()
+            if not command.header:
+                command.header = word
+            elif word:
+                command.parameters.append(word)
+            text.clear()
+
+        while True:
+            byte = bytes(line.read(1))
+            size += 1
+            if size > LONGEST_LINE:
+                message.problem = ProtocolError(f"a message of more than {LONGEST_LINE} bytes beside its blocks")
+                message.commands.clear()
+                return message
+            if byte == b"#" and command.header:
+                digits = bytes(line.read(1))
+                if digits not in b"123456789":
+                    message.problem = ProtocolError("only blocks of definite length are taken")
+                    return message
+                try:
+                    length = block_length(line.read(int(digits)))
+                    if length > self._longest_block:
+                        raise ProtocolError(f"a block of {length} bytes is more than the {self._longest_block} taken")
+                except ProtocolError as error:
+                    message.problem = error
+                    return message
+                command.parameters.append(line.read(length))
+            elif byte in b";\n":
+                end_of_word()
+                if command.header:
+                    message.commands.append(command)
+                if byte == b"\n":
+                    return message
+                command = _Command()
+            elif byte == b"," or (byte == b" " and text and not command.header):
+                end_of_word()
+            else:
+                text += byte
+
+    def _function(self, header: str) -> Callable[[list[str | bytearray]], list[Bytes] | None]:
+        for pattern, function in self._commands.items():
+            if matches(header, pattern):
+                return function
+        raise ProtocolError(f"there is no command {header}")
+
+    def _note(self, error: BaseException) -> None:
+        if len(self._errors) < _MOST_ERRORS:
+            self._errors.append(error_number(error))
+
+    # -- commands ---------------------------------------------------------------------------
+
+    def _identify(self, _: object) -> list[Bytes]:
+        spec = self.device.spec
+        words = ["astralora", spec.name, spec.serial_number or "", "1.0"]
+        # Commas and ends of lines part the words, and the answers.
+        return [",".join(" ".join(word.replace(",", " ").split()) for word in words).encode()]
+
+    def _next_error(self, _: object) -> list[Bytes]:
+        number, text = self._errors.popleft() if self._errors else (0, "No error")
+        return [f'{number},"{text}"'.encode()]
+
+    def _spec(self, _: object) -> list[Bytes]:
+        text = self.device.spec.model_dump_json().encode()
+        return [block_head(len(text)), text]
+
+    def _program(self, parameters: list[str | bytearray]) -> None:
+        number, values = _numbered(parameters)
+        if number == self._program_number:
+            return
+        spec = self.device.spec
+        check_controls(spec, values, "program")
+        self.device.open()
+        self._is_programmed = False
+        self.device.program(values)
+        self._is_programmed = True
+        self._program_number = number
+
+    def _query(self, parameters: list[str | bytearray]) -> list[Bytes]:
+        number, values = _numbered(parameters)
+        if number == self._answered[0]:
+            return self._answered[1]
+        spec = self.device.spec
+        if len(values) % spec.in_features:
+            raise OutOfRange(f"{len(values)} input values are no whole number of vectors of {spec.in_features}")
+        inputs = values.view(-1, spec.in_features)
+        if spec.max_batch is not None and len(inputs) > spec.max_batch:
+            raise OutOfRange(f"{len(inputs)} vectors are more than the {spec.max_batch} that one query takes")
+        check_inputs(spec, inputs, "query")
+        if not self._is_programmed:
+            raise NotConnected("no controls are set; send PROGram:DATA first")
+        outputs = np.ascontiguousarray(self.device.query(inputs).detach().cpu().numpy(), dtype="<f4")
+        data = outputs.data.cast("B")
+        answer: list[Bytes] = [f"{number},".encode() + block_head(len(data)), data]
+        self._answered = (number, answer)
+        return answer
+
+
+def _numbered(parameters: list[str | bytearray]) -> tuple[int, Tensor]:
+    match parameters:
+        # 0 is the number of no request: that is what PROGram:DATA? answers where there was none.
+        case [str(number), bytearray(block)] if number.isdecimal() and int(number) and not len(block) % 4:
+            return int(number), torch.from_numpy(np.frombuffer(block, "<f4").astype(np.float32, copy=False))
+    raise ProtocolError("write a number, a comma, and a block of float32 values; numbers begin at 1")

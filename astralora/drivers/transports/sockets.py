@@ -1,0 +1,106 @@
+"""Instruments on the network."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import sys
+
+from ...devices import DeviceTimeout, NotConnected
+
+from .base import Bytes, Transport
+
+__all__ = ["SocketTransport", "TcpTransport"]
+
+_HINT = "check the instrument, and whether somebody else uses it"
+
+
+class SocketTransport(Transport):
+    """A connected stream socket; either end of it."""
+
+    def __init__(self, uri: str, timeout: float = 2.0) -> None:
+        super().__init__(uri, timeout)
+        self._socket: socket.socket | None = None
+        self._limits: dict[int, float] = {}
+
+    def _close(self) -> None:
+        connection, self._socket = self._socket, None
+        assert connection is not None
+        connection.close()
+
+    def _connected(self, connection: socket.socket) -> None:
+        """Use this connection from now on."""
+        # Requests are answered one by one: waiting for more to send would only cost time.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection.settimeout(None)
+        self._socket, self._limits = connection, {}
+
+    def _send(self, parts: tuple[Bytes, ...]) -> None:
+        connection = self._limited(socket.SO_SNDTIMEO, self.timeout)
+        try:
+            # All parts in one call and without joining them; what did not fit is sent after.
+            sent = connection.sendmsg(parts)
+            for part in parts:
+                if sent < len(part):
+                    connection.sendall(memoryview(part)[sent:])
+                sent = max(0, sent - len(part))
+        except BlockingIOError as error:
+            raise DeviceTimeout(f"{self.uri} takes no more bytes") from error
+        except OSError as error:
+            raise NotConnected(f"{self.uri} has hung up: {error.strerror or error}") from error
+
+    def _receive(self, view: memoryview, seconds: float) -> int:
+        flags = socket.MSG_DONTWAIT if seconds <= 0 else socket.MSG_WAITALL
+        connection = self._limited(socket.SO_RCVTIMEO, seconds) if seconds > 0 else self._socket
+        assert connection is not None
+        try:
+            count = connection.recv_into(view, flags=flags)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise NotConnected(f"{self.uri} has hung up ({error.strerror or error}); {_HINT}") from error
+        if not count:
+            raise NotConnected(f"{self.uri} has hung up; {_HINT}")
+        return count
+
+    def _limited(self, which: int, seconds: float) -> socket.socket:
+        # The kernel's own timeouts: those of Python's sockets take a poll before every piece, which costs more
+        # than the piece.
+        assert self._socket is not None
+        if self._limits.get(which) != seconds:
+            self._socket.setsockopt(socket.SOL_SOCKET, which, _interval(seconds))
+            self._limits[which] = seconds
+        return self._socket
+
+
+class TcpTransport(SocketTransport):
+    """A TCP connection to an instrument.
+
+    Args:
+        host: name or address.
+        port: number.
+        timeout: longest silence that is waited through, in seconds.
+    """
+
+    def __init__(self, host: str, port: int, timeout: float = 2.0) -> None:
+        super().__init__(f"tcp://{host}:{port}", timeout)
+        self.host = host
+        self.port = port
+
+    def _open(self) -> None:
+        try:
+            connection = socket.create_connection((self.host, self.port), timeout=self.timeout)
+        except TimeoutError as error:
+            raise NotConnected(f"{self.uri} does not answer; check address and network") from error
+        except OSError as error:
+            raise NotConnected(f"{self.uri} cannot be reached: {error.strerror or error}") from error
+        self._connected(connection)
+
+
+def _interval(seconds: float) -> bytes:
+    """A time as the system's socket options take it."""
+    if sys.platform == "win32":
+        return struct.pack("I", max(1, round(1000 * seconds)))
+    micros = max(1, round(1e6 * seconds))
+    return struct.pack("ll", micros // 1_000_000, micros % 1_000_000)

@@ -1,0 +1,97 @@
+"""From an address to a transport."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from ...devices import DeviceError
+
+from .base import Transport
+from .loopback import LoopbackTransport
+from .serial_port import SerialTransport
+from .sockets import TcpTransport
+from .visa import VisaTransport
+
+__all__ = ["SCHEMES", "open_transport", "parse_address"]
+
+
+def _serial(place: str, options: dict[str, str], timeout: float) -> Transport:
+    return SerialTransport(place, timeout, **_known(options, baudrate=int))
+
+
+def _tcp(place: str, options: dict[str, str], timeout: float) -> Transport:
+    _known(options)
+    return TcpTransport(*parse_address(place), timeout)
+
+
+def _visa(place: str, options: dict[str, str], timeout: float) -> Transport:
+    return VisaTransport(place, timeout, **_known(options, backend=str))
+
+
+def _loop(place: str, options: dict[str, str], timeout: float) -> Transport:
+    _known(options)
+    return LoopbackTransport(place, timeout)
+
+
+SCHEMES: dict[str, Callable[[str, dict[str, str], float], Transport]] = {
+    "serial": _serial,
+    "tcp": _tcp,
+    "visa": _visa,
+    "loop": _loop,
+}
+"""What an address may begin with."""
+
+_EXAMPLES = "serial:///dev/ttyUSB0?baudrate=921600, tcp://192.168.1.5:5000, visa://TCPIP::192.168.1.5::5025::SOCKET"
+
+
+def open_transport(uri: str, timeout: float = 2.0) -> Transport:
+    """The transport that an address names; it is not connected yet.
+
+    Args:
+        uri: ``serial://PORT?baudrate=N``, ``tcp://HOST:PORT``, ``visa://RESOURCE?backend=@py``, ``loop://NAME``; each
+            may have ``timeout=SECONDS`` among what follows the question mark.
+        timeout: longest silence that is waited through, in seconds, unless the address says so.
+
+    Raises:
+        DeviceError: the address is none.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if not separator or scheme not in SCHEMES:
+        near = difflib.get_close_matches(scheme, SCHEMES, n=1)
+        hint = f"did you mean {near[0]}://?" if near and separator else f"write, for example, {_EXAMPLES}"
+        raise DeviceError(f"{uri!r} is no address of a port; {hint}")
+    # VISA names hold colons, which urlsplit would take for ports: only what follows "?" is left to it.
+    place, _, query = rest.partition("?")
+    options = dict(parse_qsl(urlsplit(f"?{query}").query, keep_blank_values=True))
+    try:
+        timeout = float(options.pop("timeout", timeout))
+        if not 0 < timeout < 1e6:
+            raise ValueError("timeout must be a positive number of seconds")
+        if not place and scheme != "loop":
+            raise ValueError(f"it names no place; write, for example, {_EXAMPLES}")
+        return SCHEMES[scheme](place, options, timeout)
+    except ValueError as error:
+        raise DeviceError(f"{uri!r} is no address of a port: {error}") from None
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """HOST:PORT as a host and a number; an IPv6 address stands in brackets.
+
+    Raises:
+        ValueError: it is none.
+    """
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"write HOST:PORT, such as 127.0.0.1:5000, not {text!r}")
+    return host, int(port)
+
+
+def _known(options: dict[str, str], **types: Callable[[str], Any]) -> dict[str, Any]:
+    for name in options:
+        if name not in types:
+            raise ValueError(f"there is no option {name!r}; known are {', '.join([*types, 'timeout'])}")
+    return {name: types[name](value) for name, value in options.items()}

@@ -1,0 +1,113 @@
+"""Instruments by VISA: pyvisa, with pyvisa-py where no vendor's library is installed."""
+
+from __future__ import annotations
+
+import select
+import socket
+from typing import Any
+
+from ...devices import DeviceError, DeviceTimeout, NotConnected
+from ...devices.extras import require
+
+from .base import Bytes, Transport
+
+__all__ = ["VisaTransport"]
+
+
+class VisaTransport(Transport):
+    """A VISA resource, used as a line of bytes.
+
+    Args:
+        resource: its VISA name, such as ``"TCPIP::192.168.1.5::5025::SOCKET"`` or ``"GPIB0::7::INSTR"``.
+        timeout: longest silence that is waited through, in seconds.
+        backend: ``"@ivi"`` for an installed vendor's library, ``"@py"`` for pyvisa-py, ``""`` for the first that
+            is found in this order.
+    """
+
+    def __init__(self, resource: str, timeout: float = 2.0, *, backend: str = "") -> None:
+        super().__init__(f"visa://{resource}", timeout)
+        self.resource = resource
+        self.backend = backend
+        self._instrument: Any = None
+        self._visa: Any = None
+
+    def _open(self) -> None:
+        self._visa = visa = require("pyvisa", "VISA instruments need", "hardware")
+        try:
+            manager = visa.ResourceManager(self.backend)
+        except (ValueError, OSError) as error:
+            raise DeviceError(
+                f"{self.uri}: no VISA library is at hand ({error}); pip install 'astralora[hardware]' brings pyvisa-py"
+            ) from error
+        try:
+            self._instrument = manager.open_resource(
+                self.resource, open_timeout=round(1000 * self.timeout), timeout=round(1000 * self.timeout)
+            )
+        except Exception as error:
+            # Backends raise whatever their operating system does.
+            raise NotConnected(f"{self.uri} cannot be opened: {_first_line(error)}") from error
+        reason = self._why_gone()
+        if reason is not None:
+            self._close()
+            raise NotConnected(f"{self.uri} cannot be reached: {reason}")
+        # Bytes pass as they are: messages end where the protocol says so.
+        self._instrument.write_termination = ""
+        self._instrument.read_termination = None
+
+    def _close(self) -> None:
+        instrument, self._instrument = self._instrument, None
+        try:
+            instrument.close()
+        except Exception as error:
+            raise NotConnected(f"{self.uri} could not be closed: {_first_line(error)}") from error
+
+    def _send(self, parts: tuple[Bytes, ...]) -> None:
+        try:
+            self._instrument.write_raw(b"".join(parts))
+        except self._visa.VisaIOError as error:
+            raise self._fault(error) from error
+        except OSError as error:
+            raise NotConnected(f"{self.uri} has hung up: {error}") from error
+
+    def _receive(self, view: memoryview, seconds: float) -> int:
+        # VISA has no "whatever is there": a read waits for all that was asked for.
+        instrument, codes = self._instrument, self._visa.constants.StatusCode
+        reason = self._why_gone()
+        # Nothing more will come of a line that has hung up, but something may have been read ahead.
+        instrument.timeout = max(1, round(1000 * seconds)) if reason is None else 1
+        try:
+            with instrument.ignore_warning(codes.success_device_not_present, codes.success_max_count_read):
+                data = instrument.visalib.read(instrument.session, len(view))[0]
+        except self._visa.VisaIOError as error:
+            if error.error_code == codes.error_timeout:
+                reason = reason or self._why_gone()
+                if reason is not None:
+                    raise NotConnected(f"{self.uri} has hung up: {reason}") from error
+                return 0
+            raise self._fault(error) from error
+        except OSError as error:
+            raise NotConnected(f"{self.uri} has hung up: {error}") from error
+        view[: len(data)] = data
+        return len(data)
+
+    def _why_gone(self) -> str | None:
+        """Why nobody is at the other end of a socket of pyvisa-py's, which itself takes that for silence."""
+        sessions = getattr(self._instrument.visalib, "sessions", {})
+        connection = getattr(sessions.get(self._instrument.session), "interface", None)
+        if not isinstance(connection, socket.socket):
+            return None
+        try:
+            if select.select([connection], [], [], 0)[0] and not connection.recv(1, socket.MSG_PEEK):
+                return "the other side closed the connection"
+        except OSError as error:
+            return error.strerror or str(error)
+        return None
+
+    def _fault(self, error: Any) -> DeviceError:
+        if error.error_code == self._visa.constants.StatusCode.error_timeout:
+            return DeviceTimeout(f"{self.uri} takes no more bytes")
+        return NotConnected(f"{self.uri} has hung up: {_first_line(error)}")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,124 @@
+"""A convolution whose product is computed by a device, one place of the image after the other."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from ..common.errors import ConfigurationError
+from ..devices import Device
+from .layer import BlackBoxLinear
+
+__all__ = ["BlackBoxConv2d"]
+
+_Pair = int | tuple[int, int]
+_Padding = Literal["zeros", "reflect", "replicate", "circular"]
+
+
+class BlackBoxConv2d(BlackBoxLinear):
+    """A 2-d convolution on one device, time-multiplexed: every patch of the image is one vector.
+
+    Takes the place of an `nn.Conv2d` without groups. A step costs as many vectors as there are output pixels in the
+    batch, and as many programs as a linear layer's.
+
+    Args:
+        device: what computes, with in_features = channels x kernel height x kernel width.
+        kernel_size: of the patches, as for `nn.Conv2d`.
+        stride: likewise.
+        padding: likewise; a number, a pair, ``"same"`` or ``"valid"``.
+        dilation: likewise.
+        padding_mode: likewise.
+        **options: as for `BlackBoxLinear`.
+
+    Shape:
+        (batch, channels, height, width) -> (batch, out_features, height', width'); the batch may be missing.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        kernel_size: _Pair,
+        *,
+        stride: _Pair = 1,
+        padding: _Pair | str = 0,
+        dilation: _Pair = 1,
+        padding_mode: _Padding = "zeros",
+        **options: Any,
+    ) -> None:
+        self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)
+        self.padding = padding if isinstance(padding, str) else _pair(padding)
+        if isinstance(padding, str) and padding not in ("same", "valid"):
+            raise ConfigurationError(f"padding must be a number, a pair, 'same' or 'valid', not {padding!r}")
+        if padding == "same" and self.stride != (1, 1):
+            raise ConfigurationError(f"padding 'same' goes with a stride of 1 only, not {self.stride}")
+        self.padding_mode = padding_mode
+        size = prod(self.kernel_size)
+        if device.spec.in_features % size:
+            raise ConfigurationError(
+                f"{device.spec.name!r} has {device.spec.in_features} inputs, which is no multiple of a kernel's {size}"
+            )
+        super().__init__(device, **options)
+        self.in_channels = self.in_features // size
+        self.out_channels = self.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve: (batch, channels, height, width) -> (batch, out_features, height', width')."""
+        if x.ndim not in (3, 4) or x.shape[-3] != self.in_channels:
+            raise ConfigurationError(
+                f"the layer on {self.session.spec.name!r} takes (batch, {self.in_channels}, height, width), "
+                f"but was given {tuple(x.shape)}"
+            )
+        images = x if x.ndim == 4 else x.unsqueeze(0)
+        left, right, top, bottom = self._margins()
+        if any((left, right, top, bottom)):
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            images = nn.functional.pad(images, (left, right, top, bottom), mode=mode)
+        height, width = (
+            (size - step * (kernel - 1) - 1) // stride + 1
+            for size, kernel, step, stride in zip(
+                images.shape[-2:], self.kernel_size, self.dilation, self.stride, strict=True
+            )
+        )
+        patches = nn.functional.unfold(images, self.kernel_size, dilation=self.dilation, stride=self.stride)
+        y: Tensor = super().forward(patches.mT).mT.unflatten(-1, (height, width))
+        return y if x.ndim == 4 else y.squeeze(0)
+
+    def to_digital(self, repeats: int = 1) -> nn.Module:
+        """A digital convolution that computes what this one does, from what `measure_weight` finds."""
+        conv = nn.utils.skip_init(
+            nn.Conv2d,
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            bias=self.bias is not None,
+            padding_mode=self.padding_mode,
+            dtype=self.controls.dtype,
+            device=self.controls.device,
+        )
+        return self._hand_over(conv, self.measure_weight(repeats))
+
+    def extra_repr(self) -> str:
+        """What stands in the brackets of the layer's repr."""
+        return (
+            f"{super().extra_repr()}, kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, "
+            f"dilation={self.dilation}"
+        )
+
+    def _margins(self) -> tuple[int, int, int, int]:
+        """Left, right, top and bottom."""
+        if not isinstance(self.padding, str):
+            down, across = self.padding
+            return across, across, down, down
+        if self.padding == "valid":
+            return 0, 0, 0, 0
+        down, across = (step * (size - 1) for step, size in zip(self.dilation, self.kernel_size, strict=True))
+        return across // 2, across - across // 2, down // 2, down - down // 2
+
+
+def _pair(value: _Pair) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])

@@ -1,0 +1,1 @@
+"""Encode vectors for a device, and measure its answers to probes."""

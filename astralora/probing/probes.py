@@ -1,0 +1,197 @@
+"""Asking a linear device for its answer to vectors of any size and sign."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..common.errors import ConfigurationError
+from ..devices import DeviceSpec, ReportsPeaks, Session, derive_generator
+from .encoding import choose_encoding
+from .hadamard import hadamard, hadamard_order, hadamard_transform
+
+__all__ = ["LinearProbe", "TransferProbe", "answer_variance", "lit_probes", "orthogonal_probes"]
+
+# Share of the detector's range that a probe is to use: room for noise and for the next change of controls.
+_FILL = 0.7
+# A probe that saturates is asked again with half the light, at most this often.
+_ATTEMPTS = 8
+_FAINTEST = 2.0**-_ATTEMPTS
+
+
+def orthogonal_probes(count: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, float]:
+    """Probes V of full input power: rows of +-1 with V^T V = power I.
+
+    The columns of a Hadamard matrix of the next possible order; see `hadamard`. Their signs are shuffled, the
+    same way every time: entries that have a part in common would otherwise add up in one row, and leave the detector's
+    range.
+
+    Returns:
+        V, (order, count), and its power, the order.
+    """
+    order = hadamard_order(count)
+    return (hadamard(order)[:, :count] * _column_signs(count)).to(dtype), float(order)
+
+
+def lit_probes(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Probes X of zeros and ones, for inputs that cannot be negative, each of them lit by half of the rows.
+
+    (H + 1) / 2 of those columns of a Hadamard matrix that are orthogonal to a constant one, so that no input stays
+    dark or lit all the time: (X^T X)^-1 = (4 / order) (I - 1 1^T / (count + 1)), and every entry of a transfer matrix
+    is measured equally well. What adds to all answers alike moves each entry by 2 / (count + 1) of it only.
+
+    Returns:
+        X, (order, count).
+    """
+    order = hadamard_order(count + 1)
+    signs = hadamard(order)
+    signs = signs * signs[:, :1]
+    return ((signs[:, 1 : count + 1] * _column_signs(count) + 1) / 2).to(dtype)
+
+
+def _column_signs(count: int) -> Tensor:
+    generator = derive_generator(count, "probe signs")
+    return torch.randint(0, 2, (count,), generator=generator, dtype=torch.int8) * 2 - 1
+
+
+def answer_variance(spec: DeviceSpec) -> float:
+    """Variance of one output of one query: declared noise, and rounding to codes a step apart (step^2 / 12)."""
+    return spec.noise_std**2 + (spec.output_step or 0.0) ** 2 / 12
+
+
+class LinearProbe:
+    """Asks a linear device for V A^T, whatever its input range and however small its detector's.
+
+    Each row is scaled to the input range, split by sign where the range has only one, and weakened as far as it
+    would saturate the detector (learned from the answers); the answer is scaled back.
+
+    Args:
+        spec: of the device.
+        rows: V, (count, in_features); with ``backward``, (count, out_features).
+        backward: send them through the reverse port of a `astralora.devices.Reciprocal` device, and get V A.
+        repeats: times that each row is sent; the answers are averaged.
+    """
+
+    def __init__(self, spec: DeviceSpec, rows: Tensor, *, backward: bool = False, repeats: int = 1) -> None:
+        if not spec.linear:
+            raise ConfigurationError(f"probing needs a linear device, and {spec.name!r} does not claim to be one")
+        self._backward = backward
+        self._repeats = repeats
+        if backward:
+            spec = spec.backward()
+        self._spec = spec
+        self._encoding = choose_encoding(spec)
+        self.rows = rows
+        self.amplitude = rows.new_ones(len(rows), 1)
+        self._peaks = rows.new_zeros(len(rows))
+        self._rails = spec.rails
+        margin = (spec.output_step or 0.0) / 2
+        self._full = min((1 - margin / abs(rail) for rail in self._rails), default=1.0) - 1e-6
+
+    @property
+    def vectors(self) -> int:
+        """Vectors that asking once takes."""
+        return len(self.rows) * self._encoding.passes * self._repeats
+
+    def ask(self, session: Session) -> Tensor:
+        """The answer at the controls that the device holds, weakening probes that saturate.
+
+        Returns:
+            V A^T, (count, out_features).
+        """
+        answers, peaks = self._ask(session, slice(None))
+        for _ in range(_ATTEMPTS):
+            loud = (peaks >= self._full).nonzero()[:, 0]
+            if not len(loud):
+                break
+            self.amplitude[loud] /= 2
+            answers[loud], peaks[loud] = self._ask(session, loud)
+        self._peaks = peaks
+        return answers
+
+    def ask_again(self, session: Session) -> Tensor:
+        """The answer after a small change of controls, with the very same probes as before."""
+        return self._ask(session, slice(None))[0]
+
+    def ask_each(self, session: Session, settings: Tensor) -> Tensor:
+        """The answers at several settings, with the very same probes as before.
+
+        Args:
+            session: guards the device.
+            settings: (settings, num_controls).
+
+        Returns:
+            (settings, count, out_features).
+        """
+        inputs, factors = self._encoding.encode(self.rows, self.amplitude)
+        return self._encoding.decode(self._mean(session.query_each(settings, self._repeated(inputs))), factors)
+
+    def row_variance(self) -> Tensor:
+        """Variance of the noise on one output of each row's answer, declared noise and rounding together: (count,)."""
+        _, factors = self._encoding.encode(self.rows, self.amplitude)
+        variance = self._encoding.passes * answer_variance(self._spec) / self._repeats
+        return variance * factors[:, 0].square().reciprocal()
+
+    def adapt(self) -> None:
+        """Set each probe's strength for the next time, so that its answer fills the detector well."""
+        if self._rails:
+            change = _FILL / self._peaks.clamp_min(1e-6).unsqueeze(1)
+            self.amplitude = (self.amplitude * change).clamp(_FAINTEST, 1.0)
+
+    def _ask(self, session: Session, which: slice | Tensor) -> tuple[Tensor, Tensor]:
+        inputs, factors = self._encoding.encode(self.rows[which], self.amplitude[which])
+        inputs = self._repeated(inputs)
+        outputs = session.query_adjoint(inputs) if self._backward else session.query(inputs)
+        if not len(outputs):
+            return self._encoding.decode(outputs, factors), outputs.new_zeros(0)
+        source = session.capability(ReportsPeaks)
+        outputs, passes = self._mean(outputs), outputs
+        shares = outputs.new_zeros(len(outputs))
+        if source is not None:
+            shares = source.peaks.to(passes).view(self._repeats, -1).amax(dim=0)
+        for rail in self._rails:
+            shares = torch.maximum(shares, (outputs / rail).amax(dim=1))
+        # Both signs of a split probe have to stay within range.
+        peaks = shares.view(-1, len(factors)).amax(dim=0)
+        return self._encoding.decode(outputs, factors), peaks
+
+    def _repeated(self, inputs: Tensor) -> Tensor:
+        return inputs if self._repeats == 1 else inputs.repeat(self._repeats, 1)
+
+    def _mean(self, outputs: Tensor) -> Tensor:
+        return outputs if self._repeats == 1 else outputs.unflatten(-2, (self._repeats, -1)).mean(dim=-3)
+
+
+class TransferProbe(LinearProbe):
+    """Measures the whole transfer matrix with as many vectors as there are inputs, or a few more.
+
+    Every probe lights all inputs at full power, so each entry's error is that of one output divided by the square root
+    of the number of probes.
+
+    Args:
+        spec: of the device.
+        dtype: of the probes.
+        device: torch device of the probes.
+        repeats: times that each probe is sent; the answers are averaged.
+    """
+
+    def __init__(
+        self,
+        spec: DeviceSpec,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        *,
+        repeats: int = 1,
+    ) -> None:
+        rows, self._power = orthogonal_probes(spec.in_features, dtype)
+        super().__init__(spec, rows.to(device), repeats=repeats)
+        self._signs = _column_signs(spec.in_features).to(self.rows)
+
+    def entry_variance(self) -> float:
+        """Variance of the noise on one entry, from the declared noise and the rounding of the outputs."""
+        return float(self.row_variance().mean()) / self._power
+
+    def matrix(self, answers: Tensor) -> Tensor:
+        """The transfer matrix behind V A^T: (..., count, out_features) -> (..., out_features, in_features)."""
+        width = self._spec.in_features
+        return hadamard_transform(answers.mT)[..., :width] * (self._signs / self._power)

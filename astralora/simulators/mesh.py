@@ -1,0 +1,165 @@
+"""Meshes of Mach-Zehnder interferometers: every control reaches every output."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from math import pi, sqrt
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..devices import Constant, Coupling
+
+from .lattice import mesh_matrix
+from .physics import Heated, LinearPhysics
+
+__all__ = ["MZI", "MZI3", "Mesh"]
+
+
+class Mesh(Heated, LinearPhysics):
+    """Rectangular mesh of 2 x 2 cells: A = Re(U(w)), with U a product of columns; fill in `cells`.
+
+    A mesh of N ports has N columns; even ones couple ports (0, 1), (2, 3), ..., odd ones (1, 2), (3, 4), ... (the
+    layout of Clements et al., Optica 2016). N is the larger side of the layer, rounded up to even; surplus ports stay
+    dark. Controls run column by column, cell by cell.
+
+    Attributes:
+        splitter_error: by how much the couplers' angles differ from pi / 4.
+    """
+
+    coupling: ClassVar[Coupling] = "dense"
+    period: ClassVar[float] = 2 * pi
+    reciprocal: ClassVar[bool] = True
+    couplers: ClassVar[int]
+    """Couplers in a cell."""
+
+    phases_per_cell: int = 2
+    splitter_error: float = 0.0
+
+    @abstractmethod
+    def cells(self, phases: Tensor) -> Tensor:
+        """The unitary of each cell: (..., cells, phases_per_cell) -> (..., cells, 2, 2)."""
+
+    @staticmethod
+    def ports(in_features: int, out_features: int) -> int:
+        """Number of ports N."""
+        return max(in_features, out_features) + max(in_features, out_features) % 2
+
+    def num_controls(self, in_features: int, out_features: int) -> int:
+        """N (N - 1) / 2 cells, times the phases of a cell."""
+        ports = self.ports(in_features, out_features)
+        return self.phases_per_cell * ports * (ports - 1) // 2
+
+    def layout(self, in_features: int, out_features: int) -> Tensor:
+        """Columns of the mesh as rows of the grid; odd columns are one cell short."""
+        ports = self.ports(in_features, out_features)
+        width = self.phases_per_cell * ports // 2
+        grid = torch.full((ports, width), -1)
+        short = width - self.phases_per_cell
+        start = 0
+        for column in range(ports):
+            length = short if column % 2 else width
+            grid[column, :length] = torch.arange(start, start + length)
+            start += length
+        return grid
+
+    def full_scale(self, in_features: int) -> float:  # noqa: ARG002
+        """Rows of Re(U) have norm 0.7 or so: three standard deviations of full-power inputs."""
+        return 3 / sqrt(2)
+
+    def constants(self, in_features: int, out_features: int) -> dict[str, Constant]:
+        """The error of every coupler, cell by cell, in radians."""
+        ports = self.ports(in_features, out_features)
+        return {"splitter_error": Constant((ports * (ports - 1) // 2, self.couplers), 0.0, 0.02, unit="rad")}
+
+    def matrix(self, controls: Tensor, in_features: int, out_features: int) -> Tensor:
+        """The real part of the mesh's unitary, cut to the ports in use."""
+        return self.unitary(controls, in_features, out_features)[..., :out_features, :].real
+
+    def unitary(self, controls: Tensor, in_features: int, out_features: int) -> Tensor:
+        """The mesh's own matrix U(w), of all ports or of those that light enters.
+
+        Returns:
+            (..., ports, in_features).
+        """
+        blocks = self.cells(controls.unflatten(-1, (-1, self.phases_per_cell)))
+        return mesh_matrix(blocks, self.ports(in_features, out_features), in_features)
+
+    def _errors(self) -> tuple[Any, ...] | None:
+        """Of each coupler in a cell: None where there are none."""
+        errors = self.splitter_error
+        if isinstance(errors, Tensor):
+            return errors.unbind(-1)
+        return (errors,) * self.couplers if errors else None
+
+
+class MZI(Mesh):
+    """Rectangular Mach-Zehnder mesh: A = Re(U(w)), with U a product of columns of 2 x 2 cells.
+
+    Each cell is [[e^(i theta) sin phi, e^(i theta) cos phi], [cos phi, -sin phi]]: a phase theta behind two couplers
+    with 2 phi between them, common phases left out. With two phases a cell, theta stands before phi.
+
+    Couplers that split by cos(pi/4 + e) make it, with s = e_1 + e_2 and d = e_2 - e_1, the unitary
+    [[e^(i theta) (cos d sin phi + i sin s cos phi), e^(i theta) (cos s cos phi - i sin d sin phi)],
+    [cos s cos phi + i sin d sin phi, -cos d sin phi + i sin s cos phi]].
+
+    Attributes:
+        phases_per_cell: 2, or 1 for a mesh that sets phi alone (theta = 0).
+    """
+
+    couplers: ClassVar[int] = 2
+    phases_per_cell: Literal[1, 2] = 2
+
+    def cells(self, phases: Tensor) -> Tensor:
+        """The unitary of each cell."""
+        sine, cosine = torch.sin(phases[..., -1]), torch.cos(phases[..., -1])
+        errors = self._errors()
+        if errors is None:
+            upper, lower = (sine, cosine), (cosine, -sine)
+        else:
+            total, difference = (
+                torch.as_tensor(angle, dtype=sine.dtype, device=sine.device)
+                for angle in (errors[0] + errors[1], errors[1] - errors[0])
+            )
+            bar, leak = torch.cos(difference) * sine, torch.sin(total) * cosine
+            cross, skew = torch.cos(total) * cosine, torch.sin(difference) * sine
+            upper = torch.complex(bar, leak), torch.complex(cross, -skew)
+            lower = torch.complex(cross, skew), torch.complex(-bar, leak)
+        if self.phases_per_cell == 2:
+            turn = torch.polar(torch.ones_like(sine), phases[..., 0])
+            upper = upper[0] * turn, upper[1] * turn
+            lower = lower[0].to(turn.dtype), lower[1].to(turn.dtype)
+        blocks: Tensor = torch.stack([*upper, *lower], dim=-1).unflatten(-1, (2, 2))
+        return blocks
+
+
+class MZI3(Mesh):
+    """Mesh of three-splitter cells, which forgive errors of their couplers: A = Re(U(w)).
+
+    With p = (t1 - t2) / 2 and q = (t1 + t2) / 2 a cell is e^(iq) / sqrt 2 [[sin p + i sin q, -cos p + i cos q],
+    [cos p + i cos q, sin p - i sin q]] (Hamerly et al., Nat. Commun. 2022): coupler, phase t2, rotation by pi/4,
+    phase t1, coupler, the phases in the upper arm. The layout is that of `MZI`; t1 stands before t2.
+    """
+
+    couplers: ClassVar[int] = 3
+
+    phases_per_cell: Literal[2] = 2
+
+    def cells(self, phases: Tensor) -> Tensor:
+        """The unitary of each cell."""
+        one, two = torch.polar(torch.ones_like(phases), phases).unbind(-1)
+        angles = [pi / 4 + error for error in self._errors() or (0.0,) * 3]
+        (cos1, sin1), (cos2, sin2), (cos3, sin3) = (
+            (torch.cos(angle), torch.sin(angle))
+            for angle in (torch.as_tensor(angle, dtype=phases.dtype, device=phases.device) for angle in angles)
+        )
+        above = two * cos1, 1j * sin1 * two
+        below = 1j * sin1, cos1
+        rows = [
+            (one * (cos2 * up - sin2 * down), sin2 * up + cos2 * down) for up, down in zip(above, below, strict=True)
+        ]
+        upper = [cos3 * up + 1j * sin3 * down for up, down in rows]
+        lower = [1j * sin3 * up + cos3 * down for up, down in rows]
+        blocks: Tensor = torch.stack([*upper, *lower], dim=-1).unflatten(-1, (2, 2))
+        return blocks

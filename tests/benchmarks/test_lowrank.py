@@ -1,0 +1,117 @@
+"""The benchmark of low-rank training, as small as it can be."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn, optim
+
+from astralora import benchmarks
+from astralora.benchmarks.lowrank import LOWRANK, Adam, LowRankMethod
+from astralora.common.errors import ConfigurationError
+from astralora.tasks import BYTES, topics
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def test_the_text_is_english_in_three_parts_that_do_not_overlap() -> None:
+    text = topics()
+    whole = sum(map(len, text))
+    assert whole > 300_000
+    assert len(text.train) == pytest.approx(0.8 * whole, abs=1)
+    assert len(text.validation) == pytest.approx(0.1 * whole, abs=1)
+    assert all(0 <= int(part.min()) <= int(part.max()) < BYTES for part in text)
+    assert bytes(text.test.tolist()).decode(errors="replace").count(" the ") > 100
+
+
+def test_every_method_chooses_its_rate_on_a_seed_of_its_own_from_as_many() -> None:
+    pytest.importorskip("transformers")
+    told: list[int] = []
+    records = benchmarks.lowrank(
+        ["adam", "flora"], [0, 1], steps=2, width=16, layers=1, listener=lambda _, total: told.append(total)
+    )
+    assert told == [10] * 10
+    for name in ("adam", "flora"):
+        mine = [record for record in records if record["method"] == name]
+        tuning, runs = ([record for record in mine if record["part"] == part] for part in ("tuning", "run"))
+        assert [record["rate"] for record in tuning] == list(LOWRANK.find(name).rates)
+        best = min(tuning, key=lambda record: record["validation_loss"])
+        assert [(record["rate"], record["seed"]) for record in runs] == [(best["rate"], 0), (best["rate"], 1)]
+        assert best["seed"] not in (0, 1)
+    assert len({len(LOWRANK.find(name).rates) for name in ("adam", "flora", "flora-8bit", "flora-published")}) == 1
+    assert benchmarks.lowrank_png(records)[:4] == b"\x89PNG"
+
+
+@pytest.fixture
+def one_rate_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that the whole benchmark chooses for most of them."""
+    monkeypatch.setattr(LowRankMethod, "rates", (4e-3,))
+
+
+@pytest.mark.usefixtures("one_rate_each")
+def test_flora_learns_text_as_adam_does_with_less_than_a_quarter_of_the_state() -> None:
+    pytest.importorskip("transformers")
+    records = benchmarks.lowrank(["adam", "flora"], [0], steps=100)
+    adam, flora = (record for record in records if record["part"] == "run")
+    shares = torch.bincount(topics().test, minlength=BYTES) / len(topics().test)
+    # Both know more of the text than how frequent its bytes are.
+    assert adam["test_loss"] < float(torch.special.entr(shares).sum())
+    assert flora["test_loss"] < 1.1 * adam["test_loss"]
+    assert flora["state_bytes"] < adam["state_bytes"] / 4
+
+
+@pytest.mark.usefixtures("one_rate_each")
+def test_eight_bits_are_less_again() -> None:
+    pytest.importorskip("transformers")
+    records = benchmarks.lowrank(["flora", "flora-8bit"], [0], steps=1)
+    (flora, codes) = (record["state_bytes"] for record in records if record["part"] == "run")
+    assert codes < flora / 3
+
+
+def test_a_method_of_ones_own_joins_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    steps: list[int] = []
+
+    class Mine(Adam):
+        rates = (1e-3,)
+
+        def make_optimizer(self, rate: float, rank: int, seed: int) -> optim.Optimizer:
+            assert isinstance(self.model, nn.Module)
+            return optim.SGD(self.model.parameters(), lr=rate)
+
+        def after_step(self, step: int) -> None:
+            steps.append(step)
+
+    monkeypatch.setattr(LOWRANK, "_classes", {**LOWRANK._classes})  # type: ignore[attr-defined]
+    LOWRANK.add("mine", Mine)
+    records = benchmarks.lowrank(["mine"], [5], steps=3, width=16, layers=1)
+    assert steps == [1, 2, 3] * 2
+    assert [record["state_bytes"] for record in records] == [0, 0]
+
+
+def test_what_cannot_be_run_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="there is no low-rank method named 'sgd'; known are adam, flora"):
+        benchmarks.lowrank(["sgd"], [0])
+    with pytest.raises(ConfigurationError, match="must be a multiple of 16, and 20 is not"):
+        benchmarks.lowrank(["adam"], [0], width=20)
+
+
+def test_the_command_leaves_records_and_a_picture(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    arguments = ["--methods", "adam", "--seeds", "0", "--steps", "1", "--width", "16", "--layers", "1", "--out", "it"]
+    run = subprocess.run(
+        [sys.executable, "-m", "astralora", "bench", "lowrank", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "state bytes" in run.stdout
+    records = json.loads((tmp_path / "it" / "lowrank.json").read_text())
+    assert {record["part"] for record in records} == {"tuning", "run"}
+    assert (tmp_path / "it" / "lowrank.png").exists()

@@ -1,0 +1,100 @@
+"""Dividing a budget: what each mode promises, against brute force and the formulas."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from astralora import ConfigurationError
+from astralora.budgets.allocation import AllocationMode, allocate
+
+MODES: list[AllocationMode] = ["topk", "proportional", "neyman"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_mode_ever_spends_more_than_the_budget(mode: AllocationMode, generator: torch.Generator) -> None:
+    for _ in range(200):
+        units = int(torch.randint(1, 9, (), generator=generator))
+        scores = torch.rand(units, generator=generator) * (torch.rand(units, generator=generator) > 0.2)
+        costs = torch.rand(units, generator=generator) * 5 + 0.1
+        budget = float(torch.rand((), generator=generator)) * 50
+        shares = allocate(scores, costs, budget, mode)
+        assert int(shares.min()) >= 0
+        assert float(shares.double() @ costs.double()) <= budget * (1 + 1e-8)
+
+
+def test_topk_keeps_the_highest_scores_that_can_be_paid_for() -> None:
+    assert allocate([0.1, 3.0, 2.0, 1.0], 1, 2).tolist() == [0, 1, 1, 0]
+    # The second best does not fit beside the best, the third does.
+    assert allocate([3.0, 2.0, 1.0], [4, 3, 1], 5).tolist() == [1, 0, 1]
+
+
+def test_topk_draws_the_order_of_ties(generator: torch.Generator) -> None:
+    kept = torch.stack([allocate([1.0] * 4, 1, 1, generator=generator) for _ in range(400)]).sum(dim=0)
+    # 400 draws among four: 100 each, standard deviation 8.7.
+    assert int(kept.sum()) == 400
+    assert float((kept - 100).abs().max()) < 5 * 8.7
+    assert allocate([1.0] * 4, 1, 1).tolist() == [1, 0, 0, 0]
+
+
+def test_proportional_shares_are_within_one_of_the_ideal(generator: torch.Generator) -> None:
+    scores = torch.rand(7, generator=generator)
+    shares = allocate(scores, 1, 1000, "proportional")
+    assert int(shares.sum()) == 1000
+    assert float((shares - 1000 * scores / scores.sum()).abs().max()) < 1
+
+
+def test_neyman_follows_its_formula_where_rounding_does_not_matter() -> None:
+    deviations = torch.tensor([1.0, 4.0, 2.5], dtype=torch.float64)
+    costs = torch.tensor([1.0, 4.0, 9.0], dtype=torch.float64)
+    budget = 1e6
+    shares = allocate(deviations, costs, budget, "neyman").double()
+    ideal = budget * (deviations / costs.sqrt()) / (deviations * costs.sqrt()).sum()
+    assert float((shares / ideal - 1).abs().max()) < 1e-4
+    variance = (deviations**2 / shares).sum()
+    # Cauchy-Schwarz: no division has less variance than (sum a sqrt(c))^2 / budget.
+    assert float(variance) == pytest.approx(float((deviations * costs.sqrt()).sum() ** 2 / budget), rel=1e-6)
+
+
+@pytest.mark.parametrize("budget", range(3, 14))
+def test_neyman_finds_the_whole_numbers_of_least_variance(budget: int) -> None:
+    deviations = [0.3, 1.0, 2.2]
+    shares = allocate(deviations, 1, budget, "neyman").tolist()
+
+    def variance(division: tuple[int, ...] | list[int]) -> float:
+        return sum(a * a / share for a, share in zip(deviations, division, strict=True))
+
+    best = min(variance(d) for d in product(range(1, budget + 1), repeat=3) if sum(d) <= budget)
+    assert variance(shares) == pytest.approx(best, rel=1e-12)
+
+
+def test_neyman_leaves_nobody_without_a_sample_whom_it_can_pay_one() -> None:
+    assert allocate([1e-6, 1.0, 0.0], 1, 50, "neyman").tolist() == [1, 49, 0]
+    assert allocate([1.0, 5.0, 2.0], 1, 2, "neyman").tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("mode", ["proportional", "neyman"])
+def test_units_of_score_zero_share_alike(mode: AllocationMode) -> None:
+    assert allocate([0.0, 0.0, 0.0], 1, 9, mode).tolist() == [3, 3, 3]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_budget_and_no_units_give_nothing(mode: AllocationMode) -> None:
+    assert allocate([1.0, 2.0], 1, 0, mode).tolist() == [0, 0]
+    assert allocate([], 1, 10, mode).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (([1.0], 1, 1, "best"), "mode must be one of topk, proportional, neyman, not 'best'"),
+        (([1.0, 2.0], [1, 2, 3], 1), "there are 2 scores, but 3 costs"),
+        (([-1.0], 1, 1), "scores must be finite and at least 0"),
+        (([float("nan")], 1, 1), "scores must be finite"),
+        (([1.0], 0, 1), "costs must be finite and above 0"),
+        (([1.0], 1, -1), "the budget must be finite and at least 0, not -1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments: tuple[object, ...], complaint: str) -> None:
+    with pytest.raises(ConfigurationError, match=complaint):
+        allocate(*arguments)  # type: ignore[arg-type]

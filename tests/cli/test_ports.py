@@ -1,0 +1,223 @@
+"""Emulating, checking and training over real ports, by the commands as a user types them."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from astralora.cli.app import app
+from astralora.training.checkpoint import load_state
+
+COMMAND = [sys.executable, "-m", "astralora"]
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+
+
+@contextmanager
+def emulate(folder: Path, *arguments: str) -> Generator[dict[str, Any]]:
+    """The command in a process of its own, from its first line to Ctrl-C."""
+    process = subprocess.Popen(
+        [*COMMAND, "emulate", *arguments, "--json"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs ignore Ctrl-C, and what they start does too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, process.communicate()[1]
+        place: dict[str, Any] = json.loads(line)
+        yield place
+        process.send_signal(signal.SIGINT)
+        place["said"] = process.communicate(timeout=30)[1]
+        place["code"] = process.returncode
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def weights(run_folder: Path) -> dict[str, Any]:
+    state = load_state(run_folder / "checkpoint")
+    assert state is not None
+    return {name: value for name, value in state["fit"]["model"].items() if isinstance(value, torch.Tensor)}
+
+
+def test_training_over_a_pseudo_terminal_ends_with_the_weights_of_training_in_process(tmp_path: Path) -> None:
+    training = ["--epochs", "1", "--no-baseline", "--json"]
+    with emulate(tmp_path, "mrr", "--pty", "--impairments", "ideal", "--bench", "bench.toml") as place:
+        done = run(tmp_path, "train", "--device", "bench.toml", *training, "-o", "port")
+        assert done.returncode == 0, done.stderr
+    assert place["code"] == 0
+    over_port = json.loads(done.stdout)
+    done = run(tmp_path, "train", "--device", "mrr", "--impairments", "ideal", *training, "-o", "process")
+    in_process = json.loads(done.stdout)
+    for what in ("test_accuracy", "programs", "vectors", "serial_number"):
+        assert over_port[what] == in_process[what]
+    ours, theirs = weights(tmp_path / "port"), weights(tmp_path / "process")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert 'name = "frame-mvm"' in (tmp_path / "port" / "config.toml").read_text(), (
+        "a run can be repeated without the bench"
+    )
+
+
+def test_check_passes_over_tcp_and_tells_it_as_json(tmp_path: Path) -> None:
+    with emulate(tmp_path, "slm", "--tcp", "127.0.0.1:0", "--in-features", "8", "--out-features", "6") as place:
+        done = run(
+            tmp_path,
+            "check",
+            place["device"],
+            "--set",
+            f"port={place['options']['port']}",
+            "--json",
+            "--budget-programs",
+            "60",
+            "--budget-vectors",
+            "3000",
+            "--drift-seconds",
+            "0.05",
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads(done.stdout)
+    assert {tuple(result) for result in results["checks"]} == {("check", "passed", "detail")}
+    assert all(result["passed"] for result in results["checks"])
+    spent = results["characterisation"]["spent"]
+    assert 40 < spent["programs"] <= 60
+    assert 1500 < spent["vectors"] <= 3000
+
+
+def test_measures_a_chip_behind_scpi_within_its_budget(tmp_path: Path) -> None:
+    with emulate(
+        tmp_path,
+        "matvec",
+        "--scpi",
+        "127.0.0.1:0",
+        "--in-features",
+        "4",
+        "--out-features",
+        "4",
+        "--impairments",
+        "lab",
+    ) as place:
+        done = run(
+            tmp_path,
+            "check",
+            place["device"],
+            "--set",
+            f"port={place['options']['port']}",
+            "--json",
+            "--only",
+            "noise",
+            "--only",
+            "survey",
+            "--only",
+            "converters",
+            "--budget-programs",
+            "20",
+            "--budget-vectors",
+            "1500",
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    measured = json.loads(done.stdout)["characterisation"]
+    assert measured["spent"]["programs"] <= 20
+    assert measured["spent"]["vectors"] <= 1500
+    found = {finding["name"]: finding for finding in measured["findings"]}
+    assert found["noise_std"]["agrees"]
+    assert found["output_levels"]["value"] == 255
+
+
+def test_faults_on_purpose_are_counted_at_the_end(tmp_path: Path) -> None:
+    with emulate(tmp_path, "matvec", "--pty", "--faults", "corrupt=0.5,seed=1", "--bench", "bench.toml") as place:
+        import astralora.devices as d
+
+        with d.open_device(str(tmp_path / "bench.toml"), retry=d.Retry(attempts=20, wait_seconds=0)) as session:
+            for number in range(10):
+                session.program(torch.full((session.spec.num_controls,), number / 10))
+            retries = session.usage.retries
+    assert retries > 0
+    assert place["said"].endswith(f"faults on purpose: {retries} corrupt\n")
+
+
+def test_a_link_of_a_name_of_ones_own_is_taken_away_at_the_end(tmp_path: Path) -> None:
+    with emulate(tmp_path, "matvec", "--link", "chip") as place:
+        assert place["options"]["port"] == f"serial://{tmp_path / 'chip'}"
+        assert os.path.islink(tmp_path / "chip")
+    assert not os.path.lexists(tmp_path / "chip")
+
+
+def invoke(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["emulate", "nope"], "there is no device named 'nope'"),
+        (["emulate", "mrr", "--tcp", "0.0.0.0:0"], "could drive the device without a password; listen on 127.0.0.1"),
+        (["emulate", "mrr", "--tcp", "5000"], "write HOST:PORT"),
+        (["emulate", "mrr", "--pty", "--scpi", "127.0.0.1:0"], "--pty and --scpi are different ports; choose one"),
+        (["emulate", "mrr", "--faults", "colour=1"], "colour: Extra inputs are not permitted; known are timeout,"),
+        (["emulate", "mrr", "--faults", "often"], "'often' is no fault plan"),
+        (["emulate", "mrr", "--scpi", "127.0.0.1:0", "--faults", "corrupt=0.1"], "SCPI cannot notice a corrupt answer"),
+        (["emulate", "mrr", "--link", "/nowhere/chip"], "no pseudo-terminal can be opened at /nowhere/chip"),
+        (["check", "nope.toml"], "the bench nope.toml cannot be read: No such file or directory"),
+        (["check", "mrr", "--only", "colour"], "there is no check 'colour'; known are spec,"),
+        (["check", "frame-mvm", "--set", "port=serial:///dev/nothing"], "does not exist; check the cable and the name"),
+        (["check", "frame-mvm", "--set", "port=com3"], "'com3' is no address of a port; write, for example,"),
+        (["train", "--device", "nope.toml"], "the bench nope.toml cannot be read"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_sentence(arguments: list[str], complaint: str) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 1
+    assert complaint in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_an_address_in_use_is_told(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1]
+        result = invoke("emulate", "matvec", "--tcp", f"127.0.0.1:{number}")
+    assert result.exit_code == 1
+    assert f"tcp://127.0.0.1:{number} cannot be listened at: Address already in use" in result.stderr
+
+
+def test_a_failed_check_makes_the_exit_code_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    import astralora.devices as d
+
+    def liar() -> d.Device:
+        spec = d.DeviceSpec(name="liar", in_features=3, out_features=2, num_controls=6, linear=True)
+        return d.wrap_device(spec, program=lambda w: None, query=lambda x: x[:, :2] ** 2)
+
+    monkeypatch.setattr("astralora.devices.registry._registered", {"liar": liar})
+    result = invoke("check", "liar", "--only", "linearity", "--only", "shapes")
+    assert result.exit_code == 1
+    assert "linearity" in result.stdout
+    assert "1 of 2 checks failed." in result.stderr
+    as_json = invoke("check", "liar", "--only", "linearity", "--json")
+    assert as_json.exit_code == 1
+    assert json.loads(as_json.stdout)["checks"][0]["passed"] is False
+
+
+def test_the_wire_adds_less_than_one_percent() -> None:
+    result = invoke("bench", "transport", "--batch", "256", "--rounds", "10", "--json")
+    assert result.exit_code == 0, result.stderr
+    (record,) = json.loads(result.stdout)
+    assert record["bytes_of_values"] == 2 * 256 * 256 * 4
+    assert 0 < record["bytes_added_share"] < 0.01
+    assert record["share"] > 0

@@ -1,0 +1,39 @@
+import warnings
+
+import pytest
+
+from astralora import StaleGradientWarning
+from astralora.nn.health import Health
+
+
+def feed(health: Health, explained: float, steps: int) -> None:
+    for _ in range(steps):
+        health.update(explained)
+
+
+def test_is_the_mean_at_first_and_then_follows() -> None:
+    health = Health("chip")
+    assert health.value is None
+    for explained in (1.0, 0.5, 0.9):
+        health.update(explained)
+    assert health.value == pytest.approx(0.8)
+    health.update(None)  # an answer that is all noise tells nothing
+    assert health.value == pytest.approx(0.8)
+
+
+def test_warns_once_when_gradients_go_stale_and_again_after_they_were_sound() -> None:
+    health = Health("chip")
+    feed(health, 1.0, 30)
+    for _ in range(2):
+        with pytest.warns(StaleGradientWarning, match="foresees 4. % of what 'chip' answers.*surrogate='online'"):
+            feed(health, 0.0, 40)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            feed(health, 1.0, 80)
+
+
+def test_does_not_judge_the_first_steps() -> None:
+    health = Health("chip")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        feed(health, 0.0, 19)
