@@ -1,27 +1,30 @@
-"""The `Device` protocol and everything that stands around a device, whatever it is made of."""
+"""Describe, register, guard, wrap and calibrate devices: the contract that hardware and simulators share."""
 
 from .bench import Bench
-from .wrappers.calibrated import CalibratedDevice, CalibratedTwin, make_model
-from .calibration import Calibration, CalibrationAgeWarning, FitQuality, FittedModel, Thermometer
-from .clock import Clock, WallClock, clock_of
-from .wrappers.compensation import CompensatedDevice, Compensation, CompensationWarning
-from .controls import initial_controls
-from .device import (
+from .calibration import Calibration, CalibrationAgeWarning, FitQuality, FittedModel
+from .capabilities import (
     ChecksRequests,
+    Clock,
     Composite,
-    Device,
     Differentiable,
     Flushes,
-    HardwareDevice,
-    PassesOn,
+    ForwardsCapabilities,
+    Identifiable,
     ProgramsMany,
     PullsBack,
     Reciprocal,
+    Rehearses,
     ReportsPeaks,
     Resends,
     Snapshots,
+    Thermometer,
     Twinned,
+    capability_of,
 )
+from .clock import WallClock, clock_of
+from .constants import Constant
+from .controls import initial_controls
+from .device import Device, HardwareDevice
 from .emulation import list_emulators, make_emulator
 from .errors import (
     BudgetExceeded,
@@ -32,13 +35,12 @@ from .errors import (
     OutOfRange,
     ProtocolError,
 )
-from .wrappers.faults import FaultPlan, FaultyDevice
-from .identifiable import Constant, Identifiable
+from .functions import wrap_device
+from .ledger import Purpose
 from .opening import open_device
 from .pullback import pull_back, pull_back_answer
 from .random import derive_generator, derive_seed
 from .reach import Patch, Stripe
-from .wrappers.recording import RecordingDevice, ReplayDevice
 from .recovery import Retry
 from .registry import (
     DeviceEntry,
@@ -48,12 +50,16 @@ from .registry import (
     offer_device,
     register_device,
 )
-from .wrappers.rehearsal import RehearsalDevice, Rehearses, rehearse
 from .session import Session
 from .spec import Coupling, DeviceSpec, Range
-from .wrappers.tiling import TiledDevice
 from .usage import Budget, Usage
-from .functions import wrap_device
+from .wrapper import DeviceWrapper
+from .wrappers.calibrated import CalibratedDevice, CalibratedTwin, make_model
+from .wrappers.compensation import CompensatedDevice, Compensation, CompensationWarning
+from .wrappers.faults import FaultPlan, FaultyDevice
+from .wrappers.recording import RecordingDevice, ReplayDevice
+from .wrappers.rehearsal import RehearsalDevice, rehearse
+from .wrappers.tiling import TiledDevice
 
 __all__ = [
     "Bench",
@@ -77,21 +83,23 @@ __all__ = [
     "DeviceError",
     "DeviceSpec",
     "DeviceTimeout",
+    "DeviceWrapper",
     "Differentiable",
     "FaultPlan",
     "FaultyDevice",
     "FitQuality",
+    "FittedModel",
     "Flushes",
+    "ForwardsCapabilities",
     "HardwareDevice",
     "Identifiable",
-    "FittedModel",
     "NotConnected",
     "OutOfRange",
-    "PassesOn",
     "Patch",
     "ProgramsMany",
     "ProtocolError",
     "PullsBack",
+    "Purpose",
     "Range",
     "Reciprocal",
     "RecordingDevice",
@@ -109,6 +117,7 @@ __all__ = [
     "Twinned",
     "Usage",
     "WallClock",
+    "capability_of",
     "clock_of",
     "derive_generator",
     "derive_seed",

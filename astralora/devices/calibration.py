@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from safetensors import SafetensorError
@@ -20,23 +20,13 @@ from .errors import CalibrationMismatch, DeviceError
 from .files import write_atomically
 from .spec import DeviceSpec
 
-__all__ = ["Calibration", "CalibrationAgeWarning", "FitQuality", "FittedModel", "Thermometer"]
+__all__ = ["Calibration", "CalibrationAgeWarning", "FitQuality", "FittedModel"]
 
 _HASHES = ("sha256", "tensors_file", "tensors_sha256")
 
 
 class CalibrationAgeWarning(UserWarning):
     """A calibration was taken so long ago, or at such another temperature, that the chip may have changed since."""
-
-
-@runtime_checkable
-class Thermometer(Protocol):
-    """A device that knows how warm it is."""
-
-    @property
-    def temperature_celsius(self) -> float:
-        """The chip's temperature at this moment."""
-        ...
 
 
 class _Record(BaseModel):

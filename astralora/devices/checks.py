@@ -38,21 +38,21 @@ def check_inputs(spec: DeviceSpec, inputs: Tensor, operation: str) -> None:
     _check(spec, inputs, operation, "inputs", spec.in_features, 2, spec.input_range)
 
 
-def check_outputs(spec: DeviceSpec, outputs: Tensor, shape: tuple[int, ...]) -> None:
-    """Refuse an answer of the wrong shape or type.
+def check_outputs(spec: DeviceSpec, outputs: object, shape: tuple[int, ...] | None) -> Tensor:
+    """Return the answer of a driver, or refuse one of the wrong shape or type.
 
     Raises:
-        ProtocolError: the driver is at fault, and will be the next time too.
+        ProtocolError: the driver is at fault; a repetition would not help.
     """
-    problem = None
     if not isinstance(outputs, Tensor):
         problem = f"answered a {type(outputs).__name__} where its driver must return a tensor"
     elif outputs.shape != shape:
-        problem = f"answered shape {tuple(outputs.shape)} where {shape} was due"
+        problem = f"answered shape {tuple(outputs.shape)} where {shape} was expected"
     elif not outputs.is_floating_point():
-        problem = f"answered {outputs.dtype} where a floating-point tensor was due"
-    if problem is not None:
-        raise ProtocolError(problem, device=spec.name, operation="query")
+        problem = f"answered {outputs.dtype} where a floating-point tensor was expected"
+    else:
+        return outputs
+    raise ProtocolError(problem, device=spec.name, operation="query")
 
 
 def check_finite(spec: DeviceSpec, outputs: Tensor) -> None:

@@ -1,37 +1,22 @@
-"""The time that a device lives in: its own virtual one, or that on the wall."""
+"""Read and advance the time that drift follows."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
 
-from .device import Device, PassesOn
-from .session import Session
+from .capabilities import Clock, capability_of
+from .device import Device
 
 __all__ = ["Clock", "WallClock", "clock_of", "common_clock"]
 
 
-@runtime_checkable
-class Clock(Protocol):
-    """Something with a time of its own, which drift goes by."""
-
-    @property
-    def clock_seconds(self) -> float:
-        """Time at present, from an origin of its own."""
-        ...
-
-    def wait(self, seconds: float) -> None:
-        """Let time go by."""
-        ...
-
-
 class WallClock:
-    """The time that really goes by."""
+    """Follow real time."""
 
     @property
     def clock_seconds(self) -> float:
-        """Time at present, from an origin of its own."""
+        """Return the present time in seconds, from an arbitrary origin."""
         return time.monotonic()
 
     def wait(self, seconds: float) -> None:
@@ -40,30 +25,30 @@ class WallClock:
 
 
 def clock_of(device: Device) -> Clock:
-    """The device's own clock if it has one, as simulators do, also behind what `PassesOn` such; else the wall's."""
-    own = device.capability(Clock) if isinstance(device, Session | PassesOn) else device
-    return own if isinstance(own, Clock) else WallClock()
+    """Return the clock of the device, which simulators have, or else the wall clock."""
+    own = capability_of(device, Clock)
+    return WallClock() if own is None else own
 
 
-def common_clock(sessions: Sequence[Session]) -> Clock | None:
-    """The clock of chips that work side by side; None where one of them has none of its own."""
-    clocks = [session.capability(Clock) for session in sessions]
-    own = [clock for clock in clocks if clock is not None]
-    return _Clocks(own) if len(own) == len(clocks) else None
+def common_clock(devices: Sequence[Device]) -> Clock | None:
+    """Return one clock for chips that work side by side; None where one of them has no clock."""
+    clocks = [capability_of(device, Clock) for device in devices]
+    found = [clock for clock in clocks if clock is not None]
+    return _CommonClock(found) if len(found) == len(clocks) else None
 
 
-class _Clocks:
-    """Several clocks as one, which is where the foremost of them is."""
+class _CommonClock:
+    """Combine several clocks; its time is that of the clock that is farthest ahead."""
 
     def __init__(self, clocks: Sequence[Clock]) -> None:
         self._clocks = clocks
 
     @property
     def clock_seconds(self) -> float:
-        """Time at present, from an origin of its own."""
+        """Return the present time in seconds, from an arbitrary origin."""
         return max(clock.clock_seconds for clock in self._clocks)
 
     def wait(self, seconds: float) -> None:
-        """Let time go by on all of them."""
+        """Let time pass on all clocks."""
         for clock in self._clocks:
             clock.wait(seconds)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .wrappers.calibrated import CalibratedDevice
 from .calibration import Calibration
 from .device import Device
 from .recovery import Retry
 from .registry import make_device
 from .session import Session
 from .usage import Budget
+from .wrappers.calibrated import CalibratedDevice
 
 __all__ = ["open_device"]
 

@@ -1,4 +1,4 @@
-"""Gradients of a law that autograd can follow."""
+"""Compute gradients of a law that autograd can follow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .device import Differentiable, PullsBack
+from .capabilities import Differentiable, PullsBack, capability_of
 
 __all__ = ["pull_back", "pull_back_answer"]
 
@@ -21,9 +21,10 @@ def pull_back(
     by_controls: bool = True,
     by_inputs: bool = True,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The vector-Jacobian product of a law by controls and by inputs, the cheapest way; see `astralora.devices.PullsBack`."""
-    if isinstance(law, PullsBack):
-        return law.vjp(controls, inputs, grad_outputs, by_controls=by_controls, by_inputs=by_inputs)
+    """Compute the vector-Jacobian product of a law by controls and by inputs, in the cheapest way; see `PullsBack`."""
+    direct = capability_of(law, PullsBack)
+    if direct is not None:
+        return direct.vjp(controls, inputs, grad_outputs, by_controls=by_controls, by_inputs=by_inputs)
     wanted = {"by_controls": by_controls, "by_inputs": by_inputs}
     return pull_back_answer(law.transfer, controls, inputs, grad_outputs, **wanted)
 
@@ -37,7 +38,7 @@ def pull_back_answer(
     by_controls: bool = True,
     by_inputs: bool = True,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The same, by autograd through the answer ``transfer(controls, inputs)``."""
+    """Compute the same by autograd through the answer ``transfer(controls, inputs)``."""
     with torch.enable_grad():
         w, x = controls.detach().requires_grad_(by_controls), inputs.detach().requires_grad_(by_inputs)
         answer = transfer(w, x)

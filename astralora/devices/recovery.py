@@ -1,4 +1,4 @@
-"""Getting an operation through in spite of faults of the link."""
+"""Repeat operations that met a fault of the link."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from contextlib import suppress
 from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from torch import Tensor
 
+from .capabilities import Flushes, Resends, capability_of
 from .checks import NotFinite
-from .device import Device, Flushes, Resends
+from .device import Device
 from .errors import DeviceError, DeviceTimeout, NotConnected, ProtocolError
 
 __all__ = ["FAULTS", "Recovery", "Retry"]
@@ -20,16 +22,16 @@ _Answer = TypeVar("_Answer")
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 FAULTS = (DeviceTimeout, ProtocolError, NotConnected)
-"""What may pass when an operation is tried again; every other error is an answer."""
+"""Errors that a repetition may cure; every other error is final."""
 
 
 class Retry(BaseModel):
-    """How often an operation that meets a fault of the link is tried, and how soon.
+    """Set how often, and how soon, an operation is repeated after a fault of the link.
 
     Attributes:
-        attempts: in all, the first included; 1 gives up at the first fault.
+        attempts: attempts in all, the first included; 1 gives up at the first fault.
         wait_seconds: pause before the second attempt; each further pause is twice as long.
-        longest_wait_seconds: where pauses stop growing.
+        longest_wait_seconds: longest pause.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,21 +42,23 @@ class Retry(BaseModel):
 
 
 class Recovery:
-    """Brings a device back after a fault, and decides what may be tried again.
+    """Bring a device back after a fault, and decide which operations may be repeated.
 
-    First, a device that `Resends` is asked for its answer once more, which carries out nothing twice. After that
-    it is closed and opened, its link is flushed, its controls are programmed anew, and the operation is
-    repeated. What a device does not declare ``idempotent_program`` is never written a second time: its
-    queries are repeated where it stands, on a flushed link, and its programs not at all.
+    A device that `Resends` is first asked for its answer again, which carries nothing out twice. After that the device
+    is closed and opened, its link is flushed, its controls are programmed again, and the operation is repeated. A device
+    that does not declare ``idempotent_program`` is never written twice: its queries are repeated on a flushed link
+    without reopening it, and its programs are not repeated.
 
     Args:
-        device: that has faults.
-        retry: how often and how soon.
+        device: device that has faults.
+        retry: number of attempts and pauses between them.
     """
 
     def __init__(self, device: Device, retry: Retry) -> None:
         self._device = device
         self._retry = retry
+        self._resends = capability_of(device, Resends)
+        self._flushes = capability_of(device, Flushes)
 
     def run(
         self,
@@ -62,24 +66,24 @@ class Recovery:
         fault: DeviceError,
         *,
         again: Callable[[], _Answer],
-        resent: Callable[[], _Answer],
-        restore: Callable[[], None] | None,
+        resent: Callable[[Callable[[], Tensor | None]], _Answer],
+        restore: Callable[[], object] | None,
         count: Callable[[], None],
     ) -> _Answer:
-        """Get an operation through that has failed once.
+        """Repeat an operation that has failed once, until it succeeds or may not be repeated.
 
         Args:
-            operation: its name.
+            operation: name of the operation.
             fault: how it failed.
             again: repeats it.
-            resent: asks a device that `Resends` for its answer once more.
+            resent: calls the function given to it, which asks a device that `Resends` for its answer again.
             restore: programs what the device held before; None for an operation that programs it itself.
             count: called before each attempt.
 
         Raises:
             DeviceError: the newest fault, when all attempts are spent or no further one is allowed.
         """
-        # Needed on the way of a fault only, and so not at import.
+        # Imported here: only a fault needs it.
         from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
         newest, attempts = fault, 0
@@ -87,17 +91,18 @@ class Recovery:
         def attempt() -> _Answer:
             nonlocal newest, attempts
             attempts += 1
-            if attempts > 1:  # the first has been made already
+            if attempts > 1:  # the session has made the first attempt
                 _log.warning("%s; attempt %d of %d", newest, attempts, self._retry.attempts)
                 count()
                 try:
-                    if attempts == 2 and self._can_resend(newest):
-                        return resent()
+                    if attempts == 2 and self._resends is not None and _may_resend(newest):
+                        return resent(self._resends.resend)
                     self._reconnect(restore)
                     return again()
                 except FAULTS as error:
                     newest = error
-            reason = None if attempts == 1 and self._can_resend(newest) else self._objection(newest, restore is None)
+            resends_next = attempts == 1 and self._resends is not None and _may_resend(newest)
+            reason = None if resends_next else self._objection(newest, writes=restore is None)
             if reason is not None and attempts < self._retry.attempts:
                 final = type(newest)(f"{newest.message}; {reason}", device=newest.device, operation=newest.operation)
                 raise final from newest
@@ -116,34 +121,35 @@ class Recovery:
             error.operation = error.operation or operation
             raise
 
-    def _can_resend(self, fault: DeviceError) -> bool:
-        # Of an answer that arrived as it was meant, the same would arrive again.
-        return isinstance(self._device, Resends) and not isinstance(fault, (NotConnected, NotFinite))
-
-    def _objection(self, fault: DeviceError, writes: bool) -> str | None:
-        """Why there must be no further attempt."""
+    def _objection(self, fault: DeviceError, *, writes: bool) -> str | None:
+        """Return why no further attempt is allowed, or None."""
         if self._device.spec.idempotent_program:
             return None
         if writes:
             return (
-                "nobody knows whether the chip has carried it out, and it is not sent again, "
+                "the chip may or may not have carried it out, and it is not sent again, "
                 "since the spec does not declare idempotent_program"
             )
         if isinstance(fault, NotConnected):
             return (
                 "the controls may be lost, and are not written again, "
-                "since the spec does not declare idempotent_program; call program to go on"
+                "since the spec does not declare idempotent_program; call program to continue"
             )
         return None
 
-    def _reconnect(self, restore: Callable[[], None] | None) -> None:
+    def _reconnect(self, restore: Callable[[], object] | None) -> None:
         device = self._device
         if device.spec.idempotent_program:
-            # What hangs or has gone cannot be closed well; that is why it is closed.
+            # A device that hangs or is gone may fail to close; it is reopened all the same.
             with suppress(DeviceError):
                 device.close()
             device.open()
-        if isinstance(device, Flushes):
-            device.flush()
+        if self._flushes is not None:
+            self._flushes.flush()
         if restore is not None and device.spec.idempotent_program:
             restore()
+
+
+def _may_resend(fault: DeviceError) -> bool:
+    """Return whether another answer may differ: an answer that arrived intact would arrive again as it is."""
+    return not isinstance(fault, (NotConnected, NotFinite))

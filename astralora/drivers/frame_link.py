@@ -11,7 +11,6 @@ from typing import Final
 from pydantic import ValidationError
 
 from ..devices import DeviceSpec, ProtocolError
-
 from .frames import ANSWER, ERROR, VERSION, Buffers, Header, encode_frame, find_header, read_payload, skip_payload
 from .messages import IDENTITY, LONGEST_ERROR, OPERATIONS, STATUS, Command, Option, State, decode_error
 from .transports import Transport

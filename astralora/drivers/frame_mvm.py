@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..devices import DeviceError, DeviceSpec, ProtocolError
-
+from ..devices import DeviceError, DeviceSpec, Flushes, ProgramsMany, ProtocolError, Resends
 from .frame_link import FrameLink, Identity, Status
 from .link import ProtocolDevice
 from .messages import (
@@ -55,6 +54,7 @@ class FrameDevice(ProtocolDevice):
             )
         super().__init__(spec.model_copy(update={"max_batch": min(spec.max_batch or limit, limit)}), transport)
         self.identity = identity
+        self.capabilities = (Flushes, Resends)
         self._link = FrameLink(transport)
         self._inputs = format_of(spec, "input", encoding)
         self._controls = format_of(spec, "control", encoding)
@@ -140,6 +140,10 @@ class FrameDevice(ProtocolDevice):
 
 class ManyFrameDevice(FrameDevice):
     """One that takes many settings in one frame: a round trip for all of them, instead of two for each."""
+
+    def __init__(self, transport: Transport, identity: Identity, spec: DeviceSpec, encoding: Encoding) -> None:
+        super().__init__(transport, identity, spec, encoding)
+        self.capabilities = (Flushes, ProgramsMany, Resends)
 
     def query_each(self, controls: Tensor, inputs: Tensor) -> Tensor:
         """Program each setting in turn and pass the same vectors through.

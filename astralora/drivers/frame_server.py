@@ -13,9 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..devices import Device, DeviceError, DeviceTimeout, NotConnected, OutOfRange, ProgramsMany, ProtocolError
+from ..devices import (
+    Device,
+    DeviceError,
+    DeviceTimeout,
+    NotConnected,
+    OutOfRange,
+    ProgramsMany,
+    ProtocolError,
+    capability_of,
+)
 from ..devices.checks import check_controls, check_inputs
-
 from .frames import ANSWER, ERROR, VERSION, Buffers, Header, encode_frame, find_header, read_payload
 from .messages import (
     IDENTITY,
@@ -172,8 +180,9 @@ class FrameServer:
         inputs = self._inputs(payload[middle:], second, batch)
         check_controls(spec, controls, "query_each", ndim=2)
         self._prepare()
-        if isinstance(self.device, ProgramsMany):
-            outputs = self.device.query_each(controls, inputs)
+        many = capability_of(self.device, ProgramsMany)
+        if many is not None:
+            outputs = many.query_each(controls, inputs)
         else:
             outputs = torch.stack([self._one(setting, inputs) for setting in controls])
         self._done(programs=settings, vectors=settings * batch)

@@ -26,7 +26,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..devices import DeviceTimeout, ProtocolError
-
 from .transports.base import Bytes
 
 try:

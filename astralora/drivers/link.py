@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..devices import DeviceSpec, HardwareDevice
-
+from ..devices import DeviceSpec, Flushes, HardwareDevice
 from .transports import Transport
 
 __all__ = ["LinkDevice", "ProtocolDevice"]
@@ -24,6 +23,8 @@ class LinkDevice(HardwareDevice):
         spec: what the device promises.
         transport: closed; opened and closed with the device.
     """
+
+    capabilities: tuple[type, ...] = (Flushes,)
 
     def __init__(self, spec: DeviceSpec, transport: Transport) -> None:
         super().__init__(spec)

@@ -20,7 +20,6 @@ from ..devices import (
     ProtocolError,
     Range,
 )
-
 from .transports.base import Bytes
 
 __all__ = [

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
-from ..devices import DeviceError, DeviceSpec, ProtocolError
-
+from ..devices import DeviceError, DeviceSpec, Flushes, ProtocolError, Resends
 from .link import ProtocolDevice
 from .scpi import LONGEST_LINE, block_head, block_length, error_of
 from .transports import Transport, open_transport
@@ -42,6 +41,8 @@ class ScpiDevice(ProtocolDevice):
         identity: the answer to ``*IDN?``: manufacturer, model, serial number, firmware.
         spec: as it promised.
     """
+
+    capabilities = (Flushes, Resends)
 
     def __init__(self, transport: Transport, identity: tuple[str, ...], spec: DeviceSpec) -> None:
         limit = max(1, _LONGEST_BLOCK // (4 * max(spec.in_features, spec.out_features)))

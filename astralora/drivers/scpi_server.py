@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..devices import Device, DeviceError, DeviceTimeout, NotConnected, OutOfRange, ProtocolError
 from ..devices.checks import check_controls, check_inputs
-
 from .scpi import LONGEST_LINE, block_head, block_length, error_number, matches
 from .transports import Transport
 from .transports.base import Bytes

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ..devices import Calibration, Range
-
 from .diffraction import Diffractive
 from .elementwise import MRR, SLM, MatVec
 from .fixed import Identity, LowRank

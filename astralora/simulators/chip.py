@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..devices import Constant, Range, derive_generator
-
 from .impairments import Impairments
 from .physics import Physics
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..devices import derive_generator
-
 from .impairments import Impairments
 
 __all__ = ["PCM_MAX_MICROSIEMENS", "Decay", "pcm_drift", "pcm_programming_std"]

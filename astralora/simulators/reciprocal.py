@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..devices import Reciprocal
 from ..devices.checks import check_inputs
-
 from .physics import LinearPhysics
 from .simulator import SimulatedDevice
 
@@ -29,6 +29,7 @@ class ReciprocalDevice(SimulatedDevice):
 
     def __init__(self, physics: LinearPhysics, in_features: int, out_features: int, **options: Any) -> None:
         super().__init__(physics, in_features, out_features, **options)
+        self.capabilities = (*self.capabilities, Reciprocal)
         self._backward = self.spec.backward()
 
     def query_adjoint(self, outputs: Tensor) -> Tensor:

@@ -11,9 +11,24 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..devices import Calibration, Constant, DeviceSpec, NotConnected, Range, derive_generator, pull_back_answer
+from ..devices import (
+    Calibration,
+    ChecksRequests,
+    Clock,
+    Constant,
+    DeviceSpec,
+    Differentiable,
+    Identifiable,
+    NotConnected,
+    ProgramsMany,
+    PullsBack,
+    Range,
+    Snapshots,
+    Thermometer,
+    derive_generator,
+    pull_back_answer,
+)
 from ..devices.checks import check_controls, check_inputs
-
 from .chip import Chip, fabricate, quantize
 from .impairments import PRESETS, Impairments
 from .memory import Decay
@@ -81,6 +96,7 @@ class SimulatedDevice:
         kind = type(physics).__name__.lower()
         _check_impairments(kind, physics, impairments)
         self.physics = physics
+        self.capabilities: tuple[type, ...] = (ChecksRequests, Clock, Differentiable, Identifiable, ProgramsMany, PullsBack, Snapshots, Thermometer)
         self.impairments = impairments
         self.seed = seed
         self._full_scale = full_scale = impairments.output_bound or physics.full_scale(in_features)

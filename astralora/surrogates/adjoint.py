@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import ConfigurationError
-from ..devices import Session
+from ..devices import Reciprocal, Session
 from ..estimators import Estimator
 from ..probing.probes import LinearProbe
 from .base import Surrogate
@@ -28,7 +28,7 @@ class Adjoint(Surrogate):
     def check(self, session: Session, estimator: Estimator) -> None:
         """Refuse a device without a reverse port."""
         super().check(session, estimator)
-        if not session.reciprocal:
+        if session.capability(Reciprocal) is None:
             raise ConfigurationError(
                 f"surrogate 'adjoint' sends light backwards, and {session.spec.name!r} has no reverse port "
                 f"(query_adjoint); use 'online'"

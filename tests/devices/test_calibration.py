@@ -228,7 +228,7 @@ def test_no_twin_is_made_of_a_law_that_does_not_fit() -> None:
 
 
 def test_a_model_of_another_size_or_without_constants_is_refused() -> None:
-    with pytest.raises(d.DeviceError, match="has 36 controls at 6 x 6, and 'mzi' has 30: it is no model of it"):
+    with pytest.raises(d.DeviceError, match="has 36 controls at 6 x 6, and 'mzi' has 30: it cannot be a model of it"):
         d.make_model(d.FittedModel(name="slm"), chip().spec)
     spec = d.DeviceSpec(name="x", in_features=2, out_features=2, num_controls=4)
     with pytest.raises(d.DeviceError, match="has no constants that could be fitted"):

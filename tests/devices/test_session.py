@@ -175,7 +175,7 @@ def test_hands_nothing_of_autograd_to_the_device(session: Session) -> None:
 @pytest.mark.parametrize(
     ("answer", "complaint"),
     [
-        (torch.zeros(4, 3), r"shape \(4, 3\) where \(5, 3\) was due"),
+        (torch.zeros(4, 3), r"shape \(4, 3\) where \(5, 3\) was expected"),
         (torch.full((5, 3), float("nan")), "row 0 of the answer is not finite"),
         (torch.zeros(5, 3, dtype=torch.int32), "floating-point"),
         (None, "NoneType"),

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..device import Composite, Device, ProgramsMany, Reciprocal, Resends, Snapshots
+from ..capabilities import Composite, ProgramsMany, Reciprocal, Resends, Snapshots, capability_of, check_declared
+from ..device import Device
 from ..errors import DeviceError, DeviceTimeout, NotConnected, OutOfRange
 from ..recovery import Retry
 from ..session import Session
@@ -306,39 +307,40 @@ def check_capabilities(subject: Subject) -> None:
     device = subject.running()
     spec = device.spec
     controls, inputs = subject.controls(spec), subject.inputs(spec, 3)
-    claimed = []
-    if isinstance(device, ProgramsMany):
-        claimed.append("query_each")
-        _check_many(subject, device, inputs)
-    if isinstance(device, Resends):
-        claimed.append("resend")
+    for declared in getattr(device, "capabilities", ()):
+        try:
+            check_declared(device, declared)
+        except TypeError as error:
+            fail(str(error))
+    many, resends = capability_of(device, ProgramsMany), capability_of(device, Resends)
+    snapshots, reverse = capability_of(device, Snapshots), capability_of(device, Reciprocal)
+    if many is None and resends is None and snapshots is None and reverse is None:
+        raise NotApplicable("the device declares no capability that is checked here")
+    if many is not None:
+        _check_many(subject, device, many, inputs)
+    if resends is not None:
         subject.program(device, controls)
         answer = subject.query(device, inputs)
-        again = device.resend()
+        again = resends.resend()
         if again is None:
             fail("resend answered nothing after a query")
         subject.agree(spec, again, answer, "resend answered otherwise than the query")
-    if isinstance(device, Snapshots):
-        claimed.append("state_dict")
+    if snapshots is not None:
         subject.program(device, controls)
-        state = device.state_dict()
+        state = snapshots.state_dict()
         answer = subject.query(device, inputs)
         subject.program(device, subject.controls(spec))
-        if device.load_state_dict(state) is not False:
+        if snapshots.load_state_dict(state) is not False:
             subject.agree(spec, subject.query(device, inputs), answer, "a state that was put back answers otherwise")
-    if isinstance(device, Reciprocal) and spec.linear:
-        claimed.append("query_adjoint")
+    if reverse is not None and spec.linear:
         subject.program(device, controls)
-        _check_adjoint(subject, device, device)
-    if not claimed:
-        raise NotApplicable("the device claims nothing beyond the least")
+        _check_adjoint(subject, device, reverse)
 
 
-def _check_many(subject: Subject, device: ProgramsMany, inputs: Tensor) -> None:
-    assert isinstance(device, Device)
+def _check_many(subject: Subject, device: Device, many: ProgramsMany, inputs: Tensor) -> None:
     spec = device.spec
     settings = torch.stack([subject.controls(spec) for _ in range(3)])
-    together = device.query_each(settings, inputs)
+    together = many.query_each(settings, inputs)
     subject.programs += 3
     subject.vectors += 3 * len(inputs)
     due = (3, len(inputs), spec.out_features)

@@ -8,16 +8,17 @@ from collections import Counter
 from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self, get_args
+from typing import Annotated, ClassVar, Final, Literal, NoReturn, Self, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from ..device import Device, ProgramsMany
+from ..capabilities import Differentiable, Identifiable, ProgramsMany, PullsBack, Reciprocal, Rehearses, Twinned
+from ..device import Device
 from ..errors import DeviceError, DeviceTimeout, NotConnected, ProtocolError
 from ..random import derive_seed
-from ..spec import DeviceSpec
+from ..wrapper import DeviceWrapper
 
 __all__ = ["CHIP_FAULTS", "LINK_FAULTS", "FaultDice", "FaultKind", "FaultPlan", "FaultyDevice"]
 
@@ -136,102 +137,110 @@ class FaultDice:
         return self._random.randrange(limit)
 
 
-class FaultyDevice:
-    """A device with faults on purpose, for testing what stands in front of it.
+class FaultyDevice(DeviceWrapper):
+    """Inject faults into a device, to test what drives it.
 
-    Faults of the link raise what a driver raises when it meets them; half of the requests that are lost have been
-    carried out, as in life. ``late`` and ``truncated`` answers are timeouts to a driver that does its work. After a
-    ``disconnect`` every call fails until the device is closed and opened. ``nan`` is answered as it is;
-    ``saturated`` and ``stuck`` are wrong numbers that nothing tells from right ones, unless the plan has them
-    ``flagged``.
+    Faults of the link raise the errors that a driver raises; half of the requests that are lost have been carried out,
+    as happens with real links. ``late`` and ``truncated`` answers are timeouts, which a correct driver makes of them.
+    After a ``disconnect`` every call fails until the device is closed and opened. A ``nan`` answer is returned as it is.
+    ``saturated`` and ``stuck`` outputs are wrong numbers that cannot be told from right ones, unless the plan has them
+    ``flagged``. The clock, the state and the law of the device stay as they are.
 
     Args:
-        device: the good device.
-        plan: how often which fault.
-        kinds: only these of the plan.
-
-    Attributes:
-        device: as given.
+        device: device without faults.
+        plan: probability of each fault.
+        kinds: kinds of the plan that are injected here.
     """
 
-    def __new__(cls, device: Device, *_: object, **__: object) -> Self:
-        """One that `ProgramsMany` for a device that does: a fault in a call of many is one fault."""
-        many = cls is FaultyDevice and isinstance(device, ProgramsMany)
-        return object.__new__(_FaultyManyDevice if many else cls)  # type: ignore[return-value]
+    adapts: ClassVar[tuple[type, ...]] = (ProgramsMany, Reciprocal)
+    forwards: ClassVar[tuple[type, ...]] = (
+        *DeviceWrapper.forwards,
+        Differentiable,
+        Identifiable,
+        PullsBack,
+        Rehearses,
+        Twinned,
+    )
 
     def __init__(
         self, device: Device, plan: FaultPlan, kinds: Collection[FaultKind] = LINK_FAULTS + CHIP_FAULTS
     ) -> None:
-        self.device = device
+        super().__init__(device)
         self._plan = plan
         self._dice = FaultDice(plan, kinds)
-        self._gone = False
-        self._spared = False
-        self._before: Tensor | None = None
-
-    @property
-    def spec(self) -> DeviceSpec:
-        """What the good device promises."""
-        return self.device.spec
+        self._disconnected = False
+        self._paused = False
+        self._previous: dict[str, Tensor] = {}
 
     @property
     def injected(self) -> Counter[FaultKind]:
-        """How many faults of each kind there were."""
+        """Return the number of faults of each kind so far."""
         return self._dice.injected
 
     def open(self) -> None:
         """Connect, also after a disconnect."""
         self.device.open()
-        self._gone = False
-
-    def close(self) -> None:
-        """Disconnect."""
-        self.device.close()
+        self._disconnected = False
 
     def program(self, controls: Tensor) -> None:
         """Set all controls: shape (num_controls,), in control units."""
-        self._require_line("program")
+        self._require_link("program")
         kind = self._throw(LINK_FAULTS)
-        self._on_the_way("program", kind)
+        self._before("program", kind)
         self.device.program(controls)
-        self._on_the_way_back("program", kind)
+        self._after("program", kind)
 
     def query(self, inputs: Tensor) -> Tensor:
         """Pass vectors through: (batch, in_features) -> (batch, out_features)."""
-        return self._asked("query", lambda: self.device.query(inputs))
+        return self._answer("query", lambda: self.device.query(inputs))
 
-    def _asked(self, operation: str, ask: Callable[[], Tensor]) -> Tensor:
-        self._require_line(operation)
-        kind = self._throw(LINK_FAULTS + CHIP_FAULTS)
-        self._on_the_way(operation, kind)
-        outputs = ask()
-        self._on_the_way_back(operation, kind)
-        return self._altered(outputs.flatten(0, -2), kind).view(outputs.shape)
+    def query_each(self, controls: Tensor, inputs: Tensor) -> Tensor:
+        """Program each setting in turn and pass the same vectors through: (settings, batch, out_features).
+
+        A fault in such a call is one fault, however many settings there are.
+        """
+        many = self.behind(ProgramsMany)
+        return self._answer("query_each", lambda: many.query_each(controls, inputs))
+
+    def query_adjoint(self, outputs: Tensor) -> Tensor:
+        """Pass vectors in reverse: (batch, out_features) -> (batch, in_features)."""
+        reverse = self.behind(Reciprocal)
+        return self._answer("query_adjoint", lambda: reverse.query_adjoint(outputs))
 
     @contextmanager
     def spared(self) -> Generator[None]:
-        """Within this block all goes well, and nothing is drawn."""
-        self._spared = True
+        """Inject nothing, and draw nothing, for the length of a ``with`` block."""
+        self._paused = True
         try:
             yield
         finally:
-            self._spared = False
+            self._paused = False
+
+    def _answer(self, operation: str, ask: Callable[[], Tensor]) -> Tensor:
+        self._require_link(operation)
+        kind = self._throw(LINK_FAULTS + CHIP_FAULTS)
+        self._before(operation, kind)
+        outputs = ask()
+        self._after(operation, kind)
+        return self._altered(operation, outputs.flatten(0, -2), kind).view(outputs.shape)
 
     def _throw(self, possible: Collection[FaultKind]) -> FaultKind | None:
-        return None if self._spared else self._dice.throw(possible)
+        return None if self._paused else self._dice.throw(possible)
 
-    def _require_line(self, operation: str) -> None:
-        if self._gone:
+    def _require_link(self, operation: str) -> None:
+        if self._disconnected:
             self._fail(NotConnected, operation, "the line has hung up; close and open the device")
 
-    def _on_the_way(self, operation: str, kind: FaultKind | None) -> None:
+    def _before(self, operation: str, kind: FaultKind | None) -> None:
+        """Fail before the request is carried out, where the fault says so."""
         if kind == "disconnect":
-            self._gone = True
-            self._require_line(operation)
+            self._disconnected = True
+            self._require_link(operation)
         if kind in ("timeout", "corrupt") and self._dice.coin():
-            self._on_the_way_back(operation, kind)
+            self._after(operation, kind)
 
-    def _on_the_way_back(self, operation: str, kind: FaultKind | None) -> None:
+    def _after(self, operation: str, kind: FaultKind | None) -> None:
+        """Fail after the request was carried out, where the fault says so."""
         if kind in ("timeout", "late"):
             self._fail(DeviceTimeout, operation, "no answer arrived in time")
         if kind == "truncated":
@@ -239,8 +248,10 @@ class FaultyDevice:
         if kind == "corrupt":
             self._fail(ProtocolError, operation, "the message arrived damaged")
 
-    def _altered(self, outputs: Tensor, kind: FaultKind | None) -> Tensor:
-        newest, self._before = self._before, outputs[-1:].clone()
+    def _altered(self, operation: str, outputs: Tensor, kind: FaultKind | None) -> Tensor:
+        # A stuck output repeats the previous answer of the same port.
+        port = "reverse" if operation == "query_adjoint" else "forward"
+        previous, self._previous[port] = self._previous.get(port), outputs[-1:].clone()
         if kind in ("saturated", "stuck") and self._plan.flagged:
             self._fail(ProtocolError, "query", f"the self-test found an output {kind}")
         if kind in CHIP_FAULTS and len(outputs):
@@ -251,17 +262,9 @@ class FaultyDevice:
             elif kind == "saturated":
                 bounds = self.spec.output_range
                 outputs[:, column] = bounds[1] if bounds is not None else outputs.abs().max()
-            elif newest is not None:
-                outputs[:, column] = newest[0, column]
+            elif previous is not None:
+                outputs[:, column] = previous[0, column]
         return outputs
 
-    def _fail(self, error: type[DeviceError], operation: str, message: str) -> None:
-        raise error(f"{message} (a fault on purpose)", device=self.spec.name, operation=operation)
-
-
-class _FaultyManyDevice(FaultyDevice):
-    def query_each(self, controls: Tensor, inputs: Tensor) -> Tensor:
-        """Program each setting in turn and pass the same vectors through: (settings, batch, out_features)."""
-        device = self.device
-        assert isinstance(device, ProgramsMany)
-        return self._asked("query_each", lambda: device.query_each(controls, inputs))
+    def _fail(self, error: type[DeviceError], operation: str, message: str) -> NoReturn:
+        raise error(f"{message} (an injected fault)", device=self.spec.name, operation=operation)

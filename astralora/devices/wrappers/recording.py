@@ -1,16 +1,17 @@
-"""A session with hardware as a file, and a device that answers from it.
+"""Record the operations of a device in a file, and replay them without the device.
 
-A recording is one safetensors file. Its tensors are controls, inputs and outputs, each kept once; its metadata holds,
-as JSON under ``astralora``, the format's version, the spec, and the operations in their order.
+A recording is one safetensors file. Its tensors are controls, inputs and outputs, each stored once; its metadata holds,
+as JSON under ``astralora``, the version of the format, the spec, and the operations in their order.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
@@ -18,42 +19,48 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from .. import errors
+from ..capabilities import Composite, Differentiable, Identifiable, PullsBack, Reciprocal, Rehearses, Twinned
 from ..device import Device
 from ..errors import DeviceError, NotConnected
 from ..files import write_atomically
 from ..registry import make_inner
 from ..spec import DeviceSpec
+from ..wrapper import DeviceWrapper
 
 __all__ = ["RecordingDevice", "ReplayDevice", "make_recording"]
 
 _FORMAT: Final = 1
 _KEY: Final = "astralora"
+_QUERIES: Final = ("query", "query_adjoint")
 
 
-class RecordingDevice:
-    """Passes everything on to a device, and writes down what was asked and answered, faults included.
+class RecordingDevice(DeviceWrapper):
+    """Forward everything to a device, and record requests, answers and faults.
 
-    The file is written when the device is closed, and by `save`: whole or not at all.
+    The file is written when the device is closed, and by `save`, atomically. Settings run in one call are recorded one
+    by one. The clock, the state and the law of the device stay as they are.
 
     Args:
-        device: what is recorded.
-        path: of the recording; replaced if it exists.
+        device: device to record.
+        path: path of the recording; an existing file is replaced.
     """
 
+    adapts: ClassVar[tuple[type, ...]] = (Reciprocal,)
+    forwards: ClassVar[tuple[type, ...]] = (
+        *DeviceWrapper.forwards,
+        Composite,
+        Differentiable,
+        Identifiable,
+        PullsBack,
+        Rehearses,
+        Twinned,
+    )
+
     def __init__(self, device: Device, path: str | Path) -> None:
-        self.device = device
+        super().__init__(device)
         self.path = Path(path)
         self._tensors: dict[str, Tensor] = {}
         self._operations: list[dict[str, Any]] = []
-
-    @property
-    def spec(self) -> DeviceSpec:
-        """What the recorded device promises."""
-        return self.device.spec
-
-    def open(self) -> None:
-        """Connect."""
-        self.device.open()
 
     def close(self) -> None:
         """Disconnect, and write the file."""
@@ -65,18 +72,27 @@ class RecordingDevice:
 
     def program(self, controls: Tensor) -> None:
         """Set all controls: shape (num_controls,), in control units."""
-        entry = {"operation": "program", "controls": self._keep(controls)}
-        self._record(entry, lambda: self.device.program(controls))
+        with self._recorded({"operation": "program", "controls": self._keep(controls)}):
+            self.device.program(controls)
 
     def query(self, inputs: Tensor) -> Tensor:
         """Pass vectors through: (batch, in_features) -> (batch, out_features)."""
-        entry = {"operation": "query", "inputs": self._keep(inputs)}
-        outputs: Tensor = self._record(entry, lambda: self.device.query(inputs))
+        entry: dict[str, Any] = {"operation": "query", "inputs": self._keep(inputs)}
+        with self._recorded(entry):
+            outputs = self.device.query(inputs)
         entry["outputs"] = self._keep(outputs)
         return outputs
 
+    def query_adjoint(self, outputs: Tensor) -> Tensor:
+        """Pass vectors in reverse: (batch, out_features) -> (batch, in_features)."""
+        entry: dict[str, Any] = {"operation": "query_adjoint", "inputs": self._keep(outputs)}
+        with self._recorded(entry):
+            answers = self.behind(Reciprocal).query_adjoint(outputs)
+        entry["outputs"] = self._keep(answers)
+        return answers
+
     def save(self) -> None:
-        """Write what has been recorded so far.
+        """Write the operations recorded so far.
 
         Raises:
             DeviceError: the file cannot be written.
@@ -91,11 +107,12 @@ class RecordingDevice:
         except OSError as error:
             raise DeviceError(f"the recording {self.path} cannot be written: {error.strerror or error}") from error
 
-    def _record(self, entry: dict[str, Any], act: Any) -> Any:
-        # Before it is done: what fails in a way of its own has been asked all the same.
+    @contextmanager
+    def _recorded(self, entry: dict[str, Any]) -> Generator[None]:
+        # Appended before the call: a request that fails has been made all the same.
         self._operations.append(entry)
         try:
-            return act()
+            yield
         except DeviceError as error:
             entry["error"] = {"type": type(error).__name__, "message": error.message}
             raise
@@ -111,25 +128,25 @@ class RecordingDevice:
 
 
 def make_recording(device: str, path: str, **options: Any) -> RecordingDevice:
-    """Another registered device, whose session is written to a file that 'replay' answers from.
+    """Make a registered device whose operations are recorded in a file, for the device 'replay'.
 
     Args:
         device: a registered name, or a bench file.
-        path: of the recording.
-        **options: for that device; sizes, impairments and seed only if it takes them.
+        path: path of the recording.
+        **options: options of that device; sizes, impairments and seed only if it takes them.
     """
     return RecordingDevice(make_inner(device, options), path)
 
 
 class ReplayDevice:
-    """Answers from a recording, exactly what the recorded device answered.
+    """Return the recorded answers of a device, exactly.
 
-    In the order of the recording, every request has to be the recorded one, to the bit; the first that is not is an
-    error that says where the two part. By content, the order is free: a request is answered as the same controls and
-    inputs were, each time with the next of their recorded answers, and from the first again after the last.
+    With ``match="order"``, every request must equal the recorded one to the bit; the first that differs is an error that
+    says where. With ``match="content"``, the order is free: a request is answered like the recorded one with the same
+    controls and inputs, each time with the next of their recorded answers, and after the last with the first again.
 
     Args:
-        path: of a recording.
+        path: path of a recording.
         match: ``"order"`` or ``"content"``.
 
     Raises:
@@ -149,20 +166,25 @@ class ReplayDevice:
 
     @property
     def spec(self) -> DeviceSpec:
-        """What the recorded device promised."""
+        """Return the spec of the recorded device."""
         return self._spec
 
     @property
+    def capabilities(self) -> tuple[type, ...]:
+        """Return `Reciprocal` where the recording holds queries of the reverse port."""
+        return (Reciprocal,) if any(entry["operation"] == "query_adjoint" for entry in self._operations) else ()
+
+    @property
     def remaining(self) -> int:
-        """Operations of the recording that have not been asked for yet, in its order."""
+        """Return the number of recorded operations that have not been requested yet."""
         return len(self._operations) - self._place
 
     def open(self) -> None:
-        """Begin; does nothing when open already. The recording goes on where it was, as the hardware would."""
+        """Start, or continue where the recording was; do nothing when open already."""
         self._is_open = True
 
     def close(self) -> None:
-        """End; does nothing when closed already."""
+        """Stop; do nothing when closed already."""
         self._is_open, self._controls = False, None
 
     def program(self, controls: Tensor) -> None:
@@ -173,19 +195,26 @@ class ReplayDevice:
         self._controls = _name(controls)
 
     def query(self, inputs: Tensor) -> Tensor:
-        """The recorded answer: (batch, in_features) -> (batch, out_features)."""
-        self._require(self._is_open, "query", "is closed; call open first")
-        self._require(self._controls is not None, "query", "no controls are set; call program first")
+        """Return the recorded outputs: (batch, in_features) -> (batch, out_features)."""
+        return self._answer("query", inputs)
+
+    def query_adjoint(self, outputs: Tensor) -> Tensor:
+        """Return the recorded answers of the reverse port: (batch, out_features) -> (batch, in_features)."""
+        return self._answer("query_adjoint", outputs)
+
+    def _answer(self, operation: str, vectors: Tensor) -> Tensor:
+        self._require(self._is_open, operation, "is closed; call open first")
+        self._require(self._controls is not None, operation, "no controls are set; call program first")
         if self.match == "order":
-            entry = self._next("query", "inputs", inputs)
+            entry = self._next(operation, "inputs", vectors)
         else:
-            answers = self._answers.get((self._controls or "", _name(inputs)))
+            answers = self._answers.get((operation, self._controls or "", _name(vectors)))
             if answers is None:
-                raise self._fault("query", "the recording holds no answer to these controls and inputs")
+                raise self._fault(operation, "the recording holds no answer to these controls and inputs")
             entry = answers.pop(0)
             answers.append(entry)
         _raise_recorded(entry)
-        return self._tensors[entry["outputs"]].clone().to(inputs.device)
+        return self._tensors[entry["outputs"]].clone().to(vectors.device)
 
     def _next(self, operation: str, what: str, given: Tensor) -> dict[str, Any]:
         if self._place >= len(self._operations):
@@ -204,12 +233,12 @@ class ReplayDevice:
             raise NotConnected(otherwise, device=self._spec.name, operation=operation)
 
     def _fault(self, operation: str, message: str) -> DeviceError:
-        # No fault of a link: it would not pass if it were tried again.
+        # Not a fault of the link: a repetition would not help.
         return DeviceError(f"{message} ({self.path})", device=self._spec.name, operation=operation)
 
 
 def _name(tensor: Tensor) -> str:
-    """A name that tells contents, shapes and types apart."""
+    """Return a name that depends on the values, the shape and the dtype."""
     data = tensor.detach().cpu().contiguous()
     digest = hashlib.blake2b(data.numpy().tobytes(), digest_size=16)
     digest.update(f"{data.dtype} {tuple(data.shape)}".encode())
@@ -217,7 +246,7 @@ def _name(tensor: Tensor) -> str:
 
 
 def _difference(what: str, recorded: Tensor, given: Tensor) -> str:
-    """Where two tensors part, in words."""
+    """Describe where two tensors differ."""
     if recorded.shape != given.shape or recorded.dtype != given.dtype:
         return (
             f"{what} of shape {tuple(recorded.shape)} and {recorded.dtype} were recorded, "
@@ -239,14 +268,14 @@ def _raise_recorded(entry: Mapping[str, Any]) -> None:
         raise kind(f"{problem['message']} (as recorded)")
 
 
-def _by_content(operations: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    answers: dict[tuple[str, str], list[dict[str, Any]]] = {}
+def _by_content(operations: list[dict[str, Any]]) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
+    answers: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     controls = ""
     for entry in operations:
         if entry["operation"] == "program":
             controls = entry["controls"]
         elif "outputs" in entry:
-            answers.setdefault((controls, entry["inputs"]), []).append(entry)
+            answers.setdefault((entry["operation"], controls, entry["inputs"]), []).append(entry)
     return answers
 
 
@@ -260,9 +289,9 @@ def _load(path: Path) -> tuple[DeviceSpec, list[dict[str, Any]], dict[str, Tenso
         operations = index["operations"]
         for entry in operations:
             names = [entry[key] for key in ("controls", "inputs", "outputs") if key in entry]
-            if entry["operation"] not in ("program", "query") or not all(name in tensors for name in names):
+            if entry["operation"] not in ("program", *_QUERIES) or not all(name in tensors for name in names):
                 raise KeyError(entry["operation"])
-            if "outputs" not in entry and "error" not in entry and entry["operation"] == "query":
+            if "outputs" not in entry and "error" not in entry and entry["operation"] in _QUERIES:
                 raise KeyError("outputs")
         return DeviceSpec.model_validate(index["spec"]), operations, tensors
     except FileNotFoundError:

@@ -1,35 +1,37 @@
-"""A device for pricing a plan: everything but the physics."""
+"""Stand in for a device, to price a run without running it."""
 
 from __future__ import annotations
 
 from math import sqrt
-from typing import Protocol, runtime_checkable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ..capabilities import Clock, Differentiable, ProgramsMany, Reciprocal, Rehearses, capability_of
 from ..device import Device
 from ..random import derive_generator
-from ..session import Session
 from ..spec import DeviceSpec
 from ..usage import Usage
 
-# Standard deviation of an answer to inputs of full power, as a share of the detector's range.
+# Standard deviation of the answer to inputs of full power, as a share of the output range.
 _SHARE = 0.1
 
-__all__ = ["RehearsalDevice", "Rehearses", "rehearse"]
+__all__ = ["RehearsalDevice", "rehearse"]
 
 
 class RehearsalDevice:
-    """Answers as some linear device would, so that a run's operations can be counted without a run.
+    """Answer like some linear device, so that the operations of a run can be counted without a run.
 
-    It takes the place of a device with the same spec: what is asked of it is what would be asked
-    of the real one, as far as that does not depend on the answers. Those are of full rank, as any chip's are, well
-    within the detector's range, and the same whatever the controls. Its clock goes by the spec's prices.
+    It takes the place of a device with the same spec, and receives the requests that the device would receive, as far as
+    these do not depend on the answers. Its transfer matrix has full rank, as that of any chip has, answers well within
+    the output range, and does not depend on the controls. Its clock advances by the times of the spec.
 
     Args:
-        spec: of the device that it stands in for.
+        spec: spec of the device that it stands in for.
     """
+
+    capabilities: ClassVar[tuple[type, ...]] = (Clock, Differentiable, ProgramsMany, Reciprocal)
 
     def __init__(self, spec: DeviceSpec) -> None:
         self.spec = spec
@@ -43,30 +45,30 @@ class RehearsalDevice:
         """Do nothing."""
 
     def program(self, controls: Tensor) -> None:  # noqa: ARG002
-        """Accept the controls and forget them."""
+        """Advance the clock; the controls have no effect."""
         self._spend(programs=1)
 
     def query(self, inputs: Tensor) -> Tensor:
-        """Some linear function of the inputs: (batch, in_features) -> (batch, out_features)."""
+        """Multiply by the transfer matrix: (batch, in_features) -> (batch, out_features)."""
         self._spend(vectors=len(inputs))
         return inputs @ self._matrix(inputs).mT
 
     def query_each(self, controls: Tensor, inputs: Tensor) -> Tensor:
-        """The same at every setting: (settings, batch, out_features)."""
+        """Return the same outputs at every setting: (settings, batch, out_features)."""
         self._spend(programs=len(controls), vectors=len(controls) * len(inputs))
         return (inputs @ self._matrix(inputs).mT).expand(len(controls), -1, -1).clone()
 
     def query_adjoint(self, outputs: Tensor) -> Tensor:
-        """The same function's transpose: (batch, out_features) -> (batch, in_features)."""
+        """Multiply by the transpose: (batch, out_features) -> (batch, in_features)."""
         self._spend(vectors=len(outputs))
         return outputs @ self._matrix(outputs)
 
     def wait(self, seconds: float) -> None:
-        """Let time go by on its clock."""
+        """Advance the clock."""
         self.clock_seconds += seconds
 
     def transfer(self, controls: Tensor, inputs: Tensor) -> Tensor:
-        """The same, for autograd; no control has any part in it."""
+        """Return the outputs for autograd; the gradient by the controls is zero."""
         return inputs @ self._matrix(inputs).mT + 0.0 * controls.sum(dim=-1)[..., None, None]
 
     def _spend(self, **operations: int) -> None:
@@ -83,17 +85,7 @@ class RehearsalDevice:
         return self._entries.to(like)
 
 
-@runtime_checkable
-class Rehearses(Protocol):
-    """A device that knows better than its spec what operations on it come to."""
-
-    def rehearsal(self) -> Device:
-        """A stand-in that is asked for the same."""
-        ...
-
-
 def rehearse(device: Device) -> Device:
-    """The stand-in for a device: its own if it `Rehearses`, else a `RehearsalDevice` of its spec."""
-    if isinstance(device, Session):
-        return rehearse(device.device)
-    return device.rehearsal() if isinstance(device, Rehearses) else RehearsalDevice(device.spec)
+    """Return the stand-in of a device: its own if it `Rehearses`, else a `RehearsalDevice` with its spec."""
+    own = capability_of(device, Rehearses)
+    return RehearsalDevice(device.spec) if own is None else own.rehearsal()

@@ -1,25 +1,27 @@
-"""One large device made of small chips."""
+"""Combine small chips into one large device."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil, copysign, hypot, sqrt
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..clock import Clock, common_clock
+from ..capabilities import Clock, Composite, ProgramsMany, Rehearses, ReportsPeaks, Snapshots
+from ..clock import common_clock
 from ..device import Device
 from ..errors import DeviceError, NotConnected
 from ..random import derive_seed
 from ..reach import Patch
 from ..registry import make_device
-from .rehearsal import rehearse
 from ..session import Session
 from ..spec import DeviceSpec
 from ..usage import Usage
+from ..wrapper import DeviceWrapper
+from .rehearsal import rehearse
 
 __all__ = ["TiledDevice", "make_tiled"]
 
@@ -27,31 +29,35 @@ _Answer = TypeVar("_Answer")
 _Capability = TypeVar("_Capability")
 
 
-class TiledDevice:
-    """A wide layer on small linear chips: each computes a block of the matrix, and partial sums are added here.
+class TiledDevice(DeviceWrapper):
+    """Combine small linear chips into a large one: each chip computes a block of the matrix, and the sums are added here.
 
-    The matrix of (out_features, in_features) is cut into tiles of the chips' size, row by row of tiles; the last
-    ones may be used in part. With as many chips as tiles, all of them hold their tile and work in parallel. With
-    fewer, each serves several tiles in turn, and is reprogrammed for every batch: fit for large batches. An output
-    is the sum over a row of tiles, so its noise is that of one chip times the root of their number. Usage counts what
-    every chip is asked for, and the spec's times are per such operation, with all chips at work.
+    The matrix of (out_features, in_features) is cut into tiles of the size of a chip; the last row and column of tiles
+    may be used in part. With as many chips as tiles, every chip holds its tile, and all work in parallel. With fewer,
+    each chip serves several tiles in turn and is programmed again for every batch, which suits large batches. An output
+    is the sum over a row of tiles, so its noise is that of one chip times the square root of their number. Usage counts
+    the operations of every chip; the times of the spec are per such operation, with all chips working at once.
 
-    The controls are those of the tiles: where the chips' coupling is elementwise, in the order of the whole matrix,
-    which stays elementwise; elsewhere tile by tile, and each tile's controls reach its own block.
+    The controls are those of the tiles. Where the coupling of the chips is elementwise, they follow the order of the
+    whole matrix, and the coupling stays elementwise; elsewhere they follow tile by tile, and the controls of a tile
+    reach its block.
 
     Args:
         chips: equal linear devices; at least one.
-        in_features: n of the whole.
-        out_features: m of the whole.
-        name: of the whole, for messages.
-        threads: drive every chip from a thread of its own: for hardware, whose answers have to be waited for.
+        in_features: number n of inputs of the whole.
+        out_features: number m of outputs of the whole.
+        name: name of the whole, for messages.
+        threads: drive every chip from a thread of its own; useful for hardware, whose answers take time.
 
     Attributes:
-        sessions: the guarded chips.
+        sessions: guarded chips.
 
     Raises:
         DeviceError: the chips are not linear, or not alike.
     """
+
+    capabilities: ClassVar[tuple[type, ...]] = (Composite, ProgramsMany, Rehearses, ReportsPeaks, Snapshots)
+    forwards: ClassVar[tuple[type, ...]] = (Clock,)
 
     def __init__(
         self,
@@ -64,9 +70,10 @@ class TiledDevice:
     ) -> None:
         if not chips:
             raise DeviceError("needs at least one chip", device=name, operation="open")
-        # A chip that is given twice is still one, and takes turns.
+        # A chip that is given twice is one chip, which serves tiles in turn.
         unique = {id(chip): chip for chip in chips}.values()
         self.sessions = [chip if isinstance(chip, Session) else Session(chip) for chip in unique]
+        super().__init__(self.sessions[0])
         self._chip = chip = self.sessions[0].spec
         for session in self.sessions:
             other = session.spec
@@ -88,13 +95,13 @@ class TiledDevice:
         self.sessions = self.sessions[: self._tiles]
         self._turns = ceil(self._tiles / len(self.sessions))
         self._controls: Tensor | None = None
-        self._forth = True
+        self._ascending = True
         self._peaks = torch.empty(0)
         self._threads = threads and len(self.sessions) > 1
         surplus = self._columns * chip.in_features - in_features
         if surplus and chip.input_range is not None and not chip.input_range[0] <= 0 <= chip.input_range[1]:
             raise DeviceError(
-                f"{in_features} inputs leave {surplus} of the last chips dark, which {chip.name!r} cannot be",
+                f"{in_features} inputs leave {surplus} inputs of the last chips without light, which {chip.name!r} does not allow",
                 device=name,
             )
         self._places = self._elementwise_places(in_features, out_features) if chip.coupling == "elementwise" else None
@@ -102,31 +109,29 @@ class TiledDevice:
 
     @property
     def spec(self) -> DeviceSpec:
-        """What the whole promises."""
+        """Return the spec of the whole."""
         return self._spec
 
     @property
     def usage(self) -> Usage:
-        """What all chips have been asked for, together."""
+        """Return the usage of all chips together."""
         return sum((session.usage for session in self.sessions), Usage())
 
     def price(self, usage: Usage) -> Usage:
-        """The most that operations on the whole come to on its chips."""
+        """Return the most operations of all chips that operations of the whole can take."""
         programs = usage.programs if self._turns == 1 else max(usage.programs, usage.queries)
         tile = Usage(programs=programs, queries=usage.queries, vectors=usage.vectors)
         return sum((self._session(place).price(tile) for place in range(self._tiles)), Usage())
 
-    def capability(self, protocol: type[_Capability]) -> _Capability | None:
-        """This, or its chips' clocks as one; see `astralora.devices.PassesOn`."""
-        if isinstance(self, protocol):
-            return self
+    def provider(self, protocol: type[_Capability]) -> _Capability | None:
+        """Return one clock for all chips; nothing else of a single chip is true of the whole."""
         clock = common_clock(self.sessions) if protocol is Clock else None
         return clock if isinstance(clock, protocol) else None
 
     # -- Device -----------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Connect to all chips, or to none."""
+        """Connect to all chips; where one fails, close the others."""
         opened = []
         try:
             for session in self.sessions:
@@ -138,7 +143,7 @@ class TiledDevice:
             raise
 
     def close(self) -> None:
-        """Leave all chips in their safe state, also when one of them fails to."""
+        """Leave all chips in their safe state, also where closing one of them fails."""
         self._controls = None
         problems = []
         for session in self.sessions:
@@ -150,8 +155,8 @@ class TiledDevice:
             raise problems[0]
 
     def program(self, controls: Tensor) -> None:
-        """Set all controls: (num_controls,). Chips that serve several tiles get theirs when their turn comes."""
-        # Until every chip has said yes, nobody knows what they hold.
+        """Set all controls, (num_controls,); a chip that serves several tiles receives them when it serves each tile."""
+        # Until every chip has confirmed, its controls are unknown.
         self._controls = None
         if self._turns == 1:
             parts = self._split(controls)
@@ -160,7 +165,7 @@ class TiledDevice:
 
     @property
     def peaks(self) -> Tensor:
-        """Of each vector of the newest query, the largest share of any chip's range that was reached: (batch,)."""
+        """Return the largest share of any chip's output range that each vector of the newest query reached, (batch,)."""
         return self._peaks
 
     def query(self, inputs: Tensor) -> Tensor:
@@ -170,10 +175,10 @@ class TiledDevice:
         parts = self._split(self._controls)
         peaks = [inputs.new_zeros(len(inputs))]
 
-        def ask(tile: int, lit: Tensor) -> Tensor:
-            answer = self._session(tile).apply(parts[tile], lit)
+        def ask(tile: int, vectors: Tensor) -> Tensor:
+            answer = self._session(tile).apply(parts[tile], vectors)
             margin = (self._chip.output_step or 0.0) / 2
-            # From half a code below its end on, a detector is as good as saturated.
+            # An output within half a code of the end of the range counts as saturated.
             ends = [rail - copysign(margin, rail) for rail in self._chip.rails if len(answer)]
             peaks.extend((answer / end).amax(dim=1) for end in ends)
             return answer
@@ -193,12 +198,12 @@ class TiledDevice:
             (settings, batch, out_features).
         """
         parts = self._split(controls)
-        answers = self._assemble(inputs, lambda tile, lit: self._session(tile).query_each(parts[tile], lit))
+        answers = self._assemble(inputs, lambda tile, vectors: self._session(tile).query_each(parts[tile], vectors))
         self._controls = controls[-1].clone()
         return answers
 
     def rehearsal(self) -> Device:
-        """The same tiles on stand-ins of the chips, so that all of them are counted."""
+        """Return the same tiles on stand-ins of the chips, so that the operations of all chips are counted."""
         return TiledDevice(
             [rehearse(session) for session in self.sessions],
             self._spec.in_features,
@@ -209,21 +214,21 @@ class TiledDevice:
     # -- Snapshots --------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of every chip, and the controls held."""
+        """Return the state of every chip, and the controls of the whole."""
         return {
             "controls": self._controls,
-            "forth": self._forth,
+            "ascending": self._ascending,
             "chips": [session.state_dict() for session in self.sessions],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> bool:
-        """Put back what `state_dict` returned.
+        """Restore what `state_dict` returned.
 
         Returns:
-            Whether every chip's inner state came back. If not, nothing is taken to be programmed.
+            Whether the inner state of every chip was restored. If not, the whole counts as not programmed.
         """
         restored = [session.load_state_dict(part) for session, part in zip(self.sessions, state["chips"], strict=True)]
-        self._forth = state["forth"]
+        self._ascending = state["ascending"]
         self._controls = state["controls"] if all(restored) else None
         return all(restored)
 
@@ -240,11 +245,11 @@ class TiledDevice:
             "out_features": out_features,
             "num_controls": self._tiles * chip.num_controls,
             "reach": None,
-            # A row of tiles adds the noise of its chips, and the rounding of all but one on top.
+            # A row of tiles adds the noise of its chips, and the rounding of all but one of them.
             "noise_std": hypot(sqrt(columns) * chip.noise_std, sqrt((columns - 1) / 12) * (chip.output_step or 0.0)),
             "output_range": None,
             "output_levels": None,
-            # Every chip's operations are counted, and the chips work side by side.
+            # The operations of every chip are counted, and the chips work in parallel.
             "program_seconds": chip.program_seconds / len(self.sessions),
             "vector_seconds": chip.vector_seconds / len(self.sessions),
             "max_batch": None,
@@ -279,10 +284,10 @@ class TiledDevice:
         return (Patch(controls=chip.num_controls, outputs=(0, chip.out_features), inputs=(0, chip.in_features)),)
 
     def _placed(self, patch: Patch, tile: int, in_features: int, out_features: int) -> list[Patch]:
-        """A chip's patch at its tile's place in the whole, cut where the tile is used in part."""
+        """Return the patches of a tile within the whole, for one patch of a chip; cut where the tile is used in part."""
         row, column = divmod(tile, self._columns)
-        outputs = _moved(range(*patch.outputs), row * self._chip.out_features, out_features)
-        inputs = _moved(range(*patch.inputs), column * self._chip.in_features, in_features)
+        outputs = _shifted(range(*patch.outputs), row * self._chip.out_features, out_features)
+        inputs = _shifted(range(*patch.inputs), column * self._chip.in_features, in_features)
         if patch.split is None or not outputs or not inputs:
             return [_patch(patch.controls, outputs, inputs, patch.split if outputs and inputs else None)]
         kept, whole = (inputs, patch.inputs) if patch.split == "inputs" else (outputs, patch.outputs)
@@ -299,34 +304,34 @@ class TiledDevice:
         return parts + ([part(unused, kept[:0])] if unused else [])
 
     def _elementwise_places(self, in_features: int, out_features: int) -> Tensor:
-        """Where the control of each matrix entry stands among those of the tiles, (num_controls,)."""
+        """Return the index of the control of each matrix entry among the controls of the tiles, (num_controls,)."""
         height, width = self._chip.out_features, self._chip.in_features
         i, j = torch.arange(out_features).unsqueeze(1), torch.arange(in_features)
         tile = (i // height) * self._columns + j // width
         return (tile * self._chip.num_controls + (i % height) * width + j % width).flatten()
 
     def _split(self, controls: Tensor) -> list[Tensor]:
-        """The controls of each tile, (..., num_controls of a chip)."""
+        """Return the controls of each tile, (..., num_controls of a chip)."""
         count = self._chip.num_controls
         if self._places is not None:
             low, high = self._chip.control_range or (0.0, 0.0)
-            # What no entry needs stays as near to zero as it can.
+            # Controls of unused entries are as near to zero as the range allows.
             full = controls.new_full((*controls.shape[:-1], self._tiles * count), min(max(low, 0.0), high))
             full[..., self._places.to(controls.device)] = controls
             controls = full
         return [part.contiguous() for part in controls.split(count, dim=-1)]
 
     def _assemble(self, inputs: Tensor, ask: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """Sum over each row of tiles, and the rows one below the other."""
+        """Add the answers of each row of tiles, and concatenate the rows."""
         width = self._chip.in_features
         surplus = self._columns * width - inputs.shape[1]
-        lit = torch.nn.functional.pad(inputs, (0, surplus)).split(width, dim=1)
-        # To and fro, so that a chip that takes turns begins with the tile that it holds.
-        order = range(self._tiles) if self._forth else range(self._tiles - 1, -1, -1)
+        padded = torch.nn.functional.pad(inputs, (0, surplus)).split(width, dim=1)
+        # The order alternates, so that a chip that serves several tiles starts with the one that it holds.
+        order = range(self._tiles) if self._ascending else range(self._tiles - 1, -1, -1)
         if self._turns > 1:
-            self._forth = not self._forth
-        answers = self._each_chip(lambda tile: ask(tile, lit[tile % self._columns].contiguous()), order)
-        # Added in one order, whichever came first: floating-point sums depend on it.
+            self._ascending = not self._ascending
+        answers = self._each_chip(lambda tile: ask(tile, padded[tile % self._columns].contiguous()), order)
+        # Added in a fixed order: floating-point sums depend on it.
         rows = [
             sum(
                 (answers[row * self._columns + column] for column in range(1, self._columns)),
@@ -337,13 +342,13 @@ class TiledDevice:
         return torch.cat(rows, dim=-1)[..., : self._spec.out_features]
 
     def _each_chip(self, work: Callable[[int], _Answer], order: Sequence[int]) -> dict[int, _Answer]:
-        """Do some work for every tile: one after the other on a chip, and at once on different ones if so asked."""
+        """Do some work for every tile: in turn on one chip, and at the same time on different chips with threads."""
         if not self._threads:
             return {tile: work(tile) for tile in order}
         count = len(self.sessions)
-        mine = [[tile for tile in order if tile % count == chip] for chip in range(count)]
+        by_chip = [[tile for tile in order if tile % count == chip] for chip in range(count)]
         with ThreadPoolExecutor(count) as pool:
-            futures = [pool.submit(lambda tiles: {tile: work(tile) for tile in tiles}, tiles) for tiles in mine]
+            futures = [pool.submit(lambda tiles: {tile: work(tile) for tile in tiles}, tiles) for tiles in by_chip]
             return {tile: answer for future in futures for tile, answer in future.result().items()}
 
 
@@ -357,16 +362,16 @@ def make_tiled(
     seed: int = 0,
     **options: Any,
 ) -> TiledDevice:
-    """A wide layer on small chips: partial sums of tiles, in parallel or in turn.
+    """Combine small chips into a large one, in parallel or in turn.
 
     Args:
-        in_features: n of the whole.
-        out_features: m of the whole.
-        chip: registered device of tile x tile.
-        tile: inputs and outputs of a chip.
-        chips: number of chips; None for one a tile.
-        seed: from which every chip gets one of its own.
-        **options: for every chip.
+        in_features: number n of inputs of the whole.
+        out_features: number m of outputs of the whole.
+        chip: registered device of size tile x tile.
+        tile: number of inputs and outputs of a chip.
+        chips: number of chips; None for one per tile.
+        seed: seed that the seed of every chip is derived from.
+        **options: options of every chip.
     """
     if tile < 1:
         raise ValueError(f"tile must be at least 1, not {tile}")
@@ -381,8 +386,8 @@ def make_tiled(
     return TiledDevice(made, in_features, out_features, name=f"tiled-{chip}")
 
 
-def _moved(indices: range, offset: int, limit: int) -> range:
-    """Indices moved by an offset, those below a limit."""
+def _shifted(indices: range, offset: int, limit: int) -> range:
+    """Return indices moved by an offset, without those from a limit on."""
     return range(indices.start + offset, min(indices.stop + offset, limit), indices.step)
 
 

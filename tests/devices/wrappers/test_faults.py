@@ -56,7 +56,7 @@ def test_without_a_plan_nothing_goes_wrong(bench: Any, running: Any) -> None:
 def test_faults_of_the_line_are_what_a_driver_raises(running: Any, kind: Any, error: type[DeviceError]) -> None:
     device = running(at={1: kind})
     device.program(W)
-    with pytest.raises(error, match="a fault on purpose"):
+    with pytest.raises(error, match="an injected fault"):
         device.query(X)
     assert device.injected == Counter({kind: 1})
 

@@ -1,0 +1,342 @@
+"""Declare and look up what a device can do beyond the five members of `Device`.
+
+A device lists its capabilities in the attribute ``capabilities``; methods of the same names do not count without it::
+
+    class MyChip(HardwareDevice):
+        capabilities = (Flushes,)
+
+        def flush(self) -> None: ...
+
+`Session.capability` answers who provides a capability: the device itself, a wrapper in front of it, or nobody. A
+wrapper says once which capabilities it passes on; see `DeviceWrapper`. No driver needs any of them.
+
+==================  ==============================================  ===============================  ==================
+capability          what it is for                                  implemented by                   used by
+==================  ==============================================  ===============================  ==================
+`ProgramsMany`      run many settings in one call                   simulators, frame protocol       `Session`
+`Reciprocal`        send vectors backwards                          reciprocal simulators            surrogate adjoint
+`Flushes`           discard what is still on the link after a fault drivers with a link              `Recovery`
+`Resends`           repeat the newest answer, not the operation     drivers that number requests     `Recovery`
+`Clock`             virtual time that drift follows                 simulators                       drift, timing
+`Thermometer`       chip temperature                                simulators, some drivers         calibration
+`ReportsPeaks`      saturation that the outputs do not show         tiled devices                    layers, probes
+`Snapshots`         save and restore the inner state                simulators                       checkpoints
+`Differentiable`    follow the law with autograd                    simulators, twins                method exact
+`PullsBack`         compute gradients without the answer            linear simulators                `pull_back`
+`Identifiable`      fit the constants of the law                    simulators                       calibration
+`Twinned`           provide a model of this chip                    `CalibratedDevice`               methods auto, twin
+`Composite`         count and price the operations of several parts tiled and compensated devices    `Session`
+`Rehearses`         provide a stand-in that prices a run            wrappers that add operations     plan
+`ChecksRequests`    accept requests that were checked already       simulators                       `Session`
+==================  ==============================================  ===============================  ==================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+
+from torch import Tensor
+
+from .constants import Constant
+from .device import Device
+from .spec import DeviceSpec
+from .usage import Usage
+
+__all__ = [
+    "ChecksRequests",
+    "Clock",
+    "Composite",
+    "Differentiable",
+    "Flushes",
+    "ForwardsCapabilities",
+    "Identifiable",
+    "ProgramsMany",
+    "PullsBack",
+    "Reciprocal",
+    "Rehearses",
+    "ReportsPeaks",
+    "Resends",
+    "Snapshots",
+    "Thermometer",
+    "Twinned",
+    "capability_of",
+]
+
+_Capability = TypeVar("_Capability")
+
+
+def capability_of(device: object, protocol: type[_Capability]) -> _Capability | None:
+    """Return the object that provides a capability of a device, or None where nothing does.
+
+    Args:
+        device: a device, a session, or a law such as `CalibratedTwin`.
+        protocol: one of the protocols of this module, or one of your own.
+
+    Raises:
+        TypeError: the device declares the capability without the methods of it.
+    """
+    if isinstance(device, ForwardsCapabilities):
+        return device.capability(protocol)
+    if protocol not in getattr(device, "capabilities", ()):
+        return None
+    check_declared(device, protocol)
+    return cast(_Capability, device)
+
+
+def check_declared(device: object, protocol: type[Any]) -> None:
+    """Refuse a capability that is declared and not implemented.
+
+    Raises:
+        TypeError: names the class and the capability.
+    """
+    if not isinstance(device, protocol):
+        raise TypeError(
+            f"{type(device).__name__} declares the capability {protocol.__name__}, but lacks a method or property of it"
+        )
+
+
+@runtime_checkable
+class ForwardsCapabilities(Protocol):
+    """Answer for the capabilities of a wrapped device; `DeviceWrapper` and `Session` do."""
+
+    def capability(self, protocol: type[_Capability]) -> _Capability | None:
+        """Return the object that provides ``protocol``, or None."""
+        ...
+
+
+# -- operations ---------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class ProgramsMany(Protocol):
+    """Run many settings in one call, faster than one after the other."""
+
+    def query_each(self, controls: Tensor, inputs: Tensor) -> Tensor:
+        """Program each setting in turn and pass the same vectors through.
+
+        Args:
+            controls: settings, (settings, num_controls).
+            inputs: vectors, (batch, in_features).
+
+        Returns:
+            Outputs, (settings, batch, out_features). The device holds the last setting afterwards.
+        """
+        ...
+
+
+@runtime_checkable
+class Reciprocal(Protocol):
+    """Multiply by the transpose of the transfer matrix, by sending light backwards.
+
+    `DeviceSpec.backward` describes the ranges of the reverse port.
+    """
+
+    def query_adjoint(self, outputs: Tensor) -> Tensor:
+        """Pass vectors in reverse: (batch, out_features) -> (batch, in_features)."""
+        ...
+
+
+@runtime_checkable
+class ChecksRequests(Protocol):
+    """Accept requests that a session has checked already, so that they are not checked twice."""
+
+    def program_unchecked(self, controls: Tensor) -> None:
+        """Set controls that are known to be legal; see `Device.program`."""
+
+    def query_unchecked(self, inputs: Tensor) -> Tensor:
+        """Pass inputs that are known to be legal; see `Device.query`."""
+        ...
+
+
+# -- faults of the link -------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Flushes(Protocol):
+    """Discard what a link may still carry after a fault."""
+
+    def flush(self) -> None:
+        """Discard everything that has arrived or is about to; the chip stays as it is."""
+
+
+@runtime_checkable
+class Resends(Protocol):
+    """Repeat the newest answer; requests are numbered, so that none is carried out twice."""
+
+    def resend(self) -> Tensor | None:
+        """Send the newest request again under its old number; return its answer, or None for a program."""
+        ...
+
+
+# -- the state of the chip ----------------------------------------------------------------------
+
+
+@runtime_checkable
+class Clock(Protocol):
+    """Provide the time that drift follows; simulators have a virtual one."""
+
+    @property
+    def clock_seconds(self) -> float:
+        """Return the present time in seconds, from an arbitrary origin."""
+        ...
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass."""
+        ...
+
+
+@runtime_checkable
+class Thermometer(Protocol):
+    """Measure the temperature of the chip."""
+
+    @property
+    def temperature_celsius(self) -> float:
+        """Return the present temperature of the chip in degrees Celsius."""
+        ...
+
+
+@runtime_checkable
+class ReportsPeaks(Protocol):
+    """Report saturated detectors where the outputs are sums that do not show them."""
+
+    @property
+    def peaks(self) -> Tensor:
+        """Return the largest share of a detector's range that each vector of the newest query reached, (batch,)."""
+        ...
+
+
+@runtime_checkable
+class Snapshots(Protocol):
+    """Save and restore the whole inner state, so that a run can be resumed exactly."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the inner state as tensors, numbers, strings, lists and dicts."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> bool | None:
+        """Restore what `state_dict` returned; return False where a part of it could not be restored."""
+        ...
+
+
+# -- the law of the chip ------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Differentiable(Protocol):
+    """Compute the law of the device with operations that autograd can follow."""
+
+    def transfer(self, controls: Tensor, inputs: Tensor) -> Tensor:
+        """Return the outputs without noise and rounding.
+
+        Args:
+            controls: one setting, (num_controls,), or many, (settings, num_controls).
+            inputs: vectors, (batch, in_features).
+
+        Returns:
+            Outputs, (batch, out_features) or (settings, batch, out_features).
+        """
+        ...
+
+
+@runtime_checkable
+class PullsBack(Protocol):
+    """Compute gradients of a `Differentiable` law without its outputs; a linear law saves a product."""
+
+    def vjp(
+        self,
+        controls: Tensor,
+        inputs: Tensor,
+        grad_outputs: Tensor,
+        *,
+        by_controls: bool = True,
+        by_inputs: bool = True,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return the vector-Jacobian product of ``transfer(controls, inputs)``.
+
+        Args:
+            controls: one setting, (num_controls,).
+            inputs: vectors, (batch, in_features).
+            grad_outputs: gradient by the outputs, (batch, out_features).
+            by_controls: whether to compute the first gradient.
+            by_inputs: whether to compute the second gradient.
+
+        Returns:
+            Gradients by controls, (num_controls,), and by inputs, (batch, in_features); None where not computed.
+        """
+        ...
+
+
+@runtime_checkable
+class Identifiable(Protocol):
+    """Compute a law whose constants differ from chip to chip, so that they can be fitted to measurements."""
+
+    @property
+    def spec(self) -> DeviceSpec:
+        """Return sizes, ranges and units."""
+        ...
+
+    def constants(self) -> dict[str, Constant]:
+        """Return the constants that can be fitted, by name."""
+        ...
+
+    def law(self, constants: Mapping[str, Tensor], controls: Tensor, inputs: Tensor) -> Tensor:
+        """Return the outputs of a chip with these constants, without noise and rounding.
+
+        Args:
+            constants: values by name; those not given are nominal.
+            controls: settings as written, (settings, num_controls).
+            inputs: vectors, (batch, in_features).
+
+        Returns:
+            Outputs, (settings, batch, out_features).
+        """
+        ...
+
+    def written_for(self, constants: Mapping[str, Tensor], acting: Tensor) -> Tensor:
+        """Return the controls to write to a chip with these constants, to act as ``acting`` on a nominal chip.
+
+        Args:
+            constants: values by name.
+            acting: controls of a nominal chip, (..., num_controls).
+
+        Returns:
+            Controls, (..., num_controls); an illegal control is moved to the nearest legal one.
+        """
+        ...
+
+
+@runtime_checkable
+class Twinned(Protocol):
+    """Provide a model of this very chip; see `CalibratedDevice`."""
+
+    @property
+    def twin(self) -> Differentiable | None:
+        """Return the model, or None where no law fits well enough."""
+        ...
+
+
+# -- devices made of devices --------------------------------------------------------------------
+
+
+@runtime_checkable
+class Composite(Protocol):
+    """Count the operations of the devices that a device is made of."""
+
+    @property
+    def usage(self) -> Usage:
+        """Return the usage of all parts together."""
+        ...
+
+    def price(self, usage: Usage) -> Usage:
+        """Return the most operations of all parts that ``usage`` of the whole can take."""
+        ...
+
+
+@runtime_checkable
+class Rehearses(Protocol):
+    """Provide a stand-in that performs the same operations, to price a run without running it."""
+
+    def rehearsal(self) -> Device:
+        """Return the stand-in."""
+        ...

@@ -1,0 +1,99 @@
+"""Wrap a device to change one thing about it."""
+
+from __future__ import annotations
+
+from typing import ClassVar, TypeVar, cast
+
+from torch import Tensor
+
+from .capabilities import Clock, Flushes, ReportsPeaks, Snapshots, Thermometer, capability_of, check_declared
+from .device import Device
+from .spec import DeviceSpec
+
+__all__ = ["DeviceWrapper"]
+
+_Capability = TypeVar("_Capability")
+
+
+class DeviceWrapper:
+    """Forward everything to a device; base class of all wrappers, and itself a `Device`.
+
+    A subclass overrides the operations that it changes. Three class attributes say, once, which optional capabilities
+    it has; each lists protocols of `astralora.devices.capabilities`::
+
+        class ScaledDevice(DeviceWrapper):
+            adapts = (ProgramsMany,)
+
+            def query(self, inputs):
+                return 2 * self.device.query(inputs)
+
+            def query_each(self, controls, inputs):
+                return 2 * self.behind(ProgramsMany).query_each(controls, inputs)
+
+    A capability that is listed nowhere is hidden: what the device offers there is not true of the wrapper.
+
+    Args:
+        device: the device that is wrapped.
+
+    Attributes:
+        device: the device that is wrapped.
+    """
+
+    capabilities: ClassVar[tuple[type, ...]] = ()
+    """Implemented by the wrapper, whatever it wraps."""
+
+    adapts: ClassVar[tuple[type, ...]] = ()
+    """Implemented by the wrapper with the help of the device's own; offered where the device has them."""
+
+    forwards: ClassVar[tuple[type, ...]] = (Clock, Flushes, ReportsPeaks, Snapshots, Thermometer)
+    """Provided by the device itself, unchanged. By default: the state of the chip and of its link."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    @property
+    def spec(self) -> DeviceSpec:
+        """Return the spec of the wrapped device."""
+        return self.device.spec
+
+    def open(self) -> None:
+        """Connect; do nothing when connected already."""
+        self.device.open()
+
+    def close(self) -> None:
+        """Leave the hardware in its safe state and disconnect; do nothing when closed already."""
+        self.device.close()
+
+    def program(self, controls: Tensor) -> None:
+        """Set all controls: shape (num_controls,), in control units."""
+        self.device.program(controls)
+
+    def query(self, inputs: Tensor) -> Tensor:
+        """Pass vectors through: (batch, in_features) -> (batch, out_features)."""
+        return self.device.query(inputs)
+
+    def capability(self, protocol: type[_Capability]) -> _Capability | None:
+        """Return the wrapper or the object behind it that provides a capability, or None.
+
+        Raises:
+            TypeError: the wrapper declares the capability without the methods of it.
+        """
+        if protocol in self.capabilities or (protocol in self.adapts and self.provider(protocol) is not None):
+            check_declared(self, protocol)
+            return cast(_Capability, self)
+        return self.provider(protocol) if protocol in self.forwards else None
+
+    def provider(self, protocol: type[_Capability]) -> _Capability | None:
+        """Return the object behind the wrapper that provides a capability, or None."""
+        return capability_of(self.device, protocol)
+
+    def behind(self, protocol: type[_Capability]) -> _Capability:
+        """Return the object behind the wrapper that provides a capability that it has.
+
+        Raises:
+            TypeError: it does not have it.
+        """
+        found = self.provider(protocol)
+        if found is None:
+            raise TypeError(f"{type(self.device).__name__} does not have the capability {protocol.__name__}")
+        return found
