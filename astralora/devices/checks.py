@@ -1,4 +1,4 @@
-"""Checks that cost nothing, made before anything is spent."""
+"""Check requests before anything is spent, and answers before anything uses them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from .spec import DeviceSpec, Range
 
 __all__ = ["NotFinite", "check_controls", "check_finite", "check_inputs", "check_outputs"]
 
-# Scaling into a range in float32 may overshoot its end by an ulp or two.
+# Scaling into a range in float32 may exceed its end by an ulp or two.
 _ROUNDING = 1e-6
 
 
 class NotFinite(ProtocolError):
-    """An answer that arrived whole, with NaN or infinity in it."""
+    """Report an answer that arrived intact, with NaN or infinity in it."""
 
 
 def check_controls(spec: DeviceSpec, controls: Tensor, operation: str, ndim: int = 1) -> None:
     """Refuse controls that are not (..., num_controls), float, finite and within range.
 
     Raises:
-        OutOfRange: says which of these was wrong, and where.
+        OutOfRange: names the condition and the place.
     """
     _check(spec, controls, operation, "controls", spec.num_controls, ndim, spec.control_range)
 
@@ -33,7 +33,7 @@ def check_inputs(spec: DeviceSpec, inputs: Tensor, operation: str) -> None:
     """Refuse inputs that are not (batch, in_features), float, finite and within range.
 
     Raises:
-        OutOfRange: says which of these was wrong, and where.
+        OutOfRange: names the condition and the place.
     """
     _check(spec, inputs, operation, "inputs", spec.in_features, 2, spec.input_range)
 
@@ -59,9 +59,9 @@ def check_finite(spec: DeviceSpec, outputs: Tensor) -> None:
     """Refuse an answer with NaN or infinity in it.
 
     Raises:
-        NotFinite: the device is at fault, which may pass.
+        NotFinite: a repetition may cure it.
     """
-    # One pass over numbers that are nearly always fine; a sum that overflows is looked at more closely.
+    # The sum takes one pass and is nearly always finite; only where it is not are the values checked one by one.
     if not isfinite(outputs.detach().sum().item()):
         bad = ~torch.isfinite(outputs)
         if bool(bad.any()):
@@ -80,7 +80,7 @@ def _check(
     ndim: int,
     bounds: Range | None,
 ) -> None:
-    # On the way of every operation: what is only needed to complain is made when complaining.
+    # Every operation passes here: messages are composed only where something is wrong.
     if not isinstance(value, Tensor):
         problem = f"{what} must be a torch tensor, not {type(value).__name__}"
     elif value.ndim != ndim or value.shape[-1] != width:
@@ -90,10 +90,10 @@ def _check(
     elif value.dtype not in (torch.float32, torch.float64):
         problem = f"{what} must be float32 or float64, not {value.dtype}"
     elif not value.numel() or (bounds is None and isfinite(value.detach().sum().item())):
-        return  # a sum that overflows is looked at more closely
+        return  # a sum that overflows is checked value by value below
     else:
         lowest, highest = torch.aminmax(value.detach())
-        low, high = lowest.item(), highest.item()  # NaN comes through as NaN
+        low, high = lowest.item(), highest.item()  # NaN stays NaN
         slack = 0.0 if bounds is None else _ROUNDING * (bounds[1] - bounds[0])
         if bounds is not None and bounds[0] - slack <= low and high <= bounds[1] + slack:
             return

@@ -1,12 +1,12 @@
-"""Everything that can go wrong between a program and a device.
+"""Define the errors of devices.
 
     DeviceError
-    ├── NotConnected          the device is closed, gone, or was never programmed
+    ├── NotConnected          the device is closed, disconnected, or not programmed
     ├── DeviceTimeout         no complete answer arrived in time
-    ├── ProtocolError         the device answered something that cannot be right
-    ├── OutOfRange            a request that the device must not be sent
-    ├── BudgetExceeded        a request that the budget does not cover
-    └── CalibrationMismatch   a calibration that belongs to another device
+    ├── ProtocolError         the answer is invalid
+    ├── OutOfRange            the request is invalid, and was not sent
+    ├── BudgetExceeded        the budget does not cover the request, which was not sent
+    └── CalibrationMismatch   the calibration belongs to another device
 
 Every message names the device and the operation, and says what to do.
 """
@@ -25,12 +25,12 @@ __all__ = [
 
 
 class DeviceError(Exception):
-    """A device could not do what was asked.
+    """Report that a device could not carry out an operation.
 
     Args:
-        message: what was wrong and what would be right, without a final full stop.
+        message: cause and remedy, without a final full stop.
         device: name of the device, as in its spec.
-        operation: the operation that failed, such as ``"query"``.
+        operation: operation that failed, such as ``"query"``.
     """
 
     def __init__(self, message: str, *, device: str | None = None, operation: str | None = None) -> None:
@@ -46,24 +46,24 @@ class DeviceError(Exception):
 
 
 class NotConnected(DeviceError):
-    """The device is closed, has gone away, or holds no controls yet."""
+    """Report a device that is closed, disconnected, or not programmed yet."""
 
 
 class DeviceTimeout(DeviceError):
-    """No complete answer arrived within the time allowed."""
+    """Report that no complete answer arrived within the timeout."""
 
 
 class ProtocolError(DeviceError):
-    """The device answered, but with something that cannot be right."""
+    """Report an answer that is invalid."""
 
 
 class OutOfRange(DeviceError):
-    """Wrong shape, type or value: refused before anything reached the device."""
+    """Report a wrong shape, type or value; the request was refused before anything was sent."""
 
 
 class BudgetExceeded(DeviceError):
-    """The request would spend more than the budget allows: refused before it was sent."""
+    """Report a request that would exceed the budget; it was refused before anything was sent."""
 
 
 class CalibrationMismatch(DeviceError):
-    """The calibration was taken on another device."""
+    """Report a calibration that was taken on another device."""

@@ -1,4 +1,4 @@
-"""Libraries that are needed only by those who use them."""
+"""Import optional libraries."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def require(
     """Import a module of an optional library.
 
     Args:
-        module: its full name.
-        needs: what needs it, with the verb, to begin the message with.
-        extra: what brings it.
-        distribution: what it is installed as; the first part of the module's name unless given.
-        error: to raise.
+        module: full name of the module.
+        needs: beginning of the message, such as ``"remote devices need"``.
+        extra: extra of astralora that installs the library.
+        distribution: name that the library is installed by; the first part of the module's name unless given.
+        error: class of the error to raise.
 
     Raises:
-        DeviceError, or ``error``: it is not installed, with the extra that brings it.
+        DeviceError, or ``error``: the library is not installed; names the extra that installs it.
     """
     library = module.partition(".")[0]
     try:

@@ -1,4 +1,4 @@
-"""Files that are there whole, or not at all."""
+"""Write files atomically."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["write_atomically"]
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file so that at any moment either the old or the new content is there, whole."""
+    """Write a file so that it holds either the old or the new content at any moment, also after a crash."""
     data = content.encode() if isinstance(content, str) else content
     draft = path.with_name(path.name + ".tmp")
     with draft.open("wb") as file:

@@ -1,4 +1,4 @@
-"""Code that a lab has already, as a device."""
+"""Make a device from functions that a lab has already."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ def wrap_device(
     open: Callable[[], object] | None = None,  # noqa: A002
     close: Callable[[], object] | None = None,
 ) -> HardwareDevice:
-    """A device made of functions: of pymeasure, QCoDeS, a vendor's library, or your own.
+    """Make a device from functions: of pymeasure, QCoDeS, a vendor's library, or your own.
 
-    Arrays arrive checked, in C order and read-only. An error of those functions is passed on as it is; one that may
-    pass when tried again is best raised as `astralora.devices.DeviceTimeout`, `astralora.devices.NotConnected` or `astralora.devices.ProtocolError`.
+    Arrays arrive checked, in C order and read-only. An error of these functions is raised as it is. Raise an error that
+    a repetition may cure as `astralora.devices.DeviceTimeout`, `astralora.devices.NotConnected` or
+    `astralora.devices.ProtocolError`.
 
     Args:
-        spec: what the device promises.
-        program: given controls, (num_controls,), sets all of them.
-        query: given inputs, (batch, in_features), returns outputs, (batch, out_features).
-        open: connects; by default there is nothing to do.
-        close: leaves the hardware in its safe state and disconnects; by default there is nothing to do.
+        spec: sizes, ranges and claims of the device.
+        program: sets all controls, (num_controls,).
+        query: returns outputs, (batch, out_features), for inputs, (batch, in_features).
+        open: connects; None where there is nothing to do.
+        close: leaves the hardware in its safe state and disconnects; None where there is nothing to do.
     """
     return _WrappedDevice(spec, program, query, open, close)
 

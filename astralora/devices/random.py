@@ -1,4 +1,4 @@
-"""Random streams that belong to one object each; the global generator is never touched."""
+"""Derive random streams, one for each object; the global generator is never used."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["derive_generator", "derive_seed"]
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
-    """A 63-bit seed of its own for every purpose, independent of the others.
+    """Return an independent 63-bit seed for every purpose.
 
-    A hash rather than an offset: streams of neighbouring seeds must not overlap.
+    The seed is a hash, not an offset: streams of neighbouring seeds must not overlap.
     """
     text = "/".join(str(part) for part in (seed, *purpose))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def derive_generator(seed: int, *purpose: str | int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator seeded for one purpose; see `derive_seed`."""
+    """Return a generator seeded for one purpose; see `derive_seed`."""
     return torch.Generator(device=device).manual_seed(derive_seed(seed, *purpose))

@@ -1,4 +1,4 @@
-"""What the controls of a device can move, where that is neither one entry, nor one output, nor everything."""
+"""Describe which part of the transfer matrix each control can change, for sparse coupling."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ __all__ = ["Patch", "Stripe", "check_reach"]
 _Index = Annotated[int, Field(ge=0)]
 
 Stripe = tuple[_Index, _Index] | tuple[_Index, _Index, PositiveInt]
-"""Evenly spaced indices: start, stop (not included) and, unless it is 1, the step. None of them where stop is start."""
+"""Evenly spaced indices: start, stop (not included) and, unless it is 1, the step. Empty where stop equals start."""
 
 
 class Patch(BaseModel):
-    """A run of consecutive controls, and the rectangle of the transfer matrix that they can move.
+    """Describe a run of consecutive controls and the rectangle of the transfer matrix that they can change.
 
-    The patches of a `astralora.devices.DeviceSpec` follow one another: the first has control 0 and those after it, and so on.
-    On a device that is not linear, only the outputs count.
+    The patches of a `DeviceSpec` follow one another: the first begins with control 0. On a device that is not linear,
+    only the outputs are used.
 
     Attributes:
         controls: number of controls in the run.
         outputs: rows of the rectangle.
         inputs: columns of the rectangle.
-        split: each control moves an equal share of the rectangle of its own, in order: ``"inputs"`` or ``"outputs"``
-            says which side is shared out. None: each of them moves all of it.
+        split: ``"inputs"`` or ``"outputs"`` divides this side of the rectangle into equal shares, one for each control
+            in order. None: each control changes the whole rectangle.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,7 +41,7 @@ def check_reach(patches: Sequence[Patch], num_controls: int, in_features: int, o
     """Refuse patches that do not fit the device.
 
     Raises:
-        ValueError: says which patch, and why.
+        ValueError: names the patch, and the reason.
     """
     for place, patch in enumerate(patches):
         for side, width in (("outputs", out_features), ("inputs", in_features)):

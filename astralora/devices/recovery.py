@@ -45,9 +45,9 @@ class Recovery:
     """Bring a device back after a fault, and decide which operations may be repeated.
 
     A device that `Resends` is first asked for its answer again, which carries nothing out twice. After that the device
-    is closed and opened, its link is flushed, its controls are programmed again, and the operation is repeated. A device
-    that does not declare ``idempotent_program`` is never written twice: its queries are repeated on a flushed link
-    without reopening it, and its programs are not repeated.
+    is closed and opened, its link is flushed, its controls are programmed again, and the operation is repeated. A
+    device that does not declare ``idempotent_program`` is never written twice: its queries are repeated on a flushed
+    link without reopening it, and its programs are not repeated.
 
     Args:
         device: device that has faults.

@@ -30,10 +30,10 @@ _Capability = TypeVar("_Capability")
 class Session(DeviceWrapper):
     """Guard a device; a session is itself a device.
 
-    It refuses bad requests before they cost anything, splits batches to the device's ``max_batch``, skips a program that
-    would change nothing, counts every operation by purpose, keeps the budget, repeats operations after faults of the
-    link, and keeps other threads out between a program and its query. Use it as a context manager, or call `open` and
-    `close`; a session that is left open is closed when the interpreter exits, also by a signal.
+    It refuses bad requests before they cost anything, splits batches to the device's ``max_batch``, skips a program
+    that would change nothing, counts every operation by purpose, keeps the budget, repeats operations after faults of
+    the link, and keeps other threads out between a program and its query. Use it as a context manager, or call `open`
+    and `close`; a session that is left open is closed when the interpreter exits, also by a signal.
 
     Args:
         device: device to guard.

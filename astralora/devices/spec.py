@@ -1,4 +1,4 @@
-"""What a device promises about itself."""
+"""Describe a device: sizes, ranges, converters, and what it claims about itself."""
 
 from __future__ import annotations
 
@@ -15,46 +15,46 @@ Range = tuple[FiniteFloat, FiniteFloat]
 """Lowest and highest value, both included."""
 
 Coupling = Literal["elementwise", "output", "sparse", "dense"]
-"""What one control can reach: one matrix entry, one output, a part of the matrix, or anything."""
+"""Part of the transfer matrix that one control can change: one entry, one output, a part, or anything."""
 
 _Levels = Annotated[int, Field(ge=2)]
 _NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class DeviceSpec(BaseModel):
-    """What a device promises about itself; the defaults promise the least.
+    """Describe a device; the defaults claim nothing.
 
-    A range of ``None`` means that the device sets no limit; levels of ``None`` mean that it
-    does not quantize. Levels are counted over the whole range, both ends included, so 8 bits are
-    256 levels.
+    A range of ``None`` means that the device sets no limit; levels of ``None`` mean that it does not quantize. Levels
+    are counted over the whole range, both ends included: 8 bits are 256 levels.
 
     Attributes:
-        name: the device's name, used in every message about it.
+        name: name of the device in every message.
         in_features: length n of one input vector.
         out_features: length m of one output vector.
         num_controls: number P of programmable controls.
         input_range: legal input values, in input units.
         control_range: legal control values, in ``control_unit``.
-        output_range: values that the detector can report; it saturates beyond, in output units.
+        output_range: values that the detector can report, in output units; it saturates beyond.
         input_levels: distinct input codes over ``input_range`` (DAC).
         control_levels: distinct control codes over ``control_range``.
         output_levels: distinct output codes over ``output_range`` (ADC).
         control_unit: unit of the controls, such as ``"rad"`` or ``"V"``.
-        initial_range: where training starts, each control at random within it; None for the whole control range.
-        linear: the outputs are a linear function of the inputs, ``y = A(w) x``.
-        coupling: what one control can reach. ``"elementwise"``: control ``i * in_features + j`` moves
-            entry (i, j) of the transfer matrix alone. ``"output"``: the controls stand in ``out_features``
-            equal runs, and run i moves output i alone. ``"sparse"``: what ``reach`` says. ``"dense"``: anything.
-        reach: with ``coupling="sparse"``, the part of the transfer matrix that each run of controls can move.
+        initial_range: range from which training draws the first controls; None for the whole control range.
+        linear: whether the outputs are a linear function of the inputs, ``y = A(w) x``.
+        coupling: part of the transfer matrix that one control can change. ``"elementwise"``: control
+            ``i * in_features + j`` changes entry (i, j) alone. ``"output"``: the controls form ``out_features`` runs of
+            equal length, and run i changes output i alone. ``"sparse"``: the part that ``reach`` lists. ``"dense"``:
+            anything.
+        reach: with ``coupling="sparse"``, the part of the transfer matrix that each run of controls can change.
         noise_std: standard deviation of one output of one query, in output units.
-        idempotent_program: programming the same controls twice does the same as once, so that a program whose
+        idempotent_program: whether programming the same controls twice has the effect of once, so that a program whose
             answer was lost may be sent again.
-        max_batch: the most vectors that one query takes.
+        max_batch: largest number of vectors in one query.
         program_seconds: time to set all controls once, settling included.
         vector_seconds: time to pass one vector.
         program_joules: energy to set all controls once.
         vector_joules: energy to pass one vector.
-        serial_number: identity of the physical unit, which its calibrations are bound to.
+        serial_number: serial number of the unit; a calibration belongs to one serial number.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -110,47 +110,47 @@ class DeviceSpec(BaseModel):
                 f"{self.out_features}, but it is {self.num_controls}"
             )
         if (self.reach is not None) != (self.coupling == "sparse"):
-            raise ValueError("a reach and coupling='sparse' belong together: give both, or neither")
+            raise ValueError("reach and coupling='sparse' belong together: give both or neither")
         if self.reach is not None:
             check_reach(self.reach, self.num_controls, self.in_features, self.out_features)
         return self
 
     def backward(self) -> DeviceSpec:
-        """What the reverse port of a `astralora.devices.Reciprocal` device promises: the same, with its sides exchanged.
+        """Return the spec of the reverse port of a `Reciprocal` device: inputs and outputs exchanged.
 
-        Light enters backwards through the same kind of modulators, and is read by the same kind of detectors.
+        The reverse port has the same kind of modulators and detectors.
         """
         swapped = {"in_features": self.out_features, "out_features": self.in_features}
-        # What a control reaches plays no part in reverse, and would have to be transposed.
+        # The coupling is not used in reverse; it would have to be transposed.
         return self.model_copy(update={**swapped, "coupling": "dense", "reach": None})
 
     def queries_for(self, vectors: int) -> int:
-        """Queries that so many vectors take, at ``max_batch`` each."""
+        """Return the number of queries that ``vectors`` vectors take, at ``max_batch`` each."""
         return ceil(vectors / self.max_batch) if self.max_batch else min(vectors, 1)
 
     @property
     def input_step(self) -> float | None:
-        """Distance between neighbouring input codes, in input units; None if continuous."""
+        """Return the distance between neighbouring input codes, in input units; None if continuous."""
         if self.input_levels is None or self.input_range is None:
             return None
         return (self.input_range[1] - self.input_range[0]) / (self.input_levels - 1)
 
     @property
     def control_step(self) -> float | None:
-        """Distance between neighbouring control codes, in control units; None if continuous."""
+        """Return the distance between neighbouring control codes, in control units; None if continuous."""
         if self.control_levels is None or self.control_range is None:
             return None
         return (self.control_range[1] - self.control_range[0]) / (self.control_levels - 1)
 
     @property
     def rails(self) -> tuple[float, ...]:
-        """Ends of the output range at which an output saturates: an end at zero is darkness, which is an answer."""
+        """Return the ends of the output range at which outputs saturate, without an end at zero: it means no light."""
         low, high = self.output_range or (0.0, 0.0)
         return tuple(rail for rail, away in ((low, low < 0), (high, high > 0)) if away)
 
     @property
     def output_step(self) -> float | None:
-        """Distance between neighbouring output codes, in output units; None if continuous."""
+        """Return the distance between neighbouring output codes, in output units; None if continuous."""
         if self.output_levels is None or self.output_range is None:
             return None
         return (self.output_range[1] - self.output_range[0]) / (self.output_levels - 1)

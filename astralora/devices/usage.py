@@ -1,4 +1,4 @@
-"""What was spent, and what may be."""
+"""Count operations, and limit them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _Limit = Annotated[int, Field(ge=0)] | None
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Operations that a device was asked for, whether or not its answer arrived.
+    """Hold counters of operations that a device was sent, whether or not its answer arrived.
 
     Attributes:
-        programs: settings of all controls.
-        queries: calls that passed vectors.
-        vectors: vectors passed.
-        seconds: time that the calls took here, as measured.
-        retries: operations repeated after a fault.
-        bytes: controls, inputs and outputs moved.
+        programs: number of times that all controls were set.
+        queries: number of calls that passed vectors.
+        vectors: number of vectors passed.
+        seconds: measured duration of the calls on this machine.
+        retries: number of operations repeated after a fault.
+        bytes: bytes of controls, inputs and outputs moved.
     """
 
     programs: int = 0
@@ -48,39 +48,39 @@ class Usage:
         return self + other.scaled(-1)
 
     def scaled(self, factor: float) -> Usage:
-        """This usage, ``factor`` times; the counters may be fractions then."""
+        """Return ``factor`` times this usage; the counters may become fractions."""
         return Usage(*(factor * value for value in self.to_list()))
 
     def hardware_seconds(self, spec: DeviceSpec) -> float:
-        """The price in seconds on hardware: programs and vectors at the spec's own rates."""
+        """Return the time on hardware: programs and vectors at the times of the spec."""
         return self.programs * spec.program_seconds + self.vectors * spec.vector_seconds
 
     def hardware_joules(self, spec: DeviceSpec) -> float:
-        """The same in energy."""
+        """Return the energy on hardware: programs and vectors at the energies of the spec."""
         return self.programs * spec.program_joules + self.vectors * spec.vector_joules
 
     def rounded(self) -> Usage:
-        """This usage in whole operations."""
+        """Return this usage in whole operations."""
         whole = [value if name == "seconds" else round(value) for name, value in asdict(self).items()]
         return Usage(*whole)
 
     def to_list(self) -> list[Any]:
-        """The counters in their order, which ``Usage(*counters)`` takes back."""
+        """Return the counters in the order of ``Usage(*counters)``."""
         return [self.programs, self.queries, self.vectors, self.seconds, self.retries, self.bytes]
 
     def to_dict(self) -> dict[str, Any]:
-        """The counters by name."""
+        """Return the counters by name."""
         return asdict(self)
 
 
 class Budget(BaseModel):
-    """The most that may be spent; None sets no limit.
+    """Limit what may be spent; None sets no limit.
 
     Attributes:
-        programs: settings of all controls.
-        queries: calls that pass vectors.
-        vectors: vectors passed.
-        hardware_seconds: programs and vectors, priced at the spec's rates.
+        programs: number of times that all controls are set.
+        queries: number of calls that pass vectors.
+        vectors: number of vectors passed.
+        hardware_seconds: seconds of programs and vectors, at the times of the spec.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -91,14 +91,14 @@ class Budget(BaseModel):
     hardware_seconds: Annotated[float, Field(ge=0)] | None = None
 
     def shortfall(self, spent: Usage, spec: DeviceSpec) -> str | None:
-        """Why ``spent`` is more than this budget, in words; None where it is not."""
+        """Return in words how ``spent`` exceeds this budget, or None."""
         for name in ("programs", "queries", "vectors"):
             limit = getattr(self, name)
             if limit is not None and getattr(spent, name) > limit:
                 return f"{getattr(spent, name)} {name} of a budget of {limit}"
         if self.hardware_seconds is not None:
             seconds = spent.hardware_seconds(spec)
-            # Sums of decimal prices: equal budgets must not fail on the last binary digit.
+            # Sums of decimal prices are not exact in binary: an equal budget must not fail.
             if seconds > self.hardware_seconds * (1 + 1e-9):
                 return f"{seconds:.6g} hardware seconds of a budget of {self.hardware_seconds:.6g}"
         return None

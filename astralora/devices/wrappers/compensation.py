@@ -51,24 +51,24 @@ class CompensatedDevice(DeviceWrapper):
     ==========  =====================  ==========================================  ===========  ===================
 
     ``"global"`` and ``"output"`` query reference vectors right after every program, and again later. The outputs are
-    divided by the ratio of the later answers to the first: one ratio for all outputs (Joshi et al., Nat. Commun. 11, 2473
-    (2020)), or one for each output, which is drawn towards the common ratio where noise dominates the references.
+    divided by the ratio of the later answers to the first: one ratio for all outputs (Joshi et al., Nat. Commun. 11,
+    2473 (2020)), or one for each output, which is drawn towards the common ratio where noise dominates the references.
 
-    ``"columns"`` uses the last ``columns`` outputs of the chip as references. Their controls are fixed, and their rows of
-    the transfer matrix are measured right after every program. From then on they are measured with every query, and the
-    other outputs are divided by the ratio of these outputs to the expected ones. This needs no vector and no pause, but
-    assumes that all outputs drift like these few.
+    ``"columns"`` uses the last ``columns`` outputs of the chip as references. Their controls are fixed, and their rows
+    of the transfer matrix are measured right after every program. From then on they are measured with every query, and
+    the other outputs are divided by the ratio of these outputs to the expected ones. This needs no vector and no pause,
+    but assumes that all outputs drift like these few.
 
     No kind compensates parts of one output that drift differently, offsets, or noise, which grows with the factor. The
     age of references follows the clock of the chip, see `clock_of`, and their queries are recorded under the purpose
-    "drift" in `session`. Every program pays for references: this wrapper is for a chip that is used, not for one that is
-    trained. Programming what the chip holds already changes nothing, and does not reset its age.
+    "drift" in `session`. Every program pays for references: this wrapper is for a chip that is used, not for one that
+    is trained. Programming what the chip holds already changes nothing, and does not reset its age.
 
     Args:
         device: linear chip; a session keeps its budget and its counters.
         kind: kind of compensation.
-        every_seconds: seconds between two queries of the references; for ``"columns"``, time constant of the average over
-            earlier answers.
+        every_seconds: seconds between two queries of the references; for ``"columns"``, time constant of the average
+            over earlier answers.
         vectors: number of references, for ``"global"`` and ``"output"``; at least 2.
         columns: number of outputs used as references, for ``"columns"``.
         seed: seed of the references.
@@ -149,7 +149,8 @@ class CompensatedDevice(DeviceWrapper):
                 with self.session.purpose(Purpose.DRIFT):
                     self._is_reliable = watch.begin(self.session.query(watch.at_program.to(controls)))
             except BaseException:
-                # Otherwise the same controls would not be written again, and a chip that has aged would be the reference.
+                # Otherwise the same controls would not be written again, and a chip that has aged would be the
+                # reference.
                 self.session.forget()
                 raise
             self._has_references = True
@@ -199,7 +200,7 @@ class CompensatedDevice(DeviceWrapper):
         )
 
     def rehearsal(self) -> Device:
-        """Return the same wrapper around a stand-in, so that references are counted at the times that hardware takes."""
+        """Return the same wrapper around a stand-in, so that references are counted at hardware speed."""
         return CompensatedDevice(rehearse(self.session), self.kind, **self._options)  # type: ignore[arg-type]
 
     # -- Snapshots --------------------------------------------------------------------------

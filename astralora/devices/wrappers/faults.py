@@ -1,4 +1,4 @@
-"""Faults on purpose: what goes wrong on a bench, seeded and counted."""
+"""Inject faults of links and chips, seeded and counted."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ ChipFault = Literal["nan", "saturated", "stuck"]
 FaultKind = Literal[LinkFault, ChipFault]
 
 LINK_FAULTS: Final[tuple[FaultKind, ...]] = get_args(LinkFault)
-"""Of the line between host and chip: always noticed."""
+"""Faults of the link between host and chip; a driver always detects them."""
 
 CHIP_FAULTS: Final[tuple[FaultKind, ...]] = get_args(ChipFault)
-"""Of the chip itself, on queries: noticed where the answer shows it, or the chip says so."""
+"""Faults of the chip in answers to queries; detected where the answer shows them, or the chip reports them."""
 
 _Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class FaultPlan(BaseModel):
-    """How often which fault happens, per operation.
+    """Set the probability of each fault, per operation.
 
     Attributes:
         timeout: the request or its answer is lost.
         truncated: the answer breaks off.
         corrupt: bits of the request or of its answer are flipped.
-        late: the answer comes after its time.
-        disconnect: the line hangs up, and has to be opened again.
+        late: the answer arrives after the timeout.
+        disconnect: the line hangs up, and must be opened again.
         nan: a value of the answer is NaN.
-        saturated: an output sits at the end of its range.
-        stuck: an output shows what it showed the time before.
-        seed: of the drawing.
-        at: faults of certain operations, by their number from 0, whatever is drawn.
-        flagged: the chip notices ``saturated`` and ``stuck`` by itself and reports an error, as one with a
-            self-test does; otherwise wrong numbers are answered, as by one without.
+        saturated: an output is at the end of its range.
+        stuck: an output repeats its previous value.
+        seed: seed of the random choice.
+        at: faults of single operations, by their number from 0; they replace the random choice.
+        flagged: whether the chip detects ``saturated`` and ``stuck`` by a self-test and reports an error; otherwise it
+            answers wrong numbers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,10 +69,10 @@ class FaultPlan(BaseModel):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """A plan from a TOML file, or from words such as ``timeout=0.01,nan=0.01,seed=3``; ``all=P`` means every fault.
+        """Read a plan from a TOML file or text such as ``timeout=0.01,nan=0.01,seed=3``; ``all=P`` sets all faults.
 
         Raises:
-            DeviceError: it is neither, in one sentence.
+            DeviceError: the text is neither.
         """
         try:
             if text.endswith(".toml"):
@@ -86,7 +86,7 @@ class FaultPlan(BaseModel):
             raise DeviceError(f"the fault plan {text} cannot be read: {error.strerror or error}") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError):
             raise DeviceError(
-                f"{text!r} is no fault plan; write, for example, timeout=0.01,nan=0.01,seed=3, or name a TOML file"
+                f"{text!r} is not a fault plan; write, for example, timeout=0.01,nan=0.01,seed=3, or name a TOML file"
             ) from None
         except ValidationError as error:
             first = error.errors()[0]
@@ -96,14 +96,14 @@ class FaultPlan(BaseModel):
 
 
 class FaultDice:
-    """Decides the fault of each operation.
+    """Choose the fault of each operation at random.
 
     Args:
-        plan: how often which.
-        kinds: those that are thrown for here; the plan's others are somebody else's.
+        plan: probability of each fault.
+        kinds: kinds of the plan that are chosen here.
 
     Attributes:
-        injected: how many of each kind there were.
+        injected: number of faults of each kind so far.
     """
 
     def __init__(self, plan: FaultPlan, kinds: Collection[FaultKind]) -> None:
@@ -114,7 +114,7 @@ class FaultDice:
         self.injected: Counter[FaultKind] = Counter()
 
     def throw(self, possible: Collection[FaultKind]) -> FaultKind | None:
-        """The next operation's fault, or None, among those that are possible for it."""
+        """Return the fault of the next operation, among those that are possible for it, or None."""
         number, drawn = self._number, self._random.random()
         self._number += 1
         kind = self._plan.at.get(number)
@@ -129,11 +129,11 @@ class FaultDice:
         return kind
 
     def coin(self) -> bool:
-        """Heads or tails."""
+        """Return True with probability one half."""
         return self._random.random() < 0.5
 
     def below(self, limit: int) -> int:
-        """A whole number from 0 up to, not including, ``limit``."""
+        """Return a random whole number from 0 to ``limit`` - 1."""
         return self._random.randrange(limit)
 
 
@@ -142,9 +142,9 @@ class FaultyDevice(DeviceWrapper):
 
     Faults of the link raise the errors that a driver raises; half of the requests that are lost have been carried out,
     as happens with real links. ``late`` and ``truncated`` answers are timeouts, which a correct driver makes of them.
-    After a ``disconnect`` every call fails until the device is closed and opened. A ``nan`` answer is returned as it is.
-    ``saturated`` and ``stuck`` outputs are wrong numbers that cannot be told from right ones, unless the plan has them
-    ``flagged``. The clock, the state and the law of the device stay as they are.
+    After a ``disconnect`` every call fails until the device is closed and opened. A ``nan`` answer is returned as it
+    is. ``saturated`` and ``stuck`` outputs are wrong numbers that cannot be told from right ones, unless the plan has
+    them ``flagged``. The clock, the state and the law of the device stay as they are.
 
     Args:
         device: device without faults.

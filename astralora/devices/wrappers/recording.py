@@ -141,9 +141,10 @@ def make_recording(device: str, path: str, **options: Any) -> RecordingDevice:
 class ReplayDevice:
     """Return the recorded answers of a device, exactly.
 
-    With ``match="order"``, every request must equal the recorded one to the bit; the first that differs is an error that
-    says where. With ``match="content"``, the order is free: a request is answered like the recorded one with the same
-    controls and inputs, each time with the next of their recorded answers, and after the last with the first again.
+    With ``match="order"``, every request must equal the recorded one to the bit; the first that differs is an error
+    that says where. With ``match="content"``, the order is free: a request is answered like the recorded one with the
+    same controls and inputs, each time with the next of their recorded answers, and after the last with the first
+    again.
 
     Args:
         path: path of a recording.

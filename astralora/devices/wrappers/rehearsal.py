@@ -23,9 +23,9 @@ __all__ = ["RehearsalDevice", "rehearse"]
 class RehearsalDevice:
     """Answer like some linear device, so that the operations of a run can be counted without a run.
 
-    It takes the place of a device with the same spec, and receives the requests that the device would receive, as far as
-    these do not depend on the answers. Its transfer matrix has full rank, as that of any chip has, answers well within
-    the output range, and does not depend on the controls. Its clock advances by the times of the spec.
+    It takes the place of a device with the same spec, and receives the requests that the device would receive, as far
+    as these do not depend on the answers. Its transfer matrix has full rank, as that of any chip has, answers well
+    within the output range, and does not depend on the controls. Its clock advances by the times of the spec.
 
     Args:
         spec: spec of the device that it stands in for.

@@ -30,7 +30,7 @@ _Capability = TypeVar("_Capability")
 
 
 class TiledDevice(DeviceWrapper):
-    """Combine small linear chips into a large one: each chip computes a block of the matrix, and the sums are added here.
+    """Combine small linear chips into a large one: each chip computes a block of the matrix, and sums are added here.
 
     The matrix of (out_features, in_features) is cut into tiles of the size of a chip; the last row and column of tiles
     may be used in part. With as many chips as tiles, every chip holds its tile, and all work in parallel. With fewer,
@@ -101,7 +101,8 @@ class TiledDevice(DeviceWrapper):
         surplus = self._columns * chip.in_features - in_features
         if surplus and chip.input_range is not None and not chip.input_range[0] <= 0 <= chip.input_range[1]:
             raise DeviceError(
-                f"{in_features} inputs leave {surplus} inputs of the last chips without light, which {chip.name!r} does not allow",
+                f"{in_features} inputs leave {surplus} inputs of the last chips unused, which must be 0, "
+                f"but {chip.name!r} does not allow 0",
                 device=name,
             )
         self._places = self._elementwise_places(in_features, out_features) if chip.coupling == "elementwise" else None
@@ -155,7 +156,7 @@ class TiledDevice(DeviceWrapper):
             raise problems[0]
 
     def program(self, controls: Tensor) -> None:
-        """Set all controls, (num_controls,); a chip that serves several tiles receives them when it serves each tile."""
+        """Set all controls, (num_controls,); a chip that serves several tiles is programmed with each query."""
         # Until every chip has confirmed, its controls are unknown.
         self._controls = None
         if self._turns == 1:
@@ -165,7 +166,7 @@ class TiledDevice(DeviceWrapper):
 
     @property
     def peaks(self) -> Tensor:
-        """Return the largest share of any chip's output range that each vector of the newest query reached, (batch,)."""
+        """Return the largest share of a chip's output range that each vector of the newest query reached, (batch,)."""
         return self._peaks
 
     def query(self, inputs: Tensor) -> Tensor:
@@ -284,7 +285,7 @@ class TiledDevice(DeviceWrapper):
         return (Patch(controls=chip.num_controls, outputs=(0, chip.out_features), inputs=(0, chip.in_features)),)
 
     def _placed(self, patch: Patch, tile: int, in_features: int, out_features: int) -> list[Patch]:
-        """Return the patches of a tile within the whole, for one patch of a chip; cut where the tile is used in part."""
+        """Return the patches within the whole for one patch of a chip, cut where the tile is used in part."""
         row, column = divmod(tile, self._columns)
         outputs = _shifted(range(*patch.outputs), row * self._chip.out_features, out_features)
         inputs = _shifted(range(*patch.inputs), column * self._chip.in_features, in_features)
