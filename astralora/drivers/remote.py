@@ -1,11 +1,13 @@
-"""A device on another machine, as a Ray actor on the host that has the chip."""
+"""Drive a device on another machine, through a Ray actor on the host that has the chip."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -13,129 +15,192 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..devices import (
+    Clock,
     Device,
     DeviceError,
     DeviceSpec,
     DeviceTimeout,
+    DeviceWrapper,
+    Flushes,
     NotConnected,
     ProgramsMany,
+    Reciprocal,
+    Thermometer,
+    capability_of,
     errors,
 )
 from ..devices.extras import require
 from ..devices.registry import make_inner
 
-__all__ = ["RemoteDevice", "RemoteManyDevice", "open_remote"]
+__all__ = ["RemoteDevice", "open_remote"]
 
 _log = logging.getLogger(__name__)
 
-# How often the cluster is asked whether a chip has come back, in seconds.
-_TICK: Final = 0.2
-# What an answer begins with.
+# Seconds between two questions to the cluster, while a chip is awaited.
+_POLL_SECONDS: Final = 0.2
+
+# First item of every answer of the actor.
 _OK: Final = "ok"
 _ERROR: Final = "error"
 
+# Capabilities that reach across, by the name that the host reports.
+_REMOTE: Final[dict[str, type]] = {
+    protocol.__name__: protocol for protocol in (Clock, Flushes, ProgramsMany, Reciprocal, Thermometer)
+}
+
 _Array = NDArray[Any]
+_Arguments = ParamSpec("_Arguments")
+_Capability = TypeVar("_Capability")
+
+
+def _reported(
+    method: Callable[Concatenate[_Host, _Arguments], object],
+) -> Callable[Concatenate[_Host, _Arguments], tuple[Any, ...]]:
+    """Return the result of a method, or its error, as a tuple, so that both sides may be of different versions."""
+
+    @functools.wraps(method)
+    def call(host: _Host, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> tuple[Any, ...]:
+        try:
+            return _OK, method(host, *args, **kwargs)
+        except Exception as error:
+            return _error_report(error)
+
+    return call
 
 
 class _Host:
-    """Runs on the host that has the chip; one call at a time, as Ray's actors do.
-
-    Errors are told rather than raised: they have to arrive as they were, whatever the version at the other end.
-    """
+    """Drive the device on the host that has the chip; Ray runs one call at a time."""
 
     def __init__(self, device: str, options: dict[str, Any]) -> None:
-        self._device: Device | None = None
-        self._problem: tuple[str, ...] | None = None
+        self._made: Device | None = None
+        self._problem: tuple[str, ...] = ()
         try:
-            self._device = make_inner(device, options)
+            self._made = make_inner(device, options)
         except Exception as error:
-            self._problem = _told(error)
+            self._problem = _error_report(error)
+
+    @property
+    def _device(self) -> Device:
+        assert self._made is not None
+        return self._made
 
     def describe(self) -> tuple[Any, ...]:
-        """The spec as JSON, and which operations there are beyond the least."""
-        if self._device is None:
-            return self._problem or ()
-        more = ["query_each"] if isinstance(self._device, ProgramsMany) else []
-        return _OK, self._device.spec.model_dump_json(), more
+        """Return the spec as JSON, and the names of the capabilities that reach across."""
+        if self._made is None:
+            return self._problem
+        names = [name for name, protocol in _REMOTE.items() if capability_of(self._made, protocol) is not None]
+        return _OK, self._made.spec.model_dump_json(), names
 
-    def call(self, operation: str, *arrays: _Array) -> tuple[Any, ...]:
-        """One operation of the device, on arrays and with an array for an answer."""
-        # Ray's arrays are read-only views of its store.
-        tensors = [torch.from_numpy(np.array(array)) for array in arrays]
-        try:
-            answer = getattr(self._device, operation)(*tensors)
-        except Exception as error:
-            return _told(error)
-        return _OK, None if answer is None else answer.detach().cpu().numpy()
+    @_reported
+    def open(self) -> None:
+        self._device.open()
+
+    @_reported
+    def close(self) -> None:
+        self._device.close()
+
+    @_reported
+    def program(self, controls: _Array) -> None:
+        self._device.program(_tensor(controls))
+
+    @_reported
+    def query(self, inputs: _Array) -> _Array:
+        return _array(self._device.query(_tensor(inputs)))
+
+    @_reported
+    def query_each(self, controls: _Array, inputs: _Array) -> _Array:
+        return _array(_required(self._device, ProgramsMany).query_each(_tensor(controls), _tensor(inputs)))
+
+    @_reported
+    def query_adjoint(self, outputs: _Array) -> _Array:
+        return _array(_required(self._device, Reciprocal).query_adjoint(_tensor(outputs)))
+
+    @_reported
+    def flush(self) -> None:
+        _required(self._device, Flushes).flush()
+
+    @_reported
+    def clock_seconds(self) -> float:
+        return _required(self._device, Clock).clock_seconds
+
+    @_reported
+    def wait(self, seconds: float) -> None:
+        _required(self._device, Clock).wait(seconds)
+
+    @_reported
+    def temperature_celsius(self) -> float:
+        return _required(self._device, Thermometer).temperature_celsius
 
 
 class _Link:
-    """The actor, for as long as there is one, and what is said to it.
+    """Start, call and stop the actor.
 
     Args:
-        device: registered name or bench file, as the actor's host knows it.
-        options: for the device's factory.
-        resource: the chip's custom resource; None for any host.
-        patience: longest time to wait for the chip to be free, or back, in seconds.
+        device: registered name or bench file, as the host of the actor resolves it.
+        options: options of the device's factory.
+        resource: custom resource of the chip; None for any host.
+        patience: longest time to wait until the chip is free, or back, in seconds.
     """
 
     def __init__(self, device: str, options: dict[str, Any], resource: str | None, patience: float) -> None:
         self._ray = require("ray", "remote devices need", "ray")
-        self._made_of = device, options
+        self._device, self._options = device, options
         self._resource = resource
         self.patience = patience
         self._actor: Any = None
 
-    def start(self, *, was_there: bool) -> tuple[DeviceSpec, list[str]]:
-        """Put an actor on the host of the chip, once the chip is there and free; what it makes there is told.
+    def start(self, *, was_there: bool) -> tuple[DeviceSpec, tuple[type, ...]]:
+        """Start an actor on the host of the chip, once the chip is there and free.
 
         Args:
-            was_there: wait for the chip's host to come back; else, one that is not there is told at once.
+            was_there: wait for a host that is not there; otherwise report it at once.
+
+        Returns:
+            The spec of the device, and its capabilities.
         """
         if self._resource is not None:
             self._await(self._resource, was_there)
         wanted = {} if self._resource is None else {self._resource: 1.0}
         host = self._ray.remote(_Host).options(num_cpus=0, resources=wanted, max_restarts=0, max_task_retries=0)
-        self._actor = host.remote(*self._made_of)
+        self._actor = host.remote(self._device, self._options)
         try:
-            text, more = self.ask("describe", timeout=self.patience)
+            text, names = self.call("open", lambda actor: actor.describe.remote(), timeout=self.patience)
         except BaseException:
             self.stop()
             raise
-        return DeviceSpec.model_validate_json(text), more
+        return DeviceSpec.model_validate_json(text), tuple(_REMOTE[name] for name in names if name in _REMOTE)
 
-    def ask(self, method: str, *arguments: Any, timeout: float) -> tuple[Any, ...]:
-        """Call the actor, and raise here what went wrong there."""
-        ray, operation = self._ray, str(arguments[0]) if arguments else "open"
+    def call(self, operation: str, send: Callable[[Any], Any], *, timeout: float) -> tuple[Any, ...]:
+        """Call the actor, and raise here the errors that were raised there."""
+        ray = self._ray
         if self._actor is None:
             raise self.fault(NotConnected, operation, "the actor is lost; open the device again")
         try:
-            kind, *rest = ray.get(getattr(self._actor, method).remote(*arguments), timeout=timeout)
+            kind, *rest = ray.get(send(self._actor), timeout=timeout)
         except ray.exceptions.GetTimeoutError:
             raise self.fault(DeviceTimeout, operation, f"did not answer within {timeout:g} s") from None
         except ray.exceptions.RayError as error:
-            # What is left of it is of no use any more.
             self.stop()
             first = (str(error).splitlines() or [""])[0]
             raise self.fault(NotConnected, operation, f"the actor is lost ({first}); open the device again") from error
         if kind == _ERROR:
             name, message, device, where = rest
             error_type = getattr(errors, name) if name in errors.__all__ else DeviceError
-            raise error_type(message, device=device or self._made_of[0], operation=where or operation)
+            raise error_type(message, device=device or self._device, operation=where or operation)
         return tuple(rest)
 
     def stop(self) -> None:
-        """Let the chip's host have its chip back."""
+        """Stop the actor, which frees the chip."""
         actor, self._actor = self._actor, None
         if actor is not None:
             try:
                 self._ray.kill(actor, no_restart=True)
             except Exception as error:
-                _log.debug("%s: %s", self._resource, error)  # it was gone already
+                _log.debug("%s: %s", self._resource, error)  # it had stopped already
 
     def fault(self, kind: type[DeviceError], operation: str, message: str) -> DeviceError:
-        """An error that names the device."""
-        return kind(message, device=self._made_of[0], operation=operation)
+        """Make an error that names the device."""
+        return kind(message, device=self._device, operation=operation)
 
     def _await(self, resource: str, was_there: bool) -> None:
         until = time.monotonic() + self.patience
@@ -145,36 +210,98 @@ class _Link:
                 return
             if (not offered and not was_there) or time.monotonic() > until:
                 break
-            time.sleep(_TICK)
+            time.sleep(_POLL_SECONDS)
         if offered:
-            reason = f"{resource!r} is in use by somebody else; close it there"
+            reason = f"{resource!r} is in use by another process; close it there"
         else:
             reason = f"no host of the cluster offers {resource!r}; ray start --resources='{{\"{resource}\": 1}}' does"
         raise self.fault(NotConnected, "open", reason)
 
 
-class RemoteDevice:
-    """A device that a Ray actor drives on the host that has it; made by `open_remote`.
-
-    The actor is pinned by a custom resource, of which the chip's host offers 1: nobody else gets the chip while it is
-    held. When the actor or its node is lost, operations raise `astralora.devices.NotConnected`; `open` then waits for the
-    resource to come back, so that a `astralora.devices.Session` gets over the loss where the device declares
-    ``idempotent_program``.
+class _RemoteChip:
+    """Send operations to the actor; has the capabilities that the device on the host has.
 
     Args:
-        link: to the actor.
-        spec: as the device at the other end promises.
-        timeout: longest time that one operation may take, in seconds; times that the spec tells of come on top.
+        link: link to the actor.
+        spec: spec of the device.
+        capabilities: capabilities of the device.
+        timeout: longest duration of one operation in seconds; the times of the spec are added.
     """
 
-    def __init__(self, link: _Link, spec: DeviceSpec, timeout: float) -> None:
+    def __init__(self, link: _Link, spec: DeviceSpec, capabilities: tuple[type, ...], timeout: float) -> None:
         self.spec = spec
+        self.capabilities = capabilities
         self._link, self._timeout = link, timeout
+
+    def open(self) -> None:
+        self._call("open", lambda actor: actor.open.remote(), patience=self._link.patience - self._timeout)
+
+    def close(self) -> None:
+        self._call("close", lambda actor: actor.close.remote())
+
+    def program(self, controls: Tensor) -> None:
+        sent = _array(controls)
+        self._call("program", lambda actor: actor.program.remote(sent), patience=self.spec.program_seconds)
+
+    def query(self, inputs: Tensor) -> Tensor:
+        sent, patience = _array(inputs), len(inputs) * self.spec.vector_seconds
+        return _tensor(self._call("query", lambda actor: actor.query.remote(sent), patience=patience)).to(inputs)
+
+    def query_each(self, controls: Tensor, inputs: Tensor) -> Tensor:
+        sent = _array(controls), _array(inputs)
+        patience = len(controls) * (self.spec.program_seconds + len(inputs) * self.spec.vector_seconds)
+        answer = self._call("query_each", lambda actor: actor.query_each.remote(*sent), patience=patience)
+        return _tensor(answer).to(inputs)
+
+    def query_adjoint(self, outputs: Tensor) -> Tensor:
+        sent, patience = _array(outputs), len(outputs) * self.spec.vector_seconds
+        answer = self._call("query_adjoint", lambda actor: actor.query_adjoint.remote(sent), patience=patience)
+        return _tensor(answer).to(outputs)
+
+    def flush(self) -> None:
+        self._call("flush", lambda actor: actor.flush.remote())
+
+    @property
+    def clock_seconds(self) -> float:
+        return float(self._call("clock", lambda actor: actor.clock_seconds.remote()))
+
+    def wait(self, seconds: float) -> None:
+        self._call("wait", lambda actor: actor.wait.remote(seconds), patience=seconds)
+
+    @property
+    def temperature_celsius(self) -> float:
+        return float(self._call("temperature", lambda actor: actor.temperature_celsius.remote()))
+
+    def _call(self, operation: str, send: Callable[[Any], Any], *, patience: float = 0.0) -> Any:
+        return self._link.call(operation, send, timeout=self._timeout + patience)[0]
+
+
+class RemoteDevice(DeviceWrapper):
+    """Drive a device through a Ray actor on the host that has it; made by `open_remote`.
+
+    A custom resource, of which the host of the chip offers 1, pins the actor to that host: no other process gets the
+    chip while it is held. When the actor or its node is lost, operations raise `astralora.devices.NotConnected`; `open`
+    then waits for the resource to come back, so that a `Session` recovers from the loss where the device declares
+    ``idempotent_program``. Of the capabilities of the device, those reach across that move vectors or small numbers.
+
+    Args:
+        link: link to the actor, started.
+        spec: spec of the device at the other end.
+        capabilities: its capabilities.
+        timeout: longest duration of one operation, in seconds; the times of the spec are added.
+    """
+
+    adapts = (ProgramsMany, Reciprocal)
+    forwards = (Clock, Flushes, Thermometer)
+
+    def __init__(self, link: _Link, spec: DeviceSpec, capabilities: tuple[type, ...], timeout: float) -> None:
+        super().__init__(_RemoteChip(link, spec, capabilities, timeout))
+        self._link = link
         self._lock = threading.RLock()
         self._has_actor, self._is_open = True, False
 
     def open(self) -> None:
-        """Connect, with a new actor where the last one was lost; does nothing when connected already."""
+        """Connect, with a new actor where the last one was lost; do nothing when connected already."""
         with self._lock:
             if self._is_open:
                 return
@@ -182,58 +309,49 @@ class RemoteDevice:
                 spec, _ = self._link.start(was_there=True)
                 if spec != self.spec:
                     self._link.stop()
-                    raise self._link.fault(DeviceError, "open", "another device answers than before; make it anew")
+                    raise self._link.fault(DeviceError, "open", "another device answers than before; make it again")
                 self._has_actor = True
-            self._call("open", timeout=self._link.patience)
+            self.device.open()
             self._is_open = True
 
     def close(self) -> None:
-        """Leave the hardware in its safe state and let others have it; does nothing when closed already."""
+        """Leave the hardware in its safe state and free the chip; do nothing when closed already."""
         with self._lock:
             was_open, self._is_open = self._is_open, False
             try:
                 if was_open:
-                    self._call("close", timeout=self._timeout)
+                    self.device.close()
             finally:
                 self._has_actor = False
                 self._link.stop()
 
     def program(self, controls: Tensor) -> None:
         """Set all controls: shape (num_controls,), in control units."""
-        self._operate("program", controls, seconds=self.spec.program_seconds)
+        with self._lock:
+            self._require_open("program")
+            self.device.program(controls)
 
     def query(self, inputs: Tensor) -> Tensor:
         """Pass vectors through: (batch, in_features) -> (batch, out_features)."""
-        answer = self._operate("query", inputs, seconds=len(inputs) * self.spec.vector_seconds)
-        return torch.from_numpy(np.array(answer)).to(inputs)
-
-    def _operate(self, operation: str, *tensors: Tensor, seconds: float) -> Any:
         with self._lock:
-            if not self._is_open:
-                raise self._link.fault(NotConnected, operation, "is closed; call open first")
-            arrays = [tensor.detach().cpu().contiguous().numpy() for tensor in tensors]
-            return self._call(operation, *arrays, timeout=self._timeout + seconds)
-
-    def _call(self, operation: str, *arrays: _Array, timeout: float) -> Any:
-        return self._link.ask("call", operation, *arrays, timeout=timeout)[0]
-
-
-class RemoteManyDevice(RemoteDevice):
-    """One that takes many settings in one call."""
+            self._require_open("query")
+            return self.device.query(inputs)
 
     def query_each(self, controls: Tensor, inputs: Tensor) -> Tensor:
-        """Program each setting in turn and pass the same vectors through.
+        """Program each setting in turn and pass the same vectors through: (settings, batch, out_features)."""
+        with self._lock:
+            self._require_open("query_each")
+            return self.behind(ProgramsMany).query_each(controls, inputs)
 
-        Args:
-            controls: (settings, num_controls).
-            inputs: (batch, in_features).
+    def query_adjoint(self, outputs: Tensor) -> Tensor:
+        """Pass vectors in reverse: (batch, out_features) -> (batch, in_features)."""
+        with self._lock:
+            self._require_open("query_adjoint")
+            return self.behind(Reciprocal).query_adjoint(outputs)
 
-        Returns:
-            (settings, batch, out_features).
-        """
-        seconds = len(controls) * (self.spec.program_seconds + len(inputs) * self.spec.vector_seconds)
-        answer = self._operate("query_each", controls, inputs, seconds=seconds)
-        return torch.from_numpy(np.array(answer)).to(inputs)
+    def _require_open(self, operation: str) -> None:
+        if not self._is_open:
+            raise self._link.fault(NotConnected, operation, "is closed; call open first")
 
 
 def open_remote(
@@ -245,15 +363,15 @@ def open_remote(
     patience: float = 30.0,
     **options: Any,
 ) -> RemoteDevice:
-    """Another registered device on another machine of a Ray cluster, pinned to its host by a custom resource.
+    """Drive a registered device on another machine of a Ray cluster, pinned to its host by a custom resource.
 
     Args:
-        device: registered name or bench file, as that host knows it.
-        resource: the chip's custom resource, of which its host offers 1; None for any host.
-        address: of the cluster, where this process is not connected to one; by default the one that runs here.
-        timeout: longest time that one operation may take, in seconds.
-        patience: longest time to wait for the chip to be free, or back, in seconds.
-        **options: for that device; sizes, impairments and seed only if it takes them.
+        device: registered name or bench file, as that host resolves it.
+        resource: custom resource of the chip, of which its host offers 1; None for any host.
+        address: address of the cluster, where this process is not connected to one; by default the local one.
+        timeout: longest duration of one operation, in seconds.
+        patience: longest time to wait until the chip is free, or back, in seconds.
+        **options: options of that device; sizes, impairments and seed only if it takes them.
 
     Raises:
         NotConnected: there is no cluster, no host offers the resource, or the chip is in use.
@@ -269,11 +387,28 @@ def open_remote(
                 f"there is no Ray cluster at {address!r} ({first}); ray start --head starts one", device=device
             ) from None
     link = _Link(device, options, resource, patience)
-    spec, more = link.start(was_there=False)
-    return (RemoteManyDevice if "query_each" in more else RemoteDevice)(link, spec, timeout)
+    spec, capabilities = link.start(was_there=False)
+    return RemoteDevice(link, spec, capabilities, timeout)
 
 
-def _told(error: BaseException) -> tuple[str, ...]:
+def _tensor(array: _Array) -> Tensor:
+    # A copy: Ray's arrays are read-only views of its store.
+    return torch.from_numpy(np.array(array))
+
+
+def _array(tensor: Tensor) -> _Array:
+    array: _Array = tensor.detach().cpu().contiguous().numpy()
+    return array
+
+
+def _required(device: Device, protocol: type[_Capability]) -> _Capability:
+    found = capability_of(device, protocol)
+    if found is None:
+        raise DeviceError(f"does not have the capability {protocol.__name__}", device=device.spec.name)
+    return found
+
+
+def _error_report(error: BaseException) -> tuple[str, ...]:
     if isinstance(error, DeviceError):
         return _ERROR, type(error).__name__, error.message, error.device or "", error.operation or ""
     return _ERROR, "DeviceError", f"{type(error).__name__}: {error}", "", ""

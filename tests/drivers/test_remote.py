@@ -91,7 +91,7 @@ def test_errors_arrive_as_what_they_are(session: Session) -> None:
 
 
 def test_a_chip_is_nobody_elses_while_it_is_held(session: Session) -> None:
-    with pytest.raises(NotConnected, match="'chip-a' is in use by somebody else; close it there"):
+    with pytest.raises(NotConnected, match="'chip-a' is in use by another process; close it there"):
         d.make_device("remote", patience=1.0, **CHIP)
 
 
@@ -154,7 +154,7 @@ def test_ray_is_imported_only_when_used() -> None:
     import subprocess
     import sys
 
-    code = "import sys, drivers.remote; assert 'ray' not in sys.modules"
+    code = "import sys, astralora.drivers.remote; assert 'ray' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -164,3 +164,17 @@ def test_a_missing_ray_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(DeviceError, match=r"need ray, which is not installed; pip install 'astralora\[ray\]'"):
         d.make_device("remote", **CHIP)
+
+
+def test_the_clock_of_the_chip_and_its_reverse_port_reach_across(cluster: Any) -> None:
+    options = {"device": "matvec", "resource": "chip-a", "in_features": 3, "out_features": 2}
+    with (
+        d.open_device("remote", **options) as there,
+        d.open_device("matvec", in_features=3, out_features=2) as here,
+    ):
+        controls, outputs = torch.linspace(-0.5, 0.5, 6), torch.tensor([[0.25, -0.5]])
+        for session in (there, here):
+            session.program(controls)
+            d.clock_of(session).wait(5.0)
+        assert torch.equal(there.query_adjoint(outputs), here.query_adjoint(outputs))
+        assert d.clock_of(there).clock_seconds == d.clock_of(here).clock_seconds
