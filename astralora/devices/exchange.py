@@ -84,7 +84,7 @@ class Exchange:
         sent = controls.clone()
         # Until the device has confirmed, its controls are unknown.
         self.programmed = None
-        self._carry_out(self._program_request(sent))
+        self._carry_out(_Request("program", partial(self._program, sent), programs=1, moved=_size(sent)))
         self.programmed = sent
 
     def query(self, inputs: Tensor) -> Tensor:
@@ -124,9 +124,6 @@ class Exchange:
         request = _Request(operation, partial(send, vectors), shape, queries=1, vectors=batch, moved=moved)
         return self._answer(request, vectors)
 
-    def _program_request(self, controls: Tensor) -> _Request:
-        return _Request("program", partial(self._program, controls), programs=1, moved=_size(controls))
-
     def _answer(self, request: _Request, like: Tensor) -> Tensor:
         answer = self._carry_out(request)
         # A driver that answers in the wrong shape is not asked again: it would do the same again.
@@ -149,7 +146,8 @@ class Exchange:
     def _repeat(self, recovery: Recovery, request: _Request, fault: DeviceError, held: Tensor | None) -> Tensor | None:
         def restore() -> None:
             if held is not None:
-                self._attempt_within_budget(self._program_request(held), request.operation)
+                again = _Request("program", partial(self._program, held), programs=1, moved=_size(held))
+                self._attempt_within_budget(again, request.operation)
 
         def resent(resend: Callable[[], Tensor | None]) -> Tensor | None:
             # The answer moves again, but no operation is carried out.
