@@ -156,7 +156,7 @@ class Flora(optim.Optimizer):
         where the new matrix is smaller than the rank. A dense one turns exactly. A compressed one goes to a subspace
         that has nothing to do with the old: it comes back as U^T m V without bias, with as much noise as from one of
         the moves every ``kappa`` steps. Second moments, whole or of rows and columns, turn as Adam's do, see
-        `astralora.lowrank.moments.turn_second_moment`. Codes of 8 bits are decoded before, and coded anew after.
+        `astralora.lowrank.moments.rotate_second_moment`. Codes of 8 bits are decoded before, and coded anew after.
 
         Args:
             old: whose state it is; counts as a matrix of its first axis by all others, (m, n).

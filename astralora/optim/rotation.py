@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..lowrank.moments import turn_first_moment, turn_second_moment
+from ..lowrank.moments import rotate_first_moment, rotate_second_moment
 from .adafactor import keep_second_moment, second_moment
 from .moment import is_compressed
 from .projection import Projection
@@ -41,14 +41,14 @@ def rotate_state(
     after: State = {"step": state["step"]}
     square = second_moment(state, storage)
     if square is not None:
-        turned = turn_second_moment(square.flatten(1).double(), left, right).to(square)
+        turned = rotate_second_moment(square.flatten(1).double(), left, right).to(square)
         keep_second_moment(turned, after, storage, factorize=options["factorize_second_moment"])
     moment = storage.get(state, "moment", signed=True)
     if moment is not None:
         dense, number = moment.double(), state.get("subspace", 0)
         if is_compressed(old, options):
             dense = subspace(old, number, dense).up(dense)
-        turned = turn_first_moment(dense.flatten(1), left, right)
+        turned = rotate_first_moment(dense.flatten(1), left, right)
         if is_compressed(new, options):
             # In a subspace of before, what is turned would depend on the projection that it is to be compressed with.
             after["subspace"] = number + 1
