@@ -62,7 +62,7 @@ class AdaptedModel:
         }
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `trained_state` returned.
+        """Restore a state of `trained_state`.
 
         Raises:
             ConfigurationError: the state is of a model with other adapters.

@@ -28,7 +28,7 @@ def global_random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Restore what `global_random_state` returned."""
+    """Restore a state of `global_random_state`."""
     name, words, *rest = state["numpy"]
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available():

@@ -136,6 +136,6 @@ class BasisWatch:
         return {"overlap": self.overlap, "looks": self._stable_count, "bases": self._bases}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore a state of `state_dict`."""
         self.overlap, self._stable_count = state["overlap"], state["looks"]
         self._bases = None if state["bases"] is None else (state["bases"][0].clone(), state["bases"][1].clone())

@@ -139,6 +139,6 @@ class RefreshController:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore a state of `state_dict`."""
         self.rank, self.floor, self._grows = state["rank"], state["floor"], state["grows"]
         self.counts = {Refresh(kind): count for kind, count in state["counts"].items()}

@@ -33,7 +33,7 @@ class Factored(nn.Module):
             return (U @ sigma @ V.mT).view(self._shape)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the initial U, Sigma and V at the first call, and afterwards the factors of a weight at full rank."""
+        """Return the given factors at the first call, and else U, Sigma and V of a weight at full rank."""
         if self._first is not None:
             factors, self._first = self._first, None
             return factors

@@ -183,7 +183,7 @@ class OIALR:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned, and give the weights the saved ranks.
+        """Restore a state of `state_dict`, and give the weights the saved ranks.
 
         Load the states of model and optimizer before or after.
 

@@ -157,7 +157,7 @@ class GradCompressor:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned.
+        """Restore a state of `state_dict`.
 
         Raises:
             ConfigurationError: the state has another rank, projection or seed; nothing was changed.
@@ -165,7 +165,7 @@ class GradCompressor:
         for name in ("rank", "projection", "seed"):
             if state[name] != getattr(self, name):
                 raise ConfigurationError(
-                    f"the accumulated gradients were compressed with {name}={state[name]!r}, and cannot go on with "
+                    f"the accumulated gradients were compressed with {name}={state[name]!r}, and cannot continue with "
                     f"{name}={getattr(self, name)!r}"
                 )
         self._cycle = state["cycle"]

@@ -186,7 +186,7 @@ class Flora(optim.Optimizer):
         return state_bytes(self)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned, bit for bit, so that training continues exactly.
+        """Restore a state of `state_dict`, bit for bit, so that training continues exactly.
 
         Unlike torch's own method, it keeps the dtypes of the loaded state: codes stay integers, and the state of
         weights in half precision stays float32.

