@@ -56,7 +56,7 @@ class Unit:
 
     @property
     def importance(self) -> float:
-        """Return the further factor of the adapter's output."""
+        """Return the importance, a factor of the adapter's output."""
         raise NotImplementedError
 
     @importance.setter
@@ -126,7 +126,7 @@ class LoraUnit(Unit):
 
     @property
     def importance(self) -> float:
-        """Return the further factor of the adapter's output."""
+        """Return the importance, a factor of the adapter's output."""
         return self._importance
 
     @importance.setter
@@ -173,7 +173,7 @@ class ShortcutUnit(Unit):
 
     @property
     def importance(self) -> float:
-        """Return the further factor of the adapter's output."""
+        """Return the importance, a factor of the adapter's output."""
         return self.module.importance
 
     @importance.setter
