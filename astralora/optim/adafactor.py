@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .quantization import Storage
 
-__all__ = ["clip", "keep_second_moment", "precondition", "rms", "second_moment", "step_size"]
+__all__ = ["clip", "precondition", "rms", "second_moment", "step_size", "store_second_moment"]
 
 State = MutableMapping[str, Any]
 
@@ -50,7 +50,7 @@ def second_moment(state: Mapping[str, Any], storage: Storage) -> Tensor | None:
     return (rows / rows.mean(dim=-1, keepdim=True)).unsqueeze(-1) * columns.unsqueeze(-2)
 
 
-def keep_second_moment(v: Tensor, state: State, storage: Storage, *, factorize: bool) -> None:
+def store_second_moment(v: Tensor, state: State, storage: Storage, *, factorize: bool) -> None:
     """Store the averages v of all entries as `precondition` does: whole, or as the means of rows and columns."""
     if factorize and _has_rows_and_columns(v.shape):
         storage.put(state, "rows", v.mean(dim=-1), signed=False)

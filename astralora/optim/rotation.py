@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..lowrank.moments import rotate_first_moment, rotate_second_moment
-from .adafactor import keep_second_moment, second_moment
+from .adafactor import second_moment, store_second_moment
 from .momentum import is_compressed
 from .projection import Projection
 from .quantization import Storage
@@ -43,7 +43,7 @@ def rotate_state(
     square = second_moment(state, storage)
     if square is not None:
         rotated = rotate_second_moment(square.flatten(1).double(), left, right).to(square)
-        keep_second_moment(rotated, after, storage, factorize=options["factorize_second_moment"])
+        store_second_moment(rotated, after, storage, factorize=options["factorize_second_moment"])
     moment = storage.get(state, "moment", signed=True)
     if moment is not None:
         dense, number = moment.double(), state.get("subspace", 0)
