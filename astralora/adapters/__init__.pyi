@@ -1,4 +1,4 @@
-"""HeteroLoRA: which low-rank adapters, and which device layers, deserve the budget."""
+"""Choose which low-rank adapters and which device layers get the budget (HeteroLoRA)."""
 
 from .adapted import AdaptedModel, adapt
 from .architectures import ARCHITECTURES, Architecture

@@ -1,9 +1,10 @@
-"""Where the adapters of a transformer layer belong, architecture by architecture."""
+"""Find the modules of transformer layers that adapters attach to, by architecture."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -14,15 +15,16 @@ __all__ = ["ARCHITECTURES", "Architecture", "TransformerLayer", "find_layers"]
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """The names of the parts of a transformer layer.
+    """Name the parts of a transformer layer.
 
     Attributes:
         layer: name of the layer's class in transformers.
-        projections: where each projection is within the layer.
-        attention_norm: the normalisation behind the sum of attention and skip.
-        output_norm: the one behind the sum of feed-forward and skip; None where normalisation comes before attention
-            and feed-forward, so that the layer ends with that sum.
-        pre_norm: name of a flag of the layer that says whether normalisation comes first; then there is no output norm.
+        projections: path of each projection in the layer.
+        attention_norm: path of the normalisation after the sum of attention and skip.
+        output_norm: path of the normalisation after the sum of feed-forward and skip; None if the layer normalises
+            before attention and feed-forward, and thus ends with this sum.
+        pre_norm: name of a flag of the layer that is true if the layer normalises before attention and feed-forward;
+            then there is no output norm.
     """
 
     layer: str
@@ -77,7 +79,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "bert": _like_bert("BertLayer"),
     "roberta": _like_bert("RobertaLayer"),
     "gemma": _like_llama("GemmaDecoderLayer"),
-    # What is called "post attention" here comes before the sum.
+    # Their post_attention_layernorm comes before the sum.
     "gemma2": _like_llama("Gemma2DecoderLayer", attention_norm="pre_feedforward_layernorm"),
     "gemma3": _like_llama("Gemma3DecoderLayer", attention_norm="pre_feedforward_layernorm"),
     "llama": _like_llama("LlamaDecoderLayer"),
@@ -85,23 +87,23 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2": _like_llama("Qwen2DecoderLayer"),
     "qwen3": _like_llama("Qwen3DecoderLayer"),
 }
-"""Every architecture that adapters are known for; one of your own is one more entry."""
+"""Supported architectures by name; add an entry to support another one."""
 
-# The published 350m model of OPT normalises behind each sum: the same modules, in other places.
+# The published 350m model of OPT normalises after each sum, by the same modules.
 _OPT_POST_NORM = ("self_attn_layer_norm", "final_layer_norm")
 
 
 @dataclass(frozen=True, slots=True)
 class TransformerLayer:
-    """One layer of a model, and its parts.
+    """Hold a transformer layer of a model, and its parts.
 
     Attributes:
-        index: counted from 0.
+        index: number of the layer, from 0.
         module: the layer.
-        projections: full name within the model of each projection's linear layer.
-        width: of the stream that the skips carry.
-        attention_norm: the normalisation that the sum of attention and skip goes into.
-        output_norm: the one that the layer's last sum goes into; None where the layer ends with that sum.
+        projections: full name in the model of each projection's linear layer.
+        width: number of features in the skip connections.
+        attention_norm: normalisation after the sum of attention and skip.
+        output_norm: normalisation after the layer's last sum; None if the layer ends with this sum.
     """
 
     index: int
@@ -113,10 +115,10 @@ class TransformerLayer:
 
 
 def find_layers(model: nn.Module) -> list[TransformerLayer]:
-    """The transformer layers of a model, first to last.
+    """Find the transformer layers of a model, first to last.
 
     Raises:
-        ConfigurationError: there are none of a known architecture.
+        ConfigurationError: the model has no layer of a supported architecture.
     """
     found: list[TransformerLayer] = []
     by_class = {architecture.layer: architecture for architecture in ARCHITECTURES.values()}
@@ -126,7 +128,7 @@ def find_layers(model: nn.Module) -> list[TransformerLayer]:
             found.append(_layer(len(found), name, module, architecture))
     if not found:
         raise ConfigurationError(
-            f"{type(model).__name__} has no layers that adapters are known for; known are {', '.join(ARCHITECTURES)}"
+            f"{type(model).__name__} has no layers that adapters support; supported are {', '.join(ARCHITECTURES)}"
         )
     return found
 
@@ -138,12 +140,12 @@ def _layer(index: int, name: str, module: nn.Module, architecture: Architecture)
     if getattr(module, "chunk_size_feed_forward", 0):
         raise ConfigurationError("adapters need the feed-forward part in one piece; set chunk_size_feed_forward to 0")
     prefix = f"{name}." if name else ""
-    query = module.get_submodule(architecture.projections["q_proj"])
+    query: Any = module.get_submodule(architecture.projections["q_proj"])
     return TransformerLayer(
         index=index,
         module=module,
         projections={key: prefix + path for key, path in architecture.projections.items()},
-        width=query.in_features,  # type: ignore[arg-type]
+        width=query.in_features,
         attention_norm=module.get_submodule(attention_norm),
         output_norm=None if output_norm is None else module.get_submodule(output_norm),
     )

@@ -1,4 +1,4 @@
-"""What also serves budgets of hardware, and is therefore not of this room alone."""
+"""Re-export the allocation of budgets, which adapters share with device layers."""
 
 from ..budgets.allocation import AllocationMode, allocate
 from ..budgets.sample_allocator import SampleAllocator

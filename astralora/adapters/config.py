@@ -1,4 +1,4 @@
-"""Which adapters a model gets, as TOML: one table for all layers alike, or one for each."""
+"""Configure the adapters of a model in TOML, by one table for all layers or one for each layer."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ __all__ = [
     "Resolved",
     "family_of",
     "read_toml",
-    "validated",
+    "validate",
 ]
 
 Family = Literal["lora", "shortcut"]
 Granularity = Literal["network", "layer"]
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "fc1", "fc2")
-"""The linear layers of a transformer layer by the names that configurations use, whatever a model calls them."""
+"""Names of a transformer layer's linear layers in configurations, the same for all models."""
 
 SHORTCUTS = ("residual1", "residual2", "shortcut1", "shortcut2")
-"""The low-rank shortcuts of a transformer layer."""
+"""Names of a transformer layer's low-rank shortcuts."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -48,7 +48,7 @@ _Scale = Field(default=16.0, gt=0, allow_inf_nan=False)
 
 
 class _Default(_Section):
-    """What holds for every adapter that no other table speaks of; ``r`` is for both families."""
+    """Hold the options of all adapters that no other table overrides; ``r`` is for both families."""
 
     r: PositiveInt = 8
     lora_alpha: float = _Scale
@@ -62,7 +62,7 @@ class _Default(_Section):
 
 
 class _LoraKeys(_Section):
-    """Overrides for a projection's LoRA."""
+    """Override options of a projection's LoRA."""
 
     r: PositiveInt | None = None
     lora_alpha: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -72,7 +72,7 @@ class _LoraKeys(_Section):
 
 
 class _ShortcutKeys(_Section):
-    """Overrides for a shortcut's projector."""
+    """Override options of a shortcut's projector."""
 
     r: PositiveInt | None = None
     shortcut_alpha: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -82,7 +82,7 @@ class _ShortcutKeys(_Section):
 
 
 class _Table(_Section):
-    """Overrides by adapter."""
+    """Hold overrides by adapter."""
 
     q_proj: _LoraKeys | None = None
     k_proj: _LoraKeys | None = None
@@ -98,14 +98,14 @@ class _Table(_Section):
 
 
 class Resolved(_Section):
-    """What one adapter comes to, whichever family it is of.
+    """Hold the options of one adapter of either family, after all overrides.
 
     Attributes:
-        rank: r.
-        alpha: what is added is scaled by importance * alpha / r.
-        dropout: of its input, while training.
-        enabled: whether it is there at all.
-        importance: 1, unless it is to count for less.
+        rank: rank r.
+        alpha: alpha in the scale of the adapter's output, importance * alpha / r.
+        dropout: dropout rate of its input in training.
+        enabled: whether the model has this adapter.
+        importance: further factor of its output, 1 by default.
     """
 
     rank: int
@@ -116,7 +116,7 @@ class Resolved(_Section):
 
 
 class AdapterConfig(_Section):
-    """Adapters of a whole model.
+    """Configure the adapters of a model.
 
     ::
 
@@ -129,12 +129,12 @@ class AdapterConfig(_Section):
         [all_layers.q_proj]
         r = 16
 
-    With ``granularity = "layer"`` there is a table ``[model_layer_0.q_proj]`` and so on for each layer in place of
-    ``[all_layers.q_proj]``. What no table speaks of is as in ``[default]``.
+    With ``granularity = "layer"``, tables ``[model_layer_0.q_proj]``, ``[model_layer_1.q_proj]`` and so on replace
+    ``[all_layers.q_proj]``. Options without an override are those in ``[default]``.
 
     Attributes:
         granularity: "network" or "layer".
-        default: for every adapter.
+        default: options of every adapter.
         all_layers: overrides by adapter, for all layers.
         layers: overrides by layer, counted from 0, and adapter; ``[model_layer_N]`` in TOML.
     """
@@ -149,47 +149,49 @@ class AdapterConfig(_Section):
         """Read a TOML file.
 
         Raises:
-            ConfigurationError: no such file, no TOML, or a key or value that does not belong there.
+            ConfigurationError: the file cannot be read, is not TOML, or has an unknown key or an invalid value.
         """
         return cls.parse(read_toml(path), str(path))
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], source: str = "the configuration of adapters") -> Self:
-        """Take nested values as they stand in TOML.
+        """Make a configuration from nested tables as in TOML.
 
         Args:
             values: the tables.
-            source: where they are from, for messages.
+            source: origin of the tables, for messages.
 
         Raises:
-            ConfigurationError: a key or value that does not belong there.
+            ConfigurationError: a key is unknown, or a value is invalid.
         """
         plain = {key: value for key, value in values.items() if not _LAYER.fullmatch(key) and key != "layers"}
         layers = {int(match[1]): values[key] for key in values if (match := _LAYER.fullmatch(key))}
         for key in values:
             if key == "layers":
-                raise ConfigurationError(f"layers in {source} is no table; known are {_KNOWN}")
-        config = validated(cls, {**plain, "layers": layers}, source, known=_KNOWN)
+                raise ConfigurationError(f"layers in {source} is not a known table; known are {_TOP_KEYS}")
+        config = validate(cls, {**plain, "layers": layers}, source, known=_TOP_KEYS)
         if config.granularity == "network" and layers:
             raise ConfigurationError(
-                f"model_layer_{min(layers)} in {source} belongs to granularity 'layer', and here it is 'network'"
+                f"model_layer_{min(layers)} in {source} needs granularity 'layer', and the granularity is 'network'"
             )
         if config.granularity == "layer" and "all_layers" in values:
-            raise ConfigurationError(f"all_layers in {source} belongs to granularity 'network', and here it is 'layer'")
+            raise ConfigurationError(
+                f"all_layers in {source} needs granularity 'network', and the granularity is 'layer'"
+            )
         return config
 
     def resolve(self, layer: int, name: str) -> Resolved:
-        """What an adapter comes to.
+        """Return the options of an adapter, after all overrides.
 
         Args:
-            layer: counted from 0.
+            layer: number of the layer, from 0.
             name: one of `PROJECTIONS` or `SHORTCUTS`.
         """
         table = self.all_layers if self.granularity == "network" else self.layers.get(layer, _Table())
-        over = getattr(table, name)
+        overrides = getattr(table, name)
         values = self.default.model_dump()
-        if over is not None:
-            values |= over.model_dump(exclude_none=True)
+        if overrides is not None:
+            values |= overrides.model_dump(exclude_none=True)
         lora = family_of(name) == "lora"
         return Resolved(
             rank=values["r"],
@@ -200,7 +202,7 @@ class AdapterConfig(_Section):
         )
 
     def named(self) -> set[tuple[int | None, str]]:
-        """The adapters that tables of their own speak of: (layer, name), the layer None for all."""
+        """Return the adapters that have a table, as (layer, name); the layer is None for all layers."""
         tables: list[tuple[int | None, _Table]] = [(None, self.all_layers), *self.layers.items()]
         return {
             (layer, name)
@@ -210,32 +212,32 @@ class AdapterConfig(_Section):
         }
 
     def to_tables(self) -> dict[str, Any]:
-        """Nested values as they stand in TOML."""
+        """Return the nested tables as in TOML."""
         tables: dict[str, Any] = {"granularity": self.granularity, "default": self.default.model_dump()}
         if self.granularity == "network":
-            over = self.all_layers.model_dump(exclude_none=True)
-            return {**tables, **({"all_layers": over} if over else {})}
-        over = {f"model_layer_{i}": self.layers[i].model_dump(exclude_none=True) for i in sorted(self.layers)}
-        return {**tables, **over}
+            overrides = self.all_layers.model_dump(exclude_none=True)
+            return {**tables, **({"all_layers": overrides} if overrides else {})}
+        overrides = {f"model_layer_{i}": self.layers[i].model_dump(exclude_none=True) for i in sorted(self.layers)}
+        return {**tables, **overrides}
 
     def to_toml(self) -> str:
-        """The file that `load` reads back."""
+        """Return the text of a file that `load` reads."""
         return tomli_w.dumps(self.to_tables())
 
 
-_KNOWN = "granularity, default, all_layers and model_layer_0, model_layer_1, ..."
+_TOP_KEYS = "granularity, default, all_layers and model_layer_0, model_layer_1, ..."
 
 
 def family_of(name: str) -> Family:
-    """Which family an adapter is of, by its name."""
+    """Return the family of an adapter by its name."""
     return "shortcut" if name in SHORTCUTS else "lora"
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The content of a TOML file.
+    """Read a TOML file.
 
     Raises:
-        ConfigurationError: no such file, or no TOML.
+        ConfigurationError: the file cannot be read, or is not TOML.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -245,17 +247,17 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{path} is not TOML: {error}") from None
 
 
-def validated(kind: type[_Model], values: Mapping[str, Any], source: str, known: str | None = None) -> _Model:
-    """A pydantic model of these values.
+def validate(kind: type[_Model], values: Mapping[str, Any], source: str, known: str | None = None) -> _Model:
+    """Make a pydantic model from nested values.
 
     Args:
-        kind: the model.
-        values: nested.
-        source: where they are from, for messages.
-        known: the keys at the top, in words; the model's own unless given.
+        kind: class of the model.
+        values: the nested values.
+        source: origin of the values, for messages.
+        known: list of the keys at the top level, in words; the fields of the model unless given.
 
     Raises:
-        ConfigurationError: names the first key that is unknown or has no legal value.
+        ConfigurationError: a key is unknown, or a value is invalid; the message names the first one.
     """
     try:
         return kind.model_validate(values)
@@ -270,7 +272,7 @@ def validated(kind: type[_Model], values: Mapping[str, Any], source: str, known:
 
 
 def _keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """The keys of the model that a path of keys leads to."""
+    """Return the keys of the nested model at a path of keys."""
     for part in path:
         if isinstance(part, int):
             continue

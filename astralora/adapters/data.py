@@ -1,4 +1,4 @@
-"""From texts to batches that a transformer can be called with."""
+"""Turn texts into batches for a transformer."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from .tokens import Tokens
 __all__ = ["Data", "Example", "collate", "load_data", "training_batches"]
 
 Example = dict[str, Tensor]
-"""``input_ids`` and ``labels`` of one text: (length,) each, or () for the label of a text."""
+"""``input_ids`` and ``labels`` of one text, (length,) each; a text with a class has a label of shape ()."""
 
 _Pair = tuple[Tensor, Tensor | None]  # tokens and target
 _Target = Callable[[Row], Tensor]
 
-_IGNORED = -100  # the label that transformers takes no loss of
-_MASKED = 0.15  # share of tokens that a masked model has to guess, as Devlin et al. have it
-_TEST = 0.1  # share that is held out where there is no test set
+_IGNORED = -100  # label without a loss in transformers
+_MASK_SHARE = 0.15  # share of hidden tokens in the training of masked models (Devlin et al.)
+_TEST_SHARE = 0.1  # share of the examples held out if there is no test set
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """A data set, ready for a model.
+    """Hold a data set of encoded examples.
 
     Attributes:
-        objective: what there is to learn.
-        train: to train on.
-        test: to test on.
-        labels: number of classes, 1 for a number, 0 where there are no labels.
-        pad: token that fills up what is short.
+        objective: objective of the training.
+        train: training examples.
+        test: test examples.
+        labels: number of classes; 1 if the label is a number, 0 without labels.
+        pad: padding token.
     """
 
     objective: Objective
@@ -51,27 +51,27 @@ class Data:
     pad: int
 
     def digest(self) -> str:
-        """The same for the same examples in the same order, and for no others."""
-        found = hashlib.sha256()
+        """Return a hash of the examples and their order."""
+        digest = hashlib.sha256()
         for part in (self.train, self.test):
             for example in part:
                 for value in (example["input_ids"], example["labels"]):
-                    found.update(f"{tuple(value.shape)}{value.tolist()}".encode())
-            found.update(b"end")
-        return found.hexdigest()
+                    digest.update(f"{tuple(value.shape)}{value.tolist()}".encode())
+            digest.update(b"end")
+        return digest.hexdigest()
 
 
 def load_data(config: DataSection, tokens: Tokens, objective: Objective, *, seed: int = 0) -> Data:
-    """Read, split, encode.
+    """Read a data set, encode it, and split it into training and test examples.
 
     Args:
-        config: which data.
-        tokens: of the model.
-        objective: ``"classification"`` needs labels; without it they are left aside.
-        seed: of what is held out where there is no test set, and of the masks of a masked model.
+        config: files or name of the data set.
+        tokens: encoder of the model.
+        objective: objective of the training; only ``"classification"`` uses labels, and needs them.
+        seed: seed of the split if there is no test set, and of the masks of a masked model.
 
     Raises:
-        ConfigurationError: data that cannot be read, or are not for this objective.
+        ConfigurationError: the data cannot be read, or do not suit the objective.
     """
     source = _read(config)
     target: _Target | None = None
@@ -89,8 +89,8 @@ def load_data(config: DataSection, tokens: Tokens, objective: Objective, *, seed
     train, test = (part[: config.limit] for part in parts)
     if not train or not test:
         raise ConfigurationError(
-            f"there is too little text: {len(train)} examples of {config.length} tokens to train on, "
-            f"{len(test)} to test on; give more, or a smaller data.length"
+            f"there is too little text: {len(train)} training examples of {config.length} tokens and {len(test)} test "
+            f"examples; give more text, or a smaller data.length"
         )
     examples = [
         [_example(*pair, tokens, objective, seed, place) for place, pair in enumerate(part)] for part in (train, test)
@@ -99,7 +99,7 @@ def load_data(config: DataSection, tokens: Tokens, objective: Objective, *, seed
 
 
 def collate(examples: Sequence[Example], pad: int) -> dict[str, Tensor]:
-    """Put examples of different lengths together: (batch, length) each."""
+    """Pad examples to the same length and stack them: (batch, length) each."""
     longest = max(len(example["input_ids"]) for example in examples)
 
     def padded(values: Tensor, filling: int) -> Tensor:
@@ -115,7 +115,7 @@ def collate(examples: Sequence[Example], pad: int) -> dict[str, Tensor]:
 
 
 def training_batches(data: Data, size: int, *, seed: int) -> Iterator[Batch]:
-    """Batches of the training examples in random order, without end."""
+    """Yield batches of the training examples in random order, without end."""
     epoch = 0
     while True:
         generator = derive_generator(seed, "batches", epoch)
@@ -130,39 +130,39 @@ def _read(config: DataSection) -> Source:
         test = None if config.test is None else Path(config.test)
         return read_files(Path(config.train), test, config.text, config.pair, config.label)
     if config.name is None:
-        raise ConfigurationError("there is nothing to train on; name a file by --data, or a data set such as glue/sst2")
+        raise ConfigurationError("there are no training data; name a file by --data, or a data set such as glue/sst2")
     if config.test is not None:
         raise ConfigurationError(
-            f"{config.test} cannot be tested on: the data set {config.name!r} has its own test set"
+            f"{config.test} cannot be used as test data: the data set {config.name!r} has its own test set"
         )
     return read_collection(config.name)
 
 
 def _targets(source: Source) -> tuple[_Target, int]:
-    """What each row is to be taken for, and how many classes there are; 1 where labels are numbers to be met."""
-    found = [row.label for row in source.train]
-    others = [row.label for row in source.test or ()]
-    if any(label is None for label in found + others):
+    """Return a function from a row to its target, and the number of classes, or 1 if labels are real numbers."""
+    train_labels = [row.label for row in source.train]
+    test_labels = [row.label for row in source.test or ()]
+    if any(label is None for label in train_labels + test_labels):
         raise ConfigurationError("classification needs labels; name their column by data.label")
-    if any(isinstance(label, float) for label in found):
-        for label in found + others:
+    if any(isinstance(label, float) for label in train_labels):
+        for label in train_labels + test_labels:
             if isinstance(label, str):
-                raise ConfigurationError(
-                    f"the label {label!r} is no number, and others are numbers to be met, such as 0.5"
-                )
+                raise ConfigurationError(f"the label {label!r} is not a number, and other labels are, such as 0.5")
         return lambda row: torch.tensor(float(row.label or 0)), 1
-    known = {str(label): label for label in found}
-    # In the order of their values where they are numbers already: 0 stays 0.
-    order = sorted(known, key=lambda name: (isinstance(known[name], str), known[name]))
-    if len(order) < 2:
-        raise ConfigurationError(f"classification needs two labels at least, and all training texts have {order[0]!r}")
-    for label in others:
-        if str(label) not in known:
+    by_name = {str(label): label for label in train_labels}
+    # Labels that are numbers keep their order, so that 0 stays class 0.
+    classes = sorted(by_name, key=lambda name: (isinstance(by_name[name], str), by_name[name]))
+    if len(classes) < 2:
+        raise ConfigurationError(
+            f"classification needs two labels at least, and all training texts have {classes[0]!r}"
+        )
+    for label in test_labels:
+        if str(label) not in by_name:
             raise ConfigurationError(
-                f"the test set has the label {label!r}, and the training set only {', '.join(map(repr, order))}"
+                f"the test set has the label {label!r}, and the training set only {', '.join(map(repr, classes))}"
             )
-    places = {name: place for place, name in enumerate(order)}
-    return lambda row: torch.tensor(places[str(row.label)]), len(order)
+    numbers = {name: number for number, name in enumerate(classes)}
+    return lambda row: torch.tensor(numbers[str(row.label)]), len(classes)
 
 
 def _encoded(rows: Sequence[Row], running: bool, tokens: Tokens, length: int, target: _Target | None) -> list[_Pair]:
@@ -170,7 +170,7 @@ def _encoded(rows: Sequence[Row], running: bool, tokens: Tokens, length: int, ta
         text = torch.tensor(tokens.encode("\n".join(row.text for row in rows)), dtype=torch.long)
         return [(piece, None) for piece in text.split(length) if len(piece) == length]
     encoded = [torch.tensor(tokens.example(row.text, row.pair, length), dtype=torch.long) for row in rows]
-    # What has no second token has nothing to predict, and nothing to hide.
+    # A single token leaves none to predict or to hide.
     return [
         (ids, None if target is None else target(row))
         for ids, row in zip(encoded, rows, strict=True)
@@ -179,8 +179,8 @@ def _encoded(rows: Sequence[Row], running: bool, tokens: Tokens, length: int, ta
 
 
 def _hold_out(examples: list[_Pair], seed: int, *, in_order: bool) -> list[list[_Pair]]:
-    count = max(round(_TEST * len(examples)), 1)
-    if in_order:  # what follows in a text is not to be known from what stands around it
+    count = max(round(_TEST_SHARE * len(examples)), 1)
+    if in_order:  # a random split would put test pieces between training pieces
         return [examples[:-count], examples[-count:]]
     order = torch.randperm(len(examples), generator=derive_generator(seed, "held out")).tolist()
     shuffled = [examples[place] for place in order]
@@ -196,6 +196,6 @@ def _example(
     if objective == "causal":
         return {"input_ids": ids, "labels": ids}
     assert tokens.mask is not None
-    hidden = torch.rand(len(ids), generator=derive_generator(seed, "masks", place)) < _MASKED
-    hidden[0] |= not bool(hidden.any())  # a text with nothing to guess has no loss
+    hidden = torch.rand(len(ids), generator=derive_generator(seed, "masks", place)) < _MASK_SHARE
+    hidden[0] |= not bool(hidden.any())  # without a hidden token, there is no loss
     return {"input_ids": ids.masked_fill(hidden, tokens.mask), "labels": ids.masked_fill(~hidden, _IGNORED)}

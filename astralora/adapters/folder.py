@@ -1,4 +1,4 @@
-"""A run of adapters on disk."""
+"""Read and write the folder of an adapter run."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ __all__ = ["AdapterFolder"]
 
 
 class AdapterFolder:
-    """config.toml, metrics.jsonl, summary.json, checkpoint/, and history.jsonl and frequency.toml of a dynamic run.
+    """Read and write config.toml, metrics.jsonl and summary.json of a run.
+
+    The folder also holds checkpoint/, and history.jsonl and frequency.toml of a dynamic run.
 
     Args:
-        path: the folder.
+        path: path of the folder.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def check_free(self) -> None:
-        """Refuse a folder that holds something already.
+        """Refuse a path that exists, unless it is an empty folder.
 
         Raises:
-            ConfigurationError: says so.
+            ConfigurationError: the path is a file, or a folder with files.
         """
         if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
             raise ConfigurationError(f"{self.path} is not an empty folder; give another")
 
     def begin(self, config: AdapterRun) -> None:
-        """Make the folder of a new run, and write its config.toml.
+        """Make the folder of a new run, and write its config.toml and an empty metrics.jsonl.
 
         Raises:
             ConfigurationError: the folder cannot be made.
@@ -47,10 +49,10 @@ class AdapterFolder:
             raise ConfigurationError(f"{self.path} cannot be used: {error.strerror or error}") from None
 
     def config(self) -> AdapterRun:
-        """The configuration of the run in it.
+        """Read the configuration of the run.
 
         Raises:
-            ConfigurationError: there is none.
+            ConfigurationError: the folder holds no run.
         """
         file = self.path / "config.toml"
         if not file.is_file():
@@ -58,18 +60,18 @@ class AdapterFolder:
         return AdapterRun.load(file)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add a line to metrics.jsonl."""
+        """Append a record to metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def rewind(self, count: int) -> list[dict[str, Any]]:
-        """Keep the first lines of metrics.jsonl, and drop what will be made again.
+        """Cut metrics.jsonl to its first lines, since a resumed run writes the others again.
 
         Args:
-            count: lines to keep.
+            count: number of lines to keep.
 
         Returns:
-            The records in them.
+            The records in these lines.
         """
         file = self.path / "metrics.jsonl"
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)[:count] if file.exists() else []
@@ -77,7 +79,7 @@ class AdapterFolder:
         return [json.loads(line) for line in lines]
 
     def summary(self) -> dict[str, Any] | None:
-        """The summary of the run in it, or None where it has not ended."""
+        """Read the summary of the run, or return None if the run has not ended."""
         file = self.path / "summary.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 

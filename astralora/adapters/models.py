@@ -1,4 +1,4 @@
-"""Transformers to adapt: tiny ones from a configuration, or whatever transformers can load."""
+"""Make tiny transformers with random weights, or load others by transformers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import nn
 from ..common.errors import ConfigurationError
 from ..common.extras import require
 from ..devices import derive_seed
-from .adapted import undisturbed_random_state
+from .random_state import isolated_random_state
 from .tokens import SPECIAL_TOKENS, VOCABULARY
 
-__all__ = ["TINY", "Objective", "load_model", "positions"]
+__all__ = ["TINY", "Objective", "load_model", "max_length"]
 
 Objective = Literal["causal", "masked", "classification"]
-"""What a model learns: the next token, hidden tokens, or the label of a text."""
+"""Prediction that a model is trained for: the next token, hidden tokens, or the label of a text."""
 
 _AUTO = {
     "causal": "AutoModelForCausalLM",
@@ -41,72 +41,78 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "tiny-gemma": ("gemma", {**_SMALL, "intermediate_size": 128, "num_key_value_heads": 1, "head_dim": 16}),
 }
-"""Models of random weights by name: their type in transformers, and their configuration."""
+"""Models with random weights by name: their type in transformers, and their configuration."""
 
 
 def load_model(
     name: str, objective: Objective, *, labels: int = 2, options: dict[str, Any] | None = None, seed: int = 0
 ) -> nn.Module:
-    """A transformer, in float32.
+    """Make or load a transformer in float32.
 
     Args:
-        name: one of `TINY`, built from its configuration; a folder that a model was saved in; or a name on the hub.
-        objective: which head it has.
-        labels: of a classifier; 1 for a number.
-        options: of the configuration, in place of the usual ones.
-        seed: of all weights that are new.
+        name: one of `TINY`, made from its configuration; the folder of a saved model; or a name on the hub.
+        objective: objective of the training, which determines the head.
+        labels: number of classes; 1 if the label is a number.
+        options: options that replace those of the model's configuration.
+        seed: seed of all new weights.
 
     Raises:
-        ConfigurationError: transformers is not installed, or there is no such model.
+        ConfigurationError: transformers is not installed, or the model cannot be made or loaded.
     """
     transformers = require("transformers", "'astralora adapters'", extra="lowrank")
     if objective not in get_args(Objective):
         raise ConfigurationError(f"objective must be one of {', '.join(get_args(Objective))}, not {objective!r}")
     kind = getattr(transformers, _AUTO[objective])
-    more: dict[str, Any] = dict(options or {})
+    overrides: dict[str, Any] = dict(options or {})
     if objective == "classification":
-        more["num_labels"] = labels
-    with undisturbed_random_state(derive_seed(seed, "model")):
+        overrides["num_labels"] = labels
+    with isolated_random_state(derive_seed(seed, "model")):
         try:
             if name in TINY:
-                family, usual = TINY[name]
-                known = transformers.AutoConfig.for_model(family)
-                for option in more:
-                    if not hasattr(known, option):  # transformers would take it, and make nothing of it
-                        raise ConfigurationError(f"model.options.{option} is not known to models of {family}")
-                model: nn.Module = kind.from_config(transformers.AutoConfig.for_model(family, **{**usual, **more}))
+                model = _make_tiny(transformers, kind, name, overrides)
             else:
-                model = kind.from_pretrained(name, dtype="float32", **more)
+                model = kind.from_pretrained(name, dtype="float32", **overrides)
         except (OSError, ValueError, TypeError) as error:
-            raise ConfigurationError(_refused(name, error)) from None
-    if objective == "causal" and _family(model) in ("bert", "roberta") and not model.config.is_decoder:  # type: ignore[union-attr]
+            raise ConfigurationError(_failure(name, error)) from None
+    config: Any = model.config
+    if objective == "causal" and _family(model) in ("bert", "roberta") and not config.is_decoder:
         raise ConfigurationError(
-            f"the model {name!r} sees what comes behind a token, which it cannot be asked for then; choose the "
-            f"objective 'masked'"
+            f"the model {name!r} uses the tokens after a position, and thus cannot learn to predict the next token; "
+            f"choose the objective 'masked'"
         )
     return model
 
 
-def positions(model: nn.Module) -> int | None:
-    """How many tokens a text may have, where a model has a position for each of so many; None for any number."""
+def max_length(model: nn.Module) -> int | None:
+    """Return the largest number of tokens of a text, or None if the model's positions do not limit it."""
     config: Any = model.config
     match _family(model):
         case "opt" | "bert":
             return int(config.max_position_embeddings)
         case "roberta":
-            return int(config.max_position_embeddings) - int(config.pad_token_id) - 1  # the padding's comes first
+            return int(config.max_position_embeddings) - int(config.pad_token_id) - 1  # positions start after padding
     return None
+
+
+def _make_tiny(transformers: Any, kind: Any, name: str, overrides: dict[str, Any]) -> nn.Module:
+    family, defaults = TINY[name]
+    config = transformers.AutoConfig.for_model(family)
+    for option in overrides:
+        if not hasattr(config, option):  # transformers would accept and ignore it
+            raise ConfigurationError(f"model.options.{option} is not known to models of {family}")
+    model: nn.Module = kind.from_config(transformers.AutoConfig.for_model(family, **{**defaults, **overrides}))
+    return model
 
 
 def _family(model: nn.Module) -> str:
     return str(getattr(model.config, "model_type", ""))
 
 
-def _refused(name: str, error: Exception) -> str:
+def _failure(name: str, error: Exception) -> str:
     reason = str(error).strip().partition("\n")[0].rstrip(".")
     if name in TINY or Path(name).exists():
         return f"the model {name!r} cannot be made: {reason}"
     return (
-        f"the model {name!r} cannot be loaded: {reason}; without a network, give the folder that a model was saved in, "
-        f"or one of {', '.join(TINY)}"
+        f"the model {name!r} cannot be loaded: {reason}; without a network, give the folder of a saved model, or one "
+        f"of {', '.join(TINY)}"
     )

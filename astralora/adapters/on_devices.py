@@ -1,4 +1,4 @@
-"""Adapters whose products are computed by devices."""
+"""Compute the factors of adapters on devices."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _FACTORS = ("A", "B")
 
 
 class DeviceFactor(nn.Module):
-    """A device layer where peft expects a linear layer, of whose weight it asks the type.
+    """Wrap a layer so that peft finds a ``weight``, whose dtype it reads.
 
     Args:
-        layer: computes.
+        layer: linear layer, which `astralora.attach` replaces by a device layer.
     """
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -30,32 +30,32 @@ class DeviceFactor(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The controls, or the weight of a layer that was made digital again."""
+        """Return the controls of a device layer, or the weight of a digital one."""
         layer = self.layer
-        found = layer.controls if isinstance(layer, BlackBoxLinear) else layer.weight
-        assert isinstance(found, Tensor)
-        return found
+        weight = layer.controls if isinstance(layer, BlackBoxLinear) else layer.weight
+        assert isinstance(weight, Tensor)
+        return weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """Through the layer."""
-        found: Tensor = self.layer(x)
-        return found
+        """Return the output of the layer."""
+        y: Tensor = self.layer(x)
+        return y
 
 
 def put_on_devices(adapted: AdaptedModel, devices: Mapping[str, What], **options: Any) -> None:
-    """Let devices compute factors of adapters, in place.
+    """Compute factors of adapters on devices, in place.
 
-    An adapter that is switched off is not computed at all: its devices are asked nothing. A factor B on a device does
-    not begin at zero, so that the model does not begin as it was.
+    An adapter that is off is not computed, and does not query its devices. A factor B on a device does not start at
+    zero, and thus changes the initial outputs of the model.
 
     Args:
-        adapted: the model.
-        devices: by adapter and factor, such as ``"model_layer_0.fc1.A"``: a device of as many inputs and outputs, or a
-            function of both that makes one.
-        **options: for `astralora.attach`, such as ``method``, ``estimator`` and ``samples``.
+        adapted: adapted model.
+        devices: devices by adapter and factor, such as ``"model_layer_0.fc1.A"``; each is a device with as many inputs
+            and outputs as the factor, or a function of both numbers that makes one.
+        **options: options of `astralora.attach`, such as ``method``, ``estimator`` and ``samples``.
 
     Raises:
-        ConfigurationError: there is no such adapter or factor, or what `astralora.attach` refuses; nothing was done.
+        ConfigurationError: an adapter or factor does not exist, or `astralora.attach` refuses; the model is unchanged.
     """
     names = {id(module): name for name, module in adapted.model.named_modules()}
     places: dict[str, What] = {}
@@ -63,7 +63,7 @@ def put_on_devices(adapted: AdaptedModel, devices: Mapping[str, What], **options
     for key, device in devices.items():
         unit_key, _, factor = key.rpartition(".")
         if factor not in _FACTORS:
-            raise ConfigurationError(f"{key!r} names no factor of an adapter; put .A or .B behind its key")
+            raise ConfigurationError(f"{key!r} names no factor of an adapter; append .A or .B to the adapter's key")
         module = adapted.unit(unit_key).factors[_FACTORS.index(factor)]
         if not isinstance(module, nn.Linear):
             raise ConfigurationError(f"{key!r} is on a device already")

@@ -1,4 +1,4 @@
-"""Zero-cost proxies: what an adapter is worth, before it is trained."""
+"""Score adapters by zero-cost proxies, before they are trained."""
 
 from __future__ import annotations
 
@@ -13,47 +13,57 @@ from ..common.errors import ConfigurationError
 from ..common.table import Table
 from ..nn.layer import BlackBoxLinear
 from .adapted import AdaptedModel
-from .preservation import absolute_weights
+from .temporary_changes import absolute_weights
 from .units import Unit
 
-__all__ = ["PROXIES", "Batch", "Loss", "Metric", "Proxy", "default_loss", "on_device_of", "unit_norm", "unit_snip"]
+__all__ = [
+    "PROXIES",
+    "Batch",
+    "Loss",
+    "Metric",
+    "Proxy",
+    "default_loss",
+    "move_to_device_of",
+    "unit_grad_norm",
+    "unit_snip",
+]
 
 Batch = Mapping[str, Tensor]
-"""What a model is called with, labels included."""
+"""Keyword arguments of a model's call, labels included."""
 
 Loss = Callable[[nn.Module, Batch], Tensor]
-"""The loss of a model on a batch."""
+"""Function that computes the loss of a model on a batch."""
 
 Metric = Callable[[nn.Module], float]
-"""How good a model is; the more the better."""
+"""Function that measures the quality of a model; higher is better."""
 
 
 def default_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """The loss that models of transformers work out themselves from a batch with labels."""
-    loss: Tensor = model(**on_device_of(model, batch)).loss
+    """Return the loss that models of transformers compute themselves from a batch with labels."""
+    loss: Tensor = model(**move_to_device_of(model, batch)).loss
     return loss
 
 
-def on_device_of(model: nn.Module, batch: Batch) -> Batch:
-    """A batch where the model's parameters are."""
+def move_to_device_of(model: nn.Module, batch: Batch) -> Batch:
+    """Move a batch to the torch device of a model's parameters."""
     device = next(model.parameters()).device
     return {name: value.to(device) for name, value in batch.items()}
 
 
 class Proxy(ABC):
-    """Scores every adapter of a model in which all are switched on.
+    """Score every adapter of a model in which all adapters are on.
 
     Args:
-        loss: of the model on a batch.
-        metric: for proxies that ask how good the model is; minus the mean loss on the batches unless given.
-        tolerance: by how much that may fall.
-        generator: for whatever is random.
+        loss: function that computes the loss of the model on a batch.
+        metric: function that measures the quality of the model; minus the mean loss on the batches unless given.
+        tolerance: allowed decrease of this quality.
+        generator: generator of random numbers.
     """
 
     begins_at_zero: ClassVar[bool] = False
-    """Says nothing of adapters whose B is zero."""
+    """Whether all adapters score 0 while every B is zero."""
     may_tie: ClassVar[bool] = False
-    """Equal scores are nothing to warn of."""
+    """Whether equal scores cause no warning."""
 
     def __init__(
         self,
@@ -67,29 +77,30 @@ class Proxy(ABC):
 
     @abstractmethod
     def score(self, adapted: AdaptedModel, batches: Sequence[Batch]) -> dict[str, float]:
-        """A score for every adapter, by key; the higher, the more it deserves.
+        """Return a score for every adapter, by key; better adapters score higher.
 
         Args:
-            adapted: the model, all of it switched on; must be left as it is but for what `preserved` puts back.
-            batches: data.
+            adapted: adapted model with all adapters on; the method may only change what
+                `astralora.adapters.temporary_changes.prepared_for_scoring` restores.
+            batches: batches of data.
         """
 
 
 class Constant(Proxy):
-    """1 for all: a random choice, for comparison."""
+    """Score 1 for all adapters, which leaves the choice to chance, for comparison."""
 
     may_tie = True
 
-    def score(self, adapted: AdaptedModel, batches: Sequence[Batch]) -> dict[str, float]:  # noqa: ARG002
-        """1 for all."""
+    def score(self, adapted: AdaptedModel, _batches: Sequence[Batch]) -> dict[str, float]:
+        """Return 1 for every adapter."""
         return {unit.key: 1.0 for unit in adapted.units}
 
 
 class GradNorm(Proxy):
-    """||dL/dA||_F + ||dL/dB||_F, of gradients summed over the batches."""
+    """Score ||dL/dA||_F + ||dL/dB||_F, of gradients summed over the batches."""
 
     def score(self, adapted: AdaptedModel, batches: Sequence[Batch]) -> dict[str, float]:
-        """From one backward pass for each batch."""
+        """Return the norms, from one backward pass for each batch."""
         totals, excess = _summed_gradients(adapted, batches, self.loss)
         return {
             unit.key: sum(
@@ -101,32 +112,32 @@ class GradNorm(Proxy):
 
 
 class Snip(Proxy):
-    """sum |A * dL/dA| + sum |B * dL/dB|: what the loss would change if they were gone (Lee et al., ICLR 2019)."""
+    """Score sum |A * dL/dA| + sum |B * dL/dB|, the effect of removing weights on the loss (Lee et al., ICLR 2019)."""
 
     begins_at_zero = True
 
     def score(self, adapted: AdaptedModel, batches: Sequence[Batch]) -> dict[str, float]:
-        """From one backward pass for each batch."""
+        """Return the sums, from one backward pass for each batch."""
         totals, _ = _summed_gradients(adapted, batches, self.loss)
         return {unit.key: _saliency(unit.weights, totals[unit.key]) for unit in adapted.units}
 
 
 class SynFlow(Proxy):
-    """Snip of the sum of all outputs, for inputs of ones and weights in absolute value (Tanaka et al., NeurIPS 2020).
+    """Score as `Snip`, by the sum of all outputs for inputs of ones and absolute weights (Tanaka et al., NeurIPS 2020).
 
-    Needs no data: the batches only tell how long the inputs are.
+    It needs no data: the batches only give the length of the inputs.
     """
 
     begins_at_zero = True
 
     def score(self, adapted: AdaptedModel, batches: Sequence[Batch]) -> dict[str, float]:
-        """From one backward pass."""
-        model = adapted.model
+        """Return the scores, from one backward pass."""
+        model: Any = adapted.model
         if any(isinstance(module, BlackBoxLinear) for module in model.modules()):
             raise ConfigurationError(
-                "'synflow' runs the model on weights in absolute value, which a device cannot take; use 'grad_norm'"
+                "'synflow' runs the model with absolute weights, which a device cannot take; use 'grad_norm'"
             )
-        embedding = model.get_input_embeddings()  # type: ignore[operator]
+        embedding = model.get_input_embeddings()
         length = batches[0]["input_ids"].shape[1] if batches else 1
         ones = torch.ones(1, length, embedding.embedding_dim).to(embedding.weight)
         weights = [weight for unit in adapted.units for weight in unit.weights]
@@ -134,45 +145,45 @@ class SynFlow(Proxy):
             flow = model(inputs_embeds=ones, attention_mask=ones[..., 0]).logits.sum()
             if not bool(torch.isfinite(flow)):
                 raise ConfigurationError("'synflow' overflows in this model; use 'grad_norm' or 'snip'")
-            found = iter(_gradients(flow, weights))
-            return {unit.key: _saliency(unit.weights, [next(found), next(found)]) for unit in adapted.units}
+            gradients = iter(_gradients(flow, weights))
+            return {unit.key: _saliency(unit.weights, [next(gradients), next(gradients)]) for unit in adapted.units}
 
 
 class AlphaTest(Proxy):
-    """The smallest importance, among 0.0, 0.1 ... 1.0, at which the model stays as good as it is, to a tolerance.
+    """Score the smallest importance of 0.0, 0.1 ... 1.0 that keeps the quality of the model within a tolerance.
 
-    For trained adapters: those that can be faded out unnoticed score 0.
+    It is for trained adapters: adapters that the model does not need score 0.
     """
 
     begins_at_zero = True
 
     def score(self, adapted: AdaptedModel, batches: Sequence[Batch]) -> dict[str, float]:
-        """Up to ten evaluations for each adapter."""
+        """Return the smallest importances, from up to ten evaluations for each adapter."""
 
         @torch.no_grad()
-        def good() -> float:
+        def quality() -> float:
             if self.metric is not None:
                 return self.metric(adapted.model)
             return -sum(float(self.loss(adapted.model, batch)) for batch in batches) / max(len(batches), 1)
 
-        enough = good() - self.tolerance
-        return {unit.key: self._least(unit, enough, good) for unit in adapted.units}
+        required = quality() - self.tolerance
+        return {unit.key: self._smallest_importance(unit, required, quality) for unit in adapted.units}
 
     @staticmethod
-    def _least(unit: Unit, enough: float, good: Callable[[], float]) -> float:
-        whole = unit.importance
+    def _smallest_importance(unit: Unit, required: float, quality: Callable[[], float]) -> float:
+        importance = unit.importance
         try:
             for tenths in range(10):
-                unit.importance = whole * tenths / 10
-                if good() >= enough:
+                unit.importance = importance * tenths / 10
+                if quality() >= required:
                     return tenths / 10
             return 1.0
         finally:
-            unit.importance = whole
+            unit.importance = importance
 
 
 PROXIES: Table[Proxy] = Table("proxy", Proxy)
-"""Every proxy by name."""
+"""All proxies by name."""
 
 PROXIES.add("constant", Constant)
 PROXIES.add("grad_norm", GradNorm)
@@ -181,32 +192,35 @@ PROXIES.add("synflow", SynFlow)
 PROXIES.add("alpha_test", AlphaTest)
 
 
-def unit_norm(unit: Unit) -> float:
-    """||dL/dA||_F + ||dL/dB||_F of the gradients that training has just left, with nothing asked anew.
+def unit_grad_norm(unit: Unit) -> float:
+    """Return ||dL/dA||_F + ||dL/dB||_F of the gradients in ``.grad``, without another pass.
 
-    Of a factor on a device it is the norm of the true gradient, as its estimator knows it.
+    For a factor on a device, it is the norm of the true gradient, by the estimate of the layer's estimator.
     """
-    known = {id(layer.controls): layer.estimator.gradient_energy for layer in unit.devices}
+    energies = {id(layer.controls): layer.estimator.gradient_energy for layer in unit.devices}
     total = 0.0
     for weight in unit.weights:
         if weight.grad is not None:
-            energy = known.get(id(weight))
+            energy = energies.get(id(weight))
             total += float(weight.grad.norm()) if energy is None else max(energy, 0.0) ** 0.5
     return total
 
 
 def unit_snip(unit: Unit) -> float:
-    """Sum |A * dL/dA| + sum |B * dL/dB| of the gradients that training has just left."""
+    """Return sum |A * dL/dA| + sum |B * dL/dB| of the gradients in ``.grad``, without another pass."""
     return _saliency(unit.weights, [weight.grad for weight in unit.weights])
 
 
 def _summed_gradients(
     adapted: AdaptedModel, batches: Sequence[Batch], loss: Loss
 ) -> tuple[dict[str, list[Tensor]], dict[int, float]]:
-    """Gradients of A and B by key, and by how much noise has added to the squares of those on devices.
+    """Sum the gradients of A and B over batches, by key, and sum the noise in the squares of those from devices.
 
-    With estimates g_b of independent errors, E |sum g_b|^2 exceeds the square of the sum of true gradients by the sum
-    of E |g_b|^2 - |true g_b|^2, and both are known.
+    For estimates g_b with independent errors, E |sum g_b|^2 is larger than the square of the sum of the true gradients
+    by the sum of E |g_b|^2 - |true g_b|^2. Both terms are known.
+
+    Returns:
+        The sums by key of the adapter; the noise by id of the controls.
     """
     weights = [weight for unit in adapted.units for weight in unit.weights]
     totals = [torch.zeros_like(weight) for weight in weights]
@@ -219,10 +233,10 @@ def _summed_gradients(
             total += grad
             layer = on_device.get(id(weight))
             if layer is not None and layer.estimator.gradient_energy is not None:
-                seen = float(grad.double().square().sum()) - layer.estimator.gradient_energy
-                excess[id(weight)] = excess.get(id(weight), 0.0) + seen
-    found = iter(totals)
-    return {unit.key: [next(found), next(found)] for unit in adapted.units}, excess
+                noise = float(grad.double().square().sum()) - layer.estimator.gradient_energy
+                excess[id(weight)] = excess.get(id(weight), 0.0) + noise
+    pairs = iter(totals)
+    return {unit.key: [next(pairs), next(pairs)] for unit in adapted.units}, excess
 
 
 def _gradients(value: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor | None]:

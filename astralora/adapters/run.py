@@ -1,42 +1,35 @@
-"""Whole runs of adapters: trained, tested, scored, and what is left on disk."""
+"""Train, test and score adapters by a configuration, and leave the results in a folder."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from ..common.errors import ConfigurationError
-from ..common.extras import require
 from ..devices import derive_seed
 from ..training.checkpoint import load_state, save_state
-from .adapted import AdaptedModel, adapt, undisturbed_random_state
-from .data import Data, load_data, training_batches
+from .data import training_batches
 from .folder import AdapterFolder
-from .models import TINY, Objective, load_model, positions
-from .proxies import Batch, default_loss, on_device_of
+from .preparation import PreparedRun, prepare, prepare_from_folder
+from .proxies import Batch, default_loss, move_to_device_of
+from .random_state import isolated_random_state
 from .reallocation import Choice, Reallocation
 from .scoring import Scores, score
 from .settings import AdapterRun
-from .sources import COLLECTIONS
-from .tokens import load_tokens
+
+if TYPE_CHECKING:
+    from .trainer import AdapterTrainer
 
 __all__ = ["evaluate_run", "score_run", "train_run"]
 
 Record = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    adapted: AdaptedModel
-    data: Data
 
 
 def train_run(
@@ -46,83 +39,128 @@ def train_run(
     resume: bool = False,
     listener: Callable[[Record], None] | None = None,
 ) -> dict[str, Any]:
-    """Train adapters, and leave config.toml, metrics.jsonl, summary.json and the adapters in a folder.
+    """Train adapters, and write config.toml, metrics.jsonl, summary.json and the adapters into a folder.
 
-    With ``dynamic``, history.jsonl and frequency.toml tell which adapters were on when, and how often.
+    With ``dynamic``, history.jsonl and frequency.toml record which adapters were on at which step, and how often.
 
     Args:
-        config: the run.
-        folder: new.
-        resume: the folder holds a run of this configuration that broke off; go on from its last checkpoint, to the same
-            adapters that it would have had.
-        listener: told every record as it is made.
+        config: configuration of the run.
+        folder: new folder.
+        resume: continue an interrupted run of this configuration in the folder from its last checkpoint, to the same
+            adapters as without the interruption.
+        listener: function called with every record.
 
     Returns:
         The summary.
 
     Raises:
-        ConfigurationError: the configuration cannot be run; nothing is left behind.
+        ConfigurationError: the configuration cannot be run; no file was written.
     """
     if not resume:
         folder.check_free()
     state = load_state(folder.path / "checkpoint") if resume else None
-    parts = _prepare(config)
-    digest = parts.data.digest()
-    if state is not None and state["data"] != digest:
-        raise ConfigurationError(f"the data are not those that the run in {folder.path} was begun with; begin another")
-    metrics: list[Record] = []
-
-    def tell(record: Record) -> None:
-        metrics.append(record)
-        folder.append(record)
-        if listener is not None:
-            listener(record)
-
-    reallocation = None if config.dynamic is None else _reallocation(config, parts, tell)
-    trainer = _trainer(config, parts, folder.path, tell, reallocation)
-    start = time.perf_counter()
-
-    def seconds() -> float:
-        return time.perf_counter() - start + (0.0 if state is None else float(state["seconds"]))
-
-    def keep(standing: Record | None) -> None:
-        kept = {"trainer": standing, "data": digest, "records": len(metrics), "seconds": seconds()}
-        save_state(folder.path / "checkpoint", {**kept, **_standing(parts, reallocation)})
-
-    def restore(state: Record) -> None:
-        parts.adapted.load_trained_state(state["adapters"])
-        parts.adapted.set_enabled(state["enabled"])
-        if reallocation is not None:
-            reallocation.load_state_dict(state["reallocation"])
-
-    trainer.keep = keep
-    # Only now: what is refused above leaves nothing behind.
-    if resume:
-        metrics += folder.rewind(0 if state is None else state["records"])
-    else:
-        folder.begin(config)
-    with undisturbed_random_state(derive_seed(config.seed, "trainer")):
+    prepared = prepare(config)
+    log = _RunLog(folder, prepared, state, listener)
+    if state is not None and state["data"] != log.digest:
+        raise ConfigurationError(f"the data have changed since the run in {folder.path} began; begin another run")
+    if config.dynamic is not None:
+        log.reallocation = _make_reallocation(config, prepared, log.record)
+    trainer = _make_trainer(config, prepared, folder.path, log.record, log.reallocation)
+    trainer.on_checkpoint = log.save_checkpoint
+    # All refusals come before the first file is written.
+    log.begin(config, resume=resume)
+    with isolated_random_state(derive_seed(config.seed, "trainer")):
         if state is None:
             trainer.train()
         elif state["trainer"] is not None:
-            trainer.go_on(state["trainer"], partial(restore, state))
-        else:  # it broke off behind its last step
-            restore(state)
-    keep(None)
-    if reallocation is not None:
-        reallocation.save(folder.path)
-    summary = _summary(config, parts, metrics, seconds(), reallocation)
-    # Last: a run with a summary is complete.
+            trainer.resume(state["trainer"], partial(log.restore, state))
+        else:  # the interruption came after the last step
+            log.restore(state)
+    log.save_checkpoint(None)
+    if log.reallocation is not None:
+        log.reallocation.save(folder.path)
+    summary = _summary(config, prepared, log)
+    # The summary is written last, since it marks a complete run.
     folder.write_summary(summary)
     return summary
+
+
+class _RunLog:
+    """Write the records and the checkpoints of a run, and restore a checkpoint.
+
+    Args:
+        folder: folder of the run.
+        prepared: adapted model and data.
+        state: checkpoint that the run continues from, if any.
+        listener: function called with every record.
+
+    Attributes:
+        digest: hash of the data.
+        records: records so far, including those before the checkpoint.
+        reallocation: reallocation of a dynamic run.
+    """
+
+    def __init__(
+        self,
+        folder: AdapterFolder,
+        prepared: PreparedRun,
+        state: Record | None,
+        listener: Callable[[Record], None] | None,
+    ) -> None:
+        self._folder, self._prepared, self._state, self._listener = folder, prepared, state, listener
+        self.digest = prepared.data.digest()
+        self.records: list[Record] = []
+        self.reallocation: Reallocation | None = None
+        self._start = time.perf_counter()
+
+    def begin(self, config: AdapterRun, *, resume: bool) -> None:
+        """Make the folder of a new run, or drop the records after the checkpoint of a resumed one."""
+        self._start = time.perf_counter()
+        if resume:
+            self.records += self._folder.rewind(0 if self._state is None else self._state["records"])
+        else:
+            self._folder.begin(config)
+
+    def record(self, record: Record) -> None:
+        """Store a record, append it to metrics.jsonl, and call the listener."""
+        self.records.append(record)
+        self._folder.append(record)
+        if self._listener is not None:
+            self._listener(record)
+
+    def seconds(self) -> float:
+        """Return the training time in seconds, including the time before the checkpoint."""
+        before = 0.0 if self._state is None else float(self._state["seconds"])
+        return time.perf_counter() - self._start + before
+
+    def save_checkpoint(self, trainer_state: Record | None) -> None:
+        """Write the state of the trainer, or None after the last step, and of everything else in the run."""
+        adapted, reallocation = self._prepared.adapted, self.reallocation
+        state = {
+            "trainer": trainer_state,
+            "data": self.digest,
+            "records": len(self.records),
+            "seconds": self.seconds(),
+            "adapters": adapted.trained_state(),
+            "enabled": {unit.key: unit.enabled for unit in adapted.units},
+            "reallocation": None if reallocation is None else reallocation.state_dict(),
+        }
+        save_state(self._folder.path / "checkpoint", state)
+
+    def restore(self, state: Record) -> None:
+        """Restore the adapters, their switches and the reallocation from a checkpoint."""
+        self._prepared.adapted.load_trained_state(state["adapters"])
+        self._prepared.adapted.set_enabled(state["enabled"])
+        if self.reallocation is not None:
+            self.reallocation.load_state_dict(state["reallocation"])
 
 
 def evaluate_run(folder: AdapterFolder, data: Mapping[str, Any] | None = None) -> dict[str, float]:
     """Test the adapters of a finished run, on its own test set or on other data.
 
     Args:
-        folder: of the run.
-        data: keys of the data section in place of the run's own.
+        folder: folder of the run.
+        data: keys of the data section that replace the run's own.
 
     Returns:
         ``test_loss``, and ``test_accuracy`` or ``test_pearson`` of a classifier.
@@ -132,95 +170,53 @@ def evaluate_run(folder: AdapterFolder, data: Mapping[str, Any] | None = None) -
     """
     config = folder.config()
     if data:
-        config = AdapterRun.load(None, {**_plain(config), "data": {**_plain(config)["data"], **data}})
-    parts = _restored(config, folder)
-    trainer = _trainer(config, parts, folder.path, None, None)
-    with undisturbed_random_state(derive_seed(config.seed, "test")):
-        found = trainer.evaluate()
-    return {
-        name.replace("eval_", "test_"): value
-        for name, value in found.items()
-        if name in ("eval_loss", "eval_accuracy", "eval_pearson")
-    }
+        tables = {**config.model_dump(exclude_none=True), "adapters": config.adapters.to_tables()}
+        config = AdapterRun.load(None, {**tables, "data": {**tables["data"], **data}})
+    prepared = prepare_from_folder(config, folder)
+    trainer = _make_trainer(config, prepared, folder.path, None, None)
+    with isolated_random_state(derive_seed(config.seed, "test")):
+        return trainer.test()
 
 
 def score_run(config: AdapterRun, *, warmup_steps: int = 0, folder: AdapterFolder | None = None) -> Scores:
-    """Score the adapters of a configuration, fresh, after some steps of training, or as a run has left them.
+    """Score new adapters, adapters after some steps of training, or the adapters of a finished run.
 
     Args:
-        config: the run; its ``scoring`` says how.
-        warmup_steps: with all adapters on, before they are scored.
-        folder: of a finished run whose adapters are scored.
+        config: configuration of the run; ``scoring`` has the options of the scoring.
+        warmup_steps: number of training steps with all adapters on before they are scored.
+        folder: folder of a finished run whose adapters are scored; new adapters unless given.
 
     Raises:
         ConfigurationError: the configuration cannot be run, or the folder holds no finished run.
     """
-    parts = _prepare(config) if folder is None else _restored(config, folder)
+    prepared = prepare(config) if folder is None else prepare_from_folder(config, folder)
     if warmup_steps:
-        _warm_up(config, parts, warmup_steps)
-    batches = training_batches(parts.data, config.training.batch_size, seed=derive_seed(config.seed, "scoring"))
+        _warm_up(config, prepared, warmup_steps)
+    batches = training_batches(prepared.data, config.training.batch_size, seed=derive_seed(config.seed, "scoring"))
     options = config.scoring
     return score(
-        parts.adapted,
+        prepared.adapted,
         batches,
         options.proxy,
         count=options.batches,
         perturb=options.perturb,
         tolerance=options.tolerance,
-        metric=_metric(parts, config) if options.proxy == "alpha_test" else None,
+        metric=_accuracy_metric(prepared, config) if options.proxy == "alpha_test" else None,
         seed=config.seed,
     )
 
 
-def _prepare(config: AdapterRun) -> _Parts:
-    require("transformers", "'astralora adapters'", extra="lowrank")
-    tiny = config.model.name in TINY
-    tokens = load_tokens(config.model.tokenizer or ("bytes" if tiny else config.model.name))
-    data = load_data(config.data, tokens, _objective(config), seed=config.seed)
-    model = load_model(
-        config.model.name, data.objective, labels=data.labels, options=dict(config.model.options), seed=config.seed
-    )
-    size = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-    if size < tokens.size:
-        raise ConfigurationError(f"the model has {size} tokens and its tokenizer {tokens.size}; choose one that fits")
-    room = positions(model)
-    if room is not None and config.data.length > room:
-        raise ConfigurationError(f"the model takes {room} tokens at most; data.length is {config.data.length}")
-    if data.objective == "classification":
-        model.config.pad_token_id = data.pad  # type: ignore[union-attr]
-    return _Parts(adapt(model, config.adapters, seed=config.seed), data)
-
-
-def _objective(config: AdapterRun) -> Objective:
-    if config.objective != "auto":
-        return config.objective
-    collection = COLLECTIONS.get(config.data.name or "")
-    if config.data.label is not None or (config.data.train is None and collection and collection.label):
-        return "classification"
-    return "masked" if "bert" in Path(config.model.name).name.lower() else "causal"
-
-
-def _restored(config: AdapterRun, folder: AdapterFolder) -> _Parts:
-    state = load_state(folder.path / "checkpoint") if folder.summary() is not None else None
-    if state is None:
-        raise ConfigurationError(f"the run in {folder.path} has not ended: it has no adapters to go by")
-    parts = _prepare(config)
-    parts.adapted.load_trained_state(state["adapters"])
-    parts.adapted.set_enabled(state["enabled"])
-    return parts
-
-
-def _reallocation(config: AdapterRun, parts: _Parts, tell: Callable[[Record], None]) -> Reallocation:
+def _make_reallocation(config: AdapterRun, prepared: PreparedRun, record: Callable[[Record], None]) -> Reallocation:
     dynamic, scoring = config.dynamic, config.scoring
     assert dynamic is not None
-    per_epoch = ceil(len(parts.data.train) / config.training.batch_size)
+    per_epoch = ceil(len(prepared.data.train) / config.training.batch_size)
 
-    def told(choice: Choice) -> None:
-        tell({"event": "reallocation", "step": choice.step, "enabled": choice.enabled})
+    def record_choice(choice: Choice) -> None:
+        record({"event": "reallocation", "step": choice.step, "enabled": choice.enabled})
 
     return Reallocation(
-        parts.adapted,
-        training_batches(parts.data, config.training.batch_size, seed=derive_seed(config.seed, "scoring")),
+        prepared.adapted,
+        training_batches(prepared.data, config.training.batch_size, seed=derive_seed(config.seed, "scoring")),
         interval=max(round(dynamic.realloc_n * per_epoch), 1),
         turn_on=dynamic.turn_on,
         proxy=scoring.proxy,
@@ -230,30 +226,31 @@ def _reallocation(config: AdapterRun, parts: _Parts, tell: Callable[[Record], No
         reuse=dynamic.reuse,
         perturb=scoring.perturb,
         seed=config.seed,
-        listener=told,
+        listener=record_choice,
     )
 
 
-def _trainer(
+def _make_trainer(
     config: AdapterRun,
-    parts: _Parts,
+    prepared: PreparedRun,
     folder: Path,
-    tell: Callable[[Record], None] | None,
+    record: Callable[[Record], None] | None,
     reallocation: Reallocation | None,
-) -> Any:
+) -> AdapterTrainer:
     from .trainer import make_trainer
 
-    with undisturbed_random_state(derive_seed(config.seed, "trainer")):
-        return make_trainer(config, parts.adapted.model, parts.data, str(folder), tell=tell, reallocation=reallocation)
+    model, data = prepared.adapted.model, prepared.data
+    with isolated_random_state(derive_seed(config.seed, "trainer")):
+        return make_trainer(config, model, data, str(folder), record=record, reallocation=reallocation)
 
 
-def _warm_up(config: AdapterRun, parts: _Parts, steps: int) -> None:
-    model = parts.adapted.model
+def _warm_up(config: AdapterRun, prepared: PreparedRun, steps: int) -> None:
+    model = prepared.adapted.model
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.training.learning_rate, weight_decay=config.training.weight_decay)
-    batches = training_batches(parts.data, config.training.batch_size, seed=derive_seed(config.seed, "warm-up"))
+    batches = training_batches(prepared.data, config.training.batch_size, seed=derive_seed(config.seed, "warm-up"))
     model.train()
-    with undisturbed_random_state(derive_seed(config.seed, "warm-up")):
+    with isolated_random_state(derive_seed(config.seed, "warm-up")):
         for _, batch in zip(range(steps), batches, strict=False):
             optimizer.zero_grad()
             default_loss(model, batch).backward()
@@ -261,47 +258,34 @@ def _warm_up(config: AdapterRun, parts: _Parts, steps: int) -> None:
     optimizer.zero_grad()
 
 
-def _metric(parts: _Parts, config: AdapterRun) -> Callable[[nn.Module], float] | None:
-    """Accuracy of a classifier on as many training batches as there are for scoring; None for what else has a loss."""
-    if parts.data.objective != "classification" or parts.data.labels == 1:
+def _accuracy_metric(prepared: PreparedRun, config: AdapterRun) -> Callable[[nn.Module], float] | None:
+    """Return a function that measures a classifier's accuracy on the scoring batches, or None without classes."""
+    if prepared.data.objective != "classification" or prepared.data.labels == 1:
         return None
-    stream = training_batches(parts.data, config.training.batch_size, seed=derive_seed(config.seed, "scoring"))
+    stream = training_batches(prepared.data, config.training.batch_size, seed=derive_seed(config.seed, "scoring"))
     batches: list[Batch] = [batch for _, batch in zip(range(config.scoring.batches), stream, strict=False)]
 
     @torch.no_grad()
     def accuracy(model: nn.Module) -> float:
-        right = []
+        correct = []
         for batch in batches:
-            moved = on_device_of(model, batch)
-            right.append((model(**moved).logits.argmax(dim=-1) == moved["labels"]).float())
-        return float(torch.cat(right).mean())
+            inputs = move_to_device_of(model, batch)
+            correct.append((model(**inputs).logits.argmax(dim=-1) == inputs["labels"]).float())
+        return float(torch.cat(correct).mean())
 
     return accuracy
 
 
-def _standing(parts: _Parts, reallocation: Reallocation | None) -> dict[str, Any]:
-    return {
-        "adapters": parts.adapted.trained_state(),
-        "enabled": {unit.key: unit.enabled for unit in parts.adapted.units},
-        "reallocation": None if reallocation is None else reallocation.state_dict(),
-    }
-
-
-def _summary(
-    config: AdapterRun,
-    parts: _Parts,
-    metrics: list[Record],
-    seconds: float,
-    reallocation: Reallocation | None,
-) -> dict[str, Any]:
-    trained, total = parts.adapted.parameter_counts()
-    epochs = [record for record in metrics if record["event"] == "epoch"]
-    steps = [record for record in metrics if record["event"] == "step"]
+def _summary(config: AdapterRun, prepared: PreparedRun, log: _RunLog) -> dict[str, Any]:
+    trained, total = prepared.adapted.parameter_counts()
+    reallocation = log.reallocation
+    epochs = [record for record in log.records if record["event"] == "epoch"]
+    steps = [record for record in log.records if record["event"] == "step"]
     last: Record = epochs[-1] if epochs else {}
     scores = {name: value for name, value in last.items() if name.startswith("test_")}
     return {
         "task": config.data.train or config.data.name,
-        "objective": parts.data.objective,
+        "objective": prepared.data.objective,
         "model": config.model.name,
         "method": "uniform" if reallocation is None else "dynamic",
         "proxy": None if reallocation is None else config.scoring.proxy,
@@ -310,14 +294,10 @@ def _summary(
         "steps": steps[-1]["step"] if steps else 0,
         **scores,
         "best_test_loss": min((record["test_loss"] for record in epochs), default=None),
-        "adapters": len(parts.adapted.units),
-        "adapters_on": sum(unit.enabled for unit in parts.adapted.units),
+        "adapters": len(prepared.adapted.units),
+        "adapters_on": sum(unit.enabled for unit in prepared.adapted.units),
         "reallocations": 0 if reallocation is None else len(reallocation.history),
         "trained_parameters": trained,
         "parameters": total,
-        "wall_seconds": seconds,
+        "wall_seconds": log.seconds(),
     }
-
-
-def _plain(config: AdapterRun) -> dict[str, Any]:
-    return {**config.model_dump(exclude_none=True), "adapters": config.adapters.to_tables()}

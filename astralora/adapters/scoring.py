@@ -1,4 +1,4 @@
-"""Scores of adapters: finding them, and keeping them in a file."""
+"""Score the adapters of a model, and save and load scores."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from ..devices import derive_generator
 from ..devices.files import write_atomically
 from .adapted import AdaptedModel
 from .config import PROJECTIONS, SHORTCUTS, read_toml
-from .preservation import preserved
 from .proxies import PROXIES, Batch, Loss, Metric, default_loss
+from .temporary_changes import prepared_for_scoring
 
 __all__ = ["Scores", "TiedScoresWarning", "score"]
 
 
 class TiedScoresWarning(UserWarning):
-    """All adapters have the same score, which says nothing of any of them."""
+    """Warn that all adapters have the same score, so that chance ranks them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What adapters are worth.
+    """Hold the scores of adapters.
 
     Attributes:
-        proxy: by which they were scored.
-        batches: on how many.
-        values: by key, such as ``model_layer_0.q_proj``.
-        costs: trained numbers for each of their ranks, by key.
+        proxy: name of the proxy.
+        batches: number of batches that the proxy used.
+        values: scores by key, such as ``model_layer_0.q_proj``.
+        costs: number of trained parameters per rank, by key.
     """
 
     proxy: str
@@ -43,16 +43,16 @@ class Scores:
     costs: Mapping[str, float] = field(default_factory=dict)
 
     def to_toml(self) -> str:
-        """A table for each layer."""
+        """Return the text of a TOML file with a table for each layer."""
         tables = _nested(self.values)
         costs = {"costs": _nested(self.costs)} if self.costs else {}
         return tomli_w.dumps({"proxy": self.proxy, "batches": self.batches, **tables, **costs})
 
     def save(self, path: Path) -> None:
-        """Write the file, whole or not at all.
+        """Write the file atomically.
 
         Raises:
-            ConfigurationError: it cannot be written.
+            ConfigurationError: the file cannot be written.
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,16 +62,16 @@ class Scores:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read what `save` wrote.
+        """Read a file of `save`.
 
         Raises:
-            ConfigurationError: no such file, or none of scores.
+            ConfigurationError: the file cannot be read, or holds no scores.
         """
         content = read_toml(path)
         costs = _flat(content.pop("costs", {}), f"costs in {path}")
         proxy, batches = content.pop("proxy", None), content.pop("batches", 0)
         if not isinstance(proxy, str) or not isinstance(batches, int):
-            raise ConfigurationError(f"{path} holds no scores: it does not say by which proxy, and on how many batches")
+            raise ConfigurationError(f"{path} holds no scores: it has no proxy, or no number of batches")
         return cls(proxy, batches, _flat(content, str(path)), costs)
 
 
@@ -87,36 +87,37 @@ def score(
     perturb: float = 0.0,
     seed: int = 0,
 ) -> Scores:
-    """Score every adapter of a model, all of them switched on, and leave everything bit for bit as it was.
+    """Score every adapter of a model with all adapters on, and restore the model bit for bit.
 
     Args:
-        adapted: the model.
-        batches: data, of which as many are used as ``count``.
+        adapted: adapted model.
+        batches: batches of data.
         proxy: a name in `PROXIES`.
-        count: batches.
-        loss: of the model on a batch.
-        metric: for ``"alpha_test"``: how good the model is, the more the better; minus the mean loss unless given.
-        tolerance: for ``"alpha_test"``: by how much that may fall.
-        perturb: standard deviation of noise on every B in the meantime, for proxies that say nothing where B is zero.
-        seed: of that noise.
+        count: number of batches to use.
+        loss: function that computes the loss of the model on a batch.
+        metric: for ``"alpha_test"``: function that measures the quality of the model, higher is better; minus the mean
+            loss unless given.
+        tolerance: for ``"alpha_test"``: allowed decrease of this quality.
+        perturb: standard deviation of noise on every B while scoring, for proxies that score 0 if B is zero.
+        seed: seed of this noise.
 
     Raises:
-        ConfigurationError: there is no such proxy, or it does not suit the model.
+        ConfigurationError: the proxy is unknown, or does not work for the model.
 
     Warns:
-        TiedScoresWarning: all scores are the same.
+        TiedScoresWarning: all scores are equal.
     """
     kind = PROXIES.find(proxy)
     used = list(islice(batches, count))
-    judge = PROXIES.make(proxy, loss=loss, metric=metric, tolerance=tolerance)
-    with preserved(adapted, perturb=perturb, generator=derive_generator(seed, "perturb")):
-        values = judge.score(adapted, used)
+    scorer = PROXIES.make(proxy, loss=loss, metric=metric, tolerance=tolerance)
+    with prepared_for_scoring(adapted, perturb=perturb, generator=derive_generator(seed, "perturb")):
+        values = scorer.score(adapted, used)
     if len(values) > 1 and len(set(values.values())) == 1 and not kind.may_tie:
         zero = kind.begins_at_zero and not any(bool(unit.weights[1].any()) for unit in adapted.units)
-        why = ": every B is zero; train for some steps first, or perturb" if zero else ""
+        reason = ": every B is zero; train for some steps first, or perturb" if zero else ""
         warnings.warn(
             f"all {len(values)} adapters score {next(iter(values.values())):g} by {proxy!r}, which ranks them by "
-            f"chance{why}",
+            f"chance{reason}",
             TiedScoresWarning,
             stacklevel=2,
         )
@@ -137,11 +138,11 @@ def _flat(tables: Mapping[str, Any], source: str) -> dict[str, float]:
     for layer, table in tables.items():
         number = layer.removeprefix("model_layer_")
         if number == layer or not number.isdecimal() or not isinstance(table, dict):
-            raise ConfigurationError(f"{layer} in {source} is no table of a layer, such as model_layer_0")
+            raise ConfigurationError(f"{layer} in {source} is not the table of a layer, such as model_layer_0")
         for name, value in table.items():
             if name not in PROJECTIONS and name not in SHORTCUTS:
                 raise ConfigurationError(
-                    f"{layer}.{name} in {source} is no adapter; known are {', '.join((*PROJECTIONS, *SHORTCUTS))}"
+                    f"{layer}.{name} in {source} is not an adapter; known are {', '.join((*PROJECTIONS, *SHORTCUTS))}"
                 )
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
                 raise ConfigurationError(f"{layer}.{name} in {source} must be a finite number of at least 0")

@@ -1,4 +1,4 @@
-"""From scores to adapters: who is on, and at which rank."""
+"""Choose from scores which adapters are on, and their ranks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .scoring import Scores
 __all__ = ["Groups", "choose", "search"]
 
 Groups = Literal["combined", "separated", "off"]
-"""Rank LoRA and shortcuts together, each family by itself, or LoRA only, without shortcuts."""
+"""Whether to rank LoRA and shortcuts together, each family separately, or LoRA only with shortcuts off."""
 
 
 def choose(
@@ -25,16 +25,16 @@ def choose(
     groups: Groups = "combined",
     generator: torch.Generator | None = None,
 ) -> list[str]:
-    """The keys of the adapters that deserve to be on, in the order of ``scores``.
+    """Choose the adapters with the best scores, and return their keys in the order of ``scores``.
 
     Args:
-        scores: by key.
-        turn_on: share of the adapters, or of each family, rounded to a whole number, of at least one unless it is 0.
-        groups: what is ranked with what.
-        generator: draws the order of ties.
+        scores: scores by key.
+        turn_on: share of the adapters, or of each family, to switch on; rounded to at least one unless it is 0.
+        groups: whether the families are ranked together.
+        generator: generator that orders ties.
 
     Raises:
-        ConfigurationError: no such share or groups.
+        ConfigurationError: ``turn_on`` or ``groups`` is not valid.
     """
     if groups not in get_args(Groups):
         raise ConfigurationError(f"groups must be one of {', '.join(get_args(Groups))}, not {groups!r}")
@@ -63,21 +63,22 @@ def search(
     mode: Literal["topk", "proportional"] = "topk",
     seed: int = 0,
 ) -> AdapterConfig:
-    """A configuration with a table for each layer, in which the best adapters are on and the rest off.
+    """Make a configuration with a table for each layer, in which the best adapters are on and the others off.
 
     Args:
-        scores: of all adapters.
-        base: whose defaults to keep.
-        turn_on: share of the adapters, 25 % as published; with ``"proportional"``, of all trained numbers at rank r.
-        rank: r; that of the base unless given.
-        groups: what is ranked with what.
-        mode: ``"topk"`` gives the best adapters rank r each. ``"proportional"`` gives all of them ranks in proportion
-            to their scores, for as many trained numbers: units of budget are ranks then, and those of wide layers
-            cost more.
-        seed: of the order of ties.
+        scores: scores of all adapters.
+        base: configuration whose defaults to keep.
+        turn_on: share of the adapters to switch on, 25 % as published; with ``"proportional"``, share of the parameters
+            that all adapters have at rank r.
+        rank: rank r; the base's default rank unless given.
+        groups: whether the families are ranked together.
+        mode: ``"topk"`` gives rank r to each of the best adapters. ``"proportional"`` gives every adapter a rank in
+            proportion to its score, within the same number of parameters: the budget buys ranks, which cost more in
+            wide layers.
+        seed: seed of the order of ties.
 
     Raises:
-        ConfigurationError: no such share, rank, groups or mode, or scores without costs.
+        ConfigurationError: ``turn_on``, ``rank``, ``groups`` or ``mode`` is not valid, or the scores have no costs.
     """
     base = base or AdapterConfig()
     rank = base.default.r if rank is None else rank
@@ -94,7 +95,7 @@ def search(
         switch = "disable_adapter" if family_of(name) == "lora" else "disable_projector"
         table = {"r": ranks[key], switch: False} if ranks.get(key) else {switch: True}
         tables.setdefault(layer, {})[name] = table
-    # An adapter that was not scored was off.
+    # Adapters without a score were off.
     default = {**base.default.model_dump(), "r": rank, "disable_adapter": True, "disable_projector": True}
     return AdapterConfig.parse({"granularity": "layer", "default": default, **tables})
 
@@ -102,12 +103,12 @@ def search(
 def _ranks(scores: Scores, turn_on: float, rank: int, groups: Groups, generator: torch.Generator) -> dict[str, int]:
     missing = [key for key in scores.values if not scores.costs.get(key)]
     if missing:
-        raise ConfigurationError(f"the scores do not say what a rank of {missing[0]} costs; score anew")
+        raise ConfigurationError(f"the scores have no cost for a rank of {missing[0]}; score again")
     ranks: dict[str, int] = {}
-    everything = choose(scores.values, 1.0, groups)
-    families = [everything]
+    candidates = choose(scores.values, 1.0, groups)
+    families = [candidates]
     if groups == "separated":
-        families = [[key for key in everything if _family(key) == family] for family in ("lora", "shortcut")]
+        families = [[key for key in candidates if _family(key) == family] for family in ("lora", "shortcut")]
     for keys in families:
         costs = [scores.costs[key] for key in keys]
         values = [scores.values[key] for key in keys]

@@ -1,4 +1,4 @@
-"""Everything that makes a run of adapters, as one model: defaults, TOML and command line meet here."""
+"""Configure a run of adapters by defaults, a TOML file and options of the command line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
 
 from ..common.errors import ConfigurationError
-from .config import AdapterConfig, read_toml, validated
+from .config import AdapterConfig, read_toml, validate
 from .proxies import PROXIES
 from .search import Groups
 
@@ -24,12 +24,12 @@ class _Section(BaseModel):
 
 
 class ModelSection(_Section):
-    """Which transformer.
+    """Configure the transformer.
 
     Attributes:
-        name: "tiny-opt", "tiny-roberta" or "tiny-gemma", built from a configuration; a folder; or a name on the hub.
-        tokenizer: "bytes", a folder, or a name on the hub; the model's own unless given, and bytes for tiny ones.
-        options: of the model's configuration, in place of the usual ones.
+        name: "tiny-opt", "tiny-roberta" or "tiny-gemma", made from a configuration; a folder; or a name on the hub.
+        tokenizer: "bytes", a folder, or a name on the hub; the model's own unless given, and bytes for tiny models.
+        options: options that replace those of the model's configuration.
     """
 
     name: str = "tiny-opt"
@@ -38,17 +38,17 @@ class ModelSection(_Section):
 
 
 class DataSection(_Section):
-    """What to learn from.
+    """Configure the data.
 
     Attributes:
-        name: a public data set, such as "glue/sst2", "super_glue/boolq", "alpaca" or "wikitext".
-        train: a local file in its place: JSONL, CSV or text.
-        test: another to test on; a tenth is held out where there is none.
+        name: public data set, such as "glue/sst2", "super_glue/boolq", "alpaca" or "wikitext".
+        train: local file of training data in its place: JSONL, CSV or text.
+        test: local file of test data; a tenth of the training data is held out without it.
         text: key or column of the text.
         pair: key or column of the second text of a pair.
         label: key or column of the label.
-        length: tokens of a text, at most; 4 at least, to hold one beside those around it.
-        limit: examples of each part, at most.
+        length: largest number of tokens of a text; at least 4, so that a token fits between the special tokens.
+        limit: largest number of examples in each part.
     """
 
     name: str | None = None
@@ -62,15 +62,15 @@ class DataSection(_Section):
 
 
 class TrainingSection(_Section):
-    """How to train.
+    """Configure the training.
 
     Attributes:
-        epochs: passes over the data.
-        steps: the most to make; all of them unless given.
-        batch_size: texts a step.
-        learning_rate: of AdamW, at the start; falls along a cosine.
-        weight_decay: decoupled.
-        checkpoint_steps: from one checkpoint to the next; there is one behind every epoch too.
+        epochs: number of passes over the data.
+        steps: largest number of steps; no limit unless given.
+        batch_size: number of texts in a step.
+        learning_rate: initial learning rate of AdamW, which falls along a cosine.
+        weight_decay: decoupled weight decay.
+        checkpoint_steps: number of steps between checkpoints; every epoch ends with a checkpoint too.
     """
 
     epochs: float = Field(default=1.0, gt=0, allow_inf_nan=False)
@@ -82,13 +82,13 @@ class TrainingSection(_Section):
 
 
 class ScoringSection(_Section):
-    """How adapters are scored.
+    """Configure the scoring of adapters.
 
     Attributes:
         proxy: a name in `PROXIES`.
-        batches: of training data.
-        perturb: noise on every B in the meantime; see `score`.
-        tolerance: of "alpha_test".
+        batches: number of batches of training data.
+        perturb: standard deviation of noise on every B; see `astralora.adapters.score`.
+        tolerance: tolerance of "alpha_test".
     """
 
     proxy: str = "grad_norm"
@@ -98,20 +98,20 @@ class ScoringSection(_Section):
 
     @field_validator("proxy")
     @classmethod
-    def _known(cls, name: str) -> str:
+    def _check_proxy(cls, name: str) -> str:
         PROXIES.find(name)
         return name
 
 
 class DynamicSection(_Section):
-    """Adapters that take turns; see `Reallocation`.
+    """Configure the choice of adapters during training; see `astralora.adapters.Reallocation`.
 
     Attributes:
-        realloc_n: share of an epoch after which adapters are chosen anew.
+        realloc_n: share of an epoch between choices.
         turn_on: share of the adapters that are on.
-        groups: what is ranked with what.
-        warmup_steps: at the start with all adapters on, before they are first chosen.
-        reuse: score by the gradients of training itself; None for where adapters are on devices.
+        groups: whether LoRA and shortcuts are ranked together.
+        warmup_steps: number of steps with all adapters on before the first choice.
+        reuse: score by the gradients of training; None does so if adapters are on devices.
     """
 
     realloc_n: float = Field(default=0.1, gt=0, le=1)
@@ -122,17 +122,17 @@ class DynamicSection(_Section):
 
 
 class AdapterRun(_Section):
-    """A complete run.
+    """Configure a complete run.
 
     Attributes:
-        model: which transformer.
-        objective: what to learn; "auto" for labels where there are any, and for the text itself otherwise.
-        data: what to learn from.
-        adapters: which adapters.
-        training: how to train.
-        scoring: how adapters are scored.
-        dynamic: let them take turns; all are on otherwise.
-        seed: of weights, adapters, data order, and whatever is random.
+        model: transformer.
+        objective: objective of the training; "auto" predicts labels if the data have them, and else tokens.
+        data: data.
+        adapters: adapters.
+        training: training.
+        scoring: scoring of adapters.
+        dynamic: choice of adapters during training; without it, all adapters stay on.
+        seed: seed of all random numbers: weights, adapters, order of the data, and so on.
     """
 
     model: ModelSection = ModelSection()
@@ -146,10 +146,10 @@ class AdapterRun(_Section):
 
     @classmethod
     def load(cls, path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Self:
-        """Defaults, overridden by a TOML file, overridden by nested ``overrides``.
+        """Read a TOML file over the defaults, and apply nested ``overrides`` over both.
 
         Raises:
-            ConfigurationError: no such file, no TOML, or a key or value that does not belong there.
+            ConfigurationError: the file cannot be read, is not TOML, or a key is unknown or a value invalid.
         """
         values = {} if path is None else read_toml(path)
         source = "the configuration" if path is None else str(path)
@@ -159,16 +159,16 @@ class AdapterRun(_Section):
             if not isinstance(adapters, Mapping):
                 raise ConfigurationError(f"adapters in {source} must be tables, not {adapters!r}")
             adapters = AdapterConfig.parse(adapters, f"adapters in {source}")
-        return validated(cls, {**values, "adapters": adapters}, source)
+        return validate(cls, {**values, "adapters": adapters}, source)
 
     def to_toml(self) -> str:
-        """The complete configuration, from which the run can be repeated."""
+        """Return the complete configuration as TOML, from which the run can be repeated."""
         return tomli_w.dumps({**self.model_dump(exclude_none=True), "adapters": self.adapters.to_tables()})
 
 
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        merged[key] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    for key, value in overrides.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged

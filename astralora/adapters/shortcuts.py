@@ -1,4 +1,4 @@
-"""Low-rank shortcuts beside a transformer layer's own skips."""
+"""Add low-rank shortcuts to the skip connections of transformer layers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["Projector", "Shortcuts"]
 
 
 class Projector(nn.Module):
-    """What a shortcut adds to the stream: importance * alpha / r * B A x, which is zero to begin with.
+    """Compute the output of a shortcut, importance * alpha / r * B A x, which is zero before training.
 
     Args:
-        width: of the stream, d.
+        width: number of features of x, d.
         options: rank r, alpha, dropout and importance.
-        generator: draws A; B is zero.
+        generator: generator of A; B starts at zero.
 
     Shape:
         (..., width) -> (..., width).
@@ -41,83 +41,86 @@ class Projector(nn.Module):
             self.B.weight.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        """The low-rank product, scaled."""
+        """Return the scaled low-rank product."""
         product: Tensor = self.B(self.A(self.dropout(x)))
         return product * (self.importance * self.alpha / self.rank)
 
 
 class Shortcuts(nn.Module):
-    """The shortcuts of one transformer layer, hooked into it.
+    """Hook the shortcuts of one transformer layer into it.
 
-    With x the layer's input, h what its feed-forward part starts from, and p the h of the layer before:
+    With x the layer's input, h the input of its feed-forward part, and p the h of the previous layer:
 
         h = residual1(x) + attention(x) + shortcut2(p)
         y = residual2(h) + feed_forward(h) + shortcut1(x)
 
-    residual1 and residual2 are the identity plus a projector, shortcut1 and shortcut2 projectors: the layer begins as
-    it was. The sums are those that the layer's skips go into; where it normalises behind them, behind these.
+    residual1 and residual2 are the identity plus a projector; shortcut1 and shortcut2 are projectors. Before training,
+    the layer computes the same outputs as without them. The two sums are those of the layer's own skip connections. A
+    layer that normalises after a sum does so after the shortcuts are added.
 
-    In a layer that normalises first, h goes two ways, into the normalisation and along the skip, and the skip cannot be
-    hooked: what is added to h is added in front of the normalisation, and once more at the end.
+    In a layer that normalises first, h goes into the normalisation and into the skip connection, which has no hook.
+    Outputs that belong to h are therefore added twice: before the normalisation, and at the end of the layer.
 
     Args:
-        layer: to hook into.
-        projectors: by name, those of the four that are there.
-        before: the shortcuts of the layer before, if any.
+        layer: layer to hook into.
+        projectors: projectors by name, up to four.
+        before: shortcuts of the previous layer, if any.
     """
 
     def __init__(self, layer: TransformerLayer, projectors: Mapping[str, Projector], before: Shortcuts | None) -> None:
         super().__init__()
         for name, projector in projectors.items():
             self.add_module(name, projector)
-        # No submodule of this layer, but of the one before.
+        # A tuple, so that the shortcuts of the previous layer do not become a submodule.
         self._before = (before,)
-        self._feeds_next = False
+        self.feeds_next = False
         if before is not None and "shortcut2" in projectors:
-            before._feeds_next = True
+            before.feeds_next = True
         self._normalises_first = layer.output_norm is None
         self._input: Tensor | None = None
         self._added: Tensor | None = None
-        self._stream: Tensor | None = None  # h, until the next layer has taken it
-        layer.module.register_forward_pre_hook(self._enter, with_kwargs=True)
-        layer.attention_norm.register_forward_pre_hook(self._after_attention)
+        self._h: Tensor | None = None  # until the next layer takes it
+        layer.module.register_forward_pre_hook(self._store_input, with_kwargs=True)
+        layer.attention_norm.register_forward_pre_hook(self._add_to_first_sum)
         if layer.output_norm is None:
-            layer.module.register_forward_hook(self._leave)
+            layer.module.register_forward_hook(self._add_to_output)
         else:
-            layer.attention_norm.register_forward_hook(self._normalised)
-            layer.output_norm.register_forward_pre_hook(self._after_feed_forward)
+            layer.attention_norm.register_forward_hook(self._store_normalised_h)
+            layer.output_norm.register_forward_pre_hook(self._add_to_second_sum)
 
-    def _enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def take_h(self) -> Tensor | None:
+        """Return h of the present pass for the next layer, and release it."""
+        h, self._h = self._h, None
+        return h
+
+    def _store_input(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._input = args[0] if args else kwargs["hidden_states"]
-        self._stream = None
+        self._h = None
 
-    def _after_attention(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """In front of the normalisation behind the first sum."""
+    def _add_to_first_sum(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         (total, *rest) = args
         (before,) = self._before
-        # A layer that was dropped has left nothing.
-        stream = None if before is None else before._take()
-        self._added = _sum(self._project("residual1", self._input), self._project("shortcut2", stream))
+        previous_h = None if before is None else before.take_h()  # None also after a dropped layer
+        self._added = _sum(self._project("residual1", self._input), self._project("shortcut2", previous_h))
         if self._added is not None:
             total = total + self._added.reshape(total.shape)
         if self._normalises_first:
-            self._stream = total
+            self._h = total
         return (total, *rest)
 
-    def _normalised(self, _: nn.Module, __: Any, output: Tensor) -> None:
-        self._stream = output
+    def _store_normalised_h(self, _: nn.Module, __: Any, output: Tensor) -> None:
+        self._h = output
 
-    def _after_feed_forward(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """In front of the normalisation behind the second sum."""
+    def _add_to_second_sum(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         (total, *rest) = args
         added = self._second_sum()
-        self._forget()
+        self._release()
         return (total if added is None else total + added.reshape(total.shape), *rest)
 
-    def _leave(self, _: nn.Module, __: Any, output: Any) -> Any:
-        """Behind the second sum, of a layer that normalises first."""
+    def _add_to_output(self, _: nn.Module, __: Any, output: Any) -> Any:
+        """Add the outputs of both sums to the output of a layer that normalises first."""
         added = _sum(self._added, self._second_sum())
-        self._forget()
+        self._release()
         if added is None:
             return output
         if isinstance(output, tuple):
@@ -125,17 +128,13 @@ class Shortcuts(nn.Module):
         return output + added.reshape(output.shape)
 
     def _second_sum(self) -> Tensor | None:
-        return _sum(self._project("residual2", self._stream), self._project("shortcut1", self._input))
+        return _sum(self._project("residual2", self._h), self._project("shortcut1", self._input))
 
-    def _forget(self) -> None:
-        # What is kept of a pass keeps its whole graph.
+    def _release(self) -> None:
+        # A stored tensor keeps the whole graph of a pass alive.
         self._input = self._added = None
-        if not self._feeds_next:
-            self._stream = None
-
-    def _take(self) -> Tensor | None:
-        stream, self._stream = self._stream, None
-        return stream
+        if not self.feeds_next:
+            self._h = None
 
     def _project(self, name: str, x: Tensor | None) -> Tensor | None:
         projector = self._modules.get(name)

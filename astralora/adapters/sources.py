@@ -1,4 +1,4 @@
-"""Where texts come from: local files, or public collections through `datasets`."""
+"""Read texts from local files, or from public data sets by `datasets`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["COLLECTIONS", "Collection", "Row", "Source", "read_collection", "rea
 
 
 class Row(NamedTuple):
-    """One text, the second one of a pair, and what it is labelled with."""
+    """Hold a text, the second text if it is a pair, and the label."""
 
     text: str
     pair: str | None = None
@@ -28,12 +28,12 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Texts to train on and to test on.
+    """Hold training and test texts.
 
     Attributes:
-        train: to train on.
-        test: to test on; None where there are none of their own.
-        running: one running text, to be cut into pieces, rather than texts of their own.
+        train: training texts.
+        test: test texts; None if the source has none.
+        running: whether the rows are one running text, to be cut into pieces, and not separate texts.
     """
 
     train: list[Row]
@@ -43,15 +43,15 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """A public data set.
+    """Describe a public data set.
 
     Attributes:
-        path: on the hub.
-        subset: its configuration there.
-        columns: of the text, and of the second one of a pair; several columns with a plus are put together.
-        test: the split whose labels are public.
-        label: column of the label; None where the text itself is learned.
-        running: see `Source`.
+        path: path on the hub.
+        subset: name of its configuration there.
+        columns: columns of the text and of the second text of a pair; a plus joins several columns.
+        test: split whose labels are public; None without a test set.
+        label: column of the label; None if the data have no labels.
+        running: whether the rows are one running text; see `Source`.
     """
 
     path: str
@@ -96,10 +96,10 @@ COLLECTIONS: dict[str, Collection] = {
 
 
 def read_collection(name: str) -> Source:
-    """Download a public data set, or take it from the cache of an earlier download.
+    """Download a public data set, or read it from the cache.
 
     Raises:
-        ConfigurationError: there is none of this name, `datasets` is not installed, or it cannot be loaded.
+        ConfigurationError: the name is unknown, `datasets` is not installed, or the data set cannot be loaded.
     """
     if name not in COLLECTIONS:
         raise ConfigurationError(
@@ -111,7 +111,7 @@ def read_collection(name: str) -> Source:
         splits = datasets.load_dataset(collection.path, collection.subset)
         train = list(_rows(splits["train"], collection))
         test = None if collection.test is None else list(_rows(splits[collection.test], collection))
-    # Whatever goes wrong between here and a server elsewhere: the libraries in between have no base class for it.
+    # The libraries below have no common base class for errors of network and server.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         raise ConfigurationError(
@@ -122,27 +122,27 @@ def read_collection(name: str) -> Source:
 
 
 def read_files(train: Path, test: Path | None, text: str, pair: str | None, label: str | None) -> Source:
-    """Read local files: JSONL with an object a line, CSV with a header, or plain text.
+    """Read local files: JSONL with an object in each line, CSV with a header, or plain text.
 
     Args:
-        train: what to train on.
-        test: what to test on.
+        train: file of training data.
+        test: file of test data.
         text: key or column of the text.
-        pair: of the second text.
-        label: of the label; in CSV, one that looks like a number is one.
+        pair: key or column of the second text.
+        label: key or column of the label; in CSV, a label in the form of a number becomes a number.
 
     Raises:
-        ConfigurationError: a file that cannot be read, or a line that lacks what is asked for, by its number.
+        ConfigurationError: a file cannot be read, or a line lacks a key or column; the message has its number.
     """
     running = _is_text(train)
     if running and not (pair is label is None):
-        asked = f"data.pair ({pair!r})" if label is None else f"data.label ({label!r})"
-        raise ConfigurationError(f"{train} is plain text, which has no columns; give JSONL or CSV, or no {asked}")
+        option = f"data.pair ({pair!r})" if label is None else f"data.label ({label!r})"
+        raise ConfigurationError(f"{train} is plain text, which has no columns; give JSONL or CSV, or no {option}")
     if test is not None and _is_text(test) != running:
         raise ConfigurationError(f"{train} and {test} must be both plain text, or both JSONL or CSV")
     rows = [list(_read(path, text, pair, label)) for path in (train, test) if path is not None]
-    for path, found in zip((train, test), rows, strict=False):
-        if not any(row.text for row in found):
+    for path, part in zip((train, test), rows, strict=False):
+        if not any(row.text for row in part):
             raise ConfigurationError(f"{path} holds no text")
     return Source(rows[0], rows[1] if test is not None else None, running)
 
@@ -153,7 +153,7 @@ def _is_text(path: Path) -> bool:
 
 def _read(path: Path, text: str, pair: str | None, label: str | None) -> Iterator[Row]:
     try:
-        content = path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark in front
+        content = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigurationError(f"{path} cannot be read: {reason}") from None
@@ -177,7 +177,7 @@ def _value(record: Mapping[str, Any], key: str, where: str) -> Any:
     if key not in record:
         raise ConfigurationError(f"{where} has no {key!r}; it has {', '.join(record) or 'nothing'}")
     if record[key] is None:
-        raise ConfigurationError(f"{where} has nothing for {key!r}")
+        raise ConfigurationError(f"{where} has no value for {key!r}")
     return record[key]
 
 
@@ -189,14 +189,14 @@ def _text(record: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def _number(word: str) -> int | float | str:
-    """What JSON takes for a number, as one."""
+    """Convert a word that is a number in JSON, and return other words unchanged."""
     if not re.fullmatch(r"-?\d+(\.\d+)?([eE][-+]?\d+)?", word):
         return word
     return float(word) if re.search(r"[.eE]", word) else int(word)
 
 
 def _jsonl(content: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    # Not splitlines: it would also cut at the separators of Unicode, which strings may hold.
+    # splitlines would also split at Unicode separators inside of strings.
     for number, line in enumerate(content.split("\n"), start=1):
         if not line.strip():
             continue
@@ -205,7 +205,7 @@ def _jsonl(content: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         except json.JSONDecodeError as error:
             raise ConfigurationError(f"line {number} of {path} is not JSON: {error.msg}") from None
         if not isinstance(record, dict):
-            raise ConfigurationError(f"line {number} of {path} is no object with keys and values")
+            raise ConfigurationError(f"line {number} of {path} is not an object with keys and values")
         yield number, record
 
 
@@ -213,7 +213,7 @@ def _csv(content: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     reader = csv.reader(StringIO(content, newline=""), strict=True)
     header: list[str] | None = None
     while True:
-        number = reader.line_num + 1  # where a record begins; what is quoted may go over several lines
+        number = reader.line_num + 1  # first line of a record, which may have several lines in quotes
         try:
             fields = next(reader, None)
         except csv.Error as error:
@@ -243,6 +243,6 @@ def _joined(record: Mapping[str, Any], column: str) -> str:
     return " | ".join(str(record[part]) for part in column.split("+")) if "+" in column else str(record[column])
 
 
-def _instruction(instruction: str, given: str, answer: str) -> str:
-    parts = [f"Task: {instruction}", f"Input: {given}" if given else "", f"Answer: {answer}"]
+def _instruction(task: str, task_input: str, answer: str) -> str:
+    parts = [f"Task: {task}", f"Input: {task_input}" if task_input else "", f"Answer: {answer}"]
     return "\n".join(part for part in parts if part)

@@ -1,4 +1,4 @@
-"""Text as tokens: byte by byte, or by a model's own tokenizer."""
+"""Encode text as tokens, byte by byte or by a model's own tokenizer."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _MASK = 3
 _FIRST_BYTE = 4
 
 VOCABULARY = _FIRST_BYTE + 256
-"""Tokens of a byte-by-byte model: padding, begin, end, mask, and every byte."""
+"""Number of tokens of a byte-by-byte model: padding, begin, end, mask, and every byte."""
 
 
 class Tokens:
-    """Turns text into tokens.
+    """Encode texts as tokens.
 
     Args:
-        encode: the tokens of a text, without any around it.
-        begin: the token in front of it, if any.
-        end: the token behind it, if any.
-        pad: fills up what is shorter than the rest of a batch.
-        mask: hides a token, for masked models.
-        size: different tokens.
+        encode: function that returns the tokens of a text, without special tokens.
+        begin: token before a text, if any.
+        end: token after a text, if any.
+        pad: padding token.
+        mask: token that hides another, for masked models.
+        size: number of different tokens.
     """
 
     def __init__(
@@ -43,22 +43,24 @@ class Tokens:
         self.encode, self.begin, self.end, self.pad, self.mask, self.size = encode, begin, end, pad, mask, size
 
     def example(self, text: str, pair: str | None, length: int) -> list[int]:
-        """One text, or two with an end between them, cut to at most ``length`` tokens."""
+        """Encode a text, or two with an end token between them, and cut the longer text until ``length`` tokens fit."""
         begin = [] if self.begin is None else [self.begin]
         end = [] if self.end is None else [self.end]
         parts = [self.encode(part) for part in (text, pair) if part is not None]
         room = length - len(begin) - len(end) * len(parts)
         while sum(map(len, parts)) > max(room, 0):
-            longest = max(parts, key=len)  # what is longer is cut first
-            longest.pop()
+            max(parts, key=len).pop()
         return begin + [token for part in parts for token in (*part, *end)]
 
 
 def load_tokens(name: str) -> Tokens:
-    """``"bytes"``, or the tokenizer of a model in a folder or on the hub.
+    """Make an encoder of bytes, or load the tokenizer of a model in a folder or on the hub.
+
+    Args:
+        name: ``"bytes"``, a folder, or a name on the hub.
 
     Raises:
-        ConfigurationError: transformers is not installed, or there is no such tokenizer.
+        ConfigurationError: transformers is not installed, or the tokenizer cannot be loaded.
     """
     if name == "bytes":
         return Tokens(
@@ -74,7 +76,7 @@ def load_tokens(name: str) -> Tokens:
         found = transformers.AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
-        hint = "" if Path(name).exists() else "; without a network, give a folder that it was saved in, or 'bytes'"
+        hint = "" if Path(name).exists() else "; without a network, give the folder of a saved one, or 'bytes'"
         raise ConfigurationError(f"the tokenizer {name!r} cannot be loaded: {reason}{hint}") from None
     first = found.bos_token_id if found.cls_token_id is None else found.cls_token_id
     last = found.eos_token_id if found.sep_token_id is None else found.sep_token_id

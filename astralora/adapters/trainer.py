@@ -1,6 +1,6 @@
-"""The Trainer of transformers, fitted to adapters that take turns and to this project's way of keeping records.
+"""Adapt the Trainer of transformers to adapters that switch on and off, and to this project's checkpoints.
 
-Imported only where transformers is there.
+Import this module only if transformers is installed.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from .data import Data, Example, collate
+from .random_state import restore_random_state
 from .reallocation import Reallocation
 from .settings import AdapterRun
-from .standing import restore_random_state, restore_trainer, train_from, trainer_state
+from .trainer_state import restore_trainer, train_from, trainer_state
 
 __all__ = ["AdapterTrainer", "make_trainer"]
 
@@ -24,94 +25,103 @@ Record = dict[str, Any]
 
 
 class AdapterTrainer(Trainer):
-    """A Trainer that also goes through the motions where every adapter is off, and keeps checkpoints our way.
+    """Train even while every adapter is off, and save and load checkpoints by functions of the caller.
 
     Attributes:
-        keep: told where it stands, every so often.
+        on_checkpoint: function called with the state of the trainer at every checkpoint.
     """
 
-    keep: Callable[[Record], None] | None = None
-    _earlier: Mapping[str, Any] | None = None
-    _restore: Callable[[], None] | None = None
+    on_checkpoint: Callable[[Record], None] | None = None
+    _saved_state: Mapping[str, Any] | None = None
+    _restore_model: Callable[[], None] | None = None
 
-    def go_on(self, state: Mapping[str, Any], restore: Callable[[], None]) -> None:
-        """Train from where another one stood.
+    def resume(self, state: Mapping[str, Any], restore_model: Callable[[], None]) -> None:
+        """Continue the training of another trainer.
 
         Args:
-            state: what that one told ``keep``.
-            restore: puts the model back, once the optimizer has found out what there is to train.
+            state: state of that trainer, as ``on_checkpoint`` received it.
+            restore_model: function that restores the model; called after the optimizer has collected its parameters.
         """
-        self._earlier, self._restore = state, restore
+        self._saved_state, self._restore_model = state, restore_model
         train_from(self, state)
 
+    def test(self) -> dict[str, float]:
+        """Evaluate the model on the test examples: ``test_loss``, and ``test_accuracy`` or ``test_pearson``."""
+        return _test_metrics(self.evaluate())
+
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As `Trainer.compute_loss`."""
-        found = super().compute_loss(model, inputs, *args, **kwargs)
-        loss: Tensor = found[0] if isinstance(found, tuple) else found
+        """Compute the loss as `Trainer.compute_loss`, in a form that backward accepts if no parameter is trained."""
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        loss: Tensor = result[0] if isinstance(result, tuple) else result
         if torch.is_grad_enabled() and not loss.requires_grad:
-            loss.requires_grad_()  # nothing to train, and nothing that backward could complain of
-        return found
+            loss.requires_grad_()
+        return result
 
-    # What follows are the places where a Trainer writes and reads pickled files of its own.
+    # The methods below replace those in which a Trainer writes and reads its own pickled files.
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        if self.keep is not None:
-            self.keep(trainer_state(self))
+    def _save_checkpoint(self, *_: Any, **__: Any) -> None:
+        if self.on_checkpoint is not None:
+            self.on_checkpoint(trainer_state(self))
 
-    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+    def _load_from_checkpoint(self, *_: Any, **__: Any) -> None:
         pass
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:  # noqa: ARG002
-        if self._earlier is not None and self._restore is not None:
-            restore_trainer(self, self._earlier)
-            self._restore()
+    def _load_optimizer_and_scheduler(self, *_: Any, **__: Any) -> None:
+        if self._saved_state is not None and self._restore_model is not None:
+            restore_trainer(self, self._saved_state)
+            self._restore_model()
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:  # noqa: ARG002
-        if self._earlier is not None:
-            restore_random_state(self._earlier["random"])
+    def _load_rng_state(self, *_: Any, **__: Any) -> None:
+        if self._saved_state is not None:
+            restore_random_state(self._saved_state["random"])
 
 
-class _Checkpoints(TrainerCallback):
-    def __init__(self, interval: int, per_epoch: int) -> None:
-        self._interval, self._per_epoch = interval, per_epoch
+# The Trainer calls every method of a callback with its arguments, its state and its control.
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        # Not with the last step of an epoch, which is tested first.
-        if state.global_step % self._interval == 0 and state.global_step % self._per_epoch:
+
+class _CheckpointCallback(TrainerCallback):
+    def __init__(self, interval: int, steps_per_epoch: int) -> None:
+        self._interval, self._steps_per_epoch = interval, steps_per_epoch
+
+    def on_step_end(self, *event: Any, **_: Any) -> None:
+        _, state, control = event
+        # The last step of an epoch is saved in on_epoch_end, after the test.
+        if state.global_step % self._interval == 0 and state.global_step % self._steps_per_epoch:
             control.should_save = True
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        if state.global_step % self._per_epoch == 0:
+    def on_epoch_end(self, *event: Any, **_: Any) -> None:
+        _, state, control = event
+        if state.global_step % self._steps_per_epoch == 0:
             control.should_save = True
 
 
-class _Turns(TrainerCallback):
+class _ReallocationCallback(TrainerCallback):
     def __init__(self, reallocation: Reallocation) -> None:
         self._reallocation = reallocation
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+    def on_step_begin(self, *event: Any, **_: Any) -> None:
+        _, state, _ = event
         self._reallocation.before_step(state.global_step)
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+    def on_pre_optimizer_step(self, *event: Any, **_: Any) -> None:
+        _, state, _ = event
         self._reallocation.after_backward(state.global_step)
 
 
-class _Records(TrainerCallback):
-    def __init__(self, tell: Callable[[Record], None]) -> None:
-        self._tell = tell
+class _RecordCallback(TrainerCallback):
+    def __init__(self, record: Callable[[Record], None]) -> None:
+        self._record = record
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
+    def on_log(self, *event: Any, logs: Any = None, **_: Any) -> None:
+        _, state, _ = event
         if logs and "loss" in logs:
-            kept = {name: logs[name] for name in ("loss", "grad_norm", "learning_rate") if name in logs}
-            self._tell({"event": "step", "step": state.global_step, "epoch": state.epoch, **kept})
+            values = {name: logs[name] for name in ("loss", "grad_norm", "learning_rate") if name in logs}
+            self._record({"event": "step", "step": state.global_step, "epoch": state.epoch, **values})
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
-        found = {
-            name.replace("eval_", "test_"): value
-            for name, value in (metrics or {}).items()
-            if name in ("eval_loss", "eval_accuracy", "eval_pearson")
-        }
-        self._tell({"event": "epoch", "step": state.global_step, "epoch": state.epoch, **found})
+    def on_evaluate(self, *event: Any, metrics: Any = None, **_: Any) -> None:
+        _, state, _ = event
+        values = _test_metrics(metrics or {})
+        self._record({"event": "epoch", "step": state.global_step, "epoch": state.epoch, **values})
 
 
 def make_trainer(
@@ -120,25 +130,48 @@ def make_trainer(
     data: Data,
     folder: str,
     *,
-    tell: Callable[[Record], None] | None = None,
+    record: Callable[[Record], None] | None = None,
     reallocation: Reallocation | None = None,
 ) -> AdapterTrainer:
-    """A trainer of what can be trained in a model.
+    """Make a trainer for the trainable parameters of a model.
 
     Args:
-        config: the run.
-        model: adapted.
-        data: to train and test on.
-        folder: for whatever the trainer writes, which is nothing.
-        tell: told every record.
-        reallocation: lets adapters take turns.
+        config: configuration of the run.
+        model: adapted model.
+        data: training and test examples.
+        folder: output folder of the trainer, into which it writes no file.
+        record: function called with every record.
+        reallocation: choice of adapters during training.
     """
+    callbacks: list[TrainerCallback] = []
+    if record is not None:
+        callbacks.append(_RecordCallback(record))
+    if reallocation is not None:
+        callbacks.append(_ReallocationCallback(reallocation))
+    steps_per_epoch = ceil(len(data.train) / config.training.batch_size)
+    callbacks.append(_CheckpointCallback(config.training.checkpoint_steps, steps_per_epoch))
 
-    def together(examples: list[Example]) -> dict[str, Tensor]:
+    def collate_examples(examples: list[Example]) -> dict[str, Tensor]:
         return collate(examples, data.pad)
 
+    trainer = AdapterTrainer(
+        model=model,
+        args=_training_arguments(config, folder),
+        data_collator=collate_examples,
+        train_dataset=data.train,
+        eval_dataset=data.test,
+        compute_metrics=_classifier_metrics(data.labels) if data.objective == "classification" else None,
+        callbacks=callbacks,
+    )
+    for callback in list(trainer.callback_handler.callbacks):
+        if type(callback).__name__ == "PrinterCallback":
+            trainer.remove_callback(callback)
+    return trainer
+
+
+def _training_arguments(config: AdapterRun, folder: str) -> TrainingArguments:
     options = config.training
-    arguments = TrainingArguments(
+    return TrainingArguments(
         output_dir=folder,
         num_train_epochs=options.epochs,
         max_steps=options.steps or -1,
@@ -157,36 +190,26 @@ def make_trainer(
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
     )
-    callbacks: list[TrainerCallback] = []
-    if tell is not None:
-        callbacks.append(_Records(tell))
-    if reallocation is not None:
-        callbacks.append(_Turns(reallocation))
-    callbacks.append(_Checkpoints(options.checkpoint_steps, ceil(len(data.train) / options.batch_size)))
-    trainer = AdapterTrainer(
-        model=model,
-        args=arguments,
-        data_collator=together,
-        train_dataset=data.train,
-        eval_dataset=data.test,
-        compute_metrics=None if data.objective != "classification" else _judge(data.labels),
-        callbacks=callbacks,
-    )
-    printer = next(
-        (each for each in trainer.callback_handler.callbacks if type(each).__name__ == "PrinterCallback"), None
-    )
-    if printer is not None:
-        trainer.remove_callback(printer)
-    return trainer
 
 
-def _judge(labels: int) -> Callable[[Any], dict[str, float]]:
-    def judged(prediction: Any) -> dict[str, float]:
-        found = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-        outputs, targets = torch.as_tensor(found), torch.as_tensor(prediction.label_ids)
+def _test_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {
+        name.replace("eval_", "test_"): value
+        for name, value in metrics.items()
+        if name in ("eval_loss", "eval_accuracy", "eval_pearson")
+    }
+
+
+def _classifier_metrics(labels: int) -> Callable[[Any], dict[str, float]]:
+    """Return a function that computes accuracy, or the Pearson correlation for a label that is a number."""
+
+    def compute(prediction: Any) -> dict[str, float]:
+        predictions = prediction.predictions
+        outputs = torch.as_tensor(predictions[0] if isinstance(predictions, tuple) else predictions)
+        targets = torch.as_tensor(prediction.label_ids)
         if labels == 1:
             pair = torch.stack([outputs.flatten(), targets.flatten().to(outputs)])
             return {"pearson": float(torch.corrcoef(pair)[0, 1])}
         return {"accuracy": float((outputs.argmax(dim=-1) == targets).float().mean())}
 
-    return judged
+    return compute

@@ -1,4 +1,4 @@
-"""Adapters one by one: what is ranked, switched on and off, and paid for."""
+"""Give access to single adapters: their switch, importance, rank, factors and cost."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = ["LoraUnit", "ShortcutUnit", "Unit", "units_of"]
 
-_ADAPTER = "default"  # what peft calls the only one that there is
+_ADAPTER = "default"  # name that peft gives to the only adapter of a layer
 
 
 class Unit:
-    """One adapter of one layer.
+    """Give access to one adapter of one layer.
 
     Attributes:
-        layer: which transformer layer, from 0.
+        layer: number of the transformer layer, from 0.
         name: one of `PROJECTIONS` or `SHORTCUTS`.
     """
 
@@ -32,22 +32,22 @@ class Unit:
 
     @property
     def key(self) -> str:
-        """As configurations and scores name it: ``model_layer_0.q_proj``."""
+        """Return the name in configurations and scores, such as ``model_layer_0.q_proj``."""
         return f"model_layer_{self.layer}.{self.name}"
 
     @property
     def family(self) -> Family:
-        """LoRA or shortcut."""
+        """Return the family, ``"lora"`` or ``"shortcut"``."""
         return family_of(self.name)
 
     @property
     def factors(self) -> tuple[nn.Module, nn.Module]:
-        """The modules A and B."""
+        """Return the modules A and B."""
         raise NotImplementedError
 
     @property
     def enabled(self) -> bool:
-        """Whether it takes part in the model. What does not has no gradient, and asks nothing of a device."""
+        """Report whether the adapter is on; an adapter that is off has no gradient and does not query a device."""
         raise NotImplementedError
 
     @enabled.setter
@@ -56,7 +56,7 @@ class Unit:
 
     @property
     def importance(self) -> float:
-        """What its output counts times."""
+        """Return the importance, a factor of the adapter's output."""
         raise NotImplementedError
 
     @importance.setter
@@ -65,28 +65,28 @@ class Unit:
 
     @property
     def rank(self) -> int:
-        """R."""
+        """Return the rank r."""
         raise NotImplementedError
 
     @property
     def weights(self) -> tuple[Tensor, Tensor]:
-        """A and B; the controls in place of a factor that is on a device."""
+        """Return A and B, or the controls of a factor on a device."""
         first, second = (_weight(factor) for factor in self.factors)
         return first, second
 
     @property
     def devices(self) -> list[BlackBoxLinear]:
-        """Those of its factors that are on devices."""
+        """Return the device layers among the factors."""
         return [layer for factor in self.factors for layer in factor.modules() if isinstance(layer, BlackBoxLinear)]
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """All that is trained in it."""
+        """Yield the trained parameters of both factors."""
         for factor in self.factors:
             yield from factor.parameters()
 
     @property
     def cost(self) -> int:
-        """Trained numbers."""
+        """Count the trained numbers of both factors."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def __repr__(self) -> str:
@@ -94,13 +94,13 @@ class Unit:
 
 
 class LoraUnit(Unit):
-    """A LoRA of peft around a projection.
+    """Give access to the LoRA of a projection, which peft has injected.
 
     Args:
-        layer: which transformer layer, from 0.
+        layer: number of the transformer layer, from 0.
         name: one of `PROJECTIONS`.
-        module: what peft has put there.
-        importance: to begin with.
+        module: module that peft has injected.
+        importance: initial importance.
     """
 
     def __init__(self, layer: int, name: str, module: LoraLayer, importance: float = 1.0) -> None:
@@ -110,12 +110,12 @@ class LoraUnit(Unit):
 
     @property
     def factors(self) -> tuple[nn.Module, nn.Module]:
-        """The modules A and B."""
+        """Return the modules A and B."""
         return self.module.lora_A[_ADAPTER], self.module.lora_B[_ADAPTER]
 
     @property
     def enabled(self) -> bool:
-        """Whether it takes part in the model."""
+        """Report whether the adapter is on."""
         return not self.module.disable_adapters
 
     @enabled.setter
@@ -126,7 +126,7 @@ class LoraUnit(Unit):
 
     @property
     def importance(self) -> float:
-        """What its output counts times."""
+        """Return the importance, a factor of the adapter's output."""
         return self._importance
 
     @importance.setter
@@ -136,18 +136,18 @@ class LoraUnit(Unit):
 
     @property
     def rank(self) -> int:
-        """The rank r."""
+        """Return the rank r."""
         rank: int = self.module.r[_ADAPTER]
         return rank
 
 
 class ShortcutUnit(Unit):
-    """A low-rank shortcut.
+    """Give access to a low-rank shortcut.
 
     Args:
-        layer: which transformer layer, from 0.
+        layer: number of the transformer layer, from 0.
         name: one of `SHORTCUTS`.
-        module: its projector.
+        module: projector of the shortcut.
     """
 
     def __init__(self, layer: int, name: str, module: Projector) -> None:
@@ -156,12 +156,12 @@ class ShortcutUnit(Unit):
 
     @property
     def factors(self) -> tuple[nn.Module, nn.Module]:
-        """The modules A and B."""
+        """Return the modules A and B."""
         return self.module.A, self.module.B
 
     @property
     def enabled(self) -> bool:
-        """Whether it takes part in the model."""
+        """Report whether the adapter is on."""
         return self.module.enabled
 
     @enabled.setter
@@ -173,7 +173,7 @@ class ShortcutUnit(Unit):
 
     @property
     def importance(self) -> float:
-        """What its output counts times."""
+        """Return the importance, a factor of the adapter's output."""
         return self.module.importance
 
     @importance.setter
@@ -182,12 +182,12 @@ class ShortcutUnit(Unit):
 
     @property
     def rank(self) -> int:
-        """The rank r."""
+        """Return the rank r."""
         return self.module.rank
 
 
 def units_of(units: Sequence[Unit], *, enabled: bool | None = None, family: Family | None = None) -> list[Unit]:
-    """Those of the units that are on or off, or of a family."""
+    """Select adapters that are on or off, and of a family; None selects all."""
     return [
         unit
         for unit in units
@@ -205,6 +205,6 @@ def _weight(factor: nn.Module) -> Tensor:
 
 
 def _drop_gradients(unit: Unit) -> None:
-    # An optimizer leaves alone what has no gradient: weights, moments and step counts stay as they are.
+    # Without a gradient, an optimizer changes neither the weights nor their state.
     for parameter in unit.parameters():
         parameter.grad = None

@@ -1,4 +1,4 @@
-"""Training in orthogonal bases that settle early: OIALR, and the signal that tells when bases have settled."""
+"""Train in orthogonal bases that settle early (OIALR), and detect that bases have settled."""
 
 from .bases import BasisWatch, basis_overlap, kept_rank
 from .controller import Refresh, RefreshController

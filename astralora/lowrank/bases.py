@@ -1,4 +1,4 @@
-"""Orthogonal bases of a matrix: how much of them is left after a while, and how many of them are worth keeping."""
+"""Compare orthogonal bases of a matrix over time, and choose how many singular values to keep."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 
 from ..common.errors import ConfigurationError
 
-__all__ = ["BasisWatch", "basis_overlap", "check_share", "decompose", "in_the_frame_of", "kept_rank"]
+__all__ = ["BasisWatch", "basis_overlap", "decompose", "in_the_frame_of", "kept_rank"]
 
-# Looks in a row at which the bases must have stayed where they were.
+# Comparisons in a row that must reach the threshold.
 _PATIENCE = 2
 
 
 def basis_overlap(U1: Tensor, V1: Tensor, U2: Tensor, V2: Tensor) -> float:
-    """How far two pairs of bases agree: sum((U1^T U2) * (V1^T V2)) / r, the cosine between U1 V1^T and U2 V2^T.
+    """Measure how far two pairs of bases agree: sum((U1^T U2) * (V1^T V2)) / r.
 
-    It is 1 for the same pair, and does not change where a column of U and that of V turn their signs together, as
-    those of a singular value decomposition may. The products U V^T, of the size of the weight, are never formed
-    (Coquelin et al., arXiv 2401.08505, section 3).
+    The overlap is the cosine between U1 V1^T and U2 V2^T. It is 1 for equal pairs. It does not change when a column of
+    U and the same column of V change their signs together, which a singular value decomposition leaves open. The
+    products U V^T, of the size of the weight, are never formed (Coquelin et al., arXiv 2401.08505, section 3).
 
     Args:
         U1: (m, r1), with orthonormal columns.
@@ -31,10 +31,10 @@ def basis_overlap(U1: Tensor, V1: Tensor, U2: Tensor, V2: Tensor) -> float:
         V2: (n, r2), with orthonormal columns.
 
     Returns:
-        Between -1 and 1; for different ranks r is the root of r1 r2.
+        Overlap between -1 and 1; r is sqrt(r1 r2) if the ranks differ.
 
     Raises:
-        ConfigurationError: the shapes do not belong together.
+        ConfigurationError: the shapes do not match.
     """
     shapes = [tuple(factor.shape) for factor in (U1, V1, U2, V2)]
     fits = all(len(shape) == 2 for shape in shapes) and (
@@ -51,25 +51,32 @@ def basis_overlap(U1: Tensor, V1: Tensor, U2: Tensor, V2: Tensor) -> float:
 
 
 def in_the_frame_of(basis: Tensor, other: Tensor) -> Tensor:
-    """The basis of the same space that is closest to another (orthogonal Procrustes): (m, r2), (m, r1) -> (m, r2).
+    """Rotate a basis within its space until it is closest to another basis (orthogonal Procrustes).
 
-    Where a full core stands between U and V, turning a basis within its space is a matter of the core. Overlaps of
-    bases in each other's frame see what their spaces have moved, and nothing of what was mixed within.
+    A full core between U and V can undo any rotation of a basis within its space. The overlap of bases that are aligned
+    in this way shows how far their spaces have moved, and ignores rotations within the spaces.
+
+    Args:
+        basis: (m, r1), with orthonormal columns.
+        other: (m, r2), with orthonormal columns.
+
+    Returns:
+        The aligned basis, (m, r2).
     """
     P, _, Q = torch.linalg.svd(basis.mT @ other, full_matrices=False)
-    turned: Tensor = basis @ (P @ Q)
-    return turned
+    aligned: Tensor = basis @ (P @ Q)
+    return aligned
 
 
 def kept_rank(s: Tensor, cutoff: float, floor: int = 1) -> int:
-    """Singular values to keep: those before the first s_i < cutoff s_0, but no less than half, nor than a floor.
+    """Count the singular values to keep: all before the first s_i < cutoff s_0, but at least half and at least a floor.
 
-    A spectrum that is flat altogether has nothing below its largest value, and keeps everything.
+    All are kept if none is below the cutoff, as in a flat spectrum.
 
     Args:
-        s: singular values, falling, (r,).
-        cutoff: share of the largest.
-        floor: the least to keep, where there are as many.
+        s: singular values, from the largest to the smallest, (r,).
+        cutoff: cutoff as a share of the largest singular value.
+        floor: smallest number to keep, if there are as many.
     """
     rank = len(s)
     below = (s < cutoff * s[0]).nonzero()
@@ -78,68 +85,57 @@ def kept_rank(s: Tensor, cutoff: float, floor: int = 1) -> int:
 
 
 def decompose(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """U, s and V with matrix = U diag(s) V^T, computed in double precision: (m, r), (r,) and (n, r), r = min(m, n)."""
+    """Return U, s and V of matrix = U diag(s) V^T in double precision: (m, r), (r,) and (n, r), r = min(m, n)."""
     U, s, Vh = torch.linalg.svd(matrix.detach().double(), full_matrices=False)
     return U, s, Vh.mT
 
 
 class BasisWatch:
-    """Tells whether bases have settled: their overlap with those of the last look stays above a threshold.
+    """Detect that bases have settled: their overlap with the previous bases reaches a threshold twice in a row.
 
     Args:
-        threshold: of `basis_overlap`; twice in a row it has to be reached.
+        threshold: smallest `basis_overlap` of settled bases.
 
     Attributes:
-        overlap: at the last look; None before the second.
+        overlap: overlap at the last comparison; None before the first.
     """
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
         self.overlap: float | None = None
         self._bases: tuple[Tensor, Tensor] | None = None
-        self._looks = 0  # in a row that the threshold was reached
+        self._stable_count = 0  # comparisons in a row that reached the threshold
 
     @property
     def settled(self) -> bool:
-        """Whether the bases have stayed in place for a while."""
-        return self._looks >= _PATIENCE
+        """Report whether the last two comparisons reached the threshold."""
+        return self._stable_count >= _PATIENCE
 
-    def look(self, U: Tensor, V: Tensor) -> float | None:
-        """Compare bases, (m, r) and (n, r), with those of the last look, and remember them.
+    def compare(self, U: Tensor, V: Tensor) -> float | None:
+        """Compare bases, (m, r) and (n, r), with the bases of the previous call, and store them.
 
         Returns:
-            The overlap; None at the first look.
+            The overlap; None at the first call.
         """
         if self._bases is not None:
-            self.note(basis_overlap(*self._bases, U, V))
+            self.record_overlap(basis_overlap(*self._bases, U, V))
         self._bases = U, V
         return self.overlap
 
-    def note(self, overlap: float) -> None:
-        """Take in an overlap that was found elsewhere."""
+    def record_overlap(self, overlap: float) -> None:
+        """Count an overlap that the caller computed as a comparison."""
         self.overlap = overlap
-        self._looks = self._looks + 1 if overlap >= self.threshold else 0
+        self._stable_count = self._stable_count + 1 if overlap >= self.threshold else 0
 
-    def forget(self) -> None:
-        """Give the memory of the bases free; what was found about them stays."""
+    def release_bases(self) -> None:
+        """Free the memory of the stored bases, and keep the overlap and the count."""
         self._bases = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next look depends on."""
-        return {"overlap": self.overlap, "looks": self._looks, "bases": self._bases}
+        """Return the overlap, the count and the stored bases."""
+        return {"overlap": self.overlap, "looks": self._stable_count, "bases": self._bases}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
-        self.overlap, self._looks = state["overlap"], state["looks"]
+        """Restore a state of `state_dict`."""
+        self.overlap, self._stable_count = state["overlap"], state["looks"]
         self._bases = None if state["bases"] is None else (state["bases"][0].clone(), state["bases"][1].clone())
-
-
-def check_share(name: str, value: Any, *, least: float = 0.0) -> float:
-    """A number that has to be between ``least`` and 1.
-
-    Raises:
-        ConfigurationError: it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= 1:
-        raise ConfigurationError(f"{name} must be between {least:g} and 1, not {value!r}")
-    return float(value)

@@ -1,4 +1,4 @@
-"""The decision how much of a low-rank likeness has to be found anew."""
+"""Choose which parts of a low-rank approximation to measure again."""
 
 from __future__ import annotations
 
@@ -10,48 +10,49 @@ from typing import Any
 from torch import Tensor
 
 from ..common.errors import ConfigurationError
-from .bases import check_share, kept_rank
+from .bases import kept_rank
+from .checks import check_share, check_whole
 
 __all__ = ["Refresh", "RefreshController"]
 
 
 class Refresh(StrEnum):
-    """What is found anew of A ~ U Sigma V^T, from the cheapest on."""
+    """List which factors of A ~ U Sigma V^T a refresh measures again, the cheapest first."""
 
     REFIT = "refit"
-    """Sigma alone, in bases that have stayed: r vectors."""
+    """Sigma alone, between unchanged bases: r vectors."""
     SPLIT = "split"
-    """The bases too, by one step of projector splitting: 2r + M vectors."""
+    """Sigma and both bases, by one step of projector splitting: 2r + M vectors."""
     REBUILD = "rebuild"
-    """Everything, from a measurement: n vectors."""
+    """All factors, from a full measurement: n vectors."""
 
 
 class RefreshController:
-    """Chooses the refresh of a low-rank likeness, and its rank, by what its bases and its errors do.
+    """Choose the refresh of a low-rank approximation, and its rank, from its bases and its errors.
 
-    Bases settle early, mixing goes on (Coquelin et al., arXiv 2401.08505): while bases stay and the drift is small,
-    Sigma alone is worth asking for. Errors are shares of the amplitude of the answers, noise aside. What is left right
-    after a refresh is the *floor*, that of the rank; the *drift* is what has come on top since:
-    drift^2 = error^2 - floor^2.
+    Bases settle early, and the mixing between them continues (Coquelin et al., arXiv 2401.08505). While the bases are
+    stable and the drift is small, it is enough to measure Sigma. An error is a share of the amplitude of the answers,
+    with noise subtracted. The *floor* is the error right after a refresh, which the limited rank causes. The *drift* is
+    the error added since then: drift^2 = error^2 - floor^2.
 
-    The rank falls by the cut of `kept_rank`, where the error allows it, and doubles by way of a rebuild where the floor
-    is above the tolerance.
+    The rank falls by the cut of `kept_rank` if the error allows it. It doubles, with a rebuild, if the floor is above
+    the tolerance.
 
     Args:
-        rank: r to begin with.
-        max_rank: the most that it may grow to; four times the rank unless given.
-        stability_threshold: overlap of the bases from which on they count as stable.
-        large_drift: beyond, everything is measured anew.
-        tolerance: floor that is good enough.
-        sigma_cutoff_fraction: singular values below this share of the largest may be cut.
+        rank: initial rank r.
+        max_rank: largest rank; four times the initial rank unless given.
+        stability_threshold: smallest overlap of stable bases.
+        large_drift: drift above which all factors are measured again.
+        tolerance: largest floor that is good enough.
+        sigma_cutoff_fraction: share of the largest singular value below which singular values may be cut.
 
     Attributes:
-        rank: at present.
+        rank: current rank.
         floor: error right after the last refresh; None before the first.
-        counts: refreshes so far, by kind.
+        counts: number of refreshes so far, by kind.
 
     Raises:
-        ConfigurationError: for numbers that mean nothing.
+        ConfigurationError: an argument is outside of its range.
     """
 
     def __init__(
@@ -66,8 +67,7 @@ class RefreshController:
     ) -> None:
         self.max_rank = 4 * rank if max_rank is None else max_rank
         for name, value in (("rank", rank), ("max_rank", self.max_rank)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigurationError(f"{name} must be a whole number of at least 1, not {value!r}")
+            check_whole(name, value)
         if self.max_rank < rank:
             raise ConfigurationError(f"max_rank must be no less than the rank of {rank}, and {max_rank} is")
         self.rank = rank
@@ -80,15 +80,15 @@ class RefreshController:
         self._grows = False
 
     def drift(self, error: float) -> float:
-        """What has come on top of the floor: sqrt(error^2 - floor^2)."""
+        """Return the error added since the last refresh: sqrt(error^2 - floor^2)."""
         return sqrt(max(error**2 - (self.floor or 0.0) ** 2, 0.0))
 
     def choose(self, overlap: float, error: float) -> Refresh:
-        """What to find anew.
+        """Choose which factors to measure again, and count the choice.
 
         Args:
-            overlap: `basis_overlap` of the bases with those that the newest data suggest, at most 1.
-            error: of the newest answers, before anything is done about it.
+            overlap: `basis_overlap` of the present bases with the bases that the newest data suggest, at most 1.
+            error: error on the newest answers, before the refresh.
         """
         if self._grows or self.drift(error) > self.large_drift:
             choice = Refresh.REBUILD
@@ -98,7 +98,7 @@ class RefreshController:
         return choice
 
     def rank_of(self, s: Tensor) -> int:
-        """The rank that a rebuild is to have, from all singular values, (min(m, n),)."""
+        """Set and return the rank of a rebuild, from all singular values, (min(m, n),)."""
         limit = min(self.max_rank, len(s))
         if self._grows:
             self.rank = min(2 * self.rank, limit)
@@ -107,17 +107,22 @@ class RefreshController:
         return self.rank
 
     def cut(self, s: Tensor) -> int:
-        """The rank that is left of these singular values, (r,)."""
+        """Return how many of these singular values, (r,), remain after a cut."""
         return kept_rank(s, self.cutoff)
 
     def allows(self, error: float, cut_error: float) -> bool:
-        """Whether a cut that brings the error from one to the other does no harm."""
+        """Report whether a cut may raise the error from ``error`` to ``cut_error``."""
         return cut_error <= max(self.tolerance, error)
 
     def judge(self, choice: Refresh, error: float, rank: int) -> None:
-        """See what a refresh has left: its error on the newest answers, and the rank that was kept.
+        """Record the result of a refresh, and decide whether the next one raises the rank.
 
-        A refit cannot take back what the bases have lost: what it leaves above the floor goes on counting as drift.
+        A refit cannot correct the bases. The error that it leaves above the floor still counts as drift.
+
+        Args:
+            choice: kind of the refresh.
+            error: error on the newest answers after the refresh.
+            rank: rank after the refresh.
         """
         refitted = choice is Refresh.REFIT and self.floor is not None
         self.floor = min(error, self.floor or 0.0) if refitted else error
@@ -125,7 +130,7 @@ class RefreshController:
         self._grows = self.floor > self.tolerance and rank < self.max_rank
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next choice depends on."""
+        """Return the rank, the floor, the counts and whether the rank is about to grow."""
         return {
             "rank": self.rank,
             "floor": self.floor,
@@ -134,6 +139,6 @@ class RefreshController:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
+        """Restore a state of `state_dict`."""
         self.rank, self.floor, self._grows = state["rank"], state["floor"], state["grows"]
         self.counts = {Refresh(kind): count for kind, count in state["counts"].items()}

@@ -1,4 +1,4 @@
-"""What an optimizer remembers of a weight, carried over into other bases."""
+"""Transform the state that an optimizer keeps for a weight into other bases."""
 
 from __future__ import annotations
 
@@ -14,80 +14,79 @@ __all__ = [
     "RotatesMoments",
     "check_moments",
     "replace_parameter",
+    "rotate_first_moment",
     "rotate_moments",
-    "turn_first_moment",
-    "turn_second_moment",
+    "rotate_second_moment",
 ]
 
 
 @runtime_checkable
 class RotatesMoments(Protocol):
-    """An optimizer that carries its state over by itself: of those whose state is not a tensor for each moment."""
+    """Describe an optimizer that transforms its own state, because it does not keep one tensor for each moment."""
 
     def rotate_moments(self, old: nn.Parameter, new: nn.Parameter, left: Tensor, right: Tensor) -> None:
-        """Turn the state of one parameter into that of another, whose gradient is left^T G right.
+        """Transform the state of one parameter into the state of another, whose gradient is left^T G right.
 
         Args:
-            old: the parameter that the state is about, whose gradient G counts as a matrix of its first axis by all
-                others; in a group no more.
-            new: takes its place in its group already; may be the same.
+            old: parameter that has the state and is in no group any more; its gradient G counts as a matrix of its
+                first axis by all others.
+            new: parameter that is in the group in its place already; may be the same.
             left: (m, r), with orthonormal columns.
             right: (n, r), with orthonormal columns.
         """
 
 
-def turn_first_moment(moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """U^T m V: averages of gradients turn like gradients."""
+def rotate_first_moment(moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Return U^T m V: averages of gradients transform like gradients."""
     return left.mT @ moment @ right
 
 
-def turn_second_moment(moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """(U * U)^T v (V * V), the expected square of U^T g V for entries of g that are uncorrelated, with E g^2 = v.
+def rotate_second_moment(moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Return (U * U)^T v (V * V), the expected square of U^T g V for uncorrelated entries of g with E g^2 = v.
 
-    Which correlations there were, a diagonal second moment does not say. Of all that could be put in its place this one
-    stays positive, keeps the sum of all entries in a full rotation, and leaves a moment that is constant as it is.
+    A diagonal second moment does not hold the correlations of the entries. This replacement stays positive, keeps the
+    sum of all entries in a full rotation, and leaves a constant moment unchanged.
     """
     return left.square().mT @ moment @ right.square()
 
 
 _MOMENTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "momentum_buffer": turn_first_moment,  # SGD, RMSprop, Muon
-    "exp_avg": turn_first_moment,  # Adam, AdamW, NAdam, RAdam, Adamax
-    "grad_avg": turn_first_moment,  # RMSprop
-    "exp_avg_sq": turn_second_moment,
-    "max_exp_avg_sq": turn_second_moment,
-    "square_avg": turn_second_moment,  # RMSprop, Adadelta
-    "acc_delta": turn_second_moment,  # Adadelta
-    "sum": turn_second_moment,  # Adagrad
+    "momentum_buffer": rotate_first_moment,  # SGD, RMSprop, Muon
+    "exp_avg": rotate_first_moment,  # Adam, AdamW, NAdam, RAdam, Adamax
+    "grad_avg": rotate_first_moment,  # RMSprop
+    "exp_avg_sq": rotate_second_moment,
+    "max_exp_avg_sq": rotate_second_moment,
+    "square_avg": rotate_second_moment,  # RMSprop, Adadelta
+    "acc_delta": rotate_second_moment,  # Adadelta
+    "sum": rotate_second_moment,  # Adagrad
 }
 
 
 def check_moments(optimizer: optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
-    """Refuse an optimizer whose memory of these parameters cannot be carried over.
+    """Refuse an optimizer if its state of these parameters cannot be transformed.
 
     Raises:
-        ConfigurationError: names what it remembers that is not known.
+        ConfigurationError: the state has an entry of an unknown kind, which the message names.
     """
     if isinstance(optimizer, RotatesMoments):
         return
     for parameter in parameters:
         for name, value in optimizer.state.get(parameter, {}).items():
-            if not (_is_kept(name, value) or _is_moment(name, value, parameter)):
+            if not (_is_unaffected(name, value) or _is_moment(name, value, parameter)):
                 kind = f"{tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
                 raise ConfigurationError(
-                    f"{type(optimizer).__name__} remembers {name!r} ({kind}) of a weight of shape "
-                    f"{tuple(parameter.shape)}, and nothing is known of how that turns with a basis; use SGD, Adam, "
-                    f"AdamW or Flora, or give the optimizer a method rotate_moments(old, new, left, right)"
+                    f"{type(optimizer).__name__} keeps {name!r} ({kind}) for a weight of shape "
+                    f"{tuple(parameter.shape)}, which cannot be transformed into other bases; use SGD, Adam, AdamW or "
+                    f"Flora, or give the optimizer a method rotate_moments(old, new, left, right)"
                 )
 
 
 def replace_parameter(optimizer: optim.Optimizer, old: nn.Parameter, new: nn.Parameter) -> None:
-    """Put a parameter in the place of another in its group, and under its name.
+    """Replace a parameter by another in its group, and move or drop its state.
 
-    State that was loaded before is the new one's already, and is moved as it is. What is remembered of the old one is
-    of no use to a parameter of another shape, and is forgotten.
+    State that was loaded for the new shape before is moved unchanged. State with moments of another shape is dropped.
     """
-    _follow(optimizer, old, new)
+    _replace_in_groups(optimizer, old, new)
     if old in optimizer.state:
         state = optimizer.state.pop(old)
         if old.shape == new.shape or not any(_is_moment(name, value, old) for name, value in state.items()):
@@ -98,20 +97,20 @@ def replace_parameter(optimizer: optim.Optimizer, old: nn.Parameter, new: nn.Par
 def rotate_moments(
     optimizer: optim.Optimizer, old: nn.Parameter, new: nn.Parameter, left: Tensor, right: Tensor
 ) -> None:
-    """Replace a parameter by one whose gradient is left^T G right, and turn what is remembered of it likewise.
+    """Replace a parameter by one whose gradient is left^T G right, and transform its state in the same way.
 
-    First moments turn exactly: a momentum goes on as if nothing had happened. Second moments that are kept entry by
-    entry turn as those of uncorrelated entries; see `turn_second_moment`.
+    First moments transform exactly, so that momentum continues without a change. Second moments of single entries
+    transform as for uncorrelated entries; see `rotate_second_moment`.
 
     Args:
-        optimizer: has been checked by `check_moments`.
-        old: its gradient G counts as a matrix of its first axis by all others, (m, n).
-        new: (r, r); may be the same.
+        optimizer: optimizer that `check_moments` has accepted.
+        old: parameter whose gradient G counts as a matrix of its first axis by all others, (m, n).
+        new: parameter in its place, (r, r); may be the same.
         left: (m, r), with orthonormal columns.
         right: (n, r), with orthonormal columns.
     """
     if old is not new:
-        _follow(optimizer, old, new)
+        _replace_in_groups(optimizer, old, new)
     if isinstance(optimizer, RotatesMoments):
         optimizer.rotate_moments(old, new, left, right)
         return
@@ -126,13 +125,13 @@ def rotate_moments(
     optimizer.state[new] = state
 
 
-def _follow(optimizer: optim.Optimizer, old: nn.Parameter, new: nn.Parameter) -> None:
+def _replace_in_groups(optimizer: optim.Optimizer, old: nn.Parameter, new: nn.Parameter) -> None:
     for group in optimizer.param_groups:
         group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
 
 
-def _is_kept(name: str, value: Any) -> bool:
-    """Counters and the like."""
+def _is_unaffected(name: str, value: Any) -> bool:
+    """Report whether an entry does not depend on the bases, such as a step counter."""
     return value is None or (name not in _MOMENTS and (not isinstance(value, Tensor) or value.numel() <= 1))
 
 

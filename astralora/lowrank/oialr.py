@@ -1,4 +1,4 @@
-"""OIALR: training that goes over from whole weights to their mixing within bases that have settled."""
+"""Train whole weights first, and then small matrices between bases that have settled (OIALR)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn, optim
 
 from ..common.errors import ConfigurationError
-from .bases import BasisWatch, check_share, decompose, kept_rank
+from .bases import BasisWatch, decompose, kept_rank
+from .checks import check_share, check_whole
+from .distributed import from_first_rank, rewrap, unwrap
 from .factors import Weight
 from .moments import check_moments, replace_parameter, rotate_moments
-from .processes import from_first_rank, rewrap, unwrap
 from .weights import find_weights
 
 __all__ = ["OIALR", "Size"]
@@ -22,12 +23,12 @@ __all__ = ["OIALR", "Size"]
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Numbers in a model.
+    """Hold the numbers of parameters in a model.
 
     Attributes:
-        trainable: those that are trained at present.
-        total: all at present, fixed bases included.
-        whole: all, were every weight whole.
+        trainable: parameters trained at present.
+        total: all parameters at present, fixed bases included.
+        whole: all parameters with every weight whole.
     """
 
     trainable: int
@@ -36,21 +37,20 @@ class Size:
 
 
 class OIALR:
-    """Orthogonality-informed adaptive low-rank training (Coquelin et al., ECAI 2024, arXiv 2401.08505).
+    """Train by orthogonality-informed adaptive low-rank training (Coquelin et al., ECAI 2024, arXiv 2401.08505).
 
-    The bases of a weight's singular value decomposition settle early in training; what goes on is the mixing between
-    them. From step ``delay`` on, weights are U Sigma V^T, with U and V fixed and Sigma an r x r matrix that is trained.
-    Then, and every ``stability_frequency`` steps after,
+    The bases of a weight's singular value decomposition settle early in training, and the mixing between them
+    continues. From step ``delay`` on, weights are U Sigma V^T, with U and V fixed and Sigma a trained r x r matrix.
+    At that step, and every ``stability_frequency`` steps after it, an update sets
 
         Sigma = U' s V'^T,   U <- U U',   V <- V V',   Sigma <- diag(s),
 
-    which leaves the weight as it was, and what is small is cut: all from the first s_i < ``sigma_cutoff_fraction`` s_0
-    on, but no more than half of them at a time, and never below ``min_rank``. These updates begin with the last weights
-    of the model, and reach ``network_layer_perc_step`` of all weights further at each.
+    which does not change the weight. Then it cuts small singular values: all from the first
+    s_i < ``sigma_cutoff_fraction`` s_0 on, but at most half of them at a time, and never below ``min_rank``. Updates
+    begin with the last weights of the model, and each one includes ``network_layer_perc_step`` of all weights more.
 
-    The optimizer's groups follow: Sigma takes the place of the weight, and what is remembered is turned into the new
-    bases, m <- U'^T m V'. A momentum sees no change at all; for second moments see
-    `astralora.lowrank.moments`.
+    In the optimizer's groups, Sigma takes the place of the weight, and the optimizer's state is transformed into the
+    new bases, m <- U'^T m V'. This is exact for momentum; for second moments see `astralora.lowrank.moments`.
 
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         oialr = al.lowrank.OIALR(model, optimizer, delay=1000, stability_frequency=500)
@@ -60,36 +60,36 @@ class OIALR:
             optimizer.step()
             oialr.step()
 
-    Weights of `nn.Linear`, `nn.Conv1d`, `nn.Conv2d` and `nn.MultiheadAttention` are meant, unless they are shared,
-    frozen, or have no more than ``min_rank`` rows or columns; `left_whole` says which are not. Modules stay what and
-    where they are, and ``module.weight`` is the weight as before; it is multiplied out for every pass, so that
-    what becomes less is what is trained, remembered and sent between processes, and not the arithmetic.
+    OIALR factorises the weights of `nn.Linear`, `nn.Conv1d`, `nn.Conv2d` and `nn.MultiheadAttention`, except those that
+    are shared, frozen, or have at most ``min_rank`` rows or columns; `left_whole` lists the exceptions. Modules keep
+    their class and their place, and ``module.weight`` still returns the weight. The weight is multiplied out in every
+    pass: fewer numbers are trained, kept by the optimizer and sent between processes, but the arithmetic stays.
 
-    A `DistributedDataParallel` model is given as such, and follows; what the first process decomposes goes for all.
-    Values that are loaded into ``model`` may be of any ranks; weights and groups take their shape.
+    Pass a `DistributedDataParallel` model with its wrapper. All processes use the decompositions of the first one.
+    Values loaded into ``model`` may have any ranks; weights and groups take the shapes of the values.
 
     Args:
-        model: changed in place.
-        optimizer: trains it; None for a model that values are only loaded into.
-        delay: steps with whole weights.
-        stability_frequency: steps between updates.
-        sigma_cutoff_fraction: of the largest singular value.
-        min_rank: the floor.
-        network_layer_perc_step: share of the weights that join the updates at each, from the last on.
+        model: model to change in place.
+        optimizer: optimizer that trains the model; None for a model that only loads values.
+        delay: number of steps with whole weights.
+        stability_frequency: number of steps between updates.
+        sigma_cutoff_fraction: cutoff as a share of the largest singular value.
+        min_rank: smallest rank.
+        network_layer_perc_step: share of the weights added to the updates each time, from the last weight on.
         keep_first_layer: leave the first weight of the model whole.
         keep_last_layer: leave the last weight of the model whole.
-        criterion: weights become factored all at ``delay`` (``"time"``), or each when its bases are found to be
-            settled at two updates in a row (``"stability"``), which takes a decomposition of each at every update, and
-            the memory for its bases.
-        stability_threshold: overlap of bases with those of the update before, from which on they count as settled.
+        criterion: ``"time"`` factorises all weights at ``delay``. ``"stability"`` factorises each weight when its bases
+            have settled at two updates in a row, which takes a decomposition of each weight at every update, and the
+            memory for its bases.
+        stability_threshold: smallest overlap of settled bases with the bases of the previous update.
 
     Attributes:
-        weights: those that are, or are going to be, factored, in order.
-        left_whole: why others are not, by name.
-        updates: so far.
+        weights: weights that are factored now or later, in the order of the model.
+        left_whole: reasons why other weights stay whole, by name.
+        updates: number of updates so far.
 
     Raises:
-        ConfigurationError: for options that mean nothing, or a model with nothing to factorise.
+        ConfigurationError: an option is outside of its range, or the model has no weight to factorise.
     """
 
     def __init__(
@@ -107,9 +107,9 @@ class OIALR:
         criterion: Literal["time", "stability"] = "time",
         stability_threshold: float = 0.9,
     ) -> None:
-        self.delay = _whole("delay", delay, least=0)
-        self.stability_frequency = _whole("stability_frequency", stability_frequency)
-        self.min_rank = _whole("min_rank", min_rank)
+        self.delay = check_whole("delay", delay, least=0)
+        self.stability_frequency = check_whole("stability_frequency", stability_frequency)
+        self.min_rank = check_whole("min_rank", min_rank)
         self.sigma_cutoff_fraction = check_share("sigma_cutoff_fraction", sigma_cutoff_fraction)
         self.network_layer_perc_step = check_share("network_layer_perc_step", network_layer_perc_step)
         if self.network_layer_perc_step == 0:
@@ -125,7 +125,9 @@ class OIALR:
         )
         if not self.weights:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.left_whole.items())
-            raise ConfigurationError(f"there is no weight to factorise in this model ({reasons or 'no such layer'})")
+            raise ConfigurationError(
+                f"there is no weight to factorise in this model ({reasons or 'it has no layer of a supported kind'})"
+            )
         self._watches = {weight.name: BasisWatch(threshold) for weight in self.weights}
         self._steps = self.updates = 0
         self._replaced = False
@@ -134,14 +136,14 @@ class OIALR:
 
     @torch.no_grad()
     def step(self) -> bool:
-        """Go on by one step of training; called after the optimizer's.
+        """Count a training step, and update the weights if it is time; call it after the optimizer's ``step``.
 
         Returns:
-            Whether parameters of the model were replaced: whoever else holds on to them, such as an average of the
-            weights, has to take them up anew.
+            Whether parameters of the model were replaced. Other code that stores parameters, such as an average of the
+            weights, must fetch them again.
 
         Raises:
-            ConfigurationError: in the first step, for an optimizer that remembers what cannot be turned.
+            ConfigurationError: in the first step, if the state of the optimizer cannot be transformed.
         """
         if self._optimizer is None:
             raise ConfigurationError("a model can be trained only with its optimizer; give it to OIALR")
@@ -151,28 +153,28 @@ class OIALR:
         since = self._steps - self.delay
         if since >= 0 and since % self.stability_frequency == 0:
             self._update()
-        return self._settle()
+        return self._announce_replacements()
 
     @property
     def size(self) -> Size:
-        """Trainable and total numbers of the model, and what there would be with whole weights."""
+        """Count the trainable and all parameters of the model, and all parameters with whole weights."""
         parameters = list(self._model.parameters())
         total = sum(parameter.numel() for parameter in parameters)
-        gone = sum(weight.rows * weight.columns - weight.size for weight in self.weights)
-        return Size(sum(p.numel() for p in parameters if p.requires_grad), total, total + gone)
+        saved = sum(weight.rows * weight.columns - weight.size for weight in self.weights)
+        return Size(sum(p.numel() for p in parameters if p.requires_grad), total, total + saved)
 
     @property
     def ranks(self) -> dict[str, int]:
-        """Of all weights, by name; the smaller side of those that are whole."""
+        """Return the ranks of all weights by name; the rank of a whole weight is its smaller side."""
         return {weight.name: weight.rank for weight in self.weights}
 
     @property
     def overlaps(self) -> dict[str, float | None]:
-        """Of the bases with those of the update before, by name; None before there were two."""
+        """Return the overlaps of the bases with the bases of the previous update, by name; None before two updates."""
         return {name: watch.overlap for name, watch in self._watches.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps and updates so far, ranks, and what is known of the bases; the factors are in the model's."""
+        """Return the numbers of steps and updates, the ranks and the bases; the model's own state has the factors."""
         return {
             "steps": self._steps,
             "updates": self.updates,
@@ -181,25 +183,24 @@ class OIALR:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned, and make room for factors of those ranks.
+        """Restore a state of `state_dict`, and give the weights the saved ranks.
 
-        Model and optimizer are loaded before or after.
+        Load the states of model and optimizer before or after.
 
         Raises:
-            ConfigurationError: it is of another model; nothing was changed.
+            ConfigurationError: the state is of another model; nothing was changed.
         """
-        mine, theirs = set(self._watches), set(state["ranks"])
-        if mine != theirs:
+        own, saved = set(self._watches), set(state["ranks"])
+        if own != saved:
             raise ConfigurationError(
-                f"the saved state is of other weights than this model's: "
-                f"{', '.join(sorted(mine ^ theirs))} on one side only"
+                f"the saved state has other weights than this model: {', '.join(sorted(own ^ saved))} on one side only"
             )
         self._steps, self.updates = state["steps"], state["updates"]
         for weight in self.weights:
             self._watches[weight.name].load_state_dict(state["watches"][weight.name])
-            # Values that have been loaded already have this shape, and stay.
+            # Keeps values that were loaded before, since they have this shape.
             self._reshape(weight, state["ranks"][weight.name])
-        self._settle()
+        self._announce_replacements()
 
     # -- updates ---------------------------------------------------------------------------
 
@@ -213,31 +214,30 @@ class OIALR:
             if weight.is_factored:
                 self._refresh(weight)
             else:
-                self._look_at(weight)
+                self._factorise_if_settled(weight)
 
-    def _look_at(self, weight: Weight) -> None:
-        """Factorise a weight whose bases have settled."""
+    def _factorise_if_settled(self, weight: Weight) -> None:
         watch, factors = self._watches[weight.name], self._decompose(weight.trained.flatten(1))
         U, _, V = factors
-        watch.look(U.to(weight.trained), V.to(weight.trained))
+        watch.compare(U.to(weight.trained), V.to(weight.trained))
         if watch.settled:
-            watch.forget()
+            watch.release_bases()
             self._factorise(weight, *factors)
             self._refresh(weight)
 
     def _factorise(self, weight: Weight, U: Tensor, s: Tensor, V: Tensor) -> None:
         before = weight.trained
-        self._turned(before, weight.factorise(U, torch.diag(s), V), U, V)
+        self._rotate_state(before, weight.factorise(U, torch.diag(s), V), U, V)
 
     def _refresh(self, weight: Weight) -> None:
-        """Fold Sigma's own bases into U and V, and cut what is small."""
+        """Multiply Sigma's own bases into U and V, and cut small singular values."""
         before, (U, V) = weight.trained, weight.bases
         P, s, Q = self._decompose(before)
         # The overlap of U V^T with (U P)(V Q)^T, in factored form.
-        self._watches[weight.name].note(float((P * Q).sum()) / len(s))
+        self._watches[weight.name].record_overlap(float((P * Q).sum()) / len(s))
         rank = kept_rank(s, self.sigma_cutoff_fraction, self.min_rank)
         P, s, Q = P[:, :rank], s[:rank], Q[:, :rank]
-        # Multiplied in double precision: the bases stay orthonormal over any number of updates.
+        # Double precision keeps the bases orthonormal over any number of updates.
         U_new, V_new = U.double() @ P, V.double() @ Q
         if rank < len(before):
             after = weight.factorise(U_new, torch.diag(s), V_new)
@@ -245,21 +245,21 @@ class OIALR:
             after = before
             for factor, value in ((U, U_new), (before, torch.diag(s)), (V, V_new)):
                 factor.copy_(value)
-        self._turned(before, after, P, Q)
+        self._rotate_state(before, after, P, Q)
 
     def _decompose(self, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         U, s, V = from_first_rank(self._ddp, *decompose(matrix))
         return U, s, V
 
-    def _turned(self, before: nn.Parameter, after: nn.Parameter, left: Tensor, right: Tensor) -> None:
-        after.grad = None  # which was about the old bases
+    def _rotate_state(self, before: nn.Parameter, after: nn.Parameter, left: Tensor, right: Tensor) -> None:
+        after.grad = None  # it was a gradient in the old bases
         self._replaced |= after is not before
         if self._optimizer is not None:
             rotate_moments(self._optimizer, before, after, left, right)
 
     # -- shapes ----------------------------------------------------------------------------
 
-    def _before_loading(self, module: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:  # noqa: ARG002
+    def _before_loading(self, _module: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
         for weight in self.weights:
             holder, dot, attribute = weight.name.rpartition(".")
             place = f"{prefix}{holder}{dot}"
@@ -270,7 +270,7 @@ class OIALR:
                 self._reshape(weight, None)
 
     def _after_loading(self, *_: Any) -> None:
-        self._settle()
+        self._announce_replacements()
 
     def _reshape(self, weight: Weight, rank: int | None) -> None:
         before = weight.trained
@@ -280,15 +280,9 @@ class OIALR:
             if self._optimizer is not None:
                 replace_parameter(self._optimizer, before, after)
 
-    def _settle(self) -> bool:
-        """Tell those who have to know of replaced parameters."""
+    def _announce_replacements(self) -> bool:
+        """Register replaced parameters with the data-parallel wrapper, and report whether there were any."""
         replaced, self._replaced = self._replaced, False
         if replaced and self._ddp is not None:
             rewrap(self._ddp)
         return replaced
-
-
-def _whole(name: str, value: Any, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigurationError(f"{name} must be a whole number of at least {least}, not {value!r}")
-    return value

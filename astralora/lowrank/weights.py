@@ -1,4 +1,4 @@
-"""Which weights of a model can be trained between orthogonal bases."""
+"""Find the weights of a model that can be trained between orthogonal bases."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("weight",),
     nn.Conv1d: ("weight",),
     nn.Conv2d: ("weight",),
-    # One matrix for queries, keys and values, or one for each where they are of different sizes.
+    # One matrix for queries, keys and values, or three if their sizes differ.
     nn.MultiheadAttention: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
 }
 
@@ -24,16 +24,17 @@ _ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
 def find_weights(
     model: nn.Module, *, min_rank: int, keep_first_layer: bool, keep_last_layer: bool
 ) -> tuple[list[Weight], dict[str, str]]:
-    """The matrices of a model that are worth factorising, in order, and why others are not.
+    """Find the matrices of a model that shall be factorised, and the reasons why others shall not.
 
     Args:
-        model: of any torch modules.
-        min_rank: matrices whose smaller side is no more are left alone.
-        keep_first_layer: leave the first alone.
-        keep_last_layer: leave the last alone.
+        model: any model of torch modules.
+        min_rank: largest smaller side of a matrix that stays whole.
+        keep_first_layer: leave the first matrix whole.
+        keep_last_layer: leave the last matrix whole.
 
     Returns:
-        The weights, and a reason for each of the kinds considered that is left as it is, by name.
+        The weights in the order of the model, and by name a reason for each matrix of a supported layer that stays
+        whole.
     """
     found = list(_candidates(model))
     uses = Counter(
@@ -70,9 +71,11 @@ def _candidates(model: nn.Module) -> Iterator[Weight]:
 
 
 def _is_plain(module: nn.Module, attribute: str) -> bool:
-    """A parameter of the module's own, of none of the user's parametrizations; or factored by an earlier OIALR."""
+    """Report whether an attribute is a parameter without parametrization, or one that an earlier OIALR factored."""
     if parametrize.is_parametrized(module, attribute):
         parametrizations = module.parametrizations
         assert isinstance(parametrizations, nn.ModuleDict)
-        return isinstance(parametrizations[attribute][0], Factored)  # type: ignore[index]
+        parametrization_list = parametrizations[attribute]
+        assert isinstance(parametrization_list, nn.ModuleList)
+        return isinstance(parametrization_list[0], Factored)
     return isinstance(getattr(module, attribute, None), nn.Parameter)

@@ -1,4 +1,4 @@
-"""Optimizers whose state is small: random projections of moments and of accumulated gradients."""
+"""Optimize with a small state: random projections of momentum and of accumulated gradients."""
 
 from .accelerator import FloraAccelerator
 from .compressor import GradCompressor

@@ -1,4 +1,4 @@
-"""An accelerator of Hugging Face that accumulates gradients in random projections."""
+"""Accumulate gradients in random projections under Hugging Face's accelerate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["FloraAccelerator"]
 
 
 class _Absent:
-    """In the place of what accelerators derive from where it is not installed: the name is there, but none is made."""
+    """Replace the base class of accelerators without accelerate: the name exists, and a call names the extra."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         require("accelerate", "FloraAccelerator", extra="lowrank")
@@ -27,32 +27,32 @@ except ModuleNotFoundError as error:
         raise
     _Accelerator = _Absent
 
-# Where the parameters of a process are not whole matrices, or backward passes are not its own.
-_UNFIT = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
+# They split parameters over processes, or run backward passes of their own.
+_UNSUPPORTED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
 
 
 class FloraAccelerator(_Accelerator):  # type: ignore[misc]  # has no annotations
-    """A drop-in `accelerate.Accelerator` that keeps accumulated gradients compressed: algorithm 1 of Flora.
+    """Replace `accelerate.Accelerator` by one that accumulates compressed gradients: algorithm 1 of Flora.
 
-    Between the micro-batches of ``with accelerator.accumulate(model):`` no gradient of full size is kept, and in one
-    process no more than one is alive. At the synchronising micro-batch they are decompressed, so that clipping, any
-    optimizer and its scheduler find them in ``.grad`` as ever. Several processes average their accumulators, which
-    are as much smaller than the gradients. An accumulation of a single micro-batch is left as it is.
+    Between the micro-batches of ``with accelerator.accumulate(model):`` no gradient of full size is stored. In a single
+    process, at most one gradient exists at a time. The synchronising micro-batch decompresses the gradients into
+    ``.grad``, so that clipping, any optimizer and its scheduler work as usual. Several processes average their
+    compressed accumulators instead of the gradients. An accumulation of a single micro-batch is not compressed.
 
     Args:
-        *args: as for `accelerate.Accelerator`.
-        accumulation_compression_rank: r of the projections; None accumulates as ever.
+        *args: arguments of `accelerate.Accelerator`.
+        accumulation_compression_rank: rank r of the projections; None accumulates without compression.
         projection: ``"gaussian"`` as published, or ``"orthonormal"``.
-        seed: of the projections.
-        **kwargs: as for `accelerate.Accelerator`.
+        seed: seed of the projections.
+        **kwargs: arguments of `accelerate.Accelerator`.
 
     Attributes:
-        compressor: holds the accumulators, and is saved and loaded with ``save_state`` and ``load_state``; None without
-            compression.
+        compressor: compressor that holds the accumulators, saved and loaded by ``save_state`` and ``load_state``; None
+            without compression.
 
     Raises:
-        ConfigurationError: no such rank or projection, accelerate is not installed, or it is to drive DeepSpeed, FSDP
-            or Megatron, which keep gradients themselves.
+        ConfigurationError: the rank or the projection is not valid, accelerate is not installed, or it uses DeepSpeed,
+            FSDP or Megatron, which keep gradients themselves.
     """
 
     def __init__(
@@ -72,24 +72,24 @@ class FloraAccelerator(_Accelerator):  # type: ignore[misc]  # has no annotation
         self.compressor = compressor
         if compressor is None:
             return
-        if self.distributed_type.name in _UNFIT:
+        if self.distributed_type.name in _UNSUPPORTED:
             raise ConfigurationError(
                 f"accumulation_compression_rank does not work with {self.distributed_type.name}, which keeps the "
                 f"gradients itself; leave it out, or use one process or DistributedDataParallel"
             )
-        # Reducing across processes happens after a parameter's own hooks: there, gradients are taken when all are done.
+        # Processes average a gradient after its own hooks: then the compressor must wait until the pass is complete.
         compressor.during_backward = not self.use_distributed
         self.register_for_checkpointing(compressor)
 
     def prepare_model(self, model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-        """As `accelerate.Accelerator.prepare_model`; the model's gradients are compressed from here on."""
+        """Prepare a model as `accelerate.Accelerator.prepare_model` does, and compress its gradients from now on."""
         prepared: nn.Module = super().prepare_model(model, *args, **kwargs)
         if self.compressor is not None:
             self.compressor.watch(prepared)
         return prepared
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
-        """As `accelerate.Accelerator.backward`; afterwards gradients are in the accumulators or, if due, released."""
+        """Run `accelerate.Accelerator.backward`, accumulate the gradients, and release them in the last micro-batch."""
         compressor = self.compressor
         if compressor is None:
             super().backward(loss, **kwargs)

@@ -1,4 +1,4 @@
-"""The parts of Adafactor: second moments in rows and columns, clipped updates, relative step sizes."""
+"""Compute the parts of Adafactor: second moments by rows and columns, clipped updates, relative step sizes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .quantization import Storage
 
-__all__ = ["clip", "keep_second_moment", "precondition", "rms", "second_moment", "step_size"]
+__all__ = ["clip", "precondition", "rms", "second_moment", "step_size", "store_second_moment"]
 
 State = MutableMapping[str, Any]
 
@@ -21,17 +21,17 @@ def precondition(grad: Tensor, state: State, storage: Storage, *, beta2: float, 
 
         V <- beta2 V + (1 - beta2) (g^2 + eps)
 
-    kept entry by entry or, factorised, as the means R of its rows and C of its columns alone, from which
-    v_ij = R_i C_j / mean(R) (Shazeer and Stern, arXiv 1804.04235, algorithm 4). Of more than two axes the last two
-    count as rows and columns.
+    The average holds every entry. If factorised, it holds only the means R of its rows and C of its columns, and
+    v_ij = R_i C_j / mean(R) (Shazeer and Stern, arXiv 1804.04235, algorithm 4). The last two axes of a tensor count as
+    rows and columns.
 
     Args:
-        grad: g, in the precision to compute in.
-        state: of the parameter; the averages in it are replaced.
-        storage: how it keeps them.
+        grad: gradient g, in the precision of the computation.
+        state: state of the parameter, in which the averages are replaced.
+        storage: format of the averages in the state.
         beta2: decay of the averages; 0 in the first step.
-        eps: added to every square.
-        factorize: keep rows and columns where that is smaller.
+        eps: number added to every square.
+        factorize: store rows and columns if that is smaller.
     """
     square = grad.square().add_(eps)
     if not (factorize and _has_rows_and_columns(grad.shape)):
@@ -43,15 +43,15 @@ def precondition(grad: Tensor, state: State, storage: Storage, *, beta2: float, 
 
 
 def second_moment(state: Mapping[str, Any], storage: Storage) -> Tensor | None:
-    """The averages v of every entry, in the shape of the parameter: as kept, or R_i C_j / mean(R)."""
+    """Return the averages v of all entries in the shape of the parameter: as stored, or R_i C_j / mean(R)."""
     rows, columns = (storage.get(state, name, signed=False) for name in ("rows", "columns"))
     if rows is None or columns is None:
         return storage.get(state, "square", signed=False)
     return (rows / rows.mean(dim=-1, keepdim=True)).unsqueeze(-1) * columns.unsqueeze(-2)
 
 
-def keep_second_moment(v: Tensor, state: State, storage: Storage, *, factorize: bool) -> None:
-    """Keep v, of every entry, as `precondition` does: whole, or the means of its rows and columns."""
+def store_second_moment(v: Tensor, state: State, storage: Storage, *, factorize: bool) -> None:
+    """Store the averages v of all entries as `precondition` does: whole, or as the means of rows and columns."""
     if factorize and _has_rows_and_columns(v.shape):
         storage.put(state, "rows", v.mean(dim=-1), signed=False)
         storage.put(state, "columns", v.mean(dim=-2), signed=False)
@@ -60,24 +60,24 @@ def keep_second_moment(v: Tensor, state: State, storage: Storage, *, factorize: 
 
 
 def clip(update: Tensor, threshold: float) -> Tensor:
-    """Scale an update down, where it is larger, to this root mean square."""
+    """Scale an update down to this root mean square, if its own is larger."""
     return update / (rms(update) / threshold).clamp_(min=1.0)
 
 
 def rms(values: Tensor) -> Tensor:
-    """Root mean square, a scalar."""
+    """Return the root mean square, a scalar."""
     return values.square().mean().sqrt()
 
 
 def step_size(options: Mapping[str, Any], step: int, parameter: Tensor) -> Tensor:
-    """What the update is multiplied by: lr, or with ``relative_step`` min(1e-2, 1 / sqrt(t)).
+    """Return the factor of the update: lr, or with ``relative_step`` min(1e-2, 1 / sqrt(t)).
 
-    With ``warmup_init`` the 1e-2 is 1e-6 t; with ``scale_parameter`` all of it is in units of max(eps[1], RMS(p)).
+    With ``warmup_init``, 1e-6 t replaces 1e-2. With ``scale_parameter``, max(eps[1], RMS(p)) multiplies the result.
 
     Args:
-        options: of the parameter's group.
-        step: t, from 1.
-        parameter: p, in the precision to compute in.
+        options: options of the parameter's group.
+        step: number of the step, t, from 1.
+        parameter: parameter p, in the precision of the computation.
     """
     rate = options["lr"]
     if options["relative_step"]:
@@ -87,7 +87,7 @@ def step_size(options: Mapping[str, Any], step: int, parameter: Tensor) -> Tenso
 
 
 def _has_rows_and_columns(shape: Sequence[int]) -> bool:
-    # A side of 1 has nothing to average over: both factors together would be larger than all entries.
+    # With a side of 1, both factors together would be larger than the tensor.
     return len(shape) >= 2 and min(shape[-2:]) > 1
 
 

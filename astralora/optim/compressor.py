@@ -1,4 +1,4 @@
-"""Accumulating gradients over micro-batches in random projections, without a buffer of their full size."""
+"""Accumulate gradients over micro-batches in random projections, without buffers of their full size."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..common.errors import ConfigurationError
+from ..lowrank.checks import check_whole
 from ..nn.layer import BlackBoxLinear
 from .fused import StepsParameters, parameters_of
 from .memory import state_bytes
-from .options import check_whole
 from .projection import Projection, check_projection
 
 __all__ = ["GradCompressor"]
 
 
 class GradCompressor:
-    """Compressed accumulation of gradients: algorithm 1 of Flora (arXiv 2402.03293).
+    """Accumulate compressed gradients: algorithm 1 of Flora (arXiv 2402.03293).
 
         C <- C + down(grad)                     for each micro-batch, after which the gradient is freed
         grad <- up(C)                           at the end; the next accumulation has another projection
 
-    What comes back is the sum of the gradients, without bias; of relative variance (d + 1) / rank with Gaussian
-    projections, d the smaller side. That goes for gradients which are estimates themselves, too: zero-order gradients
-    of a device's controls average over micro-batches in r / d of the space.
+    The result is the sum of the gradients, without bias; its relative variance is (d + 1) / rank with Gaussian
+    projections, where d is the smaller side. This also holds for gradients that are estimates themselves: zero-order
+    gradients of a device's controls are averaged over micro-batches in r / d of the memory.
 
     Tensors of more than two axes count as matrices of their first axis by all others. The controls of a device layer
-    are folded into a matrix that is nearly square. Other vectors, and all that would not become smaller, accumulate in
-    ``.grad`` as ever.
+    are folded into a nearly square matrix. Other vectors, and gradients that would not become smaller, accumulate in
+    ``.grad`` as usual.
 
         compressor = GradCompressor(model, rank=8)
         for part in parts:
@@ -42,19 +42,19 @@ class GradCompressor:
         optimizer.zero_grad()
 
     Args:
-        parameters: a module, whose parameters of any time are meant and whose device layers are known; or tensors.
-        rank: r of the projections.
+        parameters: tensors, or a module: its present and future parameters, and the controls of its device layers.
+        rank: rank r of the projections.
         projection: one of `astralora.optim.projection.PROJECTIONS`.
-        seed: of the projections.
-        during_backward: take each gradient as soon as it is there, so that one is alive at a time. Without it nothing
-            happens before `absorb` is called: for gradients that others want to see first, such as
-            `DistributedDataParallel`.
+        seed: seed of the projections.
+        during_backward: accumulate each gradient as soon as it is computed, so that only one exists at a time. Without
+            it, gradients stay until `absorb` is called, so that other code, such as `DistributedDataParallel`, can use
+            them first.
 
     Attributes:
-        paused: while set, gradients are left alone.
+        paused: while set, gradients stay in ``.grad``.
 
     Raises:
-        ConfigurationError: no such rank or projection.
+        ConfigurationError: the rank or the projection is not valid.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class GradCompressor:
         self.paused = False
         self.during_backward = during_backward
         self._modules: list[nn.Module] = []
-        self._places: dict[Tensor, int] = {}
+        self._indices: dict[Tensor, int] = {}
         self._foldable: set[Tensor] = set()
         self._hooks: dict[Tensor, RemovableHandle] = {}
         self._sums: dict[int, Tensor] = {}
@@ -82,25 +82,25 @@ class GradCompressor:
         self.watch(parameters)
 
     def watch(self, parameters: nn.Module | Iterable[Tensor]) -> None:
-        """Take in the gradients of these parameters as well; of those that are known already nothing changes."""
+        """Accumulate the gradients of these parameters as well; repeated parameters are ignored."""
         if isinstance(parameters, nn.Module):
             self._modules.append(parameters)
         else:
             for tensor in parameters:
-                self._places.setdefault(tensor, len(self._places))
-        self._look_around()
+                self._indices.setdefault(tensor, len(self._indices))
+        self._register_parameters()
 
     @property
     def pending(self) -> bool:
-        """Whether anything has been accumulated since the last `release`."""
+        """Report whether gradients were accumulated since the last `release`."""
         return bool(self._sums)
 
     def absorb(self) -> None:
-        """Add to the accumulators, and free, what there is in ``.grad``."""
-        self._look_around()
+        """Add the gradients in ``.grad`` to the accumulators, and free them."""
+        self._register_parameters()
         if not self.paused:
-            for parameter in self._places:
-                self._take(parameter)
+            for parameter in self._indices:
+                self._accumulate(parameter)
 
     def release(
         self,
@@ -108,29 +108,29 @@ class GradCompressor:
         *,
         reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """Put what was accumulated back into ``.grad``, and begin anew in another subspace.
+        """Write the accumulated gradients into ``.grad``, and start a new accumulation in another subspace.
 
         Args:
-            optimizer: steps each parameter as soon as its gradient is there, after which the gradient is freed: one is
-                alive at a time. Without it they all are, and any optimizer's ``step`` may follow.
-            reduce: done to every accumulator before, such as averaging over processes.
+            optimizer: optimizer that steps each parameter as soon as its gradient is decompressed and then frees it, so
+                that one gradient exists at a time. Without it, all gradients exist, and any optimizer can step them.
+            reduce: function applied to every accumulator first, such as an average over processes.
         """
         trained = set() if optimizer is None else parameters_of(optimizer)
-        for parameter, place in self._places.items():
-            total = self._sums.pop(place, None)
+        for parameter, index in self._indices.items():
+            total = self._sums.pop(index, None)
             if total is not None:
                 rest = parameter.grad
-                parameter.grad = self._expand(parameter, place, total if reduce is None else reduce(total))
+                parameter.grad = self._decompress(parameter, index, total if reduce is None else reduce(total))
                 if rest is not None:
                     parameter.grad += rest
             if optimizer is not None and parameter in trained:
                 optimizer.step_parameter(parameter)
                 parameter.grad = None
         self._cycle += 1
-        self._look_around()
+        self._register_parameters()
 
     def remove(self) -> None:
-        """Leave gradients in ``.grad`` again, unless `absorb` is called; what was accumulated can still be released."""
+        """Remove the hooks, so that gradients stay in ``.grad``; `absorb` and `release` still work."""
         self.during_backward = False
         for hook in self._hooks.values():
             hook.remove()
@@ -143,11 +143,11 @@ class GradCompressor:
         self.remove()
 
     def state_bytes(self) -> int:
-        """Bytes of the accumulators."""
+        """Count the bytes of the accumulators."""
         return state_bytes(self._sums)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the accumulation goes on from, half-way or not."""
+        """Return the accumulators, the number of the accumulation and the options; valid during an accumulation too."""
         return {
             "rank": self.rank,
             "projection": self.projection,
@@ -157,15 +157,15 @@ class GradCompressor:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned.
+        """Restore a state of `state_dict`.
 
         Raises:
-            ConfigurationError: it is of another rank, projection or seed; nothing was changed.
+            ConfigurationError: the state has another rank, projection or seed; nothing was changed.
         """
         for name in ("rank", "projection", "seed"):
             if state[name] != getattr(self, name):
                 raise ConfigurationError(
-                    f"the accumulated gradients were compressed with {name}={state[name]!r}, and cannot go on with "
+                    f"the accumulated gradients were compressed with {name}={state[name]!r}, and cannot continue with "
                     f"{name}={getattr(self, name)!r}"
                 )
         self._cycle = state["cycle"]
@@ -173,39 +173,39 @@ class GradCompressor:
 
     # -- parameters -------------------------------------------------------------------------
 
-    def _look_around(self) -> None:
-        """Find parameters that have come, or have begun to be trained, since the last time."""
+    def _register_parameters(self) -> None:
+        """Find parameters that were added or unfrozen since the last call, and hook them."""
         for root in self._modules:
             for parameter in root.parameters():
-                self._places.setdefault(parameter, len(self._places))
+                self._indices.setdefault(parameter, len(self._indices))
             for module in root.modules():
                 if isinstance(module, BlackBoxLinear):
                     self._foldable.add(module.controls)
         if self.during_backward:
-            for tensor in self._places:
+            for tensor in self._indices:
                 if tensor.requires_grad and tensor.is_leaf and tensor not in self._hooks:
                     self._hooks[tensor] = tensor.register_post_accumulate_grad_hook(self._on_gradient)
 
     def _on_gradient(self, parameter: Tensor) -> None:
         if not self.paused:
-            self._take(parameter)
+            self._accumulate(parameter)
 
     @torch.no_grad()
-    def _take(self, parameter: Tensor) -> None:
+    def _accumulate(self, parameter: Tensor) -> None:
         grad = parameter.grad
-        if grad is None or not self._pays(parameter, grad):
+        if grad is None or not self._saves_memory(parameter, grad):
             return
-        place = self._places[parameter]
-        rows, columns = self._shape(parameter)
+        index = self._indices[parameter]
+        rows, columns = self._matrix_shape(parameter)
         padded = nn.functional.pad(grad.flatten().to(_precision(grad)), (0, rows * columns - grad.numel()))
-        part = self._project(parameter, place).down(padded.view(rows, columns))
-        before = self._sums.get(place)
-        # What was loaded may be on another device.
-        self._sums[place] = part if before is None else part.add_(before.to(part))
+        part = self._projection(parameter, index).down(padded.view(rows, columns))
+        before = self._sums.get(index)
+        # A loaded sum may be on another device.
+        self._sums[index] = part if before is None else part.add_(before.to(part))
         parameter.grad = None
 
-    def _shape(self, parameter: Tensor) -> tuple[int, int]:
-        """The matrix that a parameter counts as; of fewer than two rows where it counts as none."""
+    def _matrix_shape(self, parameter: Tensor) -> tuple[int, int]:
+        """Return the shape of a parameter as a matrix; vectors that are not folded have a single row."""
         if parameter.ndim >= 2:
             return parameter.shape[0], parameter.numel() // max(parameter.shape[0], 1)
         if parameter in self._foldable:
@@ -213,25 +213,24 @@ class GradCompressor:
             return rows, -(-parameter.numel() // max(rows, 1))
         return 1, parameter.numel()
 
-    def _pays(self, parameter: Tensor, grad: Tensor) -> bool:
+    def _saves_memory(self, parameter: Tensor, grad: Tensor) -> bool:
         if grad.layout != torch.strided or not grad.is_floating_point():
             return False
-        rows, columns = self._shape(parameter)
+        rows, columns = self._matrix_shape(parameter)
         compressed = self.rank * max(rows, columns) * _precision(grad).itemsize
         return self.rank <= min(rows, columns) and compressed < grad.numel() * grad.element_size()
 
-    def _project(self, parameter: Tensor, place: int) -> Projection:
+    def _projection(self, parameter: Tensor, index: int) -> Projection:
         like = torch.empty((), dtype=_precision(parameter), device=parameter.device)
-        return Projection.draw(
-            self.projection, self.rank, self._shape(parameter), self.seed, "gradients", place, self._cycle, like=like
-        )
+        shape, purpose = self._matrix_shape(parameter), ("gradients", index, self._cycle)
+        return Projection.draw(self.projection, self.rank, shape, self.seed, *purpose, like=like)
 
-    def _expand(self, parameter: Tensor, place: int, total: Tensor) -> Tensor:
-        projection = self._project(parameter, place)
+    def _decompress(self, parameter: Tensor, index: int, total: Tensor) -> Tensor:
+        projection = self._projection(parameter, index)
         matrix = projection.up(total.to(projection.matrix))
         return matrix.flatten()[: parameter.numel()].view(parameter.shape).to(parameter.dtype)
 
 
 def _precision(tensor: Tensor) -> torch.dtype:
-    """Half precision accumulates in float32."""
+    """Return the dtype of the accumulators: float32 for half precision, else the dtype of the tensor."""
     return torch.promote_types(tensor.dtype, torch.float32)

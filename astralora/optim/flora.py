@@ -1,4 +1,4 @@
-"""Flora: Adafactor with a momentum that is kept in random subspaces."""
+"""Optimize with Flora: Adafactor with a momentum that is kept in random subspaces."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, optim
 from ..common.errors import ConfigurationError
 from .adafactor import clip, precondition, step_size
 from .memory import state_bytes
-from .moment import advance, compressed_shape, is_compressed
+from .momentum import compressed_shape, is_compressed, step_momentum
 from .options import check_options, warn_of_divergence
 from .projection import Projection
 from .quantization import Storage, choose_storage
@@ -23,40 +23,40 @@ State = dict[str, Any]
 
 
 class Flora(optim.Optimizer):
-    """An optimizer whose state is a fraction of Adam's: random projections of the momentum, made anew from a seed.
+    """Optimize with a fraction of Adam's state: random projections of the momentum, drawn again from a seed.
 
     Hao, Cao and Mou, "Flora: Low-Rank Adapters Are Secretly Gradient Compressors", ICML 2024, arXiv 2402.03293,
-    algorithm 2, on the update of Adafactor (Shazeer and Stern, arXiv 1804.04235). For a weight of n x m it keeps
-    r max(n, m) numbers of momentum and n + m of second moments. The momentum is compressed for matrices with
-    min(n, m) >= rank and max(n, m) <= 4 min(n, m), and dense for all else. Weights and gradients in half precision are
-    updated in float32.
+    algorithm 2, with the update of Adafactor (Shazeer and Stern, arXiv 1804.04235). For a weight of n x m, the state
+    has r max(n, m) numbers of momentum and n + m of second moments. The momentum is compressed for matrices with
+    min(n, m) >= rank and max(n, m) <= 4 min(n, m), and dense for all other tensors. Weights and gradients in half
+    precision are updated in float32.
 
-    The update is scaled by the learning rate after it has been averaged, so that a schedule acts at once.
+    The learning rate scales the update after the average, so that a schedule acts at once.
 
     Args:
         params: tensors, or groups with options of their own, as in every torch optimizer.
         lr: learning rate; None with ``relative_step``.
-        rank: r of the momentum; None keeps it dense.
-        kappa: steps in one subspace. Many steps average well there, few reach every direction soon.
-        eps: added to squared gradients; and the least RMS that a parameter is taken to have by ``scale_parameter``.
+        rank: rank r of the momentum; None keeps it dense.
+        kappa: steps in one subspace. Many steps improve the average; few steps reach every direction sooner.
+        eps: number added to squared gradients, and smallest RMS of a parameter for ``scale_parameter``.
         clip_threshold: largest RMS of an update, before the learning rate.
         decay_rate: c in 1 - t^c, the decay of second moments in step t.
-        beta1: decay of the momentum; None or 0 for none, which leaves nothing for ``rank`` to compress.
-        weight_decay: of the parameter itself, times the step size (decoupled).
-        scale_parameter: step sizes are in units of the parameter's RMS.
-        relative_step: step sizes fall with the step, min(1e-2, 1 / sqrt(t)).
-        warmup_init: the relative step begins at 1e-6 t.
-        factorize_second_moment: keep means of rows and columns in place of every entry.
-        seed: of the projections.
-        quantization: keep the state in 8 bits: True, or ``"bitsandbytes"`` for that library's codes.
-        projection: ``"gaussian"`` as published, or ``"orthonormal"``, of less variance at the price of a QR
-            decomposition each time.
+        beta1: decay of the momentum; without momentum (None or 0), ``rank`` has no effect.
+        weight_decay: decay of the parameter itself, multiplied by the step size (decoupled).
+        scale_parameter: measure step sizes in units of the parameter's RMS.
+        relative_step: let step sizes fall with the step, min(1e-2, 1 / sqrt(t)).
+        warmup_init: start the relative step at 1e-6 t.
+        factorize_second_moment: store means of rows and columns in place of all entries.
+        seed: seed of the projections.
+        quantization: store the state in 8 bits: True, or ``"bitsandbytes"`` for the codes of that library.
+        projection: ``"gaussian"`` as published, or ``"orthonormal"``, which has less variance but needs a QR
+            decomposition for each projection.
 
     Raises:
-        ConfigurationError: for arguments that cannot work, one by one or together.
+        ConfigurationError: an argument is outside of its range, or arguments exclude each other.
 
     Warns:
-        DivergingMomentumWarning: subspaces move so often that the momentum grows without end.
+        DivergingMomentumWarning: the subspace moves so often that the momentum grows without bound.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Flora(optim.Optimizer):
         *,
         projection: str = "gaussian",
     ) -> None:
-        self._places: dict[Tensor, int] = {}
+        self._indices: dict[Tensor, int] = {}
         self._groups: dict[Tensor, dict[str, Any]] = {}
         defaults = {
             "lr": lr,
@@ -102,10 +102,10 @@ class Flora(optim.Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters, with options of their own if they have any.
+        """Add a group of parameters, with its own options if it has any.
 
         Raises:
-            ConfigurationError: the options cannot work; nothing was added.
+            ConfigurationError: the options cannot work; no group was added.
         """
         check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
@@ -122,10 +122,10 @@ class Flora(optim.Optimizer):
         """Update every parameter that has a gradient.
 
         Args:
-            closure: computes the loss, and the gradients, first.
+            closure: function that computes the loss and the gradients first.
 
         Returns:
-            What the closure returned.
+            The result of the closure.
         """
         loss = None
         if closure is not None:
@@ -139,36 +139,36 @@ class Flora(optim.Optimizer):
 
     @torch.no_grad()
     def step_parameter(self, parameter: Tensor) -> None:
-        """Update one parameter alone, by its gradient.
+        """Update one parameter alone, if it has a gradient.
 
         Raises:
-            ConfigurationError: it is none of this optimizer's.
+            ConfigurationError: the parameter is in no group of this optimizer.
         """
-        self._locate(parameter)
+        self._index_of(parameter)
         if parameter.grad is not None:
             self._update(parameter, self._groups[parameter])
 
     @torch.no_grad()
     def rotate_moments(self, old: Tensor, new: Tensor, left: Tensor, right: Tensor) -> None:
-        """Turn what is remembered of a parameter, whose gradient is G, into that of another, whose gradient is U^T G V.
+        """Transform the state of a parameter with gradient G into the state of another with gradient U^T G V.
 
-        The momentum is decompressed, turned as U^T m V, and kept as suits the new shape: compressed again, or dense
-        where the new matrix is smaller than the rank. A dense one turns exactly. A compressed one goes to a subspace
-        that has nothing to do with the old: it comes back as U^T m V without bias, with as much noise as from one of
-        the moves every ``kappa`` steps. Second moments, whole or of rows and columns, turn as Adam's do, see
-        `astralora.lowrank.moments.turn_second_moment`. Codes of 8 bits are decoded before, and coded anew after.
+        The momentum is decompressed, transformed to U^T m V, and compressed again; it stays dense if the new matrix is
+        smaller than the rank. A dense momentum transforms exactly. A compressed one moves to an independent subspace:
+        it is U^T m V without bias, with as much noise as a move after ``kappa`` steps adds. Second moments, whole or by
+        rows and columns, transform as Adam's, see `astralora.lowrank.moments.rotate_second_moment`. Codes of 8 bits are
+        decoded before and encoded again after.
 
         Args:
-            old: whose state it is; counts as a matrix of its first axis by all others, (m, n).
-            new: a matrix, (r, r), that has taken the place of the old in its group; may be the same.
+            old: parameter that has the state; counts as a matrix of its first axis by all others, (m, n).
+            new: matrix in the place of the old parameter in its group, (r, r); may be the same.
             left: U, (m, r), with orthonormal columns.
             right: V, (n, r), with orthonormal columns.
 
         Raises:
-            ConfigurationError: the new one is in none of the groups.
+            ConfigurationError: the new parameter is in no group of this optimizer.
         """
-        self._forget_places()
-        self._locate(new)
+        self._clear_indices()
+        self._index_of(new)
         group = self._groups[new]
         state = self.state.pop(old, None)
         if state:
@@ -182,59 +182,59 @@ class Flora(optim.Optimizer):
             )
 
     def state_bytes(self) -> int:
-        """Bytes of everything that is kept between steps; see `astralora.optim.state_bytes`."""
+        """Count the bytes of the state between steps; see `astralora.optim.state_bytes`."""
         return state_bytes(self)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned, bit for bit: the next step is the one that would have followed.
+        """Restore a state of `state_dict`, bit for bit, so that training continues exactly.
 
-        Unlike torch's own, it leaves the types of what is loaded as they are: codes stay integers, and what belongs to
-        weights in half precision stays in float32.
+        Unlike torch's own method, it keeps the dtypes of the loaded state: codes stay integers, and the state of
+        weights in half precision stays float32.
         """
-        loaded: list[Mapping[str, Any]] = []
-        # Last in the row of hooks, so that it sees what those of the user have made of the state.
-        watch = self.register_load_state_dict_pre_hook(lambda _, state: loaded.append(state))
+        seen_by_hook: list[Mapping[str, Any]] = []
+        # This hook comes last, so that it gets the state as the user's hooks have changed it.
+        hook = self.register_load_state_dict_pre_hook(lambda _, state: seen_by_hook.append(state))
         try:
             super().load_state_dict(dict(state_dict))
         finally:
-            watch.remove()
-        given = loaded[-1]
+            hook.remove()
+        loaded = seen_by_hook[-1]
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        numbers = [number for group in given["param_groups"] for number in group["params"]]
+        numbers = [number for group in loaded["param_groups"] for number in group["params"]]
         for number, parameter in zip(numbers, parameters, strict=True):
-            if number in given["state"]:
-                self.state[parameter] = _on_device_of(parameter, given["state"][number])
-        self._forget_places()
+            if number in loaded["state"]:
+                self.state[parameter] = _copy_to_device(loaded["state"][number], parameter.device)
+        self._clear_indices()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._forget_places()
+        self._clear_indices()
 
-    def _forget_places(self) -> None:
-        self._places, self._groups = {}, {}
+    def _clear_indices(self) -> None:
+        self._indices, self._groups = {}, {}
 
-    def _locate(self, parameter: Tensor) -> int:
-        """The parameter's place among all of this optimizer's, which tells its projections from the others'."""
-        if parameter not in self._places:
-            self._places, self._groups = {}, {}
+    def _index_of(self, parameter: Tensor) -> int:
+        """Return the index of a parameter in this optimizer, which selects its projections."""
+        if parameter not in self._indices:
+            self._clear_indices()
             for group in self.param_groups:
-                for known in group["params"]:
-                    self._places[known] = len(self._places)
-                    self._groups[known] = group
-        if parameter not in self._places:
+                for each in group["params"]:
+                    self._indices[each] = len(self._indices)
+                    self._groups[each] = group
+        if parameter not in self._indices:
             raise ConfigurationError(
-                f"a parameter of shape {tuple(parameter.shape)} is none of this optimizer's; add it with "
+                f"a parameter of shape {tuple(parameter.shape)} is in no group of this optimizer; add it with "
                 f"add_param_group first"
             )
-        return self._places[parameter]
+        return self._indices[parameter]
 
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
         grad = parameter.grad
         assert grad is not None
         if grad.layout != torch.strided or grad.is_complex():
             raise ConfigurationError(
-                f"Flora takes dense real gradients, and that of a parameter of shape {tuple(parameter.shape)} is "
-                f"{grad.layout}, {grad.dtype}"
+                f"Flora takes dense real gradients, and the gradient of a parameter of shape {tuple(parameter.shape)} "
+                f"is {grad.layout}, {grad.dtype}"
             )
         precision = torch.promote_types(parameter.dtype, torch.float32)
         grad, values = grad.to(precision), parameter.to(precision)
@@ -268,7 +268,7 @@ class Flora(optim.Optimizer):
         group: dict[str, Any],
         step: int,
     ) -> Tensor:
-        """The update averaged with those before it: exactly, or by way of a subspace."""
+        """Average the update with the updates before it: exactly, or in a subspace."""
         beta1 = group["beta1"]
         before = storage.get(state, "moment", signed=True)
         if not is_compressed(update.shape, group):
@@ -282,24 +282,22 @@ class Flora(optim.Optimizer):
         if step % group["kappa"] == 0:
             state["subspace"] = current + 1
             there = self._projection(parameter, update.shape, group, current + 1, like=update)
-        averaged, after = advance(before, update, beta1, here, there)
+        averaged, after = step_momentum(before, update, beta1, here, there)
         storage.put(state, "moment", after, signed=True)
         return averaged
 
     def _projection(
         self, parameter: Tensor, shape: torch.Size, group: dict[str, Any], number: int, *, like: Tensor
     ) -> Projection:
-        """The subspace of this number, for matrices that a parameter's momentum has the shape of."""
+        """Draw the subspace of a number for a parameter's momentum of this shape."""
         n, m = shape
-        purpose = ("momentum", self._locate(parameter), number)
+        purpose = ("momentum", self._index_of(parameter), number)
         return Projection.draw(group["projection"], group["rank"], (n, m), group["seed"], *purpose, like=like)
 
 
-def _on_device_of(parameter: Tensor, state: Mapping[str, Any]) -> State:
-    """A copy of loaded state: what is loaded twice must not be one and the same."""
+def _copy_to_device(state: Mapping[str, Any], device: torch.device) -> State:
+    """Copy the state of a parameter to a device, since two optimizers may load the same state."""
     return {
-        name: (value.clone() if name == "step" else value.to(parameter.device, copy=True))
-        if isinstance(value, Tensor)
-        else value
+        name: (value.clone() if name == "step" else value.to(device, copy=True)) if isinstance(value, Tensor) else value
         for name, value in state.items()
     }

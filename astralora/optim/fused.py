@@ -1,4 +1,4 @@
-"""Stepping inside the backward pass, so that no more than one gradient is alive."""
+"""Step parameters inside the backward pass, so that at most one gradient exists at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["FusedBackward", "StepsParameters", "fuse_backward", "parameters_of"]
 
 @runtime_checkable
 class StepsParameters(Protocol):
-    """An optimizer that can step one parameter alone."""
+    """Describe an optimizer that can step one parameter alone."""
 
     param_groups: list[dict[str, Any]]
 
@@ -23,18 +23,18 @@ class StepsParameters(Protocol):
 
 
 def parameters_of(optimizer: StepsParameters) -> set[Tensor]:
-    """All parameters of all groups."""
+    """Return the parameters of all groups."""
     return {parameter for group in optimizer.param_groups for parameter in group["params"]}
 
 
 class FusedBackward:
-    """What `fuse_backward` returns: ends with `remove`, or with a ``with`` block."""
+    """Hold the hooks of `fuse_backward` until `remove` is called or a ``with`` block ends."""
 
     def __init__(self, hooks: list[RemovableHandle]) -> None:
         self._hooks = hooks
 
     def remove(self) -> None:
-        """Leave the stepping to ``optimizer.step()`` again."""
+        """Remove the hooks, so that only ``optimizer.step()`` steps the parameters again."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -47,22 +47,22 @@ class FusedBackward:
 
 
 def fuse_backward(model: nn.Module, optimizer: StepsParameters) -> FusedBackward:
-    """Let every parameter be stepped as soon as its gradient is there, and free the gradient at once.
+    """Step every parameter as soon as its gradient is computed, and free the gradient at once.
 
-    That is LOMO (Lv et al., arXiv 2306.09782) with this optimizer's update in place of plain descent, which is the same
-    as without, since no parameter's update asks for another's gradient. The training loop stays as it is:
-    ``optimizer.step()`` then finds no gradients but those of parameters that were frozen when this was called, and
-    steps them; schedulers that follow it act on the next backward pass.
+    This is LOMO (Lv et al., arXiv 2306.09782) with the optimizer's own update in place of plain gradient descent. The
+    results are those of ``optimizer.step()``, since the update of a parameter depends on its own gradient only. The
+    training loop does not change: ``optimizer.step()`` then steps only parameters that were frozen when this function
+    was called, and a scheduler after it acts on the next backward pass.
 
-    What needs all gradients at once has no place here: clipping by the global norm, loss scaling, accumulation over
-    micro-batches (see `GradCompressor.release` for that), and reentrant checkpointing of a parameter in several parts.
+    Methods that need all gradients at once do not work with it: clipping by the global norm, loss scaling, accumulation
+    over micro-batches (use `GradCompressor.release`), and reentrant checkpointing of a parameter in several parts.
 
     Args:
-        model: whose parameters are meant, as far as they are the optimizer's.
-        optimizer: such as `Flora`.
+        model: model whose parameters are stepped, if they are in the optimizer.
+        optimizer: optimizer with ``step_parameter``, such as `Flora`.
 
     Raises:
-        ConfigurationError: the optimizer cannot step one parameter alone, or has none of the model's.
+        ConfigurationError: the optimizer cannot step one parameter alone, or has no parameter of the model.
     """
     if not isinstance(optimizer, StepsParameters):
         raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""Counting what an optimizer remembers."""
+"""Count the memory of optimizer states."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["state_bytes"]
 
 
 def state_bytes(holder: optim.Optimizer | Mapping[Any, Any] | Iterable[Any] | Tensor) -> int:
-    """Bytes of all tensors in an optimizer's state, or in any nested containers.
+    """Count the bytes of all tensors in an optimizer's state, or in nested containers.
 
-    Works on every torch optimizer: `torch.optim.Adam` keeps 8 bytes for each float32 number that it trains, and 4 for
-    each tensor's step.
+    This works for every torch optimizer. `torch.optim.Adam` keeps 8 bytes for each float32 number that it trains, and 4
+    bytes for the step of each tensor.
 
     Args:
-        holder: an optimizer, or mappings and sequences with tensors in them.
+        holder: an optimizer, or nested mappings and sequences of tensors.
     """
     if isinstance(holder, optim.Optimizer):
         holder = holder.state

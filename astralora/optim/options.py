@@ -1,4 +1,4 @@
-"""What an optimizer of Flora's family can be asked for, and what it refuses."""
+"""Check the options of Flora."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from typing import Any
 from torch import Tensor
 
 from ..common.errors import ConfigurationError
-from .moment import is_compressed
+from ..lowrank.checks import check_whole
+from .momentum import is_compressed
 from .projection import check_projection
 from .quantization import choose_storage
 
-__all__ = ["DivergingMomentumWarning", "check_options", "check_whole", "warn_of_divergence"]
+__all__ = ["DivergingMomentumWarning", "check_options", "warn_of_divergence"]
 
 
 class DivergingMomentumWarning(UserWarning):
-    """A compressed momentum gains more whenever its subspace moves than it decays until the next time."""
+    """Warn that a compressed momentum grows more at a move of its subspace than it decays between two moves."""
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse what cannot work, of a whole group of parameters.
+    """Refuse options of a group of parameters that cannot work.
 
     Raises:
-        ConfigurationError: says which argument, and what would be right.
+        ConfigurationError: an option is outside of its range; the message names it and the valid values.
     """
     _check_rates(options)
-    for name in ("rank", "kappa"):
-        check_whole(name, options[name], optional=name == "rank")
+    if options["rank"] is not None:
+        check_whole("rank", options["rank"])
+    check_whole("kappa", options["kappa"])
     _check_number("beta1", options["beta1"], lambda value: 0 <= value < 1, "at least 0 and below 1", optional=True)
     _check_number("decay_rate", options["decay_rate"], lambda value: value <= 0, "at most 0")
     _check_number("clip_threshold", options["clip_threshold"], lambda value: value > 0, "above 0")
@@ -38,30 +40,18 @@ def check_options(options: Mapping[str, Any]) -> None:
     eps = options["eps"]
     if not (isinstance(eps, Sequence) and len(eps) == 2 and all(_is_number(part) and part >= 0 for part in eps)):
         raise ConfigurationError(
-            f"eps must be two numbers of at least 0, what is added to squared gradients and the least size of a "
+            f"eps must be two numbers of at least 0, the number added to squared gradients and the least RMS of a "
             f"parameter, not {eps!r}"
         )
     check_projection(options["projection"])
     choose_storage(options["quantization"])
 
 
-def check_whole(name: str, value: object, *, optional: bool = False) -> None:
-    """Refuse what is no whole number of at least 1.
-
-    Raises:
-        ConfigurationError: names it.
-    """
-    if optional and value is None:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigurationError(f"{name} must be a whole number of at least 1, not {value!r}")
-
-
 def warn_of_divergence(weights: Iterable[Tensor], options: Mapping[str, Any]) -> None:
-    """Warn, once for a group, where moving the subspace amplifies momentum by more than it decays meanwhile.
+    """Warn, once for a group, if the momentum grows more at a move of the subspace than it decays between two moves.
 
-    A move C <- down_new(up_old(C)) multiplies |C|^2 by 1 + d/r on average for Gaussian projections, by d/r for
-    orthonormal ones; the kappa steps to the next one multiply it by beta1^(2 kappa).
+    A move C <- down_new(up_old(C)) multiplies |C|^2 on average by 1 + d/r for Gaussian projections, and by d/r for
+    orthonormal ones. The kappa steps between two moves multiply it by beta1^(2 kappa).
     """
     worst: tuple[float, Tensor] | None = None
     for weight in weights:
@@ -78,8 +68,8 @@ def warn_of_divergence(weights: Iterable[Tensor], options: Mapping[str, Any]) ->
         least = floor(log(gain) / (-2 * log(beta1))) + 1
         warnings.warn(
             f"the momentum of a weight of {' x '.join(map(str, weight.shape))} at rank {options['rank']} will diverge: "
-            f"it grows {gain:.3g} times in square whenever its subspace moves, and shrinks only to {decay:.3g} in the "
-            f"kappa = {kappa} steps until the next time; use kappa of at least {least}, a lower beta1 or a higher rank",
+            f"its square grows {gain:.3g} times at every move of its subspace, and shrinks only to {decay:.3g} in the "
+            f"kappa = {kappa} steps until the next move; use kappa of at least {least}, a lower beta1 or a higher rank",
             DivergingMomentumWarning,
             stacklevel=2,
         )
@@ -89,14 +79,14 @@ def _check_rates(options: Mapping[str, Any]) -> None:
     lr, relative = options["lr"], options["relative_step"]
     if relative and lr is not None:
         raise ConfigurationError(
-            f"relative_step=True finds the step size itself, and lr={lr!r} would have no effect; leave one of them out"
+            f"relative_step=True sets the step size itself, and lr={lr!r} would have no effect; leave one of them out"
         )
     if options["warmup_init"] and not relative:
         raise ConfigurationError("warmup_init=True warms up the relative step, and needs relative_step=True")
     if relative:
         return
     if lr is None:
-        raise ConfigurationError("lr is missing; give one, or let relative_step=True find the step size")
+        raise ConfigurationError("lr is missing; give one, or let relative_step=True set the step size")
     _check_number("lr", float(lr) if isinstance(lr, Tensor) else lr, lambda value: value >= 0, "at least 0")
 
 

@@ -1,4 +1,4 @@
-"""Random projections that compress one side of a matrix, made from a seed whenever they are needed."""
+"""Compress one side of a matrix by random projections, which are drawn from a seed when needed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["PROJECTIONS", "Projection", "check_projection"]
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """A random r-dimensional view P of the smaller side of an n x m matrix, d = min(n, m), with E[P^T P] = I.
+    """Compress the smaller side of an n x m matrix by a random P of r rows, d = min(n, m), with E[P^T P] = I.
 
-    C = P G where n < m, else C = G P^T; back with the transpose (Hao, Cao and Mou, arXiv 2402.03293, section 2.3). The
-    way there and back is unbiased, E[P^T P G] = G.
+    C = P G if n < m, else C = G P^T; the transpose decompresses (Hao, Cao and Mou, arXiv 2402.03293, section 2.3).
+    Compression and decompression together are unbiased, E[P^T P G] = G.
 
     Attributes:
-        matrix: P, (rank, d).
-        tall: the matrix has no fewer rows than columns, and its columns are compressed.
+        matrix: projection P, (rank, d).
+        tall: whether n >= m, so that the columns are compressed.
     """
 
     matrix: Tensor
@@ -33,15 +33,15 @@ class Projection:
 
     @classmethod
     def draw(cls, kind: str, rank: int, shape: tuple[int, int], seed: int, *purpose: str | int, like: Tensor) -> Self:
-        """The projection of this seed and purpose: the same on every machine, and on every kind of accelerator.
+        """Draw the projection of a seed and a purpose, which is the same on every machine and torch device.
 
         Args:
             kind: one of `PROJECTIONS`.
-            rank: r, at most d.
+            rank: rank r, at most d.
             shape: n and m.
-            seed: of all projections of one user.
-            *purpose: what this one is for.
-            like: the tensor whose dtype and device it gets.
+            seed: seed that all projections of a user share.
+            *purpose: words and numbers that identify this projection.
+            like: tensor of the dtype and torch device of the result.
         """
         n, m = shape
         matrix = PROJECTIONS[kind](rank, min(n, m), derive_generator(seed, "projection", *purpose))
@@ -57,23 +57,23 @@ class Projection:
 
 
 def check_projection(kind: object) -> None:
-    """Refuse a projection that there is not.
+    """Refuse an unknown kind of projection.
 
     Raises:
-        ConfigurationError: names those that there are.
+        ConfigurationError: the kind is not in `PROJECTIONS`; the message lists them.
     """
     if kind not in PROJECTIONS:
         raise ConfigurationError(f"projection must be {' or '.join(map(repr, PROJECTIONS))}, not {kind!r}")
 
 
 def _gaussian(rank: int, d: int, generator: torch.Generator) -> Tensor:
-    """Entries N(0, 1) / sqrt(r): |P^T P g - g|^2 is (d + 1) / r times |g|^2 on average."""
+    """Draw entries N(0, 1) / sqrt(r): |P^T P g - g|^2 is (d + 1) / r times |g|^2 on average."""
     return torch.randn(rank, d, generator=generator) / sqrt(rank)
 
 
 def _orthonormal(rank: int, d: int, generator: torch.Generator) -> Tensor:
-    """sqrt(d / r) Q, Q uniform among r orthonormal rows: d / r - 1 in place of (d + 1) / r, and exact at r = d."""
-    # In double precision, so that what two machines' libraries differ by is rounded away.
+    """Draw sqrt(d / r) Q with uniform orthonormal rows Q: d / r - 1 in place of (d + 1) / r, and exact at r = d."""
+    # Rounding from double precision removes small differences between the libraries of two machines.
     q, upper = torch.linalg.qr(torch.randn(d, rank, generator=generator, dtype=torch.float64))
     # With a positive diagonal the factorisation is unique, and Q uniform (Mezzadri 2007).
     rows: Tensor = q.mul_(sqrt(d / rank) * upper.diagonal().sign()).mT
@@ -84,4 +84,4 @@ PROJECTIONS: dict[str, Callable[[int, int, torch.Generator], Tensor]] = {
     "gaussian": _gaussian,
     "orthonormal": _orthonormal,
 }
-"""Ways to draw P, (rank, d), by name."""
+"""Functions that draw P, (rank, d), by name."""

@@ -1,4 +1,4 @@
-"""How an optimizer keeps what it remembers: as it is, or in codes of eight bits."""
+"""Store optimizer states as they are, or in codes of eight bits."""
 
 from __future__ import annotations
 
@@ -16,47 +16,46 @@ __all__ = ["STORAGES", "Bitsandbytes", "Blockwise", "Plain", "Storage", "choose_
 
 State = MutableMapping[str, Any]
 
-# Numbers that share a scale.
-_BLOCK = 256
+_BLOCK = 256  # numbers that share a scale
 
 
 class Storage(ABC):
-    """A way to keep a named tensor in the state of a parameter; all that it leaves there is tensors.
+    """Store named tensors in the state of a parameter, as one or more tensors each.
 
-    Numbers without a sign are second moments: an optimizer divides by their roots.
+    Numbers without a sign are second moments. An optimizer divides by their roots.
     """
 
     @abstractmethod
     def get(self, state: Mapping[str, Any], name: str, *, signed: bool) -> Tensor | None:
-        """What was put there last, in floating point; None where nothing was."""
+        """Return a stored tensor in floating point, or None if there is none of this name."""
 
     @abstractmethod
     def put(self, state: State, name: str, value: Tensor, *, signed: bool) -> None:
-        """Keep a tensor of any shape, floating point."""
+        """Store a floating-point tensor of any shape."""
 
 
 class Plain(Storage):
-    """Tensors as they are."""
+    """Store tensors as they are."""
 
-    def get(self, state: Mapping[str, Any], name: str, *, signed: bool) -> Tensor | None:  # noqa: ARG002
-        """The tensor itself."""
+    def get(self, state: Mapping[str, Any], name: str, **_: bool) -> Tensor | None:
+        """Return the tensor itself."""
         return state.get(name)
 
-    def put(self, state: State, name: str, value: Tensor, *, signed: bool) -> None:  # noqa: ARG002
-        """Keep the tensor itself."""
+    def put(self, state: State, name: str, value: Tensor, **_: bool) -> None:
+        """Store the tensor itself."""
         state[name] = value
 
 
 class Blockwise(Storage):
-    """Eight bits a number, and one scale for each 256 of them in a row (Dettmers et al., arXiv 2110.02861).
+    """Store eight bits per number, and one scale per block of 256 numbers (Dettmers et al., arXiv 2110.02861).
 
-    With s the largest magnitude of a block, signed numbers become round(127 x / s), off by at most s / 254. Second
-    moments become round(255 sqrt(x / s)), off by at most sqrt(s) / 510 in the root. Those never become 0, since a tiny
-    second moment would turn into an endless step: what is less than that rounds up to the smallest code.
+    With s the largest magnitude of a block, signed numbers become round(127 x / s), with an error of at most s / 254.
+    Second moments become round(255 sqrt(x / s)), with an error of at most sqrt(s) / 510 in the root. Their codes are
+    never 0, because an optimizer divides by them: smaller values are rounded up to the smallest code.
     """
 
     def get(self, state: Mapping[str, Any], name: str, *, signed: bool) -> Tensor | None:
-        """Decode, into the precision of the scales."""
+        """Decode a tensor into the precision of its scales."""
         codes = state.get(name)
         if codes is None:
             return None
@@ -67,7 +66,7 @@ class Blockwise(Storage):
         return values
 
     def put(self, state: State, name: str, value: Tensor, *, signed: bool) -> None:
-        """Encode, as int8 or uint8 of the same shape."""
+        """Encode a tensor as int8 (signed) or uint8 of the same shape."""
         padded = torch.nn.functional.pad(value.flatten(), (0, -value.numel() % _BLOCK)).view(-1, _BLOCK)
         scales = padded.abs().amax(dim=1)
         shares = padded / scales.clamp(min=torch.finfo(value.dtype).tiny).unsqueeze(1)
@@ -75,15 +74,18 @@ class Blockwise(Storage):
             codes = (127 * shares).round_().to(torch.int8)
         else:
             codes = (255 * shares.sqrt_()).round_().clamp_(min=1).to(torch.uint8)
-        # A copy, or the padding of the last block would be kept with it.
+        # A copy frees the padding of the last block.
         state[name] = codes.flatten()[: value.numel()].view(value.shape).clone()
         state[_scales(name)] = scales
 
 
 class Bitsandbytes(Storage):
-    """Eight bits a number in the non-uniform codes of bitsandbytes, by its kernels; float32 only.
+    """Store eight bits per number in the non-uniform codes of bitsandbytes, by its kernels; float32 only.
 
-    Second moments are kept as their roots, and those never become 0; see `Blockwise`.
+    Second moments are stored as their roots, which never become 0; see `Blockwise`.
+
+    Raises:
+        ConfigurationError: bitsandbytes is not installed.
     """
 
     def __init__(self) -> None:
@@ -92,7 +94,7 @@ class Bitsandbytes(Storage):
         except ImportError:
             raise ConfigurationError(
                 "quantization='bitsandbytes' needs bitsandbytes, which is not installed; pip install it, or pass "
-                "quantization=True, which needs nothing"
+                "quantization=True, which needs no library"
             ) from None
         self._library = functional
         self._levels: dict[bool, Tensor] = {
@@ -100,7 +102,7 @@ class Bitsandbytes(Storage):
         }
 
     def get(self, state: Mapping[str, Any], name: str, *, signed: bool) -> Tensor | None:
-        """Decode."""
+        """Decode a tensor into float32."""
         codes = state.get(name)
         if codes is None:
             return None
@@ -112,7 +114,7 @@ class Bitsandbytes(Storage):
         return values.maximum(least).square_()
 
     def put(self, state: State, name: str, value: Tensor, *, signed: bool) -> None:
-        """Encode, as uint8 of the same shape."""
+        """Encode a tensor as uint8 of the same shape."""
         levels = self._levels[signed].to(value.device)
         values = (value if signed else value.sqrt()).float().contiguous()
         state[name], found = self._library.quantize_blockwise(values, code=levels, blocksize=_BLOCK)
@@ -120,15 +122,15 @@ class Bitsandbytes(Storage):
 
 
 STORAGES: dict[bool | str, type[Storage]] = {False: Plain, True: Blockwise, "bitsandbytes": Bitsandbytes}
-"""Ways to keep the state, by what ``quantization`` is."""
+"""Storage classes by the value of ``quantization``."""
 
 
 @lru_cache
 def choose_storage(quantization: bool | str) -> Storage:
-    """The storage that ``quantization`` asks for.
+    """Return the storage for a value of ``quantization``.
 
     Raises:
-        ConfigurationError: there is no such, or its library is not installed.
+        ConfigurationError: the value is unknown, or its library is not installed.
     """
     if quantization not in STORAGES:
         raise ConfigurationError(f"quantization must be True, False or 'bitsandbytes', not {quantization!r}")

@@ -1,4 +1,4 @@
-"""What Flora remembers of a weight, turned into other bases."""
+"""Transform the state that Flora keeps for a weight into other bases."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..lowrank.moments import turn_first_moment, turn_second_moment
-from .adafactor import keep_second_moment, second_moment
-from .moment import is_compressed
+from ..lowrank.moments import rotate_first_moment, rotate_second_moment
+from .adafactor import second_moment, store_second_moment
+from .momentum import is_compressed
 from .projection import Projection
 from .quantization import Storage
 
@@ -27,31 +27,33 @@ def rotate_state(
     bases: tuple[Tensor, Tensor],
     subspace: Callable[[torch.Size, int, Tensor], Projection],
 ) -> State:
-    """The state of a parameter whose gradient is U^T G V, from that of one whose gradient is G.
+    """Return the state of a parameter whose gradient is U^T G V, from the state of one whose gradient is G.
 
     Args:
-        state: of the old parameter, which counts as a matrix of its first axis by all others, (m, n).
-        storage: how it is kept, before and after.
-        options: of the group of both.
-        shapes: of the old parameter, and of the new, (r, r).
+        state: state of the old parameter, which counts as a matrix of its first axis by all others, (m, n).
+        storage: format of both states.
+        options: options of the group of both parameters.
+        shapes: shape of the old parameter, and of the new one, (r, r).
         bases: U, (m, r), and V, (n, r), with orthonormal columns.
-        subspace: the projection for matrices of a shape, of a number, in the precision of a tensor.
+        subspace: function of a matrix shape, the number of a subspace, and a tensor of the wanted precision; it returns
+            the projection.
     """
     (old, new), (left, right) = shapes, (basis.double() for basis in bases)
     after: State = {"step": state["step"]}
     square = second_moment(state, storage)
     if square is not None:
-        turned = turn_second_moment(square.flatten(1).double(), left, right).to(square)
-        keep_second_moment(turned, after, storage, factorize=options["factorize_second_moment"])
+        rotated = rotate_second_moment(square.flatten(1).double(), left, right).to(square)
+        store_second_moment(rotated, after, storage, factorize=options["factorize_second_moment"])
     moment = storage.get(state, "moment", signed=True)
     if moment is not None:
         dense, number = moment.double(), state.get("subspace", 0)
         if is_compressed(old, options):
             dense = subspace(old, number, dense).up(dense)
-        turned = turn_first_moment(dense.flatten(1), left, right)
+        rotated = rotate_first_moment(dense.flatten(1), left, right)
         if is_compressed(new, options):
-            # In a subspace of before, what is turned would depend on the projection that it is to be compressed with.
+            # With the projection of the old subspace, the momentum would depend on its own projection: it would be
+            # biased.
             after["subspace"] = number + 1
-            turned = subspace(new, number + 1, turned).down(turned)
-        storage.put(after, "moment", turned.to(moment), signed=True)
+            rotated = subspace(new, number + 1, rotated).down(rotated)
+        storage.put(after, "moment", rotated.to(moment), signed=True)
     return after

@@ -1,7 +1,8 @@
-"""Tiny transformers that tests put adapters into."""
+"""Provide tiny transformers and batches for tests of adapters."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import warnings
 from collections.abc import Callable
@@ -12,20 +13,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-# No test asks a hub for anything; libraries read these when they are imported.
+# Tests do not use the network; Hugging Face's libraries read these at import.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of what these import in turn
-    import peft  # noqa: F401
+    warnings.simplefilter("ignore")  # warnings of libraries that these import
+    importlib.import_module("peft")
     import transformers
 
 SMALL: dict[str, Any] = {
     "vocab_size": 40,
     "hidden_size": 16,
     "num_hidden_layers": 3,
-    "init_std": 0.3,  # attention that attends to something
+    "init_std": 0.3,  # large enough for uneven attention
     "initializer_range": 0.3,
     "num_attention_heads": 2,
     "max_position_embeddings": 40,
@@ -60,7 +61,9 @@ def _roberta(**options: Any) -> nn.Module:
 def _decoder(family: str, **options: Any) -> nn.Module:
     shape = {"intermediate_size": 24, "num_key_value_heads": 1, "head_dim": 8}
     config = transformers.AutoConfig.for_model(family, **{**SMALL, **shape, **options})
-    return transformers.AutoModelForCausalLM.from_config(config)
+    automatic: Any = transformers.AutoModelForCausalLM
+    model: nn.Module = automatic.from_config(config)
+    return model
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -80,13 +83,13 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 @pytest.fixture
 def transformer() -> Callable[..., nn.Module]:
-    """Makes a tiny model of a name in MODELS; random, and always the same."""
+    """Return a function that makes a tiny model by its name in MODELS, with random weights from a seed."""
 
     def make(name: str, seed: int = 0, **options: Any) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = MODELS[name](**options)
-            # Normalisations and biases that do something: an error in their place has to show.
+            # Nontrivial normalisations and biases, so that an error in their place changes the outputs.
             for parameter in model.parameters():
                 if parameter.ndim == 1:
                     parameter.data += 0.1 * torch.randn(parameter.shape)
@@ -95,9 +98,18 @@ def transformer() -> Callable[..., nn.Module]:
     return make
 
 
+def randomise_b(adapted: Any, std: float = 0.3, seed: int = 3) -> Any:
+    """Set every B to noise, so that every adapter has an effect, and return the model."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for unit in adapted.units:
+            unit.weights[1].normal_(0, std, generator=generator)
+    return adapted
+
+
 @pytest.fixture
 def batches() -> list[dict[str, Tensor]]:
-    """Four batches of random tokens, which are their own labels."""
+    """Draw four batches of random tokens, which are their own labels."""
     generator = torch.Generator().manual_seed(7)
     tokens = [torch.randint(3, 40, (3, 9), generator=generator) for _ in range(4)]
     return [{"input_ids": each, "attention_mask": torch.ones_like(each), "labels": each} for each in tokens]

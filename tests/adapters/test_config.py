@@ -1,4 +1,4 @@
-"""Configurations of adapters as TOML: what they say, and what is refused by name."""
+"""Test configurations of adapters and scores as TOML."""
 
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ shortcut_alpha = 3.0
 """
 
 
-def test_tables_override_the_default_for_their_own_adapter_only() -> None:
+def test_tables_override_the_default_of_one_adapter() -> None:
     import tomllib
 
     config = AdapterConfig.parse(tomllib.loads(NETWORK))
@@ -67,7 +67,7 @@ def test_tables_override_the_default_for_their_own_adapter_only() -> None:
 
 
 @pytest.mark.parametrize("text", [NETWORK, LAYER, ""])
-def test_toml_round_trip(text: str, tmp_path: Path) -> None:
+def test_a_configuration_is_the_same_after_saving_and_loading(text: str, tmp_path: Path) -> None:
     (tmp_path / "one.toml").write_text(text)
     config = AdapterConfig.load(tmp_path / "one.toml")
     (tmp_path / "two.toml").write_text(config.to_toml())
@@ -76,7 +76,7 @@ def test_toml_round_trip(text: str, tmp_path: Path) -> None:
     assert again.to_toml() == config.to_toml()
 
 
-def test_a_run_round_trips_with_its_adapters(tmp_path: Path) -> None:
+def test_the_configuration_of_a_run_is_the_same_after_saving_and_loading(tmp_path: Path) -> None:
     (tmp_path / "layer.toml").write_text(LAYER)
     adapters = AdapterConfig.load(tmp_path / "layer.toml").to_tables()
     run = AdapterRun.load(None, {"adapters": adapters, "dynamic": {"turn_on": 0.5}, "data": {"train": "x.txt"}})
@@ -96,15 +96,15 @@ def test_a_run_round_trips_with_its_adapters(tmp_path: Path) -> None:
         ({"all_layers": {"residual1": {"lora_alpha": 1}}}, "known are r, shortcut_alpha, proj_dropout, "
          "disable_projector, importance_beta"),
         ({"granularity": "layer", "model_layer_3": {"fc1": {"rr": 1}}}, "model_layer_3.fc1.rr in t is not known"),
-        ({"model_layer_3": {"fc1": {"r": 1}}}, "model_layer_3 in t belongs to granularity 'layer'"),
-        ({"granularity": "layer", "all_layers": {}}, "all_layers in t belongs to granularity 'network'"),
+        ({"model_layer_3": {"fc1": {"r": 1}}}, "model_layer_3 in t needs granularity 'layer'"),
+        ({"granularity": "layer", "all_layers": {}}, "all_layers in t needs granularity 'network'"),
         ({"granularity": "module"}, "granularity in t: Input should be 'network' or 'layer'"),
         ({"default": {"r": 0}}, "default.r in t: Input should be greater than 0"),
         ({"default": {"lora_dropout": 1.0}}, "default.lora_dropout in t: Input should be less than 1"),
-        ({"layers": {}}, "layers in t is no table"),
+        ({"layers": {}}, "layers in t is not a known table"),
     ],
 )  # fmt: skip
-def test_unknown_keys_and_values_are_refused_by_name(tables: dict[str, Any], complaint: str) -> None:
+def test_unknown_keys_and_invalid_values_are_refused_by_name(tables: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigurationError) as error:
         AdapterConfig.parse(tables, "t")
     assert complaint in str(error.value)
@@ -122,13 +122,15 @@ def test_unknown_keys_and_values_are_refused_by_name(tables: dict[str, Any], com
         ({"adapters": 3}, "adapters in the configuration must be tables"),
     ],
 )
-def test_so_are_those_of_a_run(overrides: dict[str, Any], complaint: str) -> None:
+def test_unknown_keys_and_invalid_values_of_a_run_are_refused_by_name(
+    overrides: dict[str, Any], complaint: str
+) -> None:
     with pytest.raises(ConfigurationError) as error:
         AdapterRun.load(None, overrides)
     assert complaint in str(error.value)
 
 
-def test_scores_round_trip(tmp_path: Path) -> None:
+def test_scores_are_the_same_after_saving_and_loading(tmp_path: Path) -> None:
     values = {"model_layer_0.q_proj": 0.1 + 0.2, "model_layer_10.shortcut2": 1e-12}
     scores = Scores("snip", 32, values, {"model_layer_0.q_proj": 32.0, "model_layer_10.shortcut2": 64.0})
     scores.save(tmp_path / "new" / "scores.toml")
@@ -139,13 +141,13 @@ def test_scores_round_trip(tmp_path: Path) -> None:
     ("text", "complaint"),
     [
         ("", "holds no scores"),
-        ('proxy = "snip"\nbatches = 1\n[layer_0]\nq_proj = 1', "layer_0 in .* is no table of a layer"),
-        ('proxy = "snip"\nbatches = 1\n[model_layer_0]\nquery = 1', "model_layer_0.query in .* is no adapter"),
+        ('proxy = "snip"\nbatches = 1\n[layer_0]\nq_proj = 1', "layer_0 in .* is not the table of a layer"),
+        ('proxy = "snip"\nbatches = 1\n[model_layer_0]\nquery = 1', "model_layer_0.query in .* is not an adapter"),
         ('proxy = "snip"\nbatches = 1\n[model_layer_0]\nq_proj = nan', "must be a finite number"),
         ("proxy = ", "is not TOML"),
     ],
 )
-def test_damaged_scores_are_refused(text: str, complaint: str, tmp_path: Path) -> None:
+def test_invalid_files_of_scores_are_refused(text: str, complaint: str, tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text(text)
     with pytest.raises(ConfigurationError, match=complaint):
         Scores.load(tmp_path / "s.toml")

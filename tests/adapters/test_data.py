@@ -1,4 +1,4 @@
-"""Where texts come from, and the batches that they become."""
+"""Test the sources of texts, their encoding, and batches."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -45,7 +45,7 @@ def load(path: Path, objective: Any = "causal", **options: Any) -> Data:
 # Local files
 
 
-def test_fields_of_jsonl_are_found_by_the_names_they_are_given(write: Write) -> None:
+def test_fields_of_jsonl_are_read_by_their_keys(write: Write) -> None:
     path = write("a.jsonl", jsonl({"said": "yes", "then": "no", "mood": 1, "more": []}) + "\n  \n" + '{"said": "è",')
     path.write_text(path.read_text(encoding="utf-8") + ' "then": "", "mood": "bad"}', encoding="utf-8")
     found = read_files(path, None, "said", "then", "mood")
@@ -55,13 +55,13 @@ def test_fields_of_jsonl_are_found_by_the_names_they_are_given(write: Write) -> 
     assert read_files(path, None, "then", None, None).train == [Row("no"), Row("")]
 
 
-def test_csv_has_a_header_and_quotes_and_numbers_for_labels(write: Write) -> None:
+def test_csv_may_have_quotes_and_labels_that_are_numbers(write: Write) -> None:
     content = '\ufefftext,label\n"one, and\ntwo",0\n\nthree,-1.5e1\n42,x\n'
     found = read_files(write("a.csv", content), None, "text", None, "label")
     assert found.train == [Row("one, and\ntwo", None, 0), Row("three", None, -15.0), Row("42", None, "x")]
 
 
-def test_a_line_of_jsonl_ends_where_the_file_says_and_not_at_separators_within_a_string(write: Write) -> None:
+def test_unicode_separators_do_not_end_a_line_of_jsonl(write: Write) -> None:
     text = "a\u2028b\u0085c"
     path = write("a.jsonl", jsonl({"text": text}, {"text": "d"}))
     assert [row.text for row in read_files(path, None, "text", None, None).train] == [text, "d"]
@@ -78,10 +78,10 @@ def test_plain_text_is_one_running_text(write: Write) -> None:
     ("name", "content", "complaint"),
     [
         ("a.jsonl", '{"text": "a"}\n{"text": \n', r"line 2 of .*a.jsonl is not JSON: "),
-        ("a.jsonl", '\n["a"]\n', r"line 2 of .*a.jsonl is no object with keys and values"),
+        ("a.jsonl", '\n["a"]\n', r"line 2 of .*a.jsonl is not an object with keys and values"),
         ("a.jsonl", '{"text": "a"}\n{"body": "b", "x": 1}\n', r"line 2 of .*a.jsonl has no 'text'; it has body, x"),
         ("a.jsonl", "{}", r"line 1 of .*a.jsonl has no 'text'; it has nothing"),
-        ("a.jsonl", '{"text": null}\n', r"line 1 of .*a.jsonl has nothing for 'text'"),
+        ("a.jsonl", '{"text": null}\n', r"line 1 of .*a.jsonl has no value for 'text'"),
         ("a.jsonl", '{"text": ["a"]}\n', r"line 1 of .*a.jsonl has \['a'\] for 'text', which must be a text"),
         ("a.jsonl", '{"text": ""}\n', r"a.jsonl holds no text"),
         ("a.csv", "text,label\na,1\nb\n", r"line 3 of .*a.csv has 1 columns, and its header 2"),
@@ -91,19 +91,19 @@ def test_plain_text_is_one_running_text(write: Write) -> None:
         ("a.txt", "", r"a.txt holds no text"),
     ],
 )
-def test_a_bad_file_is_told_in_a_sentence_with_its_line(name: str, content: str, complaint: str, write: Write) -> None:
+def test_an_invalid_file_is_refused_with_the_line(name: str, content: str, complaint: str, write: Write) -> None:
     with pytest.raises(ConfigurationError, match=complaint):
         read_files(write(name, content), None, "text", None, None)
 
 
 @pytest.mark.parametrize("label", ["[1]", "NaN", "{}"])
-def test_what_is_no_label_is_told_with_its_line(label: str, write: Write) -> None:
+def test_an_invalid_label_is_refused_with_the_line(label: str, write: Write) -> None:
     path = write("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": ' + label + "}\n")
     with pytest.raises(ConfigurationError, match=r"line 2 of .*a.jsonl has .* for a label, which must be"):
         read_files(path, None, "text", None, "label")
 
 
-def test_files_that_cannot_be_read_or_do_not_go_together_are_refused(write: Write, tmp_path: Path) -> None:
+def test_unreadable_files_and_files_of_different_kinds_are_refused(write: Write, tmp_path: Path) -> None:
     text, records = write("a.txt", "some"), write("a.jsonl", jsonl({"text": "a"}))
     latin = tmp_path / "latin.txt"
     latin.write_bytes("é".encode("latin-1"))
@@ -128,7 +128,7 @@ def test_files_that_cannot_be_read_or_do_not_go_together_are_refused(write: Writ
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str | None], Any]:
-    """What `datasets.load_dataset` knows, by path and subset."""
+    """Replace the hub of `datasets` by a dictionary, by path and subset."""
     import datasets
 
     content: dict[tuple[str, str | None], Any] = {}
@@ -182,7 +182,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str | None], Any]:
         ),
     ],
 )
-def test_rows_of_glue_and_super_glue(
+def test_rows_of_glue_and_super_glue_are_read(
     name: str, place: Any, record: dict[str, Any], test: str, expected: Row, hub: dict[Any, Any]
 ) -> None:
     hub[place] = {"train": [record, record], test: [record]}
@@ -192,7 +192,7 @@ def test_rows_of_glue_and_super_glue(
     assert not found.running
 
 
-def test_instructions_of_alpaca_are_put_together_and_have_no_test_set(hub: dict[Any, Any]) -> None:
+def test_rows_of_alpaca_become_one_text_and_have_no_test_set(hub: dict[Any, Any]) -> None:
     records = [
         {"instruction": "Add.", "input": "1 + 1", "output": "2"},
         {"instruction": "Greet.", "input": "", "output": "Hi"},
@@ -214,15 +214,15 @@ def test_wikitext_is_one_running_text_with_a_test_set(hub: dict[Any, Any]) -> No
     assert [example["input_ids"].tolist() for example in data.test] == [bytes_of("d" * 8)] * 2
 
 
-def test_every_task_of_glue_and_super_glue_is_there() -> None:
+def test_all_classification_tasks_of_glue_and_super_glue_are_available() -> None:
     names = {name.partition("/")[2] for name in COLLECTIONS if name.startswith("glue/")}
     assert names == {"cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli"}
     names = {name.partition("/")[2] for name in COLLECTIONS if name.startswith("super_glue/")}
-    # ReCoRD is no classification: it asks for words of its text.
+    # ReCoRD is not a classification task: its answers are words of a text.
     assert names == {"boolq", "cb", "copa", "multirc", "rte", "wic", "wsc"}
 
 
-def test_a_collection_that_cannot_be_had_is_told_with_what_to_do(hub: dict[Any, Any]) -> None:
+def test_an_unavailable_data_set_is_refused_with_a_remedy(hub: dict[Any, Any]) -> None:
     with pytest.raises(ConfigurationError, match=r"^there is no data set named 'glue/sst3'; known are glue/cola, "):
         read_collection("glue/sst3")
     complaint = (
@@ -231,16 +231,18 @@ def test_a_collection_that_cannot_be_had_is_told_with_what_to_do(hub: dict[Any, 
     with pytest.raises(ConfigurationError, match=complaint):
         read_collection("alpaca")
     config = DataSection(name="alpaca", test="mine.jsonl")
-    with pytest.raises(ConfigurationError, match=r"mine.jsonl cannot be tested on: the data set 'alpaca' has its own"):
+    with pytest.raises(
+        ConfigurationError, match=r"mine.jsonl cannot be used as test data: the data set 'alpaca' has its own"
+    ):
         load_data(config, load_tokens("bytes"), "causal")
-    with pytest.raises(ConfigurationError, match="there is nothing to train on; name a file by --data"):
+    with pytest.raises(ConfigurationError, match="there are no training data; name a file by --data"):
         load_data(DataSection(), load_tokens("bytes"), "causal")
 
 
 # Tokens and examples
 
 
-def test_a_pair_is_cut_to_its_length_from_what_is_longer() -> None:
+def test_the_longer_text_of_a_pair_is_cut_first() -> None:
     tokens = load_tokens("bytes")
     assert tokens.size == VOCABULARY == 260
     assert tokens.example("hé", None, 16) == [BEGIN, *bytes_of("hé"), END]
@@ -249,7 +251,7 @@ def test_a_pair_is_cut_to_its_length_from_what_is_longer() -> None:
     assert len(tokens.example("abcdefgh", "uvwxyz", 4)) == 4
 
 
-def test_a_causal_text_is_its_own_label_and_padding_is_none(write: Write) -> None:
+def test_a_causal_text_is_its_own_label_without_its_padding(write: Write) -> None:
     path = write("a.jsonl", jsonl(*({"text": "a" * size} for size in (1, 2, 3, 9))))
     data = load(path, length=6, test=str(path))
     assert [len(example["input_ids"]) for example in data.train] == [3, 4, 5, 6]
@@ -260,21 +262,21 @@ def test_a_causal_text_is_its_own_label_and_padding_is_none(write: Write) -> Non
 
 
 @pytest.mark.parametrize("name", ["opt", "roberta"])
-def test_padding_changes_no_loss(name: str, transformer: Callable[..., Any], write: Write) -> None:
+def test_padding_does_not_change_the_loss(name: str, transformer: Callable[..., Any], write: Write) -> None:
     path = write("a.jsonl", jsonl({"text": "ab"}, {"text": "abcdefgh"}))
     data = load(path, "causal" if name == "opt" else "masked", test=str(path))
     model = transformer(name, vocab_size=VOCABULARY)
     with torch.no_grad():
         alone = [float(model(**collate([example], data.pad)).loss) for example in data.train]
         together = float(model(**collate(data.train, data.pad)).loss)
-    # A mean over tokens that are guessed, of both texts together: all but the first, or those that are hidden.
+    # The loss is a mean over the predicted tokens of both texts: all but the first one, or the hidden ones.
     labels = [example["labels"][1:] if name == "opt" else example["labels"] for example in data.train]
-    guessed = [int((each != -100).sum()) for each in labels]
-    expected = sum(loss * count for loss, count in zip(alone, guessed, strict=True)) / sum(guessed)
+    predicted = [int((each != -100).sum()) for each in labels]
+    expected = sum(loss * count for loss, count in zip(alone, predicted, strict=True)) / sum(predicted)
     assert together == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_masked_text_hides_15_percent_and_asks_for_what_it_hides(write: Write) -> None:
+def test_a_masked_text_hides_15_percent_of_its_tokens_and_predicts_them(write: Write) -> None:
     text = "the quick brown fox jumps over the lazy dog. " * 200
     data = load(write("a.txt", text), "masked", length=50)
     ids, labels = (torch.cat([example[name] for example in data.train]) for name in ("input_ids", "labels"))
@@ -285,12 +287,10 @@ def test_a_masked_text_hides_15_percent_and_asks_for_what_it_hides(write: Write)
     deviation = (0.15 * 0.85 / len(ids)) ** 0.5
     assert abs(float(hidden.float().mean()) - 0.15) < 5 * deviation
     short = load(write("b.jsonl", jsonl(*[{"text": "a"}] * 40)), "masked")
-    assert all(bool((example["labels"] != -100).any()) for example in short.train), (
-        "a text with nothing to guess has no loss"
-    )
+    assert all(bool((example["labels"] != -100).any()) for example in short.train), "every text has a hidden token"
 
 
-def test_running_text_is_cut_without_overlap_and_its_end_is_held_out(write: Write) -> None:
+def test_running_text_is_cut_into_pieces_and_its_end_is_held_out(write: Write) -> None:
     text = "".join(chr(97 + place % 26) for place in range(1005))
     data = load(write("a.txt", text), length=10)
     whole = torch.tensor(bytes_of(text))
@@ -311,10 +311,10 @@ def test_a_tenth_of_separate_texts_is_held_out_at_random(write: Write) -> None:
     assert not train & test
     assert (train, test) == again
     assert test != other[1]
-    assert {text[1] for text in test} != {4 + ord("1")}, "not only its end"
+    assert {text[1] for text in test} != {4 + ord("1")}, "the test texts are not only the last ones"
 
 
-def test_labels_keep_the_order_of_their_values(write: Write) -> None:
+def test_classes_keep_the_order_of_the_labels(write: Write) -> None:
     records = [{"text": "a", "label": label} for label in (10, 2, 2, 0)]
     path = write("a.jsonl", jsonl(*records))
     data = load(path, "classification", label="label", test=str(path))
@@ -325,7 +325,7 @@ def test_labels_keep_the_order_of_their_values(write: Write) -> None:
     assert [int(example["labels"]) for example in data.train] == [0, 1, 0]
 
 
-def test_labels_with_a_fraction_are_numbers_to_be_met(write: Write) -> None:
+def test_labels_with_a_fraction_are_real_numbers(write: Write) -> None:
     path = write("a.csv", "text,label\na,0.5\nb,2\n")
     data = load(path, "classification", label="label", test=str(path))
     assert data.labels == 1
@@ -337,11 +337,11 @@ def test_labels_with_a_fraction_are_numbers_to_be_met(write: Write) -> None:
     [
         ([0, 1], [2], r"the test set has the label 2, and the training set only '0', '1'"),
         ([1, 1], [1], r"needs two labels at least, and all training texts have '1'"),
-        ([0.5, "good"], [0.5], r"the label 'good' is no number, and others are numbers"),
-        ([0.5, 1.5], ["good"], r"the label 'good' is no number"),
+        ([0.5, "good"], [0.5], r"the label 'good' is not a number, and other labels are"),
+        ([0.5, 1.5], ["good"], r"the label 'good' is not a number"),
     ],
 )
-def test_labels_that_do_not_go_together_are_refused(
+def test_inconsistent_labels_are_refused(
     train: Sequence[Any], test: Sequence[Any], complaint: str, write: Write
 ) -> None:
     paths = [
@@ -352,11 +352,13 @@ def test_labels_that_do_not_go_together_are_refused(
         load(paths[0], "classification", test=str(paths[1]), label="label")
 
 
-def test_data_that_are_not_for_an_objective_are_refused(write: Write) -> None:
+def test_data_that_do_not_suit_the_objective_are_refused(write: Write) -> None:
     path = write("a.jsonl", jsonl({"text": "a"}))
     with pytest.raises(ConfigurationError, match=r"classification needs labels; name their column by data\.label"):
         load(path, "classification")
-    with pytest.raises(ConfigurationError, match=r"there is too little text: 0 examples .* to train on, 1 to test on"):
+    with pytest.raises(
+        ConfigurationError, match=r"there is too little text: 0 training examples .* and 1 test examples"
+    ):
         load(path)
     tokens = load_tokens("bytes")
     tokens.mask = None
@@ -364,12 +366,12 @@ def test_data_that_are_not_for_an_objective_are_refused(write: Write) -> None:
         load_data(DataSection(train=str(path)), tokens, "masked")
 
 
-def test_a_limit_cuts_both_parts(write: Write) -> None:
+def test_the_limit_holds_for_training_and_test_examples(write: Write) -> None:
     data = load(write("a.txt", "a" * 1000), length=10, limit=4)
     assert (len(data.train), len(data.test)) == (4, 4)
 
 
-def test_batches_go_through_all_examples_in_an_order_of_their_seed(write: Write) -> None:
+def test_an_epoch_of_batches_has_all_examples_in_an_order_by_seed(write: Write) -> None:
     data = load(write("a.jsonl", jsonl(*({"text": chr(97 + place)} for place in range(11)))))
 
     def epoch(seed: int, number: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Adapters on devices: what is off asks nothing, and scores come from what was paid for."""
+"""Test adapters whose factors are computed by devices."""
 
 from collections.abc import Callable
 from itertools import cycle
@@ -10,14 +10,15 @@ from torch import Tensor
 
 import astralora as al
 from astralora import ConfigurationError
-from astralora.adapters.proxies import unit_norm
+from astralora.adapters.proxies import unit_grad_norm
+from astralora.estimators import ESTIMATORS
 from astralora.simulators import KINDS, device_factory
 
 Transformer = Callable[..., Any]
 Batches = list[dict[str, Tensor]]
 
 
-def chip(n: int, m: int) -> al.Device:
+def make_device(n: int, m: int) -> al.Device:
     return device_factory(KINDS["matvec"])(n, m)
 
 
@@ -28,15 +29,17 @@ def adapted(transformer: Transformer) -> Any:
         for unit in found.units:
             unit.weights[1].normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
     keys = ["model_layer_0.fc2.A", "model_layer_1.q_proj.A", "model_layer_2.residual1.A"]
-    al.adapters.put_on_devices(found, dict.fromkeys(keys, chip), estimator="gaussian", surrogate="online", samples=3)
+    al.adapters.put_on_devices(
+        found, dict.fromkeys(keys, make_device), estimator="gaussian", surrogate="online", samples=3
+    )
     return found
 
 
-def programs(unit: Any) -> int:
+def usage(unit: Any) -> int:
     return sum(layer.session.usage.queries + layer.session.usage.programs for layer in unit.devices)
 
 
-def test_factors_of_both_families_train_on_devices(adapted: Any, batches: Batches) -> None:
+def test_factors_of_both_families_are_trained_on_devices(adapted: Any, batches: Batches) -> None:
     on = [unit for unit in adapted.units if unit.devices]
     assert [unit.key for unit in on] == ["model_layer_0.fc2", "model_layer_1.q_proj", "model_layer_2.residual1"]
     before = [unit.weights[0].detach().clone() for unit in on]
@@ -46,68 +49,68 @@ def test_factors_of_both_families_train_on_devices(adapted: Any, batches: Batche
     assert not any(torch.equal(value, unit.weights[0]) for value, unit in zip(before, on, strict=True))
 
 
-def test_an_adapter_that_is_off_asks_nothing_of_its_device(adapted: Any, batches: Batches) -> None:
-    off, still = adapted.unit("model_layer_1.q_proj"), adapted.unit("model_layer_0.fc2")
+def test_an_adapter_that_is_off_does_not_query_its_device(adapted: Any, batches: Batches) -> None:
+    off, on = adapted.unit("model_layer_1.q_proj"), adapted.unit("model_layer_0.fc2")
     off.enabled = False
-    before = programs(off), programs(still)
+    before = usage(off), usage(on)
     for batch in batches:
         adapted.model(**batch).loss.backward()
-    assert programs(off) == before[0]
-    assert programs(still) > before[1]
+    assert usage(off) == before[0]
+    assert usage(on) > before[1]
 
 
-def test_turns_spend_nothing_on_those_that_are_off_and_nothing_on_scores(adapted: Any, batches: Batches) -> None:
-    turns = al.adapters.Reallocation(adapted, cycle(batches), interval=4, turn_on=0.1)
-    assert turns._reuse, "devices make it read scores off training"
+def test_reallocation_queries_devices_only_for_steps_of_adapters_that_are_on(adapted: Any, batches: Batches) -> None:
+    reallocation = al.adapters.Reallocation(adapted, cycle(batches), interval=4, turn_on=0.1)
+    assert reallocation.reuse, "with devices, scores come from the gradients of training"
     spent: dict[str, list[int]] = {unit.key: [] for unit in adapted.units if unit.devices}
     for step in range(8):
-        turns.before_step(step)
-        before = {key: programs(adapted.unit(key)) for key in spent}
+        reallocation.before_step(step)
+        before = {key: usage(adapted.unit(key)) for key in spent}
         adapted.model.zero_grad()
         adapted.model(**batches[step % 4]).loss.backward()
-        turns.after_backward(step)
+        reallocation.after_backward(step)
         for key in spent:
-            spent[key].append(programs(adapted.unit(key)) - before[key])
+            spent[key].append(usage(adapted.unit(key)) - before[key])
     for key, each in spent.items():
         for step, count in enumerate(each):
             surveyed = step % 4 == 0
-            chosen = turns.history[step // 4].enabled
+            chosen = reallocation.history[step // 4].enabled
             assert (count > 0) == (surveyed or key in chosen), (key, step)
 
 
-def test_the_norm_of_a_factor_on_a_device_is_free_of_what_directions_add(adapted: Any, batches: Batches) -> None:
+def test_the_gradient_norm_of_a_factor_on_a_device_excludes_the_noise(adapted: Any, batches: Batches) -> None:
     unit = adapted.unit("model_layer_0.fc2")
     (layer,) = unit.devices
-    exact = al.ESTIMATORS.make("exact")
+    exact = ESTIMATORS.make("exact")
     estimator = layer.estimator
 
-    def passed(with_estimator: Any) -> float:
+    def squared_gradient(with_estimator: Any) -> float:
         layer.estimator = with_estimator
         adapted.model.zero_grad()
         adapted.model(**batches[0]).loss.backward()
         return float(layer.controls.grad.square().sum())
 
-    truth = passed(exact)
+    truth = squared_gradient(exact)
     raw, corrected = [], []
     for _ in range(300):
-        raw.append(passed(estimator))
+        raw.append(squared_gradient(estimator))
         corrected.append(float(estimator.gradient_energy))
-        assert unit_norm(unit) == pytest.approx(
+        assert unit_grad_norm(unit) == pytest.approx(
             max(estimator.gradient_energy, 0) ** 0.5 + float(unit.weights[1].grad.norm()), rel=1e-5
         )
     values = torch.tensor(corrected)
-    # Each is the mean of three squares of normal numbers: a relative variance of 2 / 3.
+    # Each energy is the mean of three squares of normal numbers: relative variance 2 / 3.
     assert abs(float(values.mean()) - truth) < 5 * truth * (2 / 3 / 300) ** 0.5
-    assert float(torch.tensor(raw).mean()) > 5 * truth, "P + 1 + S over S times as much, of 48 controls: 17.3"
+    assert float(torch.tensor(raw).mean()) > 5 * truth, "noise multiplies it by (P + 1 + S) / S = 17.3"
 
 
-def test_synflow_is_refused_where_weights_are_on_devices(adapted: Any, batches: Batches) -> None:
+def test_synflow_is_refused_with_weights_on_devices(adapted: Any, batches: Batches) -> None:
     with pytest.raises(ConfigurationError, match="which a device cannot take; use 'grad_norm'"):
         al.adapters.score(adapted, batches, "synflow")
 
 
 @pytest.mark.parametrize("proxy", ["grad_norm", "snip"])
-def test_scoring_on_devices_leaves_no_trace_in_them(proxy: str, adapted: Any, batches: Batches) -> None:
+def test_scoring_on_devices_restores_their_layers(proxy: str, adapted: Any, batches: Batches) -> None:
     layer = adapted.unit("model_layer_0.fc2").devices[0]
     adapted.model(**batches[0]).loss.backward()
     before = layer.get_extra_state(), layer.controls.detach().clone()
@@ -126,15 +129,15 @@ def test_scoring_on_devices_leaves_no_trace_in_them(proxy: str, adapted: Any, ba
         ("model_layer_0.fc2.A", "on a device already"),
     ],
 )
-def test_a_factor_that_is_not_there_is_named(key: str, complaint: str, adapted: Any) -> None:
+def test_an_unknown_factor_is_refused(key: str, complaint: str, adapted: Any) -> None:
     with pytest.raises(ConfigurationError, match=complaint):
-        al.adapters.put_on_devices(adapted, {key: chip})
+        al.adapters.put_on_devices(adapted, {key: make_device})
 
 
-def test_a_device_that_does_not_fit_leaves_the_model_as_it_was(transformer: Transformer, batches: Batches) -> None:
+def test_a_refused_device_leaves_the_model_unchanged(transformer: Transformer, batches: Batches) -> None:
     adapted = al.adapters.adapt(transformer("opt"))
     before = adapted.model(**batches[0]).logits
     with pytest.raises(ConfigurationError):
-        al.adapters.put_on_devices(adapted, {"model_layer_0.fc2.A": chip(3, 3)})
+        al.adapters.put_on_devices(adapted, {"model_layer_0.fc2.A": make_device(3, 3)})
     assert torch.equal(adapted.model(**batches[0]).logits, before)
     assert isinstance(adapted.unit("model_layer_0.fc2").factors[0], torch.nn.Linear)

@@ -1,4 +1,4 @@
-"""Adapters that take turns, and the choice of those that stay."""
+"""Test the choice of adapters, before and during training."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -29,17 +29,17 @@ SCORES = {
 
 
 def train(adapted: Any, batches: Batches, steps: int, lr: float = 0.01, **options: Any) -> Reallocation:
-    turns = Reallocation(adapted, cycle(batches), **{"interval": 4, "count": 2, **options})
+    reallocation = Reallocation(adapted, cycle(batches), **{"interval": 4, "count": 2, **options})
     optimizer = torch.optim.AdamW([p for unit in adapted.units for p in unit.parameters()], lr=lr)
     for step in range(steps):
-        turns.before_step(step)
+        reallocation.before_step(step)
         optimizer.zero_grad()
         loss = adapted.model(**batches[step % len(batches)]).loss
         if loss.requires_grad:
             loss.backward()
-        turns.after_backward(step)
+        reallocation.after_backward(step)
         optimizer.step()
-    return turns
+    return reallocation
 
 
 @pytest.mark.parametrize(
@@ -55,25 +55,25 @@ def train(adapted: Any, batches: Batches, steps: int, lr: float = 0.01, **option
         (1.0, "off", [key for key in SCORES if "residual" not in key]),
     ],
 )
-def test_the_best_are_chosen_within_their_groups(turn_on: float, groups: Any, expected: list[str]) -> None:
+def test_the_best_adapters_are_chosen_in_each_group(turn_on: float, groups: Any, expected: list[str]) -> None:
     assert choose(SCORES, turn_on, groups) == expected
 
 
-def test_ties_are_drawn(generator: torch.Generator) -> None:
-    drawn = {tuple(choose(dict.fromkeys(SCORES, 1.0), 0.3, generator=generator)) for _ in range(60)}
-    assert len(drawn) > 8, "15 pairs of six"
+def test_ties_are_ordered_by_chance(generator: torch.Generator) -> None:
+    choices = {tuple(choose(dict.fromkeys(SCORES, 1.0), 0.3, generator=generator)) for _ in range(60)}
+    assert len(choices) > 8, "six adapters have 15 pairs"
 
 
-def test_a_search_switches_the_best_on_at_the_rank_asked_for_and_the_rest_off() -> None:
+def test_a_search_switches_the_best_adapters_on_with_the_given_rank() -> None:
     found = search(Scores("snip", 4, SCORES), turn_on=0.5, rank=3)
     assert found.granularity == "layer"
     resolved = {key: found.resolve(int(key[12]), key.partition(".")[2]) for key in SCORES}
     assert {key for key, each in resolved.items() if each.enabled} == set(choose(SCORES, 0.5))
     assert {each.rank for each in resolved.values() if each.enabled} == {3}
-    assert not found.resolve(0, "k_proj").enabled, "what was not scored was off"
+    assert not found.resolve(0, "k_proj").enabled, "adapters without a score stay off"
 
 
-def test_a_search_by_ranks_spends_no_more_numbers_than_the_share_of_all() -> None:
+def test_proportional_ranks_stay_within_the_budget() -> None:
     costs = {key: 64.0 if "fc" in key else 32.0 for key in SCORES}
     found = search(Scores("snip", 4, SCORES, costs), turn_on=0.5, rank=8, mode="proportional")
     ranks = {
@@ -82,24 +82,24 @@ def test_a_search_by_ranks_spends_no_more_numbers_than_the_share_of_all() -> Non
     budget = 0.5 * 8 * sum(costs.values())
     spent = sum(ranks[key] * costs[key] for key in SCORES)
     assert budget - 64 < spent <= budget
-    # Proportional to the scores, to within one.
+    # Ranks are proportional to the scores, rounded by at most one.
     scale = budget / sum(SCORES[key] * costs[key] for key in SCORES)
     assert all(abs(ranks[key] - scale * SCORES[key]) <= 1 for key in SCORES)
-    with pytest.raises(ConfigurationError, match=r"do not say what a rank of .* costs"):
+    with pytest.raises(ConfigurationError, match=r"have no cost for a rank of"):
         search(Scores("snip", 4, SCORES), mode="proportional")
 
 
 @pytest.mark.parametrize("groups", ["combined", "separated", "off"])
-def test_every_interval_a_share_is_on_and_the_history_tells(
+def test_each_interval_has_a_share_on_and_an_entry_in_the_history(
     groups: Any, transformer: Transformer, batches: Batches, tmp_path: Path
 ) -> None:
     adapted = al.adapters.adapt(transformer("opt"))
-    turns = train(adapted, batches, 10, groups=groups, warmup_steps=1)
-    assert [choice.step for choice in turns.history] == [1, 5, 9]
+    reallocation = train(adapted, batches, 10, groups=groups, warmup_steps=1)
+    assert [choice.step for choice in reallocation.history] == [1, 5, 9]
     share = {"combined": round(0.25 * 29), "separated": round(0.25 * 18) + round(0.25 * 11), "off": round(0.25 * 18)}
-    assert all(len(choice.enabled) == share[groups] for choice in turns.history)
-    assert {unit.key for unit in adapted.units if unit.enabled} == set(turns.history[-1].enabled)
-    turns.save(tmp_path)
+    assert all(len(choice.enabled) == share[groups] for choice in reallocation.history)
+    assert {unit.key for unit in adapted.units if unit.enabled} == set(reallocation.history[-1].enabled)
+    reallocation.save(tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 5, 9]
     frequency = Scores.load(tmp_path / "frequency.toml")
@@ -109,53 +109,55 @@ def test_every_interval_a_share_is_on_and_the_history_tells(
     assert search(frequency).granularity == "layer"
 
 
-def test_what_is_off_keeps_weights_and_moments_until_its_next_turn(transformer: Transformer, batches: Batches) -> None:
+def test_adapters_that_are_off_keep_weights_and_optimizer_state(transformer: Transformer, batches: Batches) -> None:
     adapted = al.adapters.adapt(transformer("opt"))
-    seen: dict[str, list[Tensor]] = {}
+    history: dict[str, list[Tensor]] = {}
 
-    class Watched(Reallocation):
+    class CheckedReallocation(Reallocation):
         def before_step(self, step: int) -> None:
             for unit in adapted.units:
                 if not unit.enabled:
-                    assert torch.equal(unit.weights[1], seen[unit.key][-1]), "it has not moved while it was off"
+                    assert torch.equal(unit.weights[1], history[unit.key][-1]), "it was not trained while it was off"
             super().before_step(step)
             for unit in adapted.units:
-                seen.setdefault(unit.key, []).append(unit.weights[1].detach().clone())
+                history.setdefault(unit.key, []).append(unit.weights[1].detach().clone())
 
-    turns = Watched(adapted, cycle(batches), interval=2, proxy="constant", turn_on=0.5)
+    reallocation = CheckedReallocation(adapted, cycle(batches), interval=2, proxy="constant", turn_on=0.5)
     optimizer = torch.optim.AdamW([p for unit in adapted.units for p in unit.parameters()], lr=0.01, weight_decay=0.1)
     for step in range(12):
-        turns.before_step(step)
+        reallocation.before_step(step)
         optimizer.zero_grad()
         adapted.model(**batches[0]).loss.backward()
-        turns.after_backward(step)
+        reallocation.after_backward(step)
         optimizer.step()
     steps = [int(optimizer.state[unit.weights[1]].get("step", 0)) for unit in adapted.units]
-    on = [sum(2 * (unit.key in choice.enabled) for choice in turns.history) for unit in adapted.units]
+    on = [sum(2 * (unit.key in choice.enabled) for choice in reallocation.history) for unit in adapted.units]
     assert steps == on
 
 
 @pytest.mark.parametrize(("turn_on", "count"), [(0.0, 0), (1.0, 29)])
-def test_budgets_0_and_1_need_no_scores(turn_on: float, count: int, transformer: Transformer, batches: Batches) -> None:
-    def never() -> Iterator[dict[str, Tensor]]:
-        raise AssertionError("nothing is to be scored")
+def test_shares_of_0_and_1_need_no_scores(
+    turn_on: float, count: int, transformer: Transformer, batches: Batches
+) -> None:
+    def unused_batches() -> Iterator[dict[str, Tensor]]:
+        raise AssertionError("no batch is needed")
         yield
 
     adapted = al.adapters.adapt(transformer("opt"))
     before = {name: value.clone() for name, value in adapted.trained_state().items()}
-    turns = Reallocation(adapted, never(), interval=2, turn_on=turn_on)
-    turns.before_step(0)
-    assert sum(unit.enabled for unit in adapted.units) == count == len(turns.history[0].enabled)
+    reallocation = Reallocation(adapted, unused_batches(), interval=2, turn_on=turn_on)
+    reallocation.before_step(0)
+    assert sum(unit.enabled for unit in adapted.units) == count == len(reallocation.history[0].enabled)
     train(adapted, batches, 4, turn_on=turn_on)
-    moved = [name for name, value in adapted.trained_state().items() if not torch.equal(before[name], value)]
-    assert bool(moved) == (count > 0)
+    changed = [name for name, value in adapted.trained_state().items() if not torch.equal(before[name], value)]
+    assert bool(changed) == (count > 0)
 
 
 @pytest.mark.parametrize(
     ("proxy", "reuse"),
     [*((proxy, False) for proxy in ("constant", "grad_norm", "snip", "synflow")), ("grad_norm", True), ("snip", True)],
 )
-def test_a_learning_rate_of_0_moves_nothing(
+def test_a_learning_rate_of_0_changes_no_weight(
     proxy: str, reuse: bool, transformer: Transformer, batches: Batches
 ) -> None:
     adapted = al.adapters.adapt(transformer("gemma"))
@@ -164,21 +166,21 @@ def test_a_learning_rate_of_0_moves_nothing(
     assert all(torch.equal(before[name], value) for name, value in adapted.model.state_dict().items())
 
 
-def test_scores_read_off_training_take_no_pass_of_their_own(transformer: Transformer, batches: Batches) -> None:
+def test_scores_from_the_gradients_of_training_need_no_extra_pass(transformer: Transformer, batches: Batches) -> None:
     adapted = al.adapters.adapt(transformer("opt"))
     passes: list[int] = []
     adapted.model.register_forward_hook(lambda *_: passes.append(1))
-    turns = train(adapted, batches, 8, reuse=True)
+    reallocation = train(adapted, batches, 8, reuse=True)
     assert len(passes) == 8
-    assert [choice.step for choice in turns.history] == [0, 4]
+    assert [choice.step for choice in reallocation.history] == [0, 4]
     assert sum(unit.enabled for unit in adapted.units) == 7
 
 
-def test_the_first_choice_is_that_of_grad_norm(transformer: Transformer, batches: Batches) -> None:
+def test_the_first_choice_equals_the_choice_by_grad_norm(transformer: Transformer, batches: Batches) -> None:
     scores = al.adapters.score(al.adapters.adapt(transformer("opt")), batches[:1]).values
     for reuse in (True, False):
-        turns = train(al.adapters.adapt(transformer("opt")), batches, 1, reuse=reuse, count=1)
-        assert turns.history[0].enabled == choose(scores, 0.25)
+        reallocation = train(al.adapters.adapt(transformer("opt")), batches, 1, reuse=reuse, count=1)
+        assert reallocation.history[0].enabled == choose(scores, 0.25)
 
 
 @pytest.mark.parametrize(
@@ -188,10 +190,10 @@ def test_the_first_choice_is_that_of_grad_norm(transformer: Transformer, batches
         ({"proxy": "magic"}, "no proxy named 'magic'"),
         ({"turn_on": 1.5}, "turn_on must be at least 0 and at most 1"),
         ({"groups": "all"}, "groups must be one of combined, separated, off"),
-        ({"proxy": "synflow", "reuse": True}, "'synflow' cannot be read off training's own gradients"),
+        ({"proxy": "synflow", "reuse": True}, "'synflow' cannot score by the gradients of training"),
         ({}, "'grad_norm' scores adapters on batches; give some"),
     ],
 )
-def test_mistakes_get_a_sentence(options: dict[str, Any], complaint: str, transformer: Transformer) -> None:
+def test_invalid_arguments_are_refused(options: dict[str, Any], complaint: str, transformer: Transformer) -> None:
     with pytest.raises(ConfigurationError, match=complaint):
         Reallocation(al.adapters.adapt(transformer("opt")), **{"interval": 3, **options})

@@ -1,4 +1,4 @@
-"""Whole runs, as the command line makes them."""
+"""Test complete runs from the command line."""
 
 import json
 import tomllib
@@ -23,7 +23,7 @@ from astralora.cli.app import app
 from astralora.training.checkpoint import load_state
 
 ADAPTERS = 19
-"""Of tiny-opt: two layers of six projections and four shortcuts, but for shortcut2 of the first."""
+"""Adapters of tiny-opt: two layers of six projections and four shortcuts, without shortcut2 of layer 0."""
 
 DYNAMIC = ("--dynamic", "--batches", "1")
 STEPS = ("--steps", "4")
@@ -33,7 +33,7 @@ Command = Callable[..., Any]
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Runs ``astralora adapters`` in an empty folder that holds corpus.txt: what it printed."""
+    """Return a function that runs ``astralora adapters`` in a folder with corpus.txt and returns the result."""
     monkeypatch.chdir(tmp_path)
     Path("corpus.txt").write_text("".join(topics.values())[:12_000], encoding="utf-8")
 
@@ -50,7 +50,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
 def refusal(run: Any) -> str:
     assert run.stdout == ""
     lines = run.stderr.strip().splitlines()
-    assert len(lines) == 1, "one sentence"
+    assert len(lines) == 1, "a refusal is one line"
     return str(lines[0]).removeprefix("error: ")
 
 
@@ -66,7 +66,7 @@ def fresh(seed: int = 0, config: AdapterConfig | None = None) -> AdaptedModel:
 
 
 def moved(folder: str, config: AdapterConfig | None = None) -> set[str]:
-    """The keys of the adapters that a run has trained."""
+    """Return the keys of the adapters that a run has trained."""
     adapted, after = fresh(config=config), trained(folder)
     before = adapted.trained_state()
     assert before.keys() == after.keys()
@@ -86,7 +86,7 @@ def events(folder: str) -> list[dict[str, Any]]:
 # Train and test
 
 
-def test_a_run_leaves_its_files_and_says_where(command: Command) -> None:
+def test_a_run_writes_its_files_and_prints_its_folder(command: Command) -> None:
     found = command("train", "--data", "corpus.txt", *STEPS)
     (folder,) = Path("runs").iterdir()
     assert folder.name.startswith("adapters-tiny-opt-uniform-seed0-")
@@ -97,7 +97,7 @@ def test_a_run_leaves_its_files_and_says_where(command: Command) -> None:
     assert (summary["method"], summary["objective"]) == ("uniform", "causal")
     steps = [record for record in events(str(folder)) if record["event"] == "step"]
     assert [record["step"] for record in steps] == [1, 2, 3, 4]
-    # A model of random weights knows nothing of 256 bytes: its loss is close to log 260.
+    # A model with random weights predicts 260 tokens with equal probability: a loss near log 260.
     assert steps[0]["loss"] == pytest.approx(5.56, abs=0.1)
     assert moved(str(folder)) == {unit.key for unit in fresh().units}
 
@@ -105,7 +105,7 @@ def test_a_run_leaves_its_files_and_says_where(command: Command) -> None:
 @pytest.mark.usefixtures("a_throwaway_global_random_state")
 def test_the_config_of_a_run_repeats_it_bit_for_bit(command: Command) -> None:
     command("train", "--data", "corpus.txt", *STEPS, *DYNAMIC, "--seed", "3", "-o", "a")
-    torch.rand(5)  # whatever the global generator has been through
+    torch.rand(5)  # another state of the global generator
     command("train", "--config", "a/config.toml", "-o", "b")
     assert Path("a/config.toml").read_text() == Path("b/config.toml").read_text()
     first, second = trained("a"), trained("b")
@@ -114,22 +114,22 @@ def test_the_config_of_a_run_repeats_it_bit_for_bit(command: Command) -> None:
     assert [e for e in events("a") if e["event"] == "step"] == [e for e in events("b") if e["event"] == "step"]
 
 
-def test_a_run_leaves_the_global_random_state_alone(command: Command) -> None:
+def test_a_run_does_not_change_the_global_random_state(command: Command) -> None:
     before = torch.get_rng_state()
     command("train", "--data", "corpus.txt", *STEPS, *DYNAMIC, "-o", "a")
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_run_learns(command: Command) -> None:
-    # Three letters in turn. Which they are is worth log 3 nats a byte; less takes knowing which comes next. Weights of
-    # this size let frozen embeddings tell tokens apart.
+def test_a_run_lowers_the_loss(command: Command) -> None:
+    # The text repeats three letters. A model of their frequencies has a loss of log 3 nats a byte; a lower loss shows
+    # that the model predicts the next letter. With weights of this size, frozen embeddings of tokens differ enough.
     Path("abc.txt").write_text("abc" * 4000)
     options = ("--length", "32", "--steps", "60", "--lr", "0.02", "--set", "model.options.init_std=0.4", "--json")
     summary = json.loads(command("train", "--data", "abc.txt", *options, "-o", "a").stdout)
     assert summary["test_loss"] < log(3)
 
 
-def test_testing_a_run_finds_what_it_found(command: Command) -> None:
+def test_testing_a_run_reproduces_its_test_loss(command: Command) -> None:
     command("train", "--data", "corpus.txt", *STEPS, *DYNAMIC, "-o", "a")
     summary = json.loads(Path("a/summary.json").read_text())
     before = {path: path.read_bytes() for path in Path("a").rglob("*") if path.is_file()}
@@ -151,7 +151,7 @@ def test_testing_a_run_finds_what_it_found(command: Command) -> None:
         ("tiny-opt", ("--label", "size"), "test_pearson"),
     ],
 )
-def test_every_model_trains_on_what_it_can_learn(
+def test_every_model_is_trained_on_its_objectives(
     model: str, options: tuple[str, ...], score: str, command: Command
 ) -> None:
     records = [{"text": "ab" * (n % 7), "size": n / 2, "kind": ["odd", "even"][n % 2]} for n in range(40)]
@@ -164,10 +164,10 @@ def test_every_model_trains_on_what_it_can_learn(
     assert found[score] == pytest.approx(summary[score], abs=1e-6)
 
 
-# Score, search, train with what was found
+# Score, search, train the result
 
 
-def test_scores_become_adapters_which_alone_are_trained(command: Command) -> None:
+def test_only_the_adapters_of_a_search_are_trained(command: Command) -> None:
     shown = command("score", "--data", "corpus.txt", "--batches", "2", "-o", "out/scores.toml").stdout
     scores = Scores.load(Path("out/scores.toml"))
     assert (scores.proxy, scores.batches, len(scores.values)) == ("grad_norm", 2, ADAPTERS)
@@ -184,13 +184,13 @@ def test_scores_become_adapters_which_alone_are_trained(command: Command) -> Non
     assert summary["trained_parameters"] == sum(unit.cost for unit in adapted.units)
 
 
-def test_a_run_is_scored_as_it_was_left(command: Command) -> None:
+def test_the_trained_adapters_of_a_run_are_scored(command: Command) -> None:
     command("train", "--data", "corpus.txt", *STEPS, "-o", "run")
     options = ("--proxy", "snip", "--batches", "2")
     command("score", "--run", "run", *options, "-o", "left.toml")
     assert all(value > 0 for value in Scores.load(Path("left.toml")).values.values())
     found = command("score", "--data", "corpus.txt", *options, "-o", "begin.toml")
-    # Every B begins at zero: snip says nothing then, and that is said.
+    # Every B starts at zero, so that snip ties, and a note says so.
     assert set(Scores.load(Path("begin.toml")).values.values()) == {0.0}
     assert "note: all 19 adapters score 0 by 'snip', which ranks them by chance: every B is zero" in found.stderr
     command("score", "--data", "corpus.txt", *options, "--warmup-steps", "3", "-o", "warm.toml")
@@ -198,27 +198,27 @@ def test_a_run_is_scored_as_it_was_left(command: Command) -> None:
 
 
 @pytest.mark.parametrize("proxy", ["constant", "grad_norm", "snip", "synflow", "alpha_test"])
-def test_every_proxy_has_its_scores_twice_the_same(proxy: str, command: Command) -> None:
+def test_scores_of_every_proxy_are_reproducible(proxy: str, command: Command) -> None:
     arguments = ("score", "--data", "corpus.txt", "--proxy", proxy, "--batches", "1", "--perturb", "0.1")
     for name in ("a.toml", "b.toml"):
         command(*arguments, "-o", name)
     assert Path("a.toml").read_text() == Path("b.toml").read_text()
 
 
-# Taking turns
+# Dynamic runs
 
 
-def test_a_dynamic_run_tells_which_adapters_were_on_and_how_often(command: Command) -> None:
+def test_a_dynamic_run_records_which_adapters_were_on_and_how_often(command: Command) -> None:
     options = ("--steps", "6", "--realloc-n", "0.1", *DYNAMIC, "--json")
     summary = json.loads(command("train", "--data", "corpus.txt", *options, "-o", "run").stdout)
     lines = [json.loads(line) for line in Path("run/history.jsonl").read_text().splitlines()]
-    # 11_999 bytes are 187 texts of 64, and 168 of them 21 steps: 0.1 of those is 2.
+    # 11,999 bytes are 187 texts of 64; 168 of them are 21 steps, and 0.1 of these is 2.
     assert [line["step"] for line in lines] == [0, 2, 4]
     assert summary["reallocations"] == 3
     assert [len(line["enabled"]) for line in lines] == [round(0.25 * ADAPTERS)] * 3
     assert all(len(line["scores"]) == ADAPTERS for line in lines)
-    told = [record for record in events("run") if record["event"] == "reallocation"]
-    assert [record["enabled"] for record in told] == [line["enabled"] for line in lines]
+    recorded = [record for record in events("run") if record["event"] == "reallocation"]
+    assert [record["enabled"] for record in recorded] == [line["enabled"] for line in lines]
     frequency = Scores.load(Path("run/frequency.toml"))
     assert frequency.proxy == "frequency"
     for key, value in frequency.values.items():
@@ -229,13 +229,13 @@ def test_a_dynamic_run_tells_which_adapters_were_on_and_how_often(command: Comma
     command("train", "--data", "corpus.txt", "--adapters", "adapters.toml", *STEPS, "-o", "again")
 
 
-def test_lora_alone_takes_turns_where_shortcuts_are_off(command: Command) -> None:
+def test_groups_off_keeps_shortcuts_off(command: Command) -> None:
     command("train", "--data", "corpus.txt", *STEPS, *DYNAMIC, "--groups", "off", "-o", "run")
     assert not any("residual" in key or "shortcut" in key for key in moved("run"))
     assert moved("run")
 
 
-def test_a_file_with_a_share_of_its_own_keeps_it(command: Command) -> None:
+def test_the_share_in_a_file_is_kept_unless_an_option_overrides_it(command: Command) -> None:
     Path("run.toml").write_text("[dynamic]\nturn_on = 0.5\n[scoring]\nbatches = 1\n")
     arguments = ("train", "--data", "corpus.txt", *STEPS, "--config", "run.toml")
     command(*arguments, "--dynamic", "-o", "a")
@@ -259,7 +259,7 @@ MODES = {
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_learning_rate_of_0_moves_nothing(mode: str, command: Command) -> None:
+def test_a_learning_rate_of_0_changes_no_weight(mode: str, command: Command) -> None:
     config = None
     if mode == "static":
         command("score", "--data", "corpus.txt", "--batches", "1")
@@ -271,7 +271,7 @@ def test_a_learning_rate_of_0_moves_nothing(mode: str, command: Command) -> None
 
 @pytest.mark.parametrize("share", ["0", "1"])
 @pytest.mark.parametrize("way", ["static", "dynamic"])
-def test_budgets_of_nothing_and_of_everything_work(share: str, way: str, command: Command) -> None:
+def test_shares_of_0_and_1_are_trained(share: str, way: str, command: Command) -> None:
     expected = {unit.key for unit in fresh().units} if share == "1" else set()
     if way == "dynamic":
         command("train", "--data", "corpus.txt", *STEPS, *DYNAMIC, "--turn-on", share, "-o", "run")
@@ -284,13 +284,13 @@ def test_budgets_of_nothing_and_of_everything_work(share: str, way: str, command
     assert "test_loss" in json.loads(command("test", "run", "--json").stdout)
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("train",), "there is nothing to train on; name a file by --data"),
+        (("train",), "there are no training data; name a file by --data"),
         (("train", "--data", "none.txt"), "none.txt cannot be read: No such file or directory"),
         (("train", "--data", "corpus.txt", "--model", "tiny-bert"), "'tiny-bert' cannot be loaded: "),
         (("train", "--data", "corpus.txt", "--turn-on", "0.5"), "add --dynamic"),
@@ -300,12 +300,12 @@ def test_budgets_of_nothing_and_of_everything_work(share: str, way: str, command
         (("train", "--data", "corpus.txt", "--length", "3"), "data.length in the configuration: "),
         (("train", "--data", "corpus.txt", "--set", "data.lenght=9"), "data.lenght in the configuration is not known"),
         (("train", "--data", "corpus.txt", "--set", "model.options.width=9"), "model.options.width is not known to"),
-        (("train", "--data", "corpus.txt", "--set", "adapters.all_layers.gate_proj.r=2"), "gate_proj is not there"),
+        (("train", "--data", "corpus.txt", "--set", "adapters.all_layers.gate_proj.r=2"), "gate_proj does not exist"),
         (("train", "--data", "corpus.txt", "--objective", "classification"), "classification needs labels"),
         (("train", "--data", "corpus.txt", "--objective", "masked"), "the model 'tiny-opt' cannot be made: "),
         (("train", "--data", "corpus.txt", "--model", "tiny-roberta", "--objective", "causal"), "choose the objective"),
         (("train", "--data", "corpus.txt", "--dynamic", "--proxy", "synflow", "--set", "dynamic.reuse=true"),
-         "'synflow' cannot be read off training's own gradients"),
+         "'synflow' cannot score by the gradients of training"),
         (("train", "--data", "corpus.txt", "-o", "."), ". is not an empty folder; give another"),
         (("train", "--data", "corpus.txt", "--adapters", "none.toml"), "none.toml cannot be read"),
         (("score", "--data", "corpus.txt", "--run", "r"), "--run scores what is in a run"),
@@ -315,7 +315,7 @@ def test_budgets_of_nothing_and_of_everything_work(share: str, way: str, command
         (("test", "r"), "r holds no run: it has no config.toml"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_done_is_refused_in_a_sentence_and_leaves_nothing(
+def test_refused_commands_print_one_line_and_write_no_file(
     arguments: tuple[str, ...], complaint: str, command: Command
 ) -> None:
     output = () if "-o" in arguments or arguments[0] == "test" else ("-o", "out")
@@ -323,7 +323,7 @@ def test_what_cannot_be_done_is_refused_in_a_sentence_and_leaves_nothing(
     assert [path.name for path in Path().iterdir()] == ["corpus.txt"]
 
 
-def test_a_run_is_not_written_over(command: Command) -> None:
+def test_a_run_is_not_overwritten(command: Command) -> None:
     command("train", "--data", "corpus.txt", *STEPS, "-o", "run")
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     complaint = refusal(command("train", "--data", "corpus.txt", *STEPS, "-o", "run", fails=True))
@@ -331,7 +331,7 @@ def test_a_run_is_not_written_over(command: Command) -> None:
     assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
 
 
-def test_a_run_that_broke_off_is_not_taken_for_a_whole_one(command: Command) -> None:
+def test_an_interrupted_run_is_not_accepted_as_complete(command: Command) -> None:
     class Stop(Exception):
         pass
 
@@ -344,4 +344,6 @@ def test_a_run_that_broke_off_is_not_taken_for_a_whole_one(command: Command) -> 
         train_run(config, AdapterFolder(Path("run")), listener=stop)
     assert not (Path("run") / "summary.json").exists()
     for arguments in (("test", "run"), ("score", "--run", "run")):
-        assert refusal(command(*arguments, fails=True)) == "the run in run has not ended: it has no adapters to go by"
+        assert (
+            refusal(command(*arguments, fails=True)) == "the run in run has not ended, and thus has no trained adapters"
+        )

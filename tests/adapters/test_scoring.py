@@ -1,4 +1,4 @@
-"""Proxies: against gradients found elsewhere, on tasks whose answer is known, and without a trace."""
+"""Test proxies against independent gradients and on tasks with a known answer, and test restoration."""
 
 import copy
 import random
@@ -6,30 +6,25 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch import Tensor, nn
 
 import astralora as al
 from astralora import ConfigurationError
 from astralora.adapters import PROXIES, TiedScoresWarning, score
-from astralora.adapters.proxies import unit_norm, unit_snip
+from astralora.adapters.proxies import unit_grad_norm, unit_snip
+from astralora.adapters.random_state import global_random_state
+
+from .conftest import randomise_b
 
 Transformer = Callable[..., Any]
 Batches = list[dict[str, Tensor]]
 
 
-def shaken(adapted: Any, std: float = 0.1) -> Any:
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for unit in adapted.units:
-            unit.weights[1].normal_(0, std, generator=generator)
-    return adapted
-
-
 def gradients(adapted: Any, batches: Batches) -> dict[str, tuple[Tensor, Tensor]]:
-    """Of A and B by key, summed over the batches, by plain backward passes."""
+    """Return the gradients of A and B by key, summed over the batches by plain backward passes."""
     adapted.model.zero_grad()
     for batch in batches:
         adapted.model(**batch).loss.backward()
@@ -39,13 +34,13 @@ def gradients(adapted: Any, batches: Batches) -> dict[str, tuple[Tensor, Tensor]
 
 
 def test_grad_norm_is_the_norm_of_summed_gradients(transformer: Transformer, batches: Batches) -> None:
-    adapted = shaken(al.adapters.adapt(transformer("gemma")))
+    adapted = randomise_b(al.adapters.adapt(transformer("gemma")), std=0.1)
     expected = {key: float(a.norm() + b.norm()) for key, (a, b) in gradients(adapted, batches).items()}
     assert dict(score(adapted, batches).values) == pytest.approx(expected, rel=1e-4)
 
 
 def test_snip_is_the_sum_of_weights_times_gradients(transformer: Transformer, batches: Batches) -> None:
-    adapted = shaken(al.adapters.adapt(transformer("opt")))
+    adapted = randomise_b(al.adapters.adapt(transformer("opt")), std=0.1)
     found = gradients(adapted, batches)
     expected = {
         unit.key: sum(float((w * g).abs().sum().detach()) for w, g in zip(unit.weights, found[unit.key], strict=True))
@@ -54,35 +49,36 @@ def test_snip_is_the_sum_of_weights_times_gradients(transformer: Transformer, ba
     assert dict(score(adapted, batches, "snip").values) == pytest.approx(expected, rel=1e-4)
 
 
-def test_what_training_has_left_scores_as_a_pass_of_its_own(transformer: Transformer, batches: Batches) -> None:
-    adapted = shaken(al.adapters.adapt(transformer("roberta")))
+def test_scores_from_gradients_of_training_equal_those_of_a_pass(transformer: Transformer, batches: Batches) -> None:
+    adapted = randomise_b(al.adapters.adapt(transformer("roberta")), std=0.1)
     scores = {proxy: score(adapted, batches[:1], proxy).values for proxy in ("grad_norm", "snip")}
     adapted.model(**batches[0]).loss.backward()
     for unit in adapted.units:
-        assert unit_norm(unit) == pytest.approx(scores["grad_norm"][unit.key], rel=1e-4)
+        assert unit_grad_norm(unit) == pytest.approx(scores["grad_norm"][unit.key], rel=1e-4)
         assert unit_snip(unit) == pytest.approx(scores["snip"][unit.key], rel=1e-4)
 
 
-def test_synflow_is_snip_of_the_sum_of_outputs_with_all_weights_absolute(
+def test_synflow_is_snip_of_the_summed_outputs_with_absolute_weights(
     transformer: Transformer, batches: Batches
 ) -> None:
-    adapted = shaken(al.adapters.adapt(transformer("opt")))
-    twin = copy.deepcopy(adapted)
+    adapted = randomise_b(al.adapters.adapt(transformer("opt")), std=0.1)
+    duplicate = copy.deepcopy(adapted)
     with torch.no_grad():
-        for parameter in twin.model.parameters():
+        for parameter in duplicate.model.parameters():
             parameter.copy_(parameter.abs())
     ones = torch.ones(1, 9, 16)
-    twin.model(inputs_embeds=ones, attention_mask=torch.ones(1, 9)).logits.sum().backward()
-    expected = {unit.key: sum(float((w * w.grad).abs().sum().detach()) for w in unit.weights) for unit in twin.units}
+    duplicate.model(inputs_embeds=ones, attention_mask=torch.ones(1, 9)).logits.sum().backward()
+    units = duplicate.units
+    expected = {unit.key: sum(float((w * w.grad).abs().sum().detach()) for w in unit.weights) for unit in units}
     assert dict(score(adapted, batches, "synflow").values) == pytest.approx(expected, rel=1e-3)
 
 
-def test_alpha_test_finds_how_far_an_adapter_can_be_faded_out(transformer: Transformer, batches: Batches) -> None:
+def test_alpha_test_finds_the_smallest_sufficient_importance(transformer: Transformer, batches: Batches) -> None:
     adapted = al.adapters.adapt(transformer("opt"))
     needed = {"model_layer_0.fc1": 0.35, "model_layer_1.residual1": 0.8, "model_layer_2.q_proj": 1.0}
 
     def metric(_: nn.Module) -> float:
-        """Good for as long as each adapter counts as much as is needed."""
+        """Return 1 while each adapter has at least the importance that is needed, else 0."""
         return float(all(adapted.unit(key).importance >= least - 1e-9 for key, least in needed.items()))
 
     scores = score(adapted, batches, "alpha_test", metric=metric).values
@@ -92,7 +88,7 @@ def test_alpha_test_finds_how_far_an_adapter_can_be_faded_out(transformer: Trans
     assert all(value == 0 for key, value in scores.items() if key not in needed)
 
 
-def test_alpha_test_goes_by_the_loss_where_no_metric_is_given(transformer: Transformer, batches: Batches) -> None:
+def test_alpha_test_uses_the_loss_without_a_metric(transformer: Transformer, batches: Batches) -> None:
     adapted = al.adapters.adapt(transformer("opt"))
     unit = adapted.unit("model_layer_2.residual2")
     optimizer = torch.optim.Adam(unit.parameters(), lr=0.02)
@@ -107,8 +103,8 @@ def test_alpha_test_goes_by_the_loss_where_no_metric_is_given(transformer: Trans
 
 @pytest.mark.parametrize("name", ["opt", "roberta", "gemma"])
 @pytest.mark.parametrize("proxy", list(PROXIES))
-def test_scoring_leaves_no_trace(proxy: str, name: str, transformer: Transformer, batches: Batches) -> None:
-    adapted = shaken(al.adapters.adapt(transformer(name)))
+def test_scoring_restores_the_model(proxy: str, name: str, transformer: Transformer, batches: Batches) -> None:
+    adapted = randomise_b(al.adapters.adapt(transformer(name)), std=0.1)
     model = adapted.model
     first = model.get_input_embeddings().weight
     with torch.no_grad():
@@ -128,44 +124,44 @@ def test_scoring_leaves_no_trace(proxy: str, name: str, transformer: Transformer
             [parameter.requires_grad for parameter in model.parameters()],
             [module.training for module in model.modules()],
             [(unit.enabled, unit.importance) for unit in adapted.units],
-            torch.random.get_rng_state(),
-            np.random.get_state()[1],  # noqa: NPY002
-            random.getstate(),
+            *global_random_state().values(),
         ]
 
+    def drawing_loss(model: nn.Module, batch: Any) -> Tensor:
+        """Draw from the three global generators; scipy draws from the generator of numpy."""
+        loss: Tensor = model(**batch).loss
+        return loss + 0 * torch.rand(()) * random.random() * float(scipy.stats.uniform.rvs())
+
     before = state()
-    noisy = lambda model, batch: model(**batch).loss + 0 * torch.rand(()) * random.random() * np.random.rand()  # noqa: E731, NPY002
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TiedScoresWarning)
-        score(adapted, batches, proxy, perturb=0.1, loss=noisy)
+        score(adapted, batches, proxy, perturb=0.1, loss=drawing_loss)
 
     def same(a: Any, b: Any) -> bool:
         if isinstance(a, list):
             return len(a) == len(b) and all(map(same, a, b))
-        if isinstance(a, Tensor):
-            return torch.equal(a, b)
-        return bool(np.array_equal(a, b)) if isinstance(a, np.ndarray) else a == b
+        return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
 
     for old, new in zip(before, state(), strict=True):
         assert same(old, new)
 
 
-def test_scoring_leaves_no_trace_of_an_error_either(transformer: Transformer, batches: Batches) -> None:
+def test_scoring_restores_the_model_after_an_error(transformer: Transformer, batches: Batches) -> None:
     adapted = al.adapters.adapt(transformer("opt"))
     adapted.unit("model_layer_0.fc1").enabled = False
     before = {name: value.clone() for name, value in adapted.model.state_dict().items()}
 
     def broken(*_: Any) -> Tensor:
-        raise RuntimeError("no loss today")
+        raise RuntimeError("the loss failed")
 
-    with pytest.raises(RuntimeError, match="no loss today"):
+    with pytest.raises(RuntimeError, match="the loss failed"):
         score(adapted, batches, "snip", perturb=1.0, loss=broken)
     assert all(torch.equal(before[name], value) for name, value in adapted.model.state_dict().items())
     assert not adapted.unit("model_layer_0.fc1").enabled
 
 
 @pytest.mark.parametrize("proxy", ["snip", "synflow"])
-def test_where_every_b_is_zero_a_warning_says_what_to_do(
+def test_tied_scores_with_every_b_at_zero_cause_a_warning_with_a_remedy(
     proxy: str, transformer: Transformer, batches: Batches
 ) -> None:
     adapted = al.adapters.adapt(transformer("opt"))
@@ -174,21 +170,22 @@ def test_where_every_b_is_zero_a_warning_says_what_to_do(
     assert len(set(score(adapted, batches, proxy, perturb=0.01).values.values())) > 20
 
 
-def test_constant_scores_tie_and_nobody_is_warned(transformer: Transformer, batches: Batches) -> None:
+def test_equal_constant_scores_cause_no_warning(transformer: Transformer, batches: Batches) -> None:
     assert set(score(al.adapters.adapt(transformer("opt")), batches, "constant").values.values()) == {1.0}
 
 
-# -- a task that one adapter alone can help with ------------------------------------------------
+# -- a task that a single adapter can solve ------------------------------------------------------
 
-# Which weight lets each of them through: fc2 sees what fc1 lets through, o_proj what v_proj does, and v_proj is seen
+# The weight that each adapter needs: fc2 gets its input from fc1, o_proj from v_proj, and the output of v_proj goes
 # through o_proj.
-OPENS = {"fc2": "fc1", "o_proj": "self_attn.v_proj", "v_proj": "self_attn.out_proj"}
+NEEDED_PATH = {"fc2": "fc1", "o_proj": "self_attn.v_proj", "v_proj": "self_attn.out_proj"}
 
 
 def planted(transformer: Transformer, layer: int, name: str, seed: int) -> Any:
-    """A model whose layers pass their input on and do nothing else, but for half of one way through one of them.
+    """Make a model in which a single adapter can lower the loss.
 
-    Every other LoRA either gets nothing to work on, or is not seen by what comes behind it.
+    All layers return their input, since one weight of each path is zero. In one layer, the weight that the adapter
+    needs is not. Every other LoRA has an input of zero, or its output is multiplied by zero.
     """
     model = transformer("opt", seed=seed)
     with torch.no_grad():
@@ -196,14 +193,14 @@ def planted(transformer: Transformer, layer: int, name: str, seed: int) -> Any:
             for path in ("fc1", "fc2", "self_attn.v_proj", "self_attn.out_proj"):
                 linear = module.get_submodule(path)
                 linear.bias.zero_()
-                if (number, path) != (layer, OPENS[name]):
+                if (number, path) != (layer, NEEDED_PATH[name]):
                     linear.weight.zero_()
-                    linear.bias.fill_(-0.5 if path == "fc1" else 0.0)  # and nothing passes its ReLU
+                    linear.bias.fill_(-0.5 if path == "fc1" else 0.0)  # the ReLU after fc1 returns zero
     return al.adapters.adapt(model, {"default": {"disable_projector": True, "r": 4}}, seed=seed)
 
 
-def trained(adapted: Any, units: list[Any], batches: Batches, steps: int = 8) -> float:
-    """By how much training these adapters lowers the loss."""
+def loss_decrease(adapted: Any, units: list[Any], batches: Batches, steps: int = 8) -> float:
+    """Train adapters, and return the decrease of the loss."""
     optimizer = torch.optim.Adam([p for unit in units for p in unit.parameters()], lr=0.03)
     losses = []
     for _ in range(steps):
@@ -217,27 +214,27 @@ def trained(adapted: Any, units: list[Any], batches: Batches, steps: int = 8) ->
 
 @pytest.mark.parametrize(("layer", "name"), [(0, "fc2"), (1, "o_proj"), (2, "v_proj"), (2, "fc2")])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_grad_norm_and_warmed_up_snip_rank_the_one_adapter_that_can_help_first(
+def test_grad_norm_and_snip_after_warm_up_rank_the_useful_adapter_first(
     layer: int, name: str, seed: int, transformer: Transformer, batches: Batches
 ) -> None:
     which = f"model_layer_{layer}.{name}"
     adapted = planted(transformer, layer, name, seed)
     assert len(adapted.units) == 18
-    twin = copy.deepcopy(adapted)
-    alone = trained(twin, [twin.unit(which)], batches)
-    twin = copy.deepcopy(adapted)
-    others = trained(twin, [unit for unit in twin.units if unit.key != which], batches)
+    duplicate = copy.deepcopy(adapted)
+    alone = loss_decrease(duplicate, [duplicate.unit(which)], batches)
+    duplicate = copy.deepcopy(adapted)
+    others = loss_decrease(duplicate, [unit for unit in duplicate.units if unit.key != which], batches)
     assert alone > 0.1
-    assert others == 0, "the task is what it is said to be"
+    assert others == 0, "no other adapter can lower the loss"
 
     scores = score(adapted, batches, "grad_norm").values
     assert max(scores, key=lambda key: scores[key]) == which
-    trained(adapted, adapted.units, batches, steps=4)
+    loss_decrease(adapted, adapted.units, batches, steps=4)
     scores = score(adapted, batches, "snip").values
     assert max(scores, key=lambda key: scores[key]) == which
 
 
-def test_there_are_errors_in_a_sentence(transformer: Transformer, batches: Batches) -> None:
+def test_an_unknown_proxy_is_refused(transformer: Transformer, batches: Batches) -> None:
     adapted = al.adapters.adapt(transformer("opt"))
     with pytest.raises(ConfigurationError, match="no proxy named 'magic'; known are constant, grad_norm, snip"):
         score(adapted, batches, "magic")

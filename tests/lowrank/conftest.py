@@ -1,4 +1,4 @@
-"""Models that OIALR trains."""
+"""Provide models for tests of OIALR."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Everything(nn.Module):
-    """Every kind of layer that is covered, in one model: (batch, 2, 12, 12) -> (batch, 3)."""
+    """Combine every supported kind of layer in one model: (batch, 2, 12, 12) -> (batch, 3)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,8 +38,21 @@ def images(a_throwaway_global_random_state: Any) -> Tensor:
     return torch.randn(8, 2, 12, 12)
 
 
+def basis(rows: int, rank: int, generator: torch.Generator) -> Tensor:
+    """Draw a random basis with orthonormal columns, (rows, rank)."""
+    Q: Tensor = torch.linalg.qr(torch.randn(rows, rank, dtype=torch.float64, generator=generator))[0]
+    return Q
+
+
+def linear(model: nn.Sequential, place: int) -> nn.Linear:
+    """Return the linear layer at a place of a model."""
+    layer = model[place]
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
 def square_net(seed: int = 0) -> nn.Sequential:
-    """Two square matrices, in which full rank is no restriction, and a head: (batch, 24) -> (batch, 3)."""
+    """Make two square layers, which full-rank bases do not restrict, and a head: (batch, 24) -> (batch, 3)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Sequential(nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 3)).double()

@@ -1,4 +1,4 @@
-"""OIALR against what its formulas promise."""
+"""Test OIALR: factorisation, refreshes, cuts, moments and saved states."""
 
 import copy
 from collections.abc import Callable
@@ -12,20 +12,20 @@ import astralora as al
 from astralora import ConfigurationError
 from astralora.lowrank import OIALR
 
-from .conftest import Everything, square_net
+from .conftest import Everything, linear, square_net
 
 ALWAYS: dict[str, Any] = {"delay": 0, "stability_frequency": 1, "network_layer_perc_step": 1.0, "min_rank": 2}
 
 
 def convert(model: nn.Module, **options: Any) -> OIALR:
-    """Factorise every weight now."""
+    """Factorise every weight of a model, and return its OIALR."""
     oialr = OIALR(model, optim.SGD(model.parameters(), lr=0), **{**ALWAYS, "sigma_cutoff_fraction": 0.0, **options})
     oialr.step()
     return oialr
 
 
 def train(model: nn.Module, optimizer: optim.Optimizer, oialr: OIALR | None, steps: int, seed: int = 0) -> None:
-    """Regression on random data of (batch, 24) -> (batch, 3), the same for everyone."""
+    """Train a regression on random data, (batch, 24) -> (batch, 3), which depend on the seed alone."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         x, y = (torch.randn(16, n, dtype=torch.float64, generator=generator) for n in (24, 3))
@@ -39,7 +39,7 @@ def train(model: nn.Module, optimizer: optim.Optimizer, oialr: OIALR | None, ste
 # -- conversion -------------------------------------------------------------------------------
 
 
-def test_conversion_hardly_moves_the_outputs(everything: Everything, images: Tensor) -> None:
+def test_factorising_hardly_changes_the_outputs(everything: Everything, images: Tensor) -> None:
     before = everything(images).detach()
     oialr = convert(everything)
     assert oialr.ranks == {
@@ -53,7 +53,7 @@ def test_conversion_hardly_moves_the_outputs(everything: Everything, images: Ten
     assert float((everything(images).detach() - before).abs().max()) <= 1e-5
 
 
-def test_attention_answers_alike_on_its_fast_path(everything: Everything, images: Tensor) -> None:
+def test_factorising_keeps_the_fast_path_of_attention(everything: Everything, images: Tensor) -> None:
     x = torch.randn(2, 5, 16)
     attention = everything.attention.eval()
     with torch.no_grad():
@@ -64,22 +64,25 @@ def test_attention_answers_alike_on_its_fast_path(everything: Everything, images
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
-def test_queries_keys_and_values_of_different_sizes_are_covered(a_throwaway_global_random_state: Any) -> None:
+def test_queries_keys_and_values_of_different_sizes_are_factored(
+    a_throwaway_global_random_state: Any,
+) -> None:
     model = nn.MultiheadAttention(8, 2, kdim=6, vdim=5)
     oialr = OIALR(model, min_rank=2, keep_last_layer=False)
     assert list(oialr.ranks) == ["q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"]
 
 
-def test_the_gradient_of_sigma_is_that_of_the_weight_between_the_bases(everything: Everything, images: Tensor) -> None:
+def test_the_gradient_of_sigma_is_the_weight_gradient_between_the_bases(everything: Everything, images: Tensor) -> None:
     everything.double()
     (everything(images.double()).square().sum()).backward()
-    whole = {weight: weight.trained.grad.flatten(1) for weight in OIALR(everything, min_rank=2).weights}  # type: ignore[union-attr]
+    gradients = [weight.trained.grad for weight in OIALR(everything, min_rank=2).weights]
     oialr = convert(everything)
     everything.zero_grad()
     everything(images.double()).square().sum().backward()
-    for weight, G in zip(oialr.weights, whole.values(), strict=True):
+    for weight, G in zip(oialr.weights, gradients, strict=True):
+        assert G is not None
         U, V = weight.bases
-        torch.testing.assert_close(weight.trained.grad, U.T @ G @ V)
+        torch.testing.assert_close(weight.trained.grad, U.T @ G.flatten(1) @ V)
 
 
 def test_the_bases_get_no_gradient_and_no_update(everything: Everything, images: Tensor) -> None:
@@ -104,7 +107,7 @@ def test_autocast_multiplies_the_factors_in_full_precision(everything: Everythin
 
 
 def disturb(oialr: OIALR, generator: torch.Generator) -> None:
-    """A core such as training leaves: not diagonal any more."""
+    """Add noise to Sigma, so that it is not diagonal any more, as after training."""
     with torch.no_grad():
         for weight in oialr.weights:
             weight.trained.add_(0.3 * torch.randn(weight.trained.shape, generator=generator).to(weight.trained))
@@ -132,7 +135,7 @@ def test_a_refresh_without_a_cut_leaves_weights_as_they_are_and_bases_orthonorma
             assert float((basis.T @ basis - eye).abs().max()) <= 1e-5
 
 
-def test_a_cut_changes_the_weight_by_what_it_drops(generator: torch.Generator) -> None:
+def test_a_cut_changes_the_weight_by_the_dropped_singular_values(generator: torch.Generator) -> None:
     model = square_net()
     oialr = convert(model)
     disturb(oialr, generator)
@@ -153,17 +156,17 @@ def test_a_nearly_flat_spectrum_is_halved_at_every_update_down_to_the_floor(
     s = torch.full((32,), 0.89)
     s[0] = 1
     with torch.no_grad():
-        model[0].weight.copy_(torch.diag(s))
+        linear(model, 0).weight.copy_(torch.diag(s))
     optimizer = optim.SGD(model.parameters(), lr=0)
     oialr = OIALR(model, optimizer, **{**ALWAYS, "min_rank": 3, "sigma_cutoff_fraction": 0.9})
-    ranks = []
+    ranks: list[int] = []
     for _ in range(6):
         oialr.step()
         ranks += oialr.ranks.values()
     assert ranks == [16, 8, 4, 3, 3, 3]
 
 
-def test_updates_reach_further_from_the_last_weight_on(a_throwaway_global_random_state: Any) -> None:
+def test_updates_include_more_weights_each_time_from_the_last_on(a_throwaway_global_random_state: Any) -> None:
     model = nn.Sequential(*(nn.Linear(16, 16) for _ in range(5)))
     options = {**ALWAYS, "delay": 2, "stability_frequency": 3, "network_layer_perc_step": 0.25}
     oialr = OIALR(model, optim.SGD(model.parameters(), lr=0), sigma_cutoff_fraction=0.999, **options)
@@ -171,7 +174,7 @@ def test_updates_reach_further_from_the_last_weight_on(a_throwaway_global_random
     for _ in range(12):
         oialr.step()
         found.append(list(oialr.ranks.values()))
-    # Four weights, the last layer aside: one more is reached at steps 2, 5, 8 and 11.
+    # Four weights without the last layer: one more joins at steps 2, 5, 8 and 11.
     assert found[0] == [16, 16, 16, 16]
     assert found[1] == found[3] == [16, 16, 16, 8]
     assert found[4] == [16, 16, 8, 4]
@@ -189,8 +192,8 @@ def test_nothing_is_factored_before_the_delay(a_throwaway_global_random_state: A
 # -- which weights ----------------------------------------------------------------------------
 
 
-def test_first_and_last_layers_are_kept_as_asked(everything: Everything) -> None:
-    def names(**options: bool) -> list[str]:
+def test_first_and_last_layers_stay_whole_if_requested(everything: Everything) -> None:
+    def names(**options: Any) -> list[str]:
         return [name.partition(".")[0] for name in OIALR(everything, min_rank=2, **options).ranks]
 
     assert names() == ["conv2d", "conv1d", "attention", "attention", "linear"]
@@ -198,7 +201,7 @@ def test_first_and_last_layers_are_kept_as_asked(everything: Everything) -> None
     assert names(keep_last_layer=False)[-1] == "head"
 
 
-def test_what_cannot_or_need_not_be_factored_is_left_alone_and_says_why(a_throwaway_global_random_state: Any) -> None:
+def test_shared_frozen_and_narrow_weights_stay_whole_with_a_reason(a_throwaway_global_random_state: Any) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -220,7 +223,7 @@ def test_what_cannot_or_need_not_be_factored_is_left_alone_and_says_why(a_throwa
     }
 
 
-def test_a_device_layer_stays_on_its_device(a_throwaway_global_random_state: Any, simulated: Any) -> None:
+def test_a_device_layer_is_not_factored(a_throwaway_global_random_state: Any, simulated: Any) -> None:
     model = nn.Sequential(nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, 3))
     al.attach(model, {"2": simulated("matvec", 12, 10)})
     assert list(OIALR(model, min_rank=2).ranks) == ["0.weight"]
@@ -229,19 +232,19 @@ def test_a_device_layer_stays_on_its_device(a_throwaway_global_random_state: Any
 # -- stability --------------------------------------------------------------------------------
 
 
-def test_by_stability_a_weight_is_factored_when_its_own_bases_stay(generator: torch.Generator) -> None:
+def test_by_stability_each_weight_is_factored_when_its_bases_have_settled(generator: torch.Generator) -> None:
     model = square_net()
     optimizer = optim.SGD(model.parameters(), lr=0)
     oialr = OIALR(model, optimizer, criterion="stability", sigma_cutoff_fraction=0.0, **ALWAYS)
     factored = []
     for step in range(6):
         with torch.no_grad():
-            if step < 3:  # the second stops moving later
-                model[2].weight.copy_(torch.randn(24, 24, dtype=torch.float64, generator=generator))
-            model[0].weight.mul_(1.1)  # which moves no basis
+            if step < 3:  # the second weight changes its bases up to step 2
+                linear(model, 2).weight.copy_(torch.randn(24, 24, dtype=torch.float64, generator=generator))
+            linear(model, 0).weight.mul_(1.1)  # scaling changes no basis
         oialr.step()
         factored.append([weight.is_factored for weight in oialr.weights])
-    # Two overlaps in a row need three looks: steps 0 to 2, and 2 to 4.
+    # Two overlaps in a row need three updates: steps 0 to 2, and 2 to 4.
     assert factored == [[False, False], [False, False], [True, False], [True, False], [True, True], [True, True]]
     assert oialr.overlaps["0.weight"] == pytest.approx(1)
 
@@ -250,18 +253,18 @@ def test_by_stability_a_weight_is_factored_when_its_own_bases_stay(generator: to
 
 
 @pytest.mark.parametrize("options", [{"momentum": 0.9}, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01}])
-def test_sgd_with_momentum_sees_no_change_at_all(options: dict[str, Any]) -> None:
-    found = []
-    for switched in (False, True):
+def test_sgd_with_momentum_trains_factored_weights_as_whole_ones(options: dict[str, Any]) -> None:
+    trained = []
+    for factored in (False, True):
         model = square_net()
         optimizer = optim.SGD(model.parameters(), lr=0.05, **options)
         oialr = None
-        if switched:
+        if factored:
             oialr = OIALR(model, optimizer, **{**ALWAYS, "delay": 7, "sigma_cutoff_fraction": 0.0})
         train(model, optimizer, oialr, steps=30)
-        found.append([module.weight.detach() for module in model if isinstance(module, nn.Linear)])
-    for whole, factored in zip(*found, strict=True):
-        torch.testing.assert_close(factored, whole, rtol=1e-9, atol=1e-9)
+        trained.append([module.weight.detach() for module in model if isinstance(module, nn.Linear)])
+    for whole_weight, factored_weight in zip(*trained, strict=True):
+        torch.testing.assert_close(factored_weight, whole_weight, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("criterion", ["time", "stability"])
@@ -275,7 +278,7 @@ def test_sgd_with_momentum_sees_no_change_at_all(options: dict[str, Any]) -> Non
     ],
     ids=["sgd", "adamw", "amsgrad", "rmsprop"],
 )
-def test_a_learning_rate_of_0_moves_nothing(make: Callable[[Any], optim.Optimizer], criterion: Any) -> None:
+def test_a_learning_rate_of_0_changes_no_weight(make: Callable[[Any], optim.Optimizer], criterion: Any) -> None:
     model = square_net()
     before = [module.weight.detach().clone() for module in model if isinstance(module, nn.Linear)]
     optimizer = make(model.parameters())
@@ -287,7 +290,7 @@ def test_a_learning_rate_of_0_moves_nothing(make: Callable[[Any], optim.Optimize
         torch.testing.assert_close(new, old, rtol=1e-12, atol=1e-12)
 
 
-def test_training_goes_on_with_sigma_in_its_group() -> None:
+def test_sigma_is_trained_in_the_group_of_its_weight() -> None:
     model = square_net()
     slow, fast = list(model[0].parameters()), [*model[2].parameters(), *model[4].parameters()]
     optimizer = optim.AdamW([{"params": slow, "lr": 0.0}, {"params": fast, "lr": 0.01}])
@@ -298,7 +301,7 @@ def test_training_goes_on_with_sigma_in_its_group() -> None:
     assert id(first.trained) in groups[0]
     assert id(second.trained) in groups[1]
     assert {id(p) for p in model.parameters() if p.requires_grad} == groups[0] | groups[1]
-    assert set(map(id, optimizer.state)) <= groups[0] | groups[1], "nothing is remembered of what is gone"
+    assert set(map(id, optimizer.state)) <= groups[0] | groups[1], "no state is left of replaced weights"
     before = matrices(oialr)
     oialr.delay = 10**6
     train(model, optimizer, oialr, steps=3)
@@ -309,7 +312,7 @@ def test_training_goes_on_with_sigma_in_its_group() -> None:
 # -- sizes ------------------------------------------------------------------------------------
 
 
-def test_what_is_trained_and_what_there_is_are_told_apart() -> None:
+def test_size_counts_trainable_total_and_whole_parameters() -> None:
     model = square_net()
     whole = sum(parameter.numel() for parameter in model.parameters())
     oialr = OIALR(model, optim.SGD(model.parameters(), lr=0), **{**ALWAYS, "sigma_cutoff_fraction": 0.999})
@@ -327,7 +330,7 @@ def test_what_is_trained_and_what_there_is_are_told_apart() -> None:
 
 @pytest.mark.parametrize("order", ["oialr first", "model first", "optimizer first"])
 @pytest.mark.parametrize("criterion", ["time", "stability"])
-def test_goes_on_exactly_in_a_fresh_model_after_ranks_have_changed(order: str, criterion: Any) -> None:
+def test_a_fresh_model_continues_exactly_after_the_ranks_have_changed(order: str, criterion: Any) -> None:
     def fresh(seed: int) -> tuple[nn.Module, optim.Optimizer, OIALR]:
         model = square_net(seed)
         optimizer = optim.AdamW(model.parameters(), lr=0.003)
@@ -352,13 +355,13 @@ def test_goes_on_exactly_in_a_fresh_model_after_ranks_have_changed(order: str, c
     assert second[2].ranks == ranks
     for parts in (first, second):
         train(*parts, steps=10, seed=5)
-    assert second[2].ranks == oialr.ranks != ranks, "updates go on"
+    assert second[2].ranks == oialr.ranks != ranks, "updates continue"
     for ours, theirs in zip(second[0].state_dict().items(), model.state_dict().items(), strict=True):
         assert ours[0] == theirs[0]
         assert torch.equal(ours[1], theirs[1])
 
 
-def test_a_model_alone_takes_factors_of_any_rank_and_whole_weights(a_throwaway_global_random_state: Any) -> None:
+def test_a_model_loads_factors_of_any_rank_and_whole_weights(a_throwaway_global_random_state: Any) -> None:
     trained = square_net()
     whole = {name: value.clone() for name, value in trained.state_dict().items()}
     oialr = convert(trained)
@@ -374,7 +377,7 @@ def test_a_model_alone_takes_factors_of_any_rank_and_whole_weights(a_throwaway_g
     assert all(torch.equal(value, whole[name]) for name, value in model.state_dict().items())
 
 
-def test_training_goes_on_from_values_of_before_the_ranks_changed() -> None:
+def test_training_continues_from_values_saved_before_the_ranks_changed() -> None:
     model = square_net()
     optimizer = optim.AdamW(model.parameters(), lr=0.003)
     oialr = OIALR(model, optimizer, **{**ALWAYS, "delay": 3, "stability_frequency": 2, "sigma_cutoff_fraction": 0.9})
@@ -382,9 +385,9 @@ def test_training_goes_on_from_values_of_before_the_ranks_changed() -> None:
     train(model, optimizer, oialr, steps=4)
     assert all(weight.is_factored for weight in oialr.weights)
     model.load_state_dict(best)
-    assert all(weight.trained not in optimizer.state for weight in oialr.weights), "it was about other matrices"
+    assert all(weight.trained not in optimizer.state for weight in oialr.weights), "the state was of other matrices"
     train(model, optimizer, oialr, steps=4)
-    assert all(weight.is_factored for weight in oialr.weights), "and updates go on"
+    assert all(weight.is_factored for weight in oialr.weights), "updates continue"
 
 
 def test_the_state_of_another_model_is_refused(everything: Everything) -> None:
@@ -395,7 +398,7 @@ def test_the_state_of_another_model_is_refused(everything: Everything) -> None:
     assert oialr.state_dict() == before
 
 
-def test_torch_makes_a_plain_model_of_it_again(everything: Everything, images: Tensor) -> None:
+def test_torch_restores_a_plain_model(everything: Everything, images: Tensor) -> None:
     oialr = convert(everything)
     before = everything(images)
     for weight in oialr.weights:
@@ -420,11 +423,11 @@ def test_torch_makes_a_plain_model_of_it_again(everything: Everything, images: T
         ({"min_rank": 24}, "no weight to factorise in this model .*smaller side, 24"),
     ],
 )
-def test_refuses_options_that_mean_nothing(options: dict[str, Any], complaint: str) -> None:
+def test_options_outside_of_their_range_are_refused(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigurationError, match=complaint):
         OIALR(square_net(), **options)
 
 
-def test_a_model_to_load_into_is_not_trained() -> None:
+def test_a_step_without_an_optimizer_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="only with its optimizer"):
         OIALR(square_net()).step()

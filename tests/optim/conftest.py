@@ -1,4 +1,4 @@
-"""Models that tests of optimizers train."""
+"""Provide models and batches for tests of optimizers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-# No test asks a hub for anything; libraries read this when they are imported.
+# Tests do not use the network; Hugging Face's libraries read this at import.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture
 def net(a_throwaway_global_random_state: Any) -> nn.Sequential:
-    """Matrices, a convolution that is worth compressing, and small vectors."""
+    """Make a model with matrices, a convolution that compression makes smaller, and small vectors."""
     return nn.Sequential(
         nn.Conv2d(1, 8, 3),
         nn.Tanh(),
@@ -30,5 +30,5 @@ def net(a_throwaway_global_random_state: Any) -> nn.Sequential:
 
 @pytest.fixture
 def batches(a_throwaway_global_random_state: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Four micro-batches of images and targets."""
+    """Draw four micro-batches of images and targets."""
     return [(torch.randn(5, 1, 4, 4), torch.randn(5, 2)) for _ in range(4)]

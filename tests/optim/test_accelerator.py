@@ -1,9 +1,10 @@
-"""The accelerator in an ordinary loop of accelerate, and Flora under the trainer of transformers."""
+"""Test the accelerator in an ordinary loop of accelerate, and Flora under the trainer of transformers."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,15 @@ Batches = list[tuple[Tensor, Tensor]]
 
 @pytest.fixture(autouse=True)
 def a_fresh_process() -> Iterator[None]:
-    """Accelerators of a process share their state."""
+    """Reset the state that all accelerators of a process share."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
+    reset = methodcaller("_reset_state")  # accelerate has no public method
     for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+        reset(state)
     yield
     for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+        reset(state)
 
 
 def accelerator(rank: int | None = 2, parts: int = 4, **options: Any) -> Any:
@@ -41,7 +43,7 @@ def accelerator(rank: int | None = 2, parts: int = 4, **options: Any) -> Any:
 
 
 def loop(acc: Any, model: nn.Module, optimizer: Any, scheduler: Any, batches: Batches) -> None:
-    """As the documentation of accelerate has it."""
+    """Train as the documentation of accelerate shows."""
     for x, y in batches:
         with acc.accumulate(model):
             acc.backward(nn.functional.mse_loss(model(x), y))
@@ -51,35 +53,39 @@ def loop(acc: Any, model: nn.Module, optimizer: Any, scheduler: Any, batches: Ba
             optimizer.zero_grad()
 
 
+def gradients(model: nn.Module) -> list[Tensor]:
+    return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+
 def weights(model: nn.Module) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in model.parameters()]
 
 
-def test_keeps_no_gradient_of_full_size_between_micro_batches(net: nn.Sequential, batches: Batches) -> None:
+def test_no_gradient_of_full_size_is_kept_between_micro_batches(net: nn.Sequential, batches: Batches) -> None:
     acc = accelerator()
     model = acc.prepare(net)
     for place, (x, y) in enumerate(batches):
         with acc.accumulate(model):
             acc.backward(nn.functional.mse_loss(model(x), y))
             compressed = [net[place].weight.grad is None for place in (0, 3, 5)]
-            assert compressed == [place < 3] * 3, "the last micro-batch of four gives them back"
+            assert compressed == [place < 3] * 3, "the last micro-batch of four decompresses them"
     assert not acc.compressor.pending
 
 
-def test_what_it_gives_back_is_what_the_compressor_makes_of_the_mean_loss(net: nn.Sequential, batches: Batches) -> None:
+def test_the_gradients_are_those_of_a_compressor_on_the_mean_loss(net: nn.Sequential, batches: Batches) -> None:
     acc = accelerator(seed=3)
     model = acc.prepare(net)
     for x, y in batches:
         with acc.accumulate(model):
             acc.backward(nn.functional.mse_loss(model(x), y))
-    found = [parameter.grad.clone() for parameter in net.parameters()]
+    found = gradients(net)
     net.zero_grad()
     compressor = al.optim.GradCompressor(net, rank=2, seed=3)
     acc.compressor.remove()
     for x, y in batches:
         (nn.functional.mse_loss(net(x), y) / 4).backward()
     compressor.release()
-    torch.testing.assert_close(found, [parameter.grad for parameter in net.parameters()])
+    torch.testing.assert_close(found, gradients(net))
 
 
 @pytest.mark.parametrize("rank", [None, 2])
@@ -94,7 +100,7 @@ def test_the_learning_rate_schedule_is_followed(rank: int | None, net: nn.Sequen
         rates.append(flora.param_groups[0]["lr"])
         loop(acc, model, optimizer, scheduler, batches)
         moved.append(not all(torch.equal(a, b) for a, b in zip(before, weights(net), strict=True)))
-    assert rates == [0.1, 0.05], "one step of the schedule for each step of the optimizer, not for each micro-batch"
+    assert rates == [0.1, 0.05], "the schedule steps with the optimizer and not with each micro-batch"
     before = weights(net)
     scheduler = None  # the rate stays at the last value, 0
     loop(acc, model, optimizer, scheduler, batches)
@@ -102,7 +108,7 @@ def test_the_learning_rate_schedule_is_followed(rank: int | None, net: nn.Sequen
     assert moved == [True, True, False]
 
 
-def test_a_single_micro_batch_is_left_as_it_is(net: nn.Sequential, batches: Batches) -> None:
+def test_a_single_micro_batch_is_not_compressed(net: nn.Sequential, batches: Batches) -> None:
     found = []
     for rank in (None, 2):
         acc = accelerator(rank, parts=1)
@@ -111,11 +117,11 @@ def test_a_single_micro_batch_is_left_as_it_is(net: nn.Sequential, batches: Batc
         x, y = batches[0]
         with acc.accumulate(model):
             acc.backward(nn.functional.mse_loss(model(x), y))
-        found.append([parameter.grad.clone() for parameter in net.parameters()])
+        found.append(gradients(net))
     torch.testing.assert_close(*found)
 
 
-def test_without_a_rank_it_is_the_accelerator_of_accelerate(net: nn.Sequential, batches: Batches) -> None:
+def test_without_a_rank_it_trains_as_the_accelerator_of_accelerate(net: nn.Sequential, batches: Batches) -> None:
     import copy
 
     found = []
@@ -136,13 +142,11 @@ def test_gradients_can_be_clipped_by_their_global_norm(net: nn.Sequential, batch
             acc.backward(nn.functional.mse_loss(model(x), y))
             if acc.sync_gradients:
                 acc.clip_grad_norm_(model.parameters(), 1e-3)
-    norms = [float(parameter.grad.norm()) for parameter in net.parameters()]
+    norms = [float(gradient.norm()) for gradient in gradients(net)]
     assert sum(norm**2 for norm in norms) ** 0.5 == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_groups_that_are_added_and_parameters_that_are_unfrozen_are_trained(
-    net: nn.Sequential, batches: Batches
-) -> None:
+def test_added_groups_and_unfrozen_parameters_are_trained(net: nn.Sequential, batches: Batches) -> None:
     net[3].requires_grad_(False)
     acc = accelerator()
     flora = Flora(net[:5].parameters(), lr=0.1, rank=2, beta1=0.9)
@@ -159,11 +163,11 @@ def test_groups_that_are_added_and_parameters_that_are_unfrozen_are_trained(
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_saves_and_loads_half_an_accumulation(net: nn.Sequential, batches: Batches, tmp_path: Path) -> None:
+def test_an_unfinished_accumulation_is_saved_and_loaded(net: nn.Sequential, batches: Batches, tmp_path: Path) -> None:
     acc = accelerator()
     model, optimizer = acc.prepare(net, Flora(net.parameters(), lr=0.1, rank=2, beta1=0.9))
     loop(acc, model, optimizer, None, batches)
-    # Small gradients stay in .grad, which no checkpoint of accelerate holds: here, only compressed ones count.
+    # Checkpoints of accelerate do not hold .grad, where small gradients stay: this test compares compressed ones.
     loop(acc, model, optimizer, None, batches[:2])
     acc.save_state(str(tmp_path))
     sums = {place: total.clone() for place, total in acc.compressor.state_dict()["sums"].items()}
@@ -175,7 +179,7 @@ def test_saves_and_loads_half_an_accumulation(net: nn.Sequential, batches: Batch
     assert all(torch.equal(state["sums"][place], total) for place, total in sums.items())
 
 
-def test_what_keeps_gradients_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_back_ends_that_keep_gradients_themselves_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from accelerate.utils import DistributedType
 
     monkeypatch.setattr(accelerate.Accelerator, "distributed_type", DistributedType.FSDP)
@@ -184,12 +188,12 @@ def test_what_keeps_gradients_itself_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("options", [{"rank": 0}, {"projection": "sparse"}])
-def test_what_cannot_work_is_refused(options: dict[str, Any]) -> None:
+def test_invalid_arguments_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="must be"):
         accelerator(**options)
 
 
-def test_without_accelerate_one_sentence_names_the_extra(tmp_path: Path) -> None:
+def test_without_accelerate_the_error_names_the_extra(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import sys, importlib.abc\n"
         "class Missing(importlib.abc.MetaPathFinder):\n"
@@ -207,7 +211,7 @@ def test_without_accelerate_one_sentence_names_the_extra(tmp_path: Path) -> None
     )
 
 
-def test_accelerate_is_loaded_only_by_its_accelerator() -> None:
+def test_accelerate_is_imported_by_the_accelerator_only() -> None:
     code = (
         "import sys, astralora as al\n"
         "assert 'astralora.optim' not in sys.modules\n"
@@ -221,7 +225,7 @@ def test_accelerate_is_loaded_only_by_its_accelerator() -> None:
 
 
 def process(number: int) -> dict[str, Any]:
-    """One of two processes, on its half of every micro-batch."""
+    """Train as one of two processes on its half of every micro-batch."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 24), nn.Tanh(), nn.Linear(24, 24), nn.Linear(24, 2))
     acc = accelerator()
@@ -230,14 +234,14 @@ def process(number: int) -> dict[str, Any]:
     model, optimizer = acc.prepare(net, flora)
     batches = [(torch.randn(6, 8), torch.randn(6, 2)) for _ in range(4)]
     grads: list[Tensor] = []
-    flora.register_step_pre_hook(lambda *_: grads.extend(p.grad.clone() for p in net.parameters()))
+    flora.register_step_pre_hook(lambda *_: grads.extend(gradients(net)))
     loop(acc, model, optimizer, None, [(x.chunk(2)[number], y.chunk(2)[number]) for x, y in batches])
     return {"weights": weights(net), "grads": grads}
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("a_throwaway_global_random_state")
-def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
+def test_two_processes_take_the_same_step_as_one(tmp_path: Path) -> None:
     first, second = in_two_processes(process, tmp_path)
     torch.testing.assert_close(first["weights"], second["weights"], rtol=0, atol=0)
     torch.manual_seed(0)
@@ -248,7 +252,7 @@ def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
     for x, y in batches:
         with acc.accumulate(model):
             acc.backward(nn.functional.mse_loss(model(x), y))
-    torch.testing.assert_close([p.grad for p in net.parameters()], first["grads"], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gradients(net), first["grads"], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")

@@ -1,4 +1,4 @@
-"""The core of Flora against Adafactor of two other libraries, and against its formulas."""
+"""Test the update of Flora against the Adafactor of two other libraries and against its formulas."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def parameters(generator: torch.Generator) -> list[nn.Parameter]:
 
 
 def descend(optimizer: torch.optim.Optimizer, steps: int, seed: int = 5) -> list[Tensor]:
-    """Gradients that depend on the parameters, and differ tenfold from step to step."""
+    """Step along gradients that depend on the parameters and differ tenfold from step to step."""
     generator = torch.Generator().manual_seed(seed)
     (group,) = optimizer.param_groups
     for step in range(steps):
@@ -41,12 +41,12 @@ def both(generator: torch.Generator) -> tuple[list[nn.Parameter], list[nn.Parame
         {"lr": 0.01, "eps": (1e-3, 0.5), "clip_threshold": 0.3, "decay_rate": -0.5},
         {"relative_step": True},
         {"relative_step": True, "warmup_init": True, "weight_decay": 0.1},
-        # With a momentum, theirs scales each update before it is averaged: the same for a constant step size.
+        # With momentum, transformers scales updates before it averages them: the same for a constant step size.
         {"lr": 0.01, "scale_parameter": False, "beta1": 0.9},
     ],
     ids=str,
 )
-def test_is_the_adafactor_of_transformers(options: dict[str, Any], generator: torch.Generator) -> None:
+def test_updates_equal_those_of_adafactor_in_transformers(options: dict[str, Any], generator: torch.Generator) -> None:
     transformers = pytest.importorskip("transformers")
     ours, theirs = both(generator)
     reference = transformers.Adafactor(theirs, **{"relative_step": False, **options})
@@ -54,16 +54,16 @@ def test_is_the_adafactor_of_transformers(options: dict[str, Any], generator: to
         torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-9)
 
 
-def test_is_the_adafactor_of_torch_where_both_have_the_same_law(generator: torch.Generator) -> None:
+def test_updates_equal_those_of_adafactor_in_torch_where_the_formulas_agree(generator: torch.Generator) -> None:
     ours, theirs = both(generator)
-    # torch's step size is min(lr, 1 / sqrt(t)) max(eps2, RMS(p)), and its eps1 bounds v from below: here both vanish.
+    # In torch the step size is min(lr, 1 / sqrt(t)) max(eps2, RMS(p)), and eps1 bounds v from below: no effect here.
     reference = torch.optim.Adafactor(theirs, lr=0.01, beta2_decay=-0.8, eps=(1e-60, 1e-3), d=1.0, weight_decay=0.0)
     mine = descend(al.optim.Flora(ours, lr=0.01, eps=(1e-60, 1e-3)), 8)
     for our, their in zip(mine, descend(reference, 8), strict=True):
         torch.testing.assert_close(our, their, rtol=1e-6, atol=1e-9)
 
 
-def test_the_second_moment_can_be_kept_for_every_entry(generator: torch.Generator) -> None:
+def test_the_second_moment_of_every_entry_can_be_stored(generator: torch.Generator) -> None:
     parameter = nn.Parameter(torch.randn(5, 8, generator=generator, dtype=torch.float64))
     optimizer = al.optim.Flora(
         [parameter], lr=0.01, factorize_second_moment=False, scale_parameter=False, clip_threshold=1e9
@@ -96,19 +96,19 @@ def test_half_precision_is_computed_in_float32(
     full = nn.Parameter(half.detach().float())
     low, high = (al.optim.Flora([parameter], lr=0.01, **options) for parameter in (half, full))
     for _ in range(4):
-        # Of which the squares leave the range of float16.
+        # The squares of these gradients are outside of the range of float16.
         half.grad = (1e3 * torch.randn(6, 10, generator=generator)).to(dtype)
         full.grad = half.grad.float()
         low.step()
         high.step()
-        # Only the parameter itself is rounded, once a step.
+        # Each step rounds the parameter itself only.
         assert torch.equal(half.detach(), full.detach().to(dtype))
         full.data.copy_(half.detach())
     floating = [value for value in low.state[half].values() if isinstance(value, Tensor)]
     assert {value.dtype for value in floating} == {torch.float32}
 
 
-def test_a_gradient_of_zeros_moves_nothing(generator: torch.Generator) -> None:
+def test_a_gradient_of_zeros_changes_no_parameter(generator: torch.Generator) -> None:
     parameter = nn.Parameter(torch.randn(6, 10, generator=generator))
     before = parameter.detach().clone()
     optimizer = al.optim.Flora([parameter], lr=0.1, rank=2, beta1=0.9)

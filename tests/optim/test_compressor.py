@@ -1,4 +1,4 @@
-"""Compressed accumulation against the gradients that it sums up."""
+"""Test compressed accumulation against the sum of the gradients."""
 
 import copy
 from typing import Any
@@ -13,7 +13,7 @@ from astralora.optim import Flora, GradCompressor
 
 Batches = list[tuple[Tensor, Tensor]]
 COMPRESSED = ("0.weight", "3.weight", "5.weight")
-"""Of `net`, at rank 2: 8 x 9, 24 x 32 and 32 x 24; 7.weight has only two rows."""
+"""Compressed weights of `net` at rank 2: 8 x 9, 24 x 32 and 32 x 24; 7.weight has only two rows."""
 
 
 def accumulate(net: nn.Module, batches: Batches) -> None:
@@ -32,7 +32,9 @@ def dense(net: nn.Module, batches: Batches) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("during_backward", [True, False])
-def test_only_what_is_worth_it_is_compressed_and_freed(during_backward: bool, net: nn.Module, batches: Batches) -> None:
+def test_only_gradients_that_become_smaller_are_compressed(
+    during_backward: bool, net: nn.Module, batches: Batches
+) -> None:
     expected = dense(net, batches)
     compressor = GradCompressor(net, rank=2, during_backward=during_backward)
     for x, y in batches:
@@ -48,9 +50,9 @@ def test_only_what_is_worth_it_is_compressed_and_freed(during_backward: bool, ne
     assert {name: grad.shape for name, grad in gradients(net).items()} == {n: g.shape for n, g in expected.items()}
 
 
-def test_is_the_sum_of_the_gradients_without_bias(net: nn.Module, batches: Batches) -> None:
+def test_the_result_is_the_sum_of_the_gradients_without_bias(net: nn.Module, batches: Batches) -> None:
     expected, draws = dense(net, batches), 300
-    compressor = GradCompressor(net, rank=2)  # of which every accumulation has another projection
+    compressor = GradCompressor(net, rank=2)  # each accumulation draws another projection
     found: dict[str, list[Tensor]] = {name: [] for name in COMPRESSED}
     for _ in range(draws):
         net.zero_grad()
@@ -67,34 +69,34 @@ def test_is_the_sum_of_the_gradients_without_bias(net: nn.Module, batches: Batch
         assert float(relative.mean()) == pytest.approx((d + 1) / 2, abs=4 * float(relative.std()) / draws**0.5)
 
 
-def test_no_more_than_one_gradient_is_alive(net: nn.Module, batches: Batches) -> None:
-    alive: list[int] = []
+def test_at_most_one_compressed_gradient_exists_at_a_time(net: nn.Module, batches: Batches) -> None:
+    counts: list[int] = []
     weights = [parameter for name, parameter in net.named_parameters() if name in COMPRESSED]
 
     def count(_: Tensor) -> None:
-        alive.append(sum(parameter.grad is not None for parameter in weights))
+        counts.append(sum(parameter.grad is not None for parameter in weights))
 
-    for weight in weights:  # before the compressor's own hooks
+    for weight in weights:  # these hooks run before the compressor's
         weight.register_post_accumulate_grad_hook(count)
     compressor = GradCompressor(net, rank=2)
     accumulate(net, batches)
-    assert alive == [1] * len(weights) * len(batches)
+    assert counts == [1] * len(weights) * len(batches)
 
-    class Counts(Flora):
+    class CountingFlora(Flora):
         def step_parameter(self, parameter: Tensor) -> None:
             count(parameter)
             super().step_parameter(parameter)
 
-    alive.clear()
-    compressor.release(Counts(weights, lr=0.01))
-    assert alive == [1] * len(weights)
+    counts.clear()
+    compressor.release(CountingFlora(weights, lr=0.01))
+    assert counts == [1] * len(weights)
 
 
-def test_releasing_into_an_optimizer_is_releasing_and_stepping(net: nn.Module, batches: Batches) -> None:
+def test_release_with_an_optimizer_equals_release_and_step(net: nn.Sequential, batches: Batches) -> None:
     other = copy.deepcopy(net)
     for each, into in ((net, True), (other, False)):
         compressor = GradCompressor(each, rank=2)
-        optimizer = Flora(each[3:].parameters(), lr=0.01, rank=2, beta1=0.5)  # type: ignore[index]
+        optimizer = Flora(each[3:].parameters(), lr=0.01, rank=2, beta1=0.5)
         for _ in range(2):
             accumulate(each, batches)
             if into:
@@ -120,7 +122,7 @@ def test_accumulators_are_never_larger_than_the_gradient(dtype: torch.dtype) -> 
 
 
 def test_half_precision_accumulates_in_float32() -> None:
-    # In bfloat16, 1 + 1/512 is 1.
+    # In bfloat16, 1 + 1/512 rounds to 1.
     parameter = nn.Parameter(torch.zeros(32, 32, dtype=torch.bfloat16))
     compressor = GradCompressor([parameter], rank=8)
     full = nn.Parameter(torch.zeros(32, 32))
@@ -128,18 +130,18 @@ def test_half_precision_accumulates_in_float32() -> None:
     for size in [1.0, *[1 / 512] * 512]:
         for each in (parameter, full):
             (each.sum() * size).backward()
-    for each in (compressor, reference):
-        each.release()
+    compressor.release()
+    reference.release()
     assert parameter.grad is not None
     assert full.grad is not None
     assert torch.equal(parameter.grad, full.grad.bfloat16())
 
 
-def test_every_accumulation_has_another_subspace_and_the_same_seed_the_same_ones() -> None:
+def test_each_accumulation_draws_another_subspace_from_the_seed() -> None:
     def run(seed: int) -> list[Tensor]:
         parameter = nn.Parameter(torch.ones(16, 16))
         compressor = GradCompressor([parameter], rank=2, seed=seed)
-        found = []
+        found: list[Tensor] = []
         for _ in range(2):
             parameter.grad = None
             parameter.sum().backward()
@@ -154,13 +156,13 @@ def test_every_accumulation_has_another_subspace_and_the_same_seed_the_same_ones
     assert not torch.equal(first[0], other[0])
 
 
-@pytest.mark.parametrize("half_way", [True, False])
-def test_goes_on_bit_for_bit(half_way: bool, net: nn.Module, batches: Batches) -> None:
+@pytest.mark.parametrize("unfinished", [True, False])
+def test_a_restored_state_continues_bit_for_bit(unfinished: bool, net: nn.Module, batches: Batches) -> None:
     compressor = GradCompressor(net, rank=2)
     accumulate(net, batches)
     compressor.release()
     net.zero_grad()
-    if half_way:
+    if unfinished:
         accumulate(net, batches[:2])
     resumed_net = copy.deepcopy(net)
     for parameter, other in zip(net.parameters(), resumed_net.parameters(), strict=True):
@@ -174,20 +176,20 @@ def test_goes_on_bit_for_bit(half_way: bool, net: nn.Module, batches: Batches) -
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_state_of_other_projections_is_refused() -> None:
+def test_a_state_with_other_projections_is_refused() -> None:
     parameter = nn.Parameter(torch.ones(16, 16))
     state = GradCompressor([parameter], rank=2).state_dict()
-    with pytest.raises(ConfigurationError, match="compressed with rank=2, and cannot go on with rank=3"):
+    with pytest.raises(ConfigurationError, match="compressed with rank=2, and cannot continue with rank=3"):
         GradCompressor([parameter], rank=3).load_state_dict(state)
 
 
 @pytest.mark.parametrize("options", [{"rank": 0}, {"rank": 2, "projection": "sparse"}])
-def test_what_cannot_work_is_refused(options: dict[str, Any], net: nn.Module) -> None:
+def test_invalid_arguments_are_refused(options: dict[str, Any], net: nn.Module) -> None:
     with pytest.raises(ConfigurationError, match="must be"):
         GradCompressor(net, **options)
 
 
-def test_what_is_unfrozen_or_added_later_is_compressed_from_the_next_accumulation(
+def test_unfrozen_and_added_parameters_are_compressed_from_the_next_accumulation(
     net: nn.Sequential, batches: Batches
 ) -> None:
     net[3].requires_grad_(False)
@@ -203,7 +205,7 @@ def test_what_is_unfrozen_or_added_later_is_compressed_from_the_next_accumulatio
     assert absent == {*COMPRESSED, "9.weight"}
 
 
-def test_what_was_accumulated_can_still_be_released_after_the_end(net: nn.Module, batches: Batches) -> None:
+def test_release_works_after_removal(net: nn.Module, batches: Batches) -> None:
     with GradCompressor(net, rank=2) as compressor:
         accumulate(net, batches)
     compressor.release()
@@ -217,20 +219,21 @@ def test_what_was_accumulated_can_still_be_released_after_the_end(net: nn.Module
 # -- with devices ---------------------------------------------------------------------------
 
 
-def on_device(simulated: Any, **options: Any) -> nn.Sequential:
+def on_device(simulated: Any, **options: Any) -> tuple[nn.Module, nn.Parameter]:
+    """Make a model with a device layer, and return it with the device's controls."""
     net = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 12))
-    return al.attach(net, {"2": simulated("matvec", 16, 12)}, **options)  # type: ignore[return-value]
+    model = al.attach(net, {"2": simulated("matvec", 16, 12)}, **options)
+    return model, model.get_parameter("2.controls")
 
 
 @pytest.mark.usefixtures("a_throwaway_global_random_state")
 def test_zero_order_gradients_accumulate_without_a_dense_buffer(simulated: Any) -> None:
-    net = on_device(simulated, estimator="gaussian", surrogate="online", samples=20)
-    controls = net[2].controls
+    net, controls = on_device(simulated, estimator="gaussian", surrogate="online", samples=20)
     compressor = GradCompressor(net, rank=3)
     for _ in range(4):
         net(torch.randn(8, 6)).square().sum().backward()
         assert controls.grad is None
-    # 192 controls, folded into 13 x 15; and the matrix of 16 x 6 before them.
+    # 192 controls, folded into 13 x 15, and the matrix of 16 x 6.
     assert compressor.state_bytes() == 4 * 3 * (15 + 16)
     compressor.release()
     assert controls.grad is not None
@@ -238,14 +241,15 @@ def test_zero_order_gradients_accumulate_without_a_dense_buffer(simulated: Any) 
 
 
 @pytest.mark.usefixtures("a_throwaway_global_random_state")
-def test_accumulated_zero_order_gradients_average_to_those_of_the_device(simulated: Any) -> None:
+def test_accumulated_zero_order_gradients_average_to_the_true_gradient(simulated: Any) -> None:
     parts, repeats = 4, 120
     batches = [torch.randn(8, 6) for _ in range(parts)]
-    exact = on_device(simulated, method="exact")
+    exact, exact_controls = on_device(simulated, method="exact")
     for x in batches:
         exact(x).square().sum().backward()
-    truth = exact[2].controls.grad
-    net = on_device(simulated, estimator="gaussian", surrogate="online", samples=40)
+    truth = exact_controls.grad
+    assert truth is not None
+    net, controls = on_device(simulated, estimator="gaussian", surrogate="online", samples=40)
     net.load_state_dict(
         {name: value for name, value in exact.state_dict().items() if not name.endswith("_extra_state")}, strict=False
     )
@@ -256,10 +260,11 @@ def test_accumulated_zero_order_gradients_average_to_those_of_the_device(simulat
         for x in batches:
             net(x).square().sum().backward()
         compressor.release()
-        found.append(net[2].controls.grad.clone())
+        assert controls.grad is not None
+        found.append(controls.grad.clone())
     stacked = torch.stack(found)
     error = (stacked.mean(dim=0) - truth).abs()
-    # The device is linear in its controls, so that its zero-order gradients have no bias of their own.
+    # The device is linear in its controls, so that zero-order gradients have no bias.
     assert (error < 5 * stacked.std(dim=0) / repeats**0.5).all()
-    # Relative variances: 192 / (40 x 4) of the estimates, 14 / 6 of projecting them; 0.05 in all for 120 of them.
+    # Relative variances: 192 / (40 x 4) of the estimates, 14 / 6 of the projections; 0.05 together after 120 repeats.
     assert float(nn.functional.cosine_similarity(stacked.mean(dim=0), truth, dim=0)) > 0.9

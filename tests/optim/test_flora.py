@@ -1,4 +1,4 @@
-"""Flora as an optimizer: what it keeps, what it refuses, and that it goes on where it stopped."""
+"""Test Flora as an optimizer: its state, its refusals, its steps, and saving and loading."""
 
 import copy
 import io
@@ -55,7 +55,7 @@ def copies(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
 
 
 @pytest.mark.parametrize(("shape", "flora", "adam"), [((64, 64), 2_564, 32_772), ((256, 64), 9_476, 131_076)])
-def test_state_is_as_small_as_published(shape: tuple[int, int], flora: int, adam: int) -> None:
+def test_the_state_is_as_small_as_published(shape: tuple[int, int], flora: int, adam: int) -> None:
     parameter = nn.Parameter(torch.ones(shape))
     optimizers = Flora([parameter], lr=0.01, rank=8, beta1=0.9), torch.optim.Adam([parameter])
     assert [state_bytes(optimizer) for optimizer in optimizers] == [0, 0]
@@ -66,7 +66,7 @@ def test_state_is_as_small_as_published(shape: tuple[int, int], flora: int, adam
     assert optimizers[0].state_bytes() == flora
 
 
-def test_state_bytes_are_a_byte_for_each_number_and_a_scale_for_256_when_quantized() -> None:
+def test_a_quantized_state_takes_a_byte_per_number_and_a_scale_per_256() -> None:
     parameter = nn.Parameter(torch.ones(64, 64))
     optimizer = Flora([parameter], lr=0.01, rank=8, beta1=0.9, quantization=True)
     parameter.grad = torch.ones(64, 64)
@@ -75,7 +75,7 @@ def test_state_bytes_are_a_byte_for_each_number_and_a_scale_for_256_when_quantiz
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_momentum_is_never_larger_than_the_weight(shape: tuple[int, ...]) -> None:
+def test_the_momentum_is_never_larger_than_the_weight(shape: tuple[int, ...]) -> None:
     parameter = nn.Parameter(torch.ones(shape))
     optimizer = Flora([parameter], lr=0.01, rank=4, beta1=0.9)
     parameter.grad = torch.ones(shape)
@@ -89,7 +89,7 @@ def test_momentum_is_never_larger_than_the_weight(shape: tuple[int, ...]) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "lr is missing; give one, or let relative_step=True find the step size"),
+        ({}, "lr is missing; give one, or let relative_step=True set the step size"),
         ({"lr": 0.1, "relative_step": True}, "lr=0.1 would have no effect; leave one of them out"),
         ({"lr": 0.1, "warmup_init": True}, "warmup_init=True .* needs relative_step=True"),
         ({"lr": -0.1}, "lr must be at least 0, not -0.1"),
@@ -108,14 +108,12 @@ def test_momentum_is_never_larger_than_the_weight(shape: tuple[int, ...]) -> Non
         ({"lr": 0.1, "quantization": 4}, "quantization must be True, False or 'bitsandbytes', not 4"),
     ],
 )
-def test_what_cannot_work_is_refused_at_construction(
-    options: dict[str, Any], message: str, parameters: list[nn.Parameter]
-) -> None:
+def test_invalid_arguments_are_refused(options: dict[str, Any], message: str, parameters: list[nn.Parameter]) -> None:
     with pytest.raises(ConfigurationError, match=message):
         Flora(parameters, **options)
 
 
-def test_a_group_that_cannot_work_is_refused_and_not_added(parameters: list[nn.Parameter]) -> None:
+def test_a_group_with_invalid_options_is_refused_and_not_added(parameters: list[nn.Parameter]) -> None:
     optimizer = Flora(parameters[:1], lr=0.1)
     with pytest.raises(ConfigurationError, match="rank must be"):
         optimizer.add_param_group({"params": parameters[1:], "rank": -1})
@@ -157,14 +155,14 @@ def test_sparse_and_complex_gradients_are_refused(layout: torch.layout, name: st
 
 
 def momentum_after(steps: int, **options: Any) -> float:
-    """How much of a momentum is left, in square, when it gets nothing new after the first step."""
+    """Return the square of the momentum after steps with zero gradients, relative to the first step."""
     total = 0.0
     for seed in range(10):
         parameter = nn.Parameter(torch.ones(32, 32))
         optimizer = Flora([parameter], lr=0.0, seed=seed, **options)
         first = 0.0
         for step in range(steps):
-            # Zero gradients give zero updates, of whatever second moment.
+            # Zero gradients give zero updates with any second moment.
             parameter.grad = torch.eye(32) if step == 0 else torch.zeros(32, 32)
             optimizer.step()
             first = first or float(optimizer.state[parameter]["moment"].square().sum())
@@ -174,16 +172,16 @@ def momentum_after(steps: int, **options: Any) -> float:
 
 # 1 + d/r = 9 for gaussian, d/r = 8 for orthonormal; (0.95^(2 kappa)) 9 = 1 at kappa = 21.4.
 @pytest.mark.parametrize("projection", ["gaussian", "orthonormal"])
-def test_a_momentum_that_is_moved_too_often_diverges_and_a_warning_says_so(projection: str) -> None:
+def test_a_momentum_that_moves_too_often_diverges_with_a_warning(projection: str) -> None:
     options = {"rank": 4, "beta1": 0.95, "projection": projection}
     with pytest.warns(DivergingMomentumWarning, match=r"32 x 32 at rank 4 .* kappa of at least 2[12]"):
         assert momentum_after(40, kappa=4, **options) > 100
-    # A little above the least kappa, eight moves multiply it by 0.02 in the mean.
+    # A little above the least kappa, eight moves multiply it by 0.02 on average.
     assert momentum_after(8 * 26, kappa=26, **options) < 1
 
 
 @pytest.mark.parametrize("kappa", [21, 22])
-def test_the_warning_begins_where_gain_and_decay_are_even(kappa: int, recwarn: pytest.WarningsRecorder) -> None:
+def test_the_warning_starts_where_growth_equals_decay(kappa: int, recwarn: pytest.WarningsRecorder) -> None:
     warnings.simplefilter("always")
     Flora([nn.Parameter(torch.ones(32, 32))], lr=0.1, rank=4, beta1=0.95, kappa=kappa)
     assert len(recwarn) == (0.95 ** (2 * kappa) * (1 + 32 / 4) >= 1)
@@ -193,7 +191,7 @@ def test_an_exact_projection_never_diverges() -> None:
     Flora([nn.Parameter(torch.ones(8, 8))], lr=0.1, rank=8, beta1=0.999, kappa=1, projection="orthonormal")
 
 
-def test_the_warning_comes_for_groups_that_are_added(parameters: list[nn.Parameter]) -> None:
+def test_added_groups_cause_the_warning_too(parameters: list[nn.Parameter]) -> None:
     optimizer = Flora(parameters[2:3], lr=0.1, rank=2, beta1=0.99, kappa=2)
     with pytest.warns(DivergingMomentumWarning):
         optimizer.add_param_group({"params": parameters[0]})
@@ -203,7 +201,7 @@ def test_the_warning_comes_for_groups_that_are_added(parameters: list[nn.Paramet
 
 
 @pytest.mark.parametrize("options", MODES, ids=str)
-def test_a_learning_rate_of_zero_moves_nothing_however_much_momentum_there_is(
+def test_a_learning_rate_of_zero_changes_no_parameter_despite_momentum(
     options: dict[str, Any], parameters: list[nn.Parameter]
 ) -> None:
     optimizer = Flora(parameters, lr=0.01, **options)
@@ -217,7 +215,7 @@ def test_a_learning_rate_of_zero_moves_nothing_however_much_momentum_there_is(
 def test_descends_a_quadratic(options: dict[str, Any], generator: torch.Generator) -> None:
     target = torch.randn(12, 16, generator=generator)
     parameter = nn.Parameter(torch.zeros(12, 16))
-    # A subspace of 4 of 12 dimensions has to move for all of them to be reached.
+    # A subspace of 4 of 12 dimensions must move to reach all of them.
     options = {"kappa": 20, **options, "weight_decay": 0.0}
     optimizer = Flora([parameter], lr=0.05, scale_parameter=False, **options)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 400)
@@ -228,9 +226,9 @@ def test_descends_a_quadratic(options: dict[str, Any], generator: torch.Generato
     assert float((parameter.detach() - target).norm() / target.norm()) < 0.1
 
 
-def test_momentum_is_the_dense_average_when_the_projection_is_exact(generator: torch.Generator) -> None:
+def test_the_momentum_is_the_dense_average_with_an_exact_projection(generator: torch.Generator) -> None:
     exact, dense = (nn.Parameter(torch.ones(12, 16, dtype=torch.float64)) for _ in range(2))
-    options = {"lr": 0.01, "beta1": 0.9}
+    options: dict[str, Any] = {"lr": 0.01, "beta1": 0.9}
     first = steps(Flora([exact], rank=12, kappa=3, projection="orthonormal", **options), 0, 10)
     second = steps(Flora([dense], **options), 0, 10)
     # The projection itself is orthonormal to double precision.
@@ -246,14 +244,14 @@ def test_the_subspace_moves_every_kappa_steps(parameters: list[nn.Parameter]) ->
     assert numbers == [0] * 19 + [1] * 20 + [2] * 6
 
 
-def test_seeds_give_different_subspaces_and_the_same_seed_the_same_run(parameters: list[nn.Parameter]) -> None:
+def test_the_seed_determines_the_subspaces(parameters: list[nn.Parameter]) -> None:
     runs = [steps(Flora(copies(parameters), lr=0.01, rank=4, beta1=0.9, seed=seed), 0, 4) for seed in (0, 0, 1)]
     assert all(torch.equal(a, b) for a, b in zip(runs[0], runs[1], strict=True))
     changed = [not torch.equal(a, b) for a, b in zip(runs[0], runs[2], strict=True)]
-    assert changed == [True, True, False, False, False], "the compressed ones, and no others"
+    assert changed == [True, True, False, False, False], "the compressed ones only"
 
 
-def test_equal_parameters_have_subspaces_of_their_own(generator: torch.Generator) -> None:
+def test_equal_parameters_have_different_subspaces(generator: torch.Generator) -> None:
     pair = [nn.Parameter(torch.ones(12, 16)) for _ in range(2)]
     optimizer = Flora(pair, lr=0.01, rank=4, beta1=0.9)
     for _ in range(2):
@@ -276,7 +274,7 @@ def test_a_closure_computes_gradients(parameters: list[nn.Parameter]) -> None:
     assert optimizer.step(closure) < first
 
 
-def test_a_group_that_is_added_later_is_trained(parameters: list[nn.Parameter]) -> None:
+def test_an_added_group_is_trained(parameters: list[nn.Parameter]) -> None:
     optimizer = Flora(parameters[:1], lr=0.01, rank=4, beta1=0.9)
     steps(optimizer, 0, 2)
     optimizer.add_param_group({"params": parameters[1:], "lr": 0.1, "rank": 2})
@@ -286,7 +284,7 @@ def test_a_group_that_is_added_later_is_trained(parameters: list[nn.Parameter]) 
     assert optimizer.state[parameters[1]]["moment"].shape == (16, 2)
 
 
-def test_adding_a_group_changes_nothing_for_those_that_were_there(parameters: list[nn.Parameter]) -> None:
+def test_adding_a_group_does_not_change_the_steps_of_others(parameters: list[nn.Parameter]) -> None:
     alone, joined = copies(parameters[:1]), copies(parameters[:1])
     expected = steps(Flora(alone, lr=0.01, rank=4, beta1=0.9), 0, 4)
     optimizer = Flora(joined, lr=0.01, rank=4, beta1=0.9)
@@ -298,35 +296,38 @@ def test_adding_a_group_changes_nothing_for_those_that_were_there(parameters: li
     assert torch.equal(joined[0].detach(), expected[0])
 
 
-def test_a_parameter_that_is_unfrozen_later_is_trained() -> None:
+def test_an_unfrozen_parameter_is_trained() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     model[0].requires_grad_(False)
     optimizer = Flora(model.parameters(), lr=0.01, rank=2, beta1=0.9)
-    before = model[0].weight.detach().clone()
+    weight = model.get_parameter("0.weight")
+    before = weight.detach().clone()
     for frozen in (True, False):
         model[0].requires_grad_(not frozen)
         optimizer.zero_grad()
         model(torch.ones(2, 8)).square().sum().backward()
         optimizer.step()
-        assert torch.equal(model[0].weight.detach(), before) == frozen
+        assert torch.equal(weight.detach(), before) == frozen
 
 
 @pytest.fixture(autouse=True)
 def models_may_draw(a_throwaway_global_random_state: Any) -> None:
-    """``nn.Linear`` initialises itself from the global generator."""
+    """Allow ``nn.Linear`` to draw from the global generator."""
 
 
 def test_a_parameter_of_another_optimizer_is_refused(parameters: list[nn.Parameter]) -> None:
-    with pytest.raises(ConfigurationError, match=r"of shape \(16, 12\) is none of this optimizer's"):
+    with pytest.raises(ConfigurationError, match=r"of shape \(16, 12\) is in no group of this optimizer"):
         Flora(parameters[:1], lr=0.1).step_parameter(parameters[1])
 
 
-# -- going on -------------------------------------------------------------------------------
+# -- saving and loading -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", ["as it is", "torch.save", "run folder", "deepcopy"])
 @pytest.mark.parametrize("options", MODES, ids=str)
-def test_goes_on_bit_for_bit(options: dict[str, Any], way: str, parameters: list[nn.Parameter], tmp_path: Path) -> None:
+def test_a_restored_state_continues_bit_for_bit(
+    options: dict[str, Any], way: str, parameters: list[nn.Parameter], tmp_path: Path
+) -> None:
     expected = steps(Flora(copies(parameters), lr=0.01, **options), 0, 9)
     optimizer = Flora(parameters, lr=0.01, **options)
     steps(optimizer, 0, 5)
@@ -347,7 +348,7 @@ def test_goes_on_bit_for_bit(options: dict[str, Any], way: str, parameters: list
     assert all(torch.equal(a, b) for a, b in zip(steps(resumed, 5, 9), expected, strict=True))
 
 
-def test_codes_stay_integers_through_save_and_load(parameters: list[nn.Parameter]) -> None:
+def test_codes_stay_integers_after_saving_and_loading(parameters: list[nn.Parameter]) -> None:
     optimizer = Flora(parameters, lr=0.01, rank=4, beta1=0.9, quantization=True)
     steps(optimizer, 0, 2)
     resumed = Flora(copies(parameters), lr=0.01, rank=4, beta1=0.9, quantization=True)
@@ -358,7 +359,7 @@ def test_codes_stay_integers_through_save_and_load(parameters: list[nn.Parameter
     assert resumed.state[first]["rows"].dtype == torch.uint8
 
 
-def test_float32_state_of_half_precision_survives_loading(parameters: list[nn.Parameter]) -> None:
+def test_the_float32_state_of_half_precision_stays_float32_after_loading(parameters: list[nn.Parameter]) -> None:
     halves = [nn.Parameter(parameter.detach().bfloat16()) for parameter in parameters]
     optimizer = Flora(halves, lr=0.01, rank=4, beta1=0.9)
     steps(optimizer, 0, 2)
@@ -368,7 +369,7 @@ def test_float32_state_of_half_precision_survives_loading(parameters: list[nn.Pa
     assert all(torch.equal(a, b) for a, b in zip(steps(resumed, 2, 4), steps(optimizer, 2, 4), strict=True))
 
 
-def test_two_that_load_the_same_state_do_not_share_it(parameters: list[nn.Parameter]) -> None:
+def test_two_optimizers_that_load_the_same_state_do_not_share_it(parameters: list[nn.Parameter]) -> None:
     optimizer = Flora(parameters, lr=0.01, rank=4, beta1=0.9)
     steps(optimizer, 0, 2)
     state = optimizer.state_dict()
@@ -379,7 +380,7 @@ def test_two_that_load_the_same_state_do_not_share_it(parameters: list[nn.Parame
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_hooks_that_change_a_state_before_it_is_loaded_are_heard(parameters: list[nn.Parameter]) -> None:
+def test_changes_by_the_users_loading_hooks_are_kept(parameters: list[nn.Parameter]) -> None:
     optimizer = Flora(parameters, lr=0.01)
     steps(optimizer, 0, 2)
     resumed = Flora(copies(parameters), lr=0.01)
@@ -388,10 +389,10 @@ def test_hooks_that_change_a_state_before_it_is_loaded_are_heard(parameters: lis
     assert resumed.state_bytes() == 0
 
 
-# -- with others ----------------------------------------------------------------------------
+# -- with devices ---------------------------------------------------------------------------
 
 
-def test_trains_the_digital_part_around_a_device(simulated: Any) -> None:
+def test_the_digital_part_around_a_device_is_trained(simulated: Any) -> None:
     model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 4))
     al.attach(model, {"2": simulated("matvec", 16, 12)})
     optimizer = Flora(model.parameters(), lr=0.02, rank=4, kappa=10, beta1=0.8, scale_parameter=False)
@@ -404,4 +405,5 @@ def test_trains_the_digital_part_around_a_device(simulated: Any) -> None:
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0] / 2
-    assert optimizer.state[model[2].controls]["moment"].shape == model[2].controls.shape
+    controls = model.get_parameter("2.controls")
+    assert optimizer.state[controls]["moment"].shape == controls.shape

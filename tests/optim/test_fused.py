@@ -1,4 +1,4 @@
-"""Stepping inside the backward pass against stepping after it."""
+"""Test steps inside the backward pass against steps after it."""
 
 import copy
 from typing import Any
@@ -20,7 +20,7 @@ MODES: list[dict[str, Any]] = [
 
 
 def train(net: nn.Module, optimizer: torch.optim.Optimizer, batches: Batches) -> list[float]:
-    """An ordinary loop, the same for both."""
+    """Train in an ordinary loop, which works with and without `fuse_backward`."""
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.8)
     losses = []
     for x, y in batches * 3:
@@ -34,7 +34,7 @@ def train(net: nn.Module, optimizer: torch.optim.Optimizer, batches: Batches) ->
 
 
 @pytest.mark.parametrize("options", MODES, ids=str)
-def test_is_the_plain_path(options: dict[str, Any], net: nn.Module, batches: Batches) -> None:
+def test_fused_steps_equal_ordinary_steps(options: dict[str, Any], net: nn.Module, batches: Batches) -> None:
     plain = copy.deepcopy(net)
     expected = train(plain, Flora(plain.parameters(), lr=0.05, **options), batches)
     optimizer = Flora(net.parameters(), lr=0.05, **options)
@@ -44,24 +44,26 @@ def test_is_the_plain_path(options: dict[str, Any], net: nn.Module, batches: Bat
         torch.testing.assert_close(fused, stepped, rtol=1e-6, atol=1e-6)
 
 
-def test_no_more_than_one_gradient_is_alive(net: nn.Module, batches: Batches) -> None:
-    alive = []
+def test_at_most_one_gradient_exists_at_a_time(net: nn.Module, batches: Batches) -> None:
+    present = []
 
-    class Counts(Flora):
+    class CountingFlora(Flora):
         def step_parameter(self, parameter: Tensor) -> None:
-            alive.append([p for p in net.parameters() if p.grad is not None])
+            present.append([p for p in net.parameters() if p.grad is not None])
             super().step_parameter(parameter)
 
-    fuse_backward(net, Counts(net.parameters(), lr=0.01))
+    fuse_backward(net, CountingFlora(net.parameters(), lr=0.01))
     x, y = batches[0]
     nn.functional.mse_loss(net(x), y).backward()
-    assert len(alive) == len(list(net.parameters()))
-    assert all(len(each) == 1 for each in alive)
+    assert len(present) == len(list(net.parameters()))
+    assert all(len(each) == 1 for each in present)
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
 @pytest.mark.parametrize("options", MODES, ids=str)
-def test_a_learning_rate_of_zero_moves_nothing(options: dict[str, Any], net: nn.Module, batches: Batches) -> None:
+def test_a_learning_rate_of_zero_changes_no_parameter(
+    options: dict[str, Any], net: nn.Module, batches: Batches
+) -> None:
     optimizer = Flora(net.parameters(), lr=0.05, **options)
     fuse_backward(net, optimizer)
     train(net, optimizer, batches)
@@ -71,7 +73,7 @@ def test_a_learning_rate_of_zero_moves_nothing(options: dict[str, Any], net: nn.
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 
-def test_after_the_end_gradients_stay(net: nn.Module, batches: Batches) -> None:
+def test_gradients_stay_after_removal(net: nn.Module, batches: Batches) -> None:
     optimizer = Flora(net.parameters(), lr=0.01)
     fuse_backward(net, optimizer).remove()
     before = copy.deepcopy(net.state_dict())
@@ -81,7 +83,7 @@ def test_after_the_end_gradients_stay(net: nn.Module, batches: Batches) -> None:
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 
-def test_what_was_frozen_at_the_start_is_stepped_the_plain_way(net: nn.Sequential, batches: Batches) -> None:
+def test_parameters_frozen_at_the_start_are_stepped_by_the_optimizer(net: nn.Sequential, batches: Batches) -> None:
     net[3].requires_grad_(False)
     optimizer = Flora(net.parameters(), lr=0.01)
     fuse_backward(net, optimizer)
@@ -109,7 +111,7 @@ def test_tied_weights_are_stepped_once(a_throwaway_global_random_state: Any) -> 
     assert train(net, optimizer, batches) == pytest.approx(expected, rel=1e-6)
 
 
-def test_steps_the_controls_of_a_device(simulated: Any, a_throwaway_global_random_state: Any) -> None:
+def test_controls_of_a_device_are_stepped(simulated: Any, a_throwaway_global_random_state: Any) -> None:
     nets = []
     for fused in (True, False):
         with torch.random.fork_rng():
@@ -126,9 +128,10 @@ def test_steps_the_controls_of_a_device(simulated: Any, a_throwaway_global_rando
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
-def test_an_optimizer_that_steps_everything_at_once_is_refused(net: nn.Module) -> None:
+def test_an_optimizer_without_step_parameter_is_refused(net: nn.Module) -> None:
+    adam: Any = torch.optim.Adam(net.parameters())
     with pytest.raises(ConfigurationError, match="Adam cannot step one parameter alone"):
-        fuse_backward(net, torch.optim.Adam(net.parameters()))  # type: ignore[arg-type]
+        fuse_backward(net, adam)
 
 
 def test_an_optimizer_of_another_model_is_refused(net: nn.Module) -> None:

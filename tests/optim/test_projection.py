@@ -1,4 +1,6 @@
-"""Random projections against the moments that theory gives them."""
+"""Test the mean and the variance of random projections against theory."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -26,25 +28,27 @@ def matrix(generator: torch.Generator) -> Tensor:
 
 @pytest.mark.parametrize("kind", ["gaussian", "orthonormal"])
 @pytest.mark.parametrize("wide", [True, False])
-def test_there_and_back_is_unbiased(kind: str, wide: bool, matrix: Tensor) -> None:
+def test_compression_and_decompression_are_unbiased(kind: str, wide: bool, matrix: Tensor) -> None:
     matrix = matrix if wide else matrix.mT
     found = round_trips(kind, 4, matrix)
     error = found.mean(dim=0) - matrix
-    # Every entry within five of its own standard errors: one in a million lies outside.
+    # Five standard errors for every entry: one in a million lies outside.
     assert (error.abs() < 5 * found.std(dim=0) / DRAWS**0.5).all()
 
 
 @pytest.mark.parametrize("rank", [3, 6, 12])
 @pytest.mark.parametrize(("kind", "variance"), [("gaussian", lambda r: 13 / r), ("orthonormal", lambda r: 12 / r - 1)])
-def test_relative_variance_is_that_of_the_smaller_side(kind: str, variance: object, rank: int, matrix: Tensor) -> None:
+def test_the_relative_variance_depends_on_the_smaller_side(
+    kind: str, variance: Callable[[int], float], rank: int, matrix: Tensor
+) -> None:
     found = (round_trips(kind, rank, matrix) - matrix).square().sum(dim=(1, 2)) / matrix.square().sum()
     tolerance = 4 * float(found.std()) / DRAWS**0.5 + 1e-12
-    assert float(found.mean()) == pytest.approx(variance(rank), abs=tolerance)  # type: ignore[operator]
+    assert float(found.mean()) == pytest.approx(variance(rank), abs=tolerance)
 
 
-def test_orthonormal_projections_lose_nothing_at_full_rank(matrix: Tensor) -> None:
+def test_orthonormal_projections_are_exact_at_full_rank(matrix: Tensor) -> None:
     projection = draw("orthonormal", 12, (12, 20), 0)
-    # The projection itself is kept in what the tensor is like; here, double precision.
+    # The projection has the dtype of the tensor; here, double precision.
     torch.testing.assert_close(projection.up(projection.down(matrix)), matrix, rtol=1e-12, atol=1e-12)
 
 
@@ -54,7 +58,7 @@ def test_the_smaller_side_is_compressed(kind: str, shape: tuple[int, int], expec
     assert draw(kind, 3, shape, 0).down(torch.ones(shape, dtype=torch.float64)).shape == expected
 
 
-def test_every_seed_and_purpose_has_a_projection_of_its_own_and_always_the_same() -> None:
+def test_each_seed_and_purpose_determine_a_projection() -> None:
     like = torch.empty(0)
     first = Projection.draw("gaussian", 2, (4, 6), 0, "momentum", 1, like=like)
     again = Projection.draw("gaussian", 2, (4, 6), 0, "momentum", 1, like=like)
@@ -67,8 +71,8 @@ def test_every_seed_and_purpose_has_a_projection_of_its_own_and_always_the_same(
     assert not any(torch.equal(first.matrix, other.matrix) for other in others)
 
 
-def test_a_device_of_another_type_gets_the_projection_of_the_cpu() -> None:
-    # "meta" stands for any accelerator: the numbers come from the CPU's generator, whatever the device.
+def test_other_torch_devices_get_the_projection_of_the_cpu() -> None:
+    # "meta" stands for any accelerator: the numbers always come from the generator of the CPU.
     assert Projection.draw("gaussian", 2, (4, 6), 0, like=torch.empty(0, device="meta")).matrix.device.type == "meta"
     half = Projection.draw("gaussian", 2, (4, 6), 0, like=torch.empty(0, dtype=torch.bfloat16)).matrix
     full = Projection.draw("gaussian", 2, (4, 6), 0, like=torch.empty(0)).matrix

@@ -1,4 +1,4 @@
-"""Eight-bit state against the errors that its codes allow."""
+"""Test eight-bit states against the rounding errors of their codes."""
 
 import sys
 from types import ModuleType, SimpleNamespace
@@ -12,8 +12,8 @@ from astralora.common.errors import ConfigurationError
 from astralora.optim.quantization import Bitsandbytes, Blockwise, Plain, Storage, choose_storage
 
 
-def stand_in() -> ModuleType:
-    """The three functions of bitsandbytes that are used, of the same signatures and shapes."""
+def fake_functional() -> ModuleType:
+    """Make a module of the three functions of bitsandbytes.functional that `Bitsandbytes` calls."""
 
     def create_dynamic_map(signed: bool = True) -> Tensor:
         positive = torch.logspace(-6, 0, 127 if signed else 255)
@@ -34,19 +34,18 @@ def stand_in() -> ModuleType:
     functional = ModuleType("bitsandbytes.functional")
     for function in (create_dynamic_map, quantize_blockwise, dequantize_blockwise):
         setattr(functional, function.__name__, function)
-    module = ModuleType("bitsandbytes")
-    module.functional = functional  # type: ignore[attr-defined]
-    return module
+    return functional
 
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = stand_in()
-    monkeypatch.setitem(sys.modules, "bitsandbytes", module)
-    monkeypatch.setitem(sys.modules, "bitsandbytes.functional", module.functional)
+    package: Any = ModuleType("bitsandbytes")
+    package.functional = fake_functional()
+    monkeypatch.setitem(sys.modules, "bitsandbytes", package)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.functional", package.functional)
 
 
-def there_and_back(storage: Storage, value: Tensor, signed: bool) -> Tensor:
+def round_trip(storage: Storage, value: Tensor, signed: bool) -> Tensor:
     state: dict[str, Any] = {}
     assert storage.get(state, "moment", signed=signed) is None
     storage.put(state, "moment", value, signed=signed)
@@ -57,7 +56,7 @@ def there_and_back(storage: Storage, value: Tensor, signed: bool) -> Tensor:
 
 @pytest.fixture
 def values(generator: torch.Generator) -> Tensor:
-    """Numbers whose sizes differ a thousandfold from block to block, and the last block is not full."""
+    """Draw numbers whose sizes differ a thousandfold between blocks; the last block is not full."""
     return torch.randn(3, 300, generator=generator) * torch.tensor([[1e-3], [1.0], [1e3]])
 
 
@@ -66,32 +65,32 @@ def scale_of_each(values: Tensor) -> Tensor:
     return torch.cat([block.abs().max().expand(len(block)) for block in flat.split(256)]).view(values.shape)
 
 
-def test_signed_numbers_are_off_by_half_a_code_of_their_block(values: Tensor) -> None:
-    error = (there_and_back(Blockwise(), values, True) - values).abs()
+def test_signed_numbers_have_an_error_of_at_most_half_a_code(values: Tensor) -> None:
+    error = (round_trip(Blockwise(), values, True) - values).abs()
     assert (error <= scale_of_each(values) * (0.5 / 127 + 1e-6)).all()
 
 
-def test_roots_of_second_moments_are_off_by_half_a_code_of_their_block(values: Tensor) -> None:
+def test_roots_of_second_moments_have_an_error_of_at_most_half_a_code(values: Tensor) -> None:
     squares = values.square()
-    error = (there_and_back(Blockwise(), squares, False).sqrt() - squares.sqrt()).abs()
-    smallest = squares.sqrt() < 0.5 / 255 * scale_of_each(squares).sqrt()  # those round up to a whole code
+    error = (round_trip(Blockwise(), squares, False).sqrt() - squares.sqrt()).abs()
+    smallest = squares.sqrt() < 0.5 / 255 * scale_of_each(squares).sqrt()  # these are rounded up to the smallest code
     allowed = torch.where(smallest, 1.0, 0.5) / 255 + 1e-6
     assert (error <= scale_of_each(squares).sqrt() * allowed).all()
 
 
 def test_a_second_moment_never_becomes_zero() -> None:
     squares = torch.tensor([1e4, 1e-30, 1e-12])
-    assert (there_and_back(Blockwise(), squares, False) >= squares * (1 - 1e-6)).all()
+    assert (round_trip(Blockwise(), squares, False) >= squares * (1 - 1e-6)).all()
 
 
-def test_the_largest_of_a_block_and_zero_are_kept_exactly() -> None:
+def test_the_largest_number_of_a_block_and_zero_are_exact() -> None:
     values = torch.tensor([0.0, 0.3, -2.7])
-    found = there_and_back(Blockwise(), values, True)
+    found = round_trip(Blockwise(), values, True)
     assert torch.equal(found[[0, 2]], values[[0, 2]])
-    assert torch.equal(there_and_back(Blockwise(), torch.zeros(5), True), torch.zeros(5))
+    assert torch.equal(round_trip(Blockwise(), torch.zeros(5), True), torch.zeros(5))
 
 
-def test_a_number_takes_a_byte_and_256_of_them_a_scale() -> None:
+def test_the_codes_take_a_byte_per_number_and_a_scale_per_256() -> None:
     state: dict[str, Any] = {}
     Blockwise().put(state, "moment", torch.ones(2, 150), signed=True)
     Blockwise().put(state, "rows", torch.ones(200), signed=False)
@@ -104,28 +103,28 @@ def test_a_number_takes_a_byte_and_256_of_them_a_scale() -> None:
     assert all(value.untyped_storage().nbytes() == value.nbytes for value in state.values())
 
 
-def test_a_scalar_can_be_kept() -> None:
-    assert float(there_and_back(Blockwise(), torch.tensor(-1.5), True)) == -1.5
+def test_a_scalar_can_be_stored() -> None:
+    assert float(round_trip(Blockwise(), torch.tensor(-1.5), True)) == -1.5
 
 
-def test_plain_state_is_kept_as_it_is(values: Tensor) -> None:
-    assert there_and_back(Plain(), values, True) is values
+def test_plain_storage_returns_the_tensor_itself(values: Tensor) -> None:
+    assert round_trip(Plain(), values, True) is values
 
 
 @pytest.mark.usefixtures("library")
-def test_the_librarys_codes_keep_signed_numbers_and_roots(values: Tensor) -> None:
+def test_codes_of_bitsandbytes_store_signed_numbers_and_roots(values: Tensor) -> None:
     storage = Bitsandbytes()
-    # Codes are a factor of 10^(6 / 126) or 10^(6 / 254) apart: half of that is 5.6 % or 2.8 %.
+    # Neighbouring codes differ by a factor of 10^(6 / 126) or 10^(6 / 254): half of that is 5.6 % or 2.8 %.
     floor = 1e-6 * scale_of_each(values)
-    error = (there_and_back(storage, values, True) - values).abs()
+    error = (round_trip(storage, values, True) - values).abs()
     assert (error <= 0.06 * values.abs() + floor).all()
     squares = values.square()
-    roots = there_and_back(storage, squares, False).sqrt()
+    roots = round_trip(storage, squares, False).sqrt()
     assert ((roots - values.abs()).abs() <= 0.03 * values.abs() + floor).all()
-    assert (there_and_back(storage, torch.tensor([1.0, 1e-30]), False) > 0).all()
+    assert (round_trip(storage, torch.tensor([1.0, 1e-30]), False) > 0).all()
 
 
-def test_the_library_is_asked_for_only_where_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bitsandbytes_is_imported_only_if_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     choose_storage.cache_clear()
     assert isinstance(choose_storage(True), Blockwise)

@@ -1,4 +1,4 @@
-"""What Flora remembers, in other bases."""
+"""Test the transformation of Flora's state into other bases."""
 
 import copy
 from typing import Any
@@ -25,11 +25,12 @@ states = pytest.mark.parametrize("options", STATES.values(), ids=STATES)
 
 
 def basis(rows: int, rank: int, generator: torch.Generator) -> Tensor:
-    return torch.linalg.qr(torch.randn(rows, rank, dtype=torch.float64, generator=generator))[0]
+    Q: Tensor = torch.linalg.qr(torch.randn(rows, rank, dtype=torch.float64, generator=generator))[0]
+    return Q
 
 
-def remembering(shape: tuple[int, ...], **options: Any) -> tuple[Flora, nn.Parameter]:
-    """After one step on a gradient that is the same for all."""
+def stepped_once(shape: tuple[int, ...], **options: Any) -> tuple[Flora, nn.Parameter]:
+    """Return an optimizer after one step on a fixed gradient, and its parameter."""
     parameter = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
     optimizer = Flora([parameter], lr=0.1, scale_parameter=False, **options)
     parameter.grad = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
@@ -42,18 +43,19 @@ def core(rank: int) -> nn.Parameter:
 
 
 def momentum(optimizer: Flora, parameter: nn.Parameter) -> Tensor:
-    """What the next step would go along, if its gradient were zero: beta1 m, times the learning rate."""
+    """Return the next step with a zero gradient: beta1 m, times the learning rate."""
     optimizer, parameter = copy.deepcopy((optimizer, parameter))
     parameter.grad = torch.zeros_like(parameter)
     before = parameter.detach().clone()
     optimizer.step()
     group = optimizer.param_groups[0]
-    return (before - parameter.detach()) / (group["lr"] * group["beta1"])
+    scaled: Tensor = (before - parameter.detach()) / (group["lr"] * group["beta1"])
+    return scaled
 
 
 @pytest.mark.parametrize("shape", [(12, 9), (12, 3, 3)], ids=["matrix", "convolution"])
-def test_a_dense_momentum_turns_exactly(shape: tuple[int, ...], generator: torch.Generator) -> None:
-    optimizer, weight = remembering(shape, beta1=0.9)
+def test_a_dense_momentum_transforms_exactly(shape: tuple[int, ...], generator: torch.Generator) -> None:
+    optimizer, weight = stepped_once(shape, beta1=0.9)
     m = momentum(optimizer, weight).flatten(1)
     U, V, sigma = basis(12, 5, generator), basis(9, 5, generator), core(5)
     rotate_moments(optimizer, weight, sigma, U, V)
@@ -64,18 +66,16 @@ def test_a_dense_momentum_turns_exactly(shape: tuple[int, ...], generator: torch
 
 @pytest.mark.parametrize("projection", ["gaussian", "orthonormal"])
 @pytest.mark.parametrize("cut", [0, 3], ids=["whole", "cut"])
-def test_a_compressed_momentum_comes_back_turned_without_bias(
-    projection: str, cut: int, generator: torch.Generator
-) -> None:
-    # By bases near the identity, in which a projection that is like the one before would show most.
+def test_a_compressed_momentum_transforms_without_bias(projection: str, cut: int, generator: torch.Generator) -> None:
+    # With bases near the identity, a projection that depends on the old one would add the most bias.
     n, rank, draws = 10, 4, 600
     U = torch.linalg.qr(torch.eye(n) + 0.1 * torch.randn(n, n, generator=generator))[0].double()[:, : n - cut]
     V = torch.linalg.qr(torch.eye(n) + 0.1 * torch.randn(n, n, generator=generator))[0].double()[:, : n - cut]
-    exact, weight = remembering((n, n), beta1=0.5)
+    exact, weight = stepped_once((n, n), beta1=0.5)
     m = momentum(exact, weight)
     found = []
     for seed in range(draws):
-        optimizer, weight = remembering((n, n), beta1=0.5, rank=rank, kappa=100, projection=projection, seed=seed)
+        optimizer, weight = stepped_once((n, n), beta1=0.5, rank=rank, kappa=100, projection=projection, seed=seed)
         sigma = core(n - cut)
         rotate_moments(optimizer, weight, sigma, U, V)
         assert tuple(optimizer.state[sigma]["moment"].shape) == (n - cut, rank)
@@ -84,17 +84,17 @@ def test_a_compressed_momentum_comes_back_turned_without_bias(
     assert bool(((mean - U.T @ m @ V).abs() < 5 * error).all())
 
 
-def test_a_projection_that_loses_nothing_turns_exactly(generator: torch.Generator) -> None:
+def test_an_exact_projection_transforms_exactly(generator: torch.Generator) -> None:
     options: dict[str, Any] = {"beta1": 0.5, "projection": "orthonormal"}
-    exact, plain = remembering((8, 8), **options)
-    optimizer, weight = remembering((8, 8), rank=8, **options)
+    exact, plain = stepped_once((8, 8), **options)
+    optimizer, weight = stepped_once((8, 8), rank=8, **options)
     U, V = basis(8, 8, generator), basis(8, 8, generator)
     rotate_moments(optimizer, weight, weight, U, V)
     torch.testing.assert_close(momentum(optimizer, weight), U.T @ momentum(exact, plain) @ V)
 
 
-def test_a_core_smaller_than_the_rank_gets_its_momentum_dense(generator: torch.Generator) -> None:
-    optimizer, weight = remembering((16, 12), beta1=0.5, rank=8)
+def test_a_core_smaller_than_the_rank_gets_a_dense_momentum(generator: torch.Generator) -> None:
+    optimizer, weight = stepped_once((16, 12), beta1=0.5, rank=8)
     m = momentum(optimizer, weight)
     U, V, sigma = basis(16, 6, generator), basis(12, 6, generator), core(6)
     rotate_moments(optimizer, weight, sigma, U, V)
@@ -102,16 +102,16 @@ def test_a_core_smaller_than_the_rank_gets_its_momentum_dense(generator: torch.G
     torch.testing.assert_close(momentum(optimizer, sigma), U.T @ m @ V)
 
 
-def test_a_weight_too_long_to_be_compressed_becomes_a_core_that_is(generator: torch.Generator) -> None:
-    optimizer, weight = remembering((80, 16), beta1=0.5, rank=4)
+def test_a_weight_that_is_too_long_to_be_compressed_gets_a_compressed_core(generator: torch.Generator) -> None:
+    optimizer, weight = stepped_once((80, 16), beta1=0.5, rank=4)
     assert tuple(optimizer.state[weight]["moment"].shape) == (80, 16)
     sigma = core(16)
     rotate_moments(optimizer, weight, sigma, basis(80, 16, generator), basis(16, 16, generator))
     assert tuple(optimizer.state[sigma]["moment"].shape) == (16, 4)
 
 
-def test_8_bits_are_off_by_no_more_than_half_a_code(generator: torch.Generator) -> None:
-    optimizer, weight = remembering((12, 12), beta1=0.5, quantization=True, factorize_second_moment=False)
+def test_8_bits_add_an_error_of_at_most_half_a_code(generator: torch.Generator) -> None:
+    optimizer, weight = stepped_once((12, 12), beta1=0.5, quantization=True, factorize_second_moment=False)
     m, v = decoded(optimizer, weight)
     U, V, sigma = basis(12, 7, generator), basis(12, 7, generator), core(7)
     rotate_moments(optimizer, weight, sigma, U, V)
@@ -132,10 +132,10 @@ def decoded(optimizer: Flora, parameter: nn.Parameter) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("shape", [(12, 9), (12, 3, 3)], ids=["matrix", "convolution"])
 @pytest.mark.parametrize("factorize", [False, True], ids=["whole", "factorised"])
-def test_second_moments_turn_as_those_of_adam(
+def test_second_moments_transform_as_those_of_adam(
     shape: tuple[int, ...], factorize: bool, generator: torch.Generator
 ) -> None:
-    optimizer, weight = remembering(shape, factorize_second_moment=factorize)
+    optimizer, weight = stepped_once(shape, factorize_second_moment=factorize)
     v = dense(optimizer.state[weight]).flatten(1)
     U, V, sigma = basis(12, 5, generator), basis(9, 5, generator), core(5)
     rotate_moments(optimizer, weight, sigma, U, V)
@@ -149,18 +149,18 @@ def test_second_moments_turn_as_those_of_adam(
 
 
 def dense(state: dict[str, Tensor]) -> Tensor:
-    """Adafactor's v_ij = R_i C_j / mean(R)."""
+    """Return Adafactor's v_ij = R_i C_j / mean(R)."""
     if "square" in state:
         return state["square"]
     rows, columns = state["rows"], state["columns"]
     return torch.einsum("...i,...j,...->...ij", rows, columns, 1 / rows.mean(dim=-1))
 
 
-def test_what_is_in_no_group_is_refused(generator: torch.Generator) -> None:
-    optimizer, weight = remembering((6, 6), beta1=0.5)
-    with pytest.raises(ConfigurationError, match=r"of shape \(3, 3\) is none of this optimizer's"):
+def test_a_parameter_in_no_group_is_refused(generator: torch.Generator) -> None:
+    optimizer, weight = stepped_once((6, 6), beta1=0.5)
+    with pytest.raises(ConfigurationError, match=r"of shape \(3, 3\) is in no group of this optimizer"):
         optimizer.rotate_moments(weight, core(3), basis(6, 3, generator), basis(6, 3, generator))
-    assert list(optimizer.state) == [weight], "and nothing was changed"
+    assert list(optimizer.state) == [weight], "no state was changed"
 
 
 # -- under OIALR ------------------------------------------------------------------------------
@@ -173,10 +173,11 @@ def net(seed: int = 0) -> nn.Sequential:
 
 
 def loss(model: nn.Module, seed: int, size: int = 64) -> Tensor:
-    """Of regression on a teacher of low rank."""
+    """Return the loss of a regression on a teacher of low rank."""
     teacher = torch.randn(24, 3, generator=torch.Generator().manual_seed(7)) / 24**0.5
     x = torch.randn(size, 24, generator=torch.Generator().manual_seed(seed))
-    return (model(x) - (x @ teacher).tanh()).square().mean()
+    mean_square: Tensor = (model(x) - (x @ teacher).tanh()).square().mean()
+    return mean_square
 
 
 def train(model: nn.Module, optimizer: Flora, oialr: OIALR, first: int, last: int) -> None:
@@ -195,7 +196,7 @@ def start(options: dict[str, Any], seed: int = 0, lr: float = 3e-3, **more: Any)
 
 
 @states
-def test_training_goes_on_and_the_loss_goes_on_falling(options: dict[str, Any]) -> None:
+def test_the_loss_continues_to_fall(options: dict[str, Any]) -> None:
     model, optimizer, oialr = start(options, delay=100, sigma_cutoff_fraction=0.999)
     assert isinstance(optimizer, RotatesMoments)
     train(model, optimizer, oialr, 0, 115)
@@ -208,23 +209,25 @@ def test_training_goes_on_and_the_loss_goes_on_falling(options: dict[str, Any]) 
 
 
 @states
-def test_goes_on_exactly_in_a_fresh_model_after_a_cut(options: dict[str, Any]) -> None:
+def test_a_fresh_model_continues_exactly_after_a_cut(options: dict[str, Any]) -> None:
     first = start(options)
     train(*first, 0, 55)
     assert max(first[2].ranks.values()) < 24
-    second_ = start(options, seed=1)
-    for part, saved in zip(second_, copy.deepcopy([part.state_dict() for part in first]), strict=True):
-        part.load_state_dict(saved)
-    for parts in (first, second_):
+    second = model, optimizer, oialr = start(options, seed=1)
+    saved = copy.deepcopy([part.state_dict() for part in first])
+    model.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    oialr.load_state_dict(saved[2])
+    for parts in (first, second):
         train(*parts, 55, 80)
-    ours, theirs = (parts[0].state_dict() for parts in (second_, first))
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    continued, uninterrupted = (parts[0].state_dict() for parts in (second, first))
+    assert continued.keys() == uninterrupted.keys()
+    assert all(torch.equal(continued[name], uninterrupted[name]) for name in continued)
 
 
 @states
 @pytest.mark.parametrize("criterion", ["time", "stability"])
-def test_a_learning_rate_of_0_moves_nothing(options: dict[str, Any], criterion: Any) -> None:
+def test_a_learning_rate_of_0_changes_no_parameter(options: dict[str, Any], criterion: Any) -> None:
     model, optimizer, oialr = start(
         options, lr=0.0, delay=2, stability_frequency=1, sigma_cutoff_fraction=0.0, criterion=criterion
     )

@@ -1,10 +1,10 @@
-"""Compressed momentum against the dense average that it stands for."""
+"""Test compressed momentum against the dense average."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from astralora.optim.moment import advance, compressed_shape, is_compressed
+from astralora.optim.momentum import compressed_shape, is_compressed, step_momentum
 from astralora.optim.projection import Projection
 
 OPTIONS = {"rank": 8, "beta1": 0.9}
@@ -21,44 +21,44 @@ def run(updates: list[Tensor], kind: str, rank: int, kappa: int, beta1: float) -
     for step, update in enumerate(updates, start=1):
         here = subspace(kind, rank, (n, m), (step - 1) // kappa)
         there = subspace(kind, rank, (n, m), step // kappa) if step % kappa == 0 else None
-        averaged, compressed = advance(compressed, update, beta1, here, there)
+        averaged, compressed = step_momentum(compressed, update, beta1, here, there)
         averages.append(averaged)
     return averages
 
 
 @pytest.mark.parametrize("shape", [(6, 9), (9, 6), (6, 6)])
-def test_is_the_dense_average_when_the_projection_is_exact(shape: tuple[int, int], generator: torch.Generator) -> None:
+def test_an_exact_projection_gives_the_dense_average(shape: tuple[int, int], generator: torch.Generator) -> None:
     updates = [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(12)]
-    found = run(updates, "orthonormal", 6, kappa=5, beta1=0.8)  # with two moves on the way
+    found = run(updates, "orthonormal", 6, kappa=5, beta1=0.8)  # the subspace moves twice
     average = torch.zeros(shape, dtype=torch.float64)
     for update, averaged in zip(updates, found, strict=True):
         average = 0.8 * average + 0.2 * update
         torch.testing.assert_close(averaged, average, rtol=1e-11, atol=1e-11)
 
 
-def test_the_newest_update_enters_without_loss(generator: torch.Generator) -> None:
+def test_the_newest_update_is_not_compressed(generator: torch.Generator) -> None:
     update = torch.randn(6, 9, generator=generator, dtype=torch.float64)
     (averaged,) = run([update], "gaussian", 2, kappa=5, beta1=0.8)
     torch.testing.assert_close(averaged, 0.2 * update)
 
 
-def test_a_move_takes_what_was_remembered_along(generator: torch.Generator) -> None:
+def test_a_move_projects_the_momentum_into_the_new_subspace(generator: torch.Generator) -> None:
     old, new = (subspace("gaussian", 3, (6, 9), number) for number in range(2))
     compressed, update = torch.randn(3, 9, generator=generator, dtype=torch.float64), torch.zeros(6, 9).double()
-    averaged, moved = advance(compressed, update, 0.8, old, new)
+    averaged, moved = step_momentum(compressed, update, 0.8, old, new)
     torch.testing.assert_close(averaged, 0.8 * old.matrix.mT @ compressed)
     torch.testing.assert_close(moved, 0.8 * new.matrix @ (old.matrix.mT @ compressed))
 
 
-def test_the_newest_update_is_remembered_in_the_subspace_that_was_moved_to(generator: torch.Generator) -> None:
+def test_the_newest_update_is_stored_in_the_new_subspace(generator: torch.Generator) -> None:
     old, new = (subspace("gaussian", 3, (6, 9), number) for number in range(2))
     update = torch.randn(6, 9, generator=generator, dtype=torch.float64)
-    _, after = advance(torch.zeros(3, 9).double(), update, 0.8, old, new)
+    _, after = step_momentum(torch.zeros(3, 9).double(), update, 0.8, old, new)
     torch.testing.assert_close(after, 0.2 * new.matrix @ update)
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "orthonormal"])
-def test_is_unbiased_across_moves(kind: str, generator: torch.Generator) -> None:
+def test_the_average_is_unbiased_across_moves(kind: str, generator: torch.Generator) -> None:
     draws, beta1, kappa = 1500, 0.7, 2
     updates = [torch.randn(4, 6, generator=generator, dtype=torch.float64) for _ in range(5)]
     average = torch.zeros(4, 6, dtype=torch.float64)
@@ -69,7 +69,7 @@ def test_is_unbiased_across_moves(kind: str, generator: torch.Generator) -> None
         compressed = torch.zeros(2, 6, dtype=torch.float64)
         for step, update in enumerate(updates, start=1):
             here, there = (subspace(kind, 2, (4, 6), 10 * draw + number // kappa) for number in (step - 1, step))
-            averaged, compressed = advance(compressed, update, beta1, here, there if step % kappa == 0 else None)
+            averaged, compressed = step_momentum(compressed, update, beta1, here, there if step % kappa == 0 else None)
         found.append(averaged)
     stacked = torch.stack(found)
     assert ((stacked.mean(dim=0) - average).abs() < 5 * stacked.std(dim=0) / draws**0.5).all()
@@ -89,12 +89,12 @@ def test_is_unbiased_across_moves(kind: str, generator: torch.Generator) -> None
         ((), False),
     ],
 )
-def test_only_matrices_of_rank_enough_that_are_not_too_long_are_compressed(
+def test_only_matrices_of_sufficient_rank_and_limited_aspect_ratio_are_compressed(
     shape: tuple[int, ...], compressed: bool
 ) -> None:
     assert is_compressed(shape, OPTIONS) == compressed
 
 
 @pytest.mark.parametrize("options", [{"rank": None}, {"beta1": None}, {"beta1": 0.0}])
-def test_nothing_is_compressed_without_a_rank_or_a_momentum(options: dict[str, object]) -> None:
+def test_no_momentum_is_compressed_without_a_rank_or_beta1(options: dict[str, object]) -> None:
     assert not is_compressed((64, 64), {**OPTIONS, **options})

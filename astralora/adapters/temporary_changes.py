@@ -1,4 +1,4 @@
-"""Looking at a model without leaving a trace."""
+"""Change a model for the length of a ``with`` block, and restore it afterwards."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from .adapted import AdaptedModel, undisturbed_random_state
+from .adapted import AdaptedModel
+from .random_state import isolated_random_state
 
-__all__ = ["absolute_weights", "preserved"]
+__all__ = ["absolute_weights", "prepared_for_scoring"]
 
 
 @contextmanager
-def preserved(
+def prepared_for_scoring(
     adapted: AdaptedModel, *, perturb: float = 0.0, generator: torch.Generator | None = None
 ) -> Iterator[None]:
-    """All adapters on and the model in evaluation mode for the length of a ``with`` block, and everything put back.
+    """Switch all adapters on and the model to evaluation mode in a ``with`` block, and restore the model afterwards.
 
-    Put back, bit for bit, are the adapters' weights and switches, gradients, buffers, modes, what device layers have
-    learned, and the global random state. The block may change nothing else.
+    Restored, bit for bit, are weights and switches of the adapters, gradients, buffers, training modes, the extra state
+    of device layers, and the global random state. The block may change nothing else.
 
     Args:
-        adapted: the model.
-        perturb: standard deviation of normal noise on every B in the meantime.
-        generator: draws it.
+        adapted: adapted model.
+        perturb: standard deviation of normal noise that is added to every B in the block.
+        generator: generator of this noise.
     """
     model, units = adapted.model, adapted.units
     modes = {module: module.training for module in model.modules()}
@@ -38,7 +39,7 @@ def preserved(
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     weights = [(weight, weight.detach().clone()) for unit in units for weight in unit.weights]
     try:
-        with undisturbed_random_state():
+        with isolated_random_state():
             model.eval()
             adapted.set_enabled(True)
             if perturb:
@@ -64,7 +65,7 @@ def preserved(
 
 @contextmanager
 def absolute_weights(model: nn.Module) -> Iterator[None]:
-    """All weights in absolute value for the length of a ``with`` block, and their signs put back afterwards."""
+    """Replace all weights by their absolute values in a ``with`` block, and restore their signs afterwards."""
     negative = [(parameter, parameter.detach().signbit()) for parameter in model.parameters()]
     try:
         with torch.no_grad():
@@ -74,7 +75,7 @@ def absolute_weights(model: nn.Module) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for parameter, sign in negative:
-                # Zero has a sign, too.
+                # This also restores the sign of a zero.
                 parameter.copy_(torch.where(sign, -parameter, parameter))
 
 
@@ -85,6 +86,6 @@ def _extra_state(module: nn.Module) -> Any:
 @torch.no_grad()
 def _perturb(factor: nn.Module, weight: torch.Tensor, std: float, generator: torch.Generator | None) -> None:
     if not isinstance(factor, nn.Linear):
-        return  # a device's controls do not begin at zero
+        return  # controls of a device do not start at zero
     noise = torch.randn(weight.shape, generator=generator, dtype=torch.float32)
     weight.add_(noise.to(weight), alpha=std)

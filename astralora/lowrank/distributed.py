@@ -1,4 +1,4 @@
-"""Keeping the processes of data-parallel training together while a model changes its shape."""
+"""Keep data-parallel processes consistent when the parameters of a model change."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["from_first_rank", "rewrap", "unwrap"]
 
 
 def unwrap(model: nn.Module) -> tuple[nn.Module, DistributedDataParallel | None]:
-    """The model, and what averages its gradients over processes, if anything does.
+    """Return the model itself and its `DistributedDataParallel` wrapper, or None without a wrapper.
 
     Raises:
-        ConfigurationError: it keeps copies of the parameters in another precision, which cannot follow.
+        ConfigurationError: the wrapper keeps copies of the parameters in another precision.
     """
     if not isinstance(model, DistributedDataParallel):
         return model, None
@@ -30,7 +30,10 @@ def unwrap(model: nn.Module) -> tuple[nn.Module, DistributedDataParallel | None]
 
 
 def from_first_rank(ddp: DistributedDataParallel | None, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """What the first of the processes has found: singular vectors have signs that every machine chooses for itself."""
+    """Replace tensors by the tensors of the first process, and return them.
+
+    Each machine chooses the signs of singular vectors by itself, so that processes would not agree.
+    """
     if ddp is None:
         return tensors
     group = ddp.process_group
@@ -41,11 +44,11 @@ def from_first_rank(ddp: DistributedDataParallel | None, *tensors: Tensor) -> tu
 
 
 def rewrap(ddp: DistributedDataParallel) -> None:
-    """Let data-parallel training get to know the parameters of a model that has changed, with the options it has.
+    """Register the new parameters of a changed model with its `DistributedDataParallel`, and keep its options.
 
-    It learns of parameters when it is made, and at no other time; so it is made anew, as the same object.
+    The wrapper registers parameters only in ``__init__``, which is therefore called again on the same object.
     """
-    comm_hooks: list[tuple[Any, Any]] = list(ddp._comm_hooks)
+    comm_hooks: list[tuple[Any, Any]] = list(vars(ddp)["_comm_hooks"])
     module = ddp.module
     options = {
         "device_ids": ddp.device_ids,
@@ -58,9 +61,9 @@ def rewrap(ddp: DistributedDataParallel) -> None:
         "static_graph": ddp.static_graph,
         "bucket_cap_mb": ddp.bucket_bytes_cap / 2**20,
     }
-    # What users have hung onto it as onto any module.
+    # Hooks of the user, which __init__ would remove.
     kept = {name: vars(ddp)[name] for name in vars(nn.Module()) if "hook" in name or name == "training"}
-    # With the old reducer go its hooks on the parameters that stay.
+    # Deleting the old reducer removes its hooks on unchanged parameters.
     del ddp.reducer, ddp.logger
     ddp.__init__(module, **options)  # type: ignore[misc]
     vars(ddp).update(kept)

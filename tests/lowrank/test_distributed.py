@@ -1,4 +1,4 @@
-"""OIALR in two processes that average their gradients."""
+"""Test OIALR in two processes that average their gradients."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def train(net: nn.Module, optimizer: optim.Optimizer, oialr: OIALR, steps: range, number: int | None) -> None:
-    """On a half of each batch, or on all of it."""
+    """Train on the half of each batch with this number, or on all of it for None."""
     for step in steps:
         x = torch.randn(16, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
         optimizer.zero_grad()
@@ -41,26 +41,29 @@ def fresh(criterion: Any, seed: int, wrap: bool) -> tuple[nn.Module, optim.Optim
 
 
 def process(number: int, criterion: str) -> dict[str, Any]:
-    """One of two: trains, changes ranks, and goes on in a fresh model."""
+    """Train as one of two processes, change ranks, and continue in a fresh model."""
     first = fresh(criterion, 0, wrap=True)
     calls: list[int] = []
     first[0].register_forward_hook(lambda *_: calls.append(1))
     train(*first, range(9), number)
     second = fresh(criterion, 1, wrap=True)
-    for old, new in zip(first, second, strict=True):
-        new.load_state_dict(old.state_dict())
+    wrapper, optimizer, oialr = second
+    wrapper.load_state_dict(first[0].state_dict())
+    optimizer.load_state_dict(first[1].state_dict())
+    oialr.load_state_dict(first[2].state_dict())
     train(*second, range(9, 14), number)
+    assert isinstance(wrapper.module, nn.Module)
     return {
-        "model": second[0].module.state_dict(),
-        "ranks": second[2].ranks,
-        "moments": [second[1].state[weight.trained]["exp_avg"] for weight in second[2].weights],
+        "model": wrapper.module.state_dict(),
+        "ranks": oialr.ranks,
+        "moments": [optimizer.state[weight.trained]["exp_avg"] for weight in oialr.weights],
         "calls": len(calls),
     }
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("criterion", ["time", "stability"])
-def test_processes_agree_with_each_other_and_with_one_alone(criterion: str, tmp_path: Path) -> None:
+def test_two_processes_agree_with_each_other_and_with_a_single_process(criterion: str, tmp_path: Path) -> None:
     one, two = in_two_processes(process, tmp_path, criterion)
     assert one["ranks"] == two["ranks"]
     assert max(one["ranks"].values()) < 24
@@ -69,13 +72,13 @@ def test_processes_agree_with_each_other_and_with_one_alone(criterion: str, tmp_
         assert torch.equal(ours[1], theirs[1])
     for ours, theirs in zip(one["moments"], two["moments"], strict=True):
         assert torch.equal(ours, theirs)
-    assert one["calls"] == 9, "hooks of users stay where they are"
-    # The same as one process on whole batches.
-    alone = fresh(criterion, 0, wrap=False)
-    train(*alone, range(14), None)
-    assert alone[2].ranks == one["ranks"]
-    mine, (model, *_) = square_net(1), alone
-    OIALR(mine, min_rank=2)  # lets it take factors of any rank
-    mine.load_state_dict(one["model"])
+    assert one["calls"] == 9, "the user's hooks remain"
+    # A single process trains on whole batches.
+    single = fresh(criterion, 0, wrap=False)
+    train(*single, range(14), None)
+    assert single[2].ranks == one["ranks"]
+    loaded, (model, *_) = square_net(1), single
+    OIALR(loaded, min_rank=2)  # allows loading factors of any rank
+    loaded.load_state_dict(one["model"])
     x = torch.randn(4, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(99))
-    torch.testing.assert_close(mine(x), model(x), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(loaded(x), model(x), rtol=1e-6, atol=1e-6)
