@@ -76,6 +76,17 @@ def test_commands_exist(page: Path) -> None:
 
 
 @every_page
+def test_options_exist(page: Path) -> None:
+    unknown = []
+    for words in shown_commands(page):
+        command = find_command(words)
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        given = {word.partition("=")[0] for word in words if word.startswith("-")}
+        unknown += [f"{option} of astralora {' '.join(words)}" for option in given - known - {"--help"}]
+    assert unknown == []
+
+
+@every_page
 def test_make_targets_exist(page: Path) -> None:
     known = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert set(re.findall(r"(?:^|`)make ([a-z]+)", page.read_text(encoding="utf-8"), flags=re.MULTILINE)) <= {*known}
