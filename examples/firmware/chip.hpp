@@ -1,7 +1,7 @@
 // The application: a small matrix-vector chip, y = W x, behind the framed protocol.
 //
-// Everything that is known about one particular chip stands in the first section; everything that touches hardware
-// goes through the two template parameters, which host.cpp shows how to fill in.
+// The first section describes one particular chip. All hardware is reached through the two template parameters;
+// host.cpp shows how to fill them in.
 
 #pragma once
 
@@ -26,8 +26,8 @@ constexpr float kHigh = 1.0F;
 // Manufacturer, model, serial number, firmware version.
 constexpr char kIdentity[] = "astralora," ASTRALORA_NAME "," ASTRALORA_SERIAL ",1.0";
 
-// What is promised to the host: the numbers above once more, which must agree. Of a real chip, say here what holds on
-// the bench: noise_std, and the program_seconds and vector_seconds that a host waits on top of its timeout.
+// The spec for the host. Its numbers must agree with those above. For a real chip, state what holds on the bench:
+// noise_std, and program_seconds and vector_seconds, which a host waits in addition to its timeout.
 constexpr char kSpec[] =
     "{\"name\":\"" ASTRALORA_NAME "\",\"in_features\":8,\"out_features\":6,\"num_controls\":48,"
     "\"input_range\":[-1,1],\"control_range\":[-1,1],\"control_levels\":256,\"linear\":true,"
@@ -63,7 +63,7 @@ static_assert(kProgramHead + 4 * kControls <= kMaxPayload, "all controls must fi
 static_assert(kQueryHead + kMaxBatch * kInputBytes <= kMaxPayload, "the inputs of a batch must fit into one frame");
 static_assert(kValuesHead + kMaxBatch * kOutputBytes <= kMaxPayload, "the answer to a batch must fit into one frame");
 
-// What went wrong, in the numbers of the protocol; 0 where nothing did.
+// An error, with its number in the protocol; 0 where there is none.
 struct Failure {
   std::uint16_t number;
   const char* text;
@@ -83,22 +83,22 @@ constexpr Failure protocol_error(const char* text) { return {5, text}; }
 //     settle()                                      wait until all controls hold
 //     write_input(size_t input, float value)        to one modulator, within kLow to kHigh
 //     read_output(size_t output) -> float           from one detector
-//     switch_off()                                  everything to where no harm is done
+//     switch_off()                                  bring everything into the safe state
 template <class Board, class Line>
 class Chip {
  public:
-  // To be called first, and once the converters are set up: they are brought into the safe state. No constructor does
-  // that, since static objects are made before anything is set up; and what is all zeros takes up no flash.
+  // Call this first, once the converters are set up: it brings them into the safe state. A constructor cannot do it,
+  // because static objects are made before anything is set up; and an object of zeros takes no flash.
   void begin(Board& board, Line& line) {
     board_ = &board;
     line_ = &line;
     make_safe();
   }
 
-  // One byte has come.
+  // Take one byte from the line.
   void receive(std::uint8_t byte) { act(parser_.feed(byte)); }
 
-  // No byte has come for a while: longer than a host pauses within a frame, shorter than it waits for an answer.
+  // Report that the line was silent: longer than a host pauses within a frame, shorter than it waits for an answer.
   void silence() { act(parser_.silence()); }
 
   void make_safe() {
@@ -109,7 +109,7 @@ class Chip {
   }
 
  private:
-  // Of the newest operation that was carried out; its answer is in answer_.
+  // The newest operation that was carried out; its answer is in answer_.
   struct Newest {
     std::uint8_t command = 0;  // 0 where there is none
     std::uint32_t sequence = 0;
@@ -162,7 +162,7 @@ class Chip {
   }
 
   void operate(const Header& header, const std::uint8_t* payload) {
-    // The host asks again for an answer that got lost: nothing is carried out twice.
+    // The host repeats a request whose answer was lost: send the answer, and carry nothing out twice.
     if (newest_.command == header.command && newest_.sequence == header.sequence) {
       return reply(answer_, newest_.length);
     }
@@ -170,7 +170,7 @@ class Chip {
     const Failure failure = header.command == kProgram ? program(payload, header.length)
                             : header.command == kQuery ? query(payload, header.length, length)
                                                        : query_each(payload, header.length, length);
-    // A request that failed may be tried again under its number. It has left answer_ alone.
+    // A request that failed may be tried again under its number. It has not changed answer_.
     if (failure.number != 0) return fail(failure);
     newest_.command = header.command;
     newest_.sequence = header.sequence;
@@ -195,7 +195,7 @@ class Chip {
     if (payload[0] != kFloat32 || payload[1] != kFloat32) return protocol_error(kValueFormats);
     const std::uint32_t batch = get_u32(payload + 4);
     const std::uint8_t* inputs = payload + kQueryHead;
-    // The batch is bounded before it is multiplied.
+    // Bound the batch before multiplying it.
     if (batch > kMaxBatch) return out_of_range(kBatchTooLarge);
     if (length - kQueryHead != batch * kInputBytes) return out_of_range(kInputCount);
     if (!inputs_are_legal(inputs, batch)) return out_of_range(kIllegalInputs);
@@ -240,7 +240,7 @@ class Chip {
   }
 
   static bool is_legal(const std::uint8_t* float32) {
-    // As much as the host's own scaling in float32 may overshoot an end.
+    // Scaling in float32 on the host may exceed an end by this much.
     constexpr float kSlack = 1e-6F * (kHigh - kLow);
     if (!is_finite(float32)) return false;
     const float value = get_f32(float32);
@@ -249,7 +249,7 @@ class Chip {
 
   static bool controls_are_legal(const std::uint8_t* controls, std::uint8_t format, std::uint32_t settings) {
     for (std::uint32_t i = 0; i < settings * kControls; ++i) {
-      // Widened: where all 256 codes are legal, compilers complain of a comparison that cannot fail.
+      // Widened, because compilers warn of a comparison that cannot fail where all 256 codes are legal.
       if (format == kFloat32 ? !is_legal(controls + 4 * i) : std::uint32_t{controls[i]} >= kLevels) return false;
     }
     return true;
@@ -284,7 +284,7 @@ class Chip {
     return kValuesHead;
   }
 
-  // Passes the vectors and puts what is measured into the answer from there on; returns where that ends.
+  // Pass the vectors, write the measured outputs into the answer from `end` on, and return the new end.
   std::uint32_t pass(const std::uint8_t* inputs, std::uint32_t batch, std::uint32_t end) {
     for (std::uint32_t b = 0; b < batch; ++b, inputs += kInputBytes) {
       for (std::uint32_t j = 0; j < kInputs; ++j) board_->write_input(j, clamped(get_f32(inputs + 4 * j)));
@@ -306,7 +306,7 @@ class Chip {
     send_frame(*line_, kError, parser_.header().sequence, scratch_, 2 + append(2, failure.text));
   }
 
-  // Puts a text, or as much of it as there is room for, into the scratch; returns its length.
+  // Write a text, cut to the room that there is, into the scratch, and return its length.
   std::uint32_t append(std::uint32_t at, const char* text) {
     std::uint32_t length = 0;
     for (; text[length] != '\0' && at + length < sizeof scratch_; ++length) {

@@ -1,7 +1,7 @@
-// Runs the reference firmware on a PC, at one end of a pseudo-terminal whose other end is the host's serial port.
+// Run the reference firmware on a PC, at one end of a pseudo-terminal whose other end is the host's serial port.
 //
-// Prints the path of that port and serves until it is ended by SIGTERM or SIGINT. To port the firmware, replace this
-// file: a Board that reaches your converters, a Line that reaches your UART, and a loop that feeds bytes.
+// It prints the path of that port and serves until SIGTERM or SIGINT. To port the firmware, replace this file: write a
+// Board for your converters, a Line for your UART, and a loop that feeds bytes.
 
 #include <fcntl.h>
 #include <poll.h>
@@ -15,16 +15,16 @@
 
 namespace {
 
-// Milliseconds after which a frame that has begun is given up; a busy PC may pause for long within one.
+// Milliseconds after which an incomplete frame is dropped; a busy PC may pause for long within one.
 constexpr int kSilence = 200;
-// Milliseconds that a host has to take an answer; a UART would not wait for it at all.
+// Milliseconds that a host has to read an answer; a UART would not wait at all.
 constexpr int kPatience = 500;
 
 volatile sig_atomic_t stopping = 0;
 
 void stop(int) { stopping = 1; }
 
-// The chip itself, simulated: y = W x with ideal detectors, its controls in the steps of their DAC.
+// A simulated chip: y = W x with ideal detectors, and controls in the steps of their DAC.
 class Board {
  public:
   void write_control(std::size_t control, std::uint8_t code) {
@@ -53,14 +53,14 @@ class Board {
   float inputs_[astralora::kInputs]{};
 };
 
-// The firmware's end of the line.
+// The end of the line on the side of the firmware.
 class Line {
  public:
   bool open() {
     master_ = posix_openpt(O_RDWR | O_NOCTTY);
     if (master_ < 0 || grantpt(master_) != 0 || unlockpt(master_) != 0) return false;
     path_ = ptsname(master_);
-    // The host's end is kept open here as well: else the terminal is gone whenever no host has it.
+    // Keep the host's end open here as well: without it the terminal closes whenever no host has it open.
     slave_ = path_ == nullptr ? -1 : ::open(path_, O_RDWR | O_NOCTTY);
     termios settings;
     if (slave_ < 0 || tcgetattr(slave_, &settings) != 0) return false;
@@ -76,7 +76,7 @@ class Line {
 
   const char* path() const { return path_; }
 
-  // As many bytes as are there; 0 where none came for so long.
+  // Return as many bytes as have arrived; 0 after a silence of that length.
   std::size_t read(std::uint8_t* bytes, std::size_t room, int milliseconds) const {
     if (!wait_for(POLLIN, milliseconds)) return 0;
     const ssize_t count = ::read(master_, bytes, room);
@@ -84,7 +84,7 @@ class Line {
   }
 
   void write(const std::uint8_t* bytes, std::size_t count) const {
-    // Where nobody reads, the rest is lost, as on a wire; the host will ask again.
+    // Without a reader the rest is lost, as on a wire; the host will repeat the request.
     while (count > 0 && stopping == 0 && wait_for(POLLOUT, kPatience)) {
       const ssize_t written = ::write(master_, bytes, count);
       if (written <= 0) return;
@@ -104,7 +104,7 @@ class Line {
   const char* path_ = nullptr;
 };
 
-// All that there is, in static memory, as it would be on the microcontroller.
+// Everything is in static memory, as on the microcontroller.
 Board board;
 Line line;
 astralora::Chip<Board, Line> chip;

@@ -10,7 +10,7 @@
 //     16      n     payload
 //     16 + n  4     CRC-32 of the payload, continued from that of the header
 //
-// All numbers are little-endian. They are put together byte by byte, so that the byte order and the alignment of the
+// All numbers are little-endian. They are composed byte by byte, so that the byte order and the alignment of the
 // machine do not matter.
 
 #pragma once
@@ -54,10 +54,10 @@ inline void put_f32(std::uint8_t* to, float value) {
   put_u32(to, bits);
 }
 
-// Told from the bits, not by comparing: compilers may take NaN for impossible (-ffast-math).
+// Checked by the bits and not by a comparison: compilers may assume that NaN is impossible (-ffast-math).
 inline bool is_finite(const std::uint8_t* float32) { return (get_u32(float32) & 0x7F800000U) != 0x7F800000U; }
 
-// CRC-32 of IEEE 802.3, as bytes come along; four bits at a time, by a table of 64 bytes.
+// CRC-32 of IEEE 802.3, updated byte by byte; four bits at a time, by a table of 64 bytes.
 class Crc {
  public:
   void add(std::uint8_t byte) {
@@ -100,7 +100,7 @@ struct Header {
   std::uint32_t length;
 };
 
-// Sends one frame; Line has write(const uint8_t*, size_t), which returns when the bytes are on their way.
+// Send one frame; Line has write(const uint8_t*, size_t), which returns when the bytes are on their way.
 template <class Line>
 void send_frame(Line& line, std::uint8_t command, std::uint32_t sequence, const std::uint8_t* payload,
                 std::uint32_t length) {
@@ -118,21 +118,21 @@ void send_frame(Line& line, std::uint8_t command, std::uint32_t sequence, const 
   line.write(check, kCheck);
 }
 
-// What a byte has brought about.
+// The result of one byte.
 enum class Event : std::uint8_t {
   kNothing,
-  kRequest,  // header() and payload() are whole, until the next byte is fed
-  kTooLong,  // header() is whole, and announces a payload that is not taken; nothing of it is stored
-  kDamaged,  // header() is whole, but its payload came damaged, or not whole
+  kRequest,  // header() and payload() are complete, until the next byte is fed
+  kTooLong,  // header() is complete, and its payload is too long; nothing of it is stored
+  kDamaged,  // header() is complete, but its payload arrived damaged or incomplete
 };
 
-// Finds frames on a line, one byte at a time, past whatever is none.
+// Find frames on a line, one byte at a time, and skip all other bytes.
 template <std::uint32_t MaxPayload>
 class Parser {
  public:
   Event feed(std::uint8_t byte) { return in_payload_ ? feed_payload(byte) : feed_header(byte); }
 
-  // The line has fallen silent: what has begun will not be completed, and must not swallow the next frame.
+  // Report that the line was silent: a frame that has begun will not be completed, and must not swallow the next one.
   Event silence() {
     const Event event = in_payload_ ? Event::kDamaged : Event::kNothing;
     in_payload_ = false;
@@ -152,7 +152,7 @@ class Parser {
     Crc crc;
     crc.add(window_, kFields);
     if (!magic_at(0) || crc.value() != get_u32(window_ + kFields)) {
-      // No header begins here; keep what may be the beginning of one.
+      // No header begins here; keep the bytes that may be the beginning of one.
       std::size_t start = 1;
       while (start < kHeader && !magic_at(start)) ++start;
       filled_ = kHeader - start;
@@ -182,7 +182,7 @@ class Parser {
   }
 
   bool magic_at(std::size_t start) const {
-    // The first half of the magic may be the last byte that has come.
+    // The last byte that arrived may be the first half of the magic.
     return window_[start] == kMagic[0] && (start + 1 == kHeader || window_[start + 1] == kMagic[1]);
   }
 

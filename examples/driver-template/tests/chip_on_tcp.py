@@ -1,4 +1,4 @@
-"""A stand-in for the chip: what its firmware would answer, on a TCP port."""
+"""Simulate the chip on a TCP port: answer as its firmware does."""
 
 import socketserver
 import threading
@@ -27,7 +27,7 @@ class _Chip(socketserver.StreamRequestHandler):
 
 @contextmanager
 def chip_on_tcp():
-    """Serve it on a free port; the address is what a driver opens."""
+    """Serve the chip on a free port, and yield the address for the driver."""
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Chip) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()

@@ -1,4 +1,4 @@
-"""The driver against a stand-in on a real port; with pytest --astralora-bench bench.toml, against the chip."""
+"""Test the driver against a simulated chip on a real port; with --astralora-bench bench.toml, against the chip."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def port():
 
 
 class TestBenchChip(DeviceConformance):
-    """Every check of the kit."""
+    """Run every check of the testing kit."""
 
     @pytest.fixture(autouse=True)
     def serve(self, port):
@@ -26,13 +26,13 @@ class TestBenchChip(DeviceConformance):
         return BenchChip(self.port, timeout=0.5)
 
 
-def test_is_found_by_its_name(port):
+def test_the_device_is_found_by_its_name(port):
     with al.open_device("bench-chip", port=port) as session:
         answer = session.apply(torch.full((64,), 2.5), torch.ones(1, 8))
     assert torch.allclose(answer, torch.full((1, 8), 4.0), atol=8 * 5 / 4095 / 2)
 
 
-def test_what_the_chip_complains_of_is_an_error(port):
+def test_an_error_of_the_chip_is_raised(port):
     device = BenchChip(port)
     device.open()
     with pytest.raises(al.ProtocolError, match="the chip answered 'ERR what\\?'"):
@@ -41,6 +41,6 @@ def test_what_the_chip_complains_of_is_an_error(port):
 
 
 @pytest.mark.hardware
-def test_the_chip_itself_takes_a_program(hardware_device):
+def test_the_chip_accepts_a_program(hardware_device):
     hardware_device.program(torch.zeros(64))
     assert hardware_device.query(torch.zeros(1, 8)).abs().max() < 0.1

@@ -1,4 +1,4 @@
-"""Driver of our chip: a crossbar of 8 x 8 heaters behind a serial port, which takes lines of text."""
+"""Drive our chip: a crossbar of 8 x 8 heaters behind a serial port, which accepts lines of text."""
 
 from .driver import BenchChip
 

@@ -1,10 +1,10 @@
-"""The driver: four methods on numpy arrays, and a spec that says what they can be held to.
+"""Drive the chip: four methods on numpy arrays, and a spec that claims what the chip does.
 
-The chip takes and gives lines of text, numbers with spaces between them:
+The chip accepts and sends lines of text, numbers separated by spaces:
 
-    V v1 v2 ... v64     sets all voltages; answers OK
-    X x1 x2 ... x8      passes one vector; answers y1 y2 ... y8
-    S                   all voltages to zero; answers OK
+    V v1 v2 ... v64     set all voltages; the answer is OK
+    X x1 x2 ... x8      pass one vector; the answer is y1 y2 ... y8
+    S                   set all voltages to zero; the answer is OK
 
 Put your own instrument in place of these lines.
 """
@@ -26,7 +26,7 @@ SPEC = DeviceSpec(
     control_unit="V",
     linear=True,
     coupling="elementwise",
-    # A program that is sent twice does no harm: faults of the port can be got over without asking anyone.
+    # Sending a program twice does no harm, so that the session can repeat it after a fault of the port.
     idempotent_program=True,
     noise_std=0.0,
     program_seconds=2e-3,
@@ -38,8 +38,8 @@ class BenchChip(LinkDevice):
     """Crossbar of 8 x 8 heaters behind a serial port.
 
     Args:
-        port: its address, such as ``serial:///dev/ttyUSB0?baudrate=115200``.
-        timeout: longest silence that is waited through, in seconds.
+        port: address, such as ``serial:///dev/ttyUSB0?baudrate=115200``.
+        timeout: longest silence before the driver gives up, in seconds.
     """
 
     def __init__(self, port: str, timeout: float = 2.0) -> None:
@@ -51,7 +51,7 @@ class BenchChip(LinkDevice):
 
     def _close(self):
         try:
-            self._ask("S")  # the heaters are off before the port is let go
+            self._ask("S")  # switch the heaters off before the port is closed
         finally:
             self.transport.close()
 
