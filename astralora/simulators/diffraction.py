@@ -10,7 +10,6 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from ..devices import Coupling, Range, derive_generator
-
 from .physics import Physics
 
 __all__ = ["Diffractive"]

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..devices import Constant, Range
-
 from .physics import Heated, LinearPhysics
 
 __all__ = ["MRR", "SLM", "MatVec"]

@@ -10,7 +10,6 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from ..devices import Coupling, Range
-
 from .physics import LinearPhysics
 
 __all__ = ["Identity", "LowRank"]

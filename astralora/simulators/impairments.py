@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-__all__ = ["PRESETS", "Impairments"]
+__all__ = ["PRESETS", "Impairments", "find_impairments"]
 
 _NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -119,12 +119,17 @@ class Impairments(BaseModel):
 
     @property
     def bounded(self) -> bool:
-        """Whether the detector is a real one, with a full scale to saturate at."""
+        """Return whether the detector saturates at a full scale."""
         return self.output_levels is not None or self.output_bound is not None or self.output_noise_fraction > 0
 
     @property
+    def transmission(self) -> float:
+        """Return the amplitude that is left after the insertion loss."""
+        return 10 ** (-self.insertion_loss_db / 20)
+
+    @property
     def drifts(self) -> bool:
-        """Whether controls decay after a program."""
+        """Return whether controls decay after a program."""
         return self.pcm or self.drift_nu > 0 or self.drift_nu_std > 0
 
 
@@ -162,3 +167,16 @@ PRESETS: dict[str, Impairments] = {
         vector_seconds=1e-6,
     ),
 }
+
+
+def find_impairments(impairments: str | Impairments) -> Impairments:
+    """Return the preset of this name; return a model as it is.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    if isinstance(impairments, Impairments):
+        return impairments
+    if impairments not in PRESETS:
+        raise ValueError(f"there are no impairments named {impairments!r}; known are {', '.join(PRESETS)}")
+    return PRESETS[impairments]

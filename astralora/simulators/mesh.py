@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..devices import Constant, Coupling
-
 from .lattice import mesh_matrix
 from .physics import Heated, LinearPhysics
 

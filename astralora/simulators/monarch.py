@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..devices import Coupling, Patch
-
 from .physics import LinearPhysics
 
 __all__ = ["Monarch"]

@@ -58,6 +58,11 @@ class Physics(BaseModel, ABC):
     conductances: ClassVar[bool] = False
     reciprocal: ClassVar[bool] = False
 
+    @classmethod
+    def kind_name(cls) -> str:
+        """Return the name of the kind: the class's own in lower case."""
+        return cls.__name__.lower()
+
     @abstractmethod
     def transfer(self, controls: Tensor, inputs: Tensor, out_features: int) -> Tensor:
         """What comes out, differentiably, for one setting or for many at once.

@@ -1,4 +1,4 @@
-"""Simulated chips that light can be sent through backwards."""
+"""Simulate chips that take light backwards."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..devices import Reciprocal
 from ..devices.checks import check_inputs
-
 from .physics import LinearPhysics
 from .simulator import SimulatedDevice
 
@@ -15,13 +15,13 @@ __all__ = ["ReciprocalDevice"]
 
 
 class ReciprocalDevice(SimulatedDevice):
-    """A simulated chip with a reverse port: modulators and detectors of the same kind on the other side.
+    """Simulate a chip with a reverse port: modulators and detectors of the same kind on the other side.
 
-    Backwards it multiplies by the transpose of what it multiplies by forwards at that moment, through input converters,
-    noise, saturation and output converters of its own.
+    Backwards it multiplies by the transpose of the present transfer matrix, through input converters, noise, saturation
+    and output converters of its own.
 
     Args:
-        physics: a linear kind.
+        physics: law of a linear kind.
         in_features: n.
         out_features: m.
         **options: as for `SimulatedDevice`.
@@ -31,14 +31,19 @@ class ReciprocalDevice(SimulatedDevice):
         super().__init__(physics, in_features, out_features, **options)
         self._backward = self.spec.backward()
 
+    @property
+    def capabilities(self) -> tuple[type, ...]:
+        """Return the protocols of optional capabilities that the device has."""
+        return (*super().capabilities, Reciprocal)
+
     def query_adjoint(self, outputs: Tensor) -> Tensor:
         """Pass vectors in reverse: (batch, out_features) -> (batch, in_features).
 
         Raises:
-            OutOfRange: the modulators of the reverse port refuse it.
+            OutOfRange: the modulators of the reverse port refuse them.
             NotConnected: the device is closed, or has not been programmed since it was opened.
         """
         check_inputs(self._backward, outputs, "query_adjoint")
-        signals = self._lit(outputs, "query_adjoint")
-        loss = 10 ** (-self.impairments.insertion_loss_db / 20)
-        return self._detect(loss * (signals @ self._noisy(self._matrix_now(signals.dtype)))).to(outputs.device)
+        self._require_programmed("query_adjoint")
+        self._state.pass_vectors(len(outputs))
+        return self._signals.answer_backwards(outputs, self._state.response(outputs.dtype)).to(outputs.device)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from ..devices import Calibration, DeviceError
-
 from .impairments import Impairments
 from .kinds import KINDS
 

@@ -11,7 +11,7 @@ import astralora.devices as d
 from astralora.probing.encoding import Scale
 from astralora.simulators import KINDS, Impairments, SimulatedDevice, device_factory
 from astralora.simulators.memory import PCM_MAX_MICROSIEMENS, pcm_drift, pcm_programming_std
-from astralora.simulators.wander import Wander, flicker
+from astralora.simulators.wander import Wander, flicker, wander_processes
 
 
 def chip(kind: str, n: int, m: int, physics: Any = None, **law: Any) -> Any:
@@ -174,17 +174,14 @@ def test_flicker_falls_with_the_inverse_of_frequency() -> None:
 
 
 def test_common_wander_moves_controls_together() -> None:
-    device = chip("matvec", 30, 30, wander_std=0.1, wander_common=0.8, wander_seconds=1.0)
-    moves = torch.stack(list(_wander_of(device, 3000)))
+    impairments = Impairments(wander_std=0.1, wander_common=0.8, wander_seconds=1.0)
+    wander = Wander(900, wander_processes(impairments), torch.Generator().manual_seed(0))
+    # Five correlation times apart: independent of each other.
+    moves = wander.path([5.0 * step for step in range(1, 3001)])
+    assert moves is not None
     covariance = torch.corrcoef(moves.mT[:20])
     off = covariance[~torch.eye(20, dtype=torch.bool)]
     assert float(off.mean()) == pytest.approx(0.8, abs=0.05)
-
-
-def _wander_of(device: Any, looks: int) -> Any:
-    for look in range(1, looks + 1):
-        device._wander.advance(5.0 * look)  # five correlation times: independent of the last
-        yield device._wander.value
 
 
 def test_temperature_moves_all_controls_alike() -> None:

@@ -21,7 +21,8 @@ from astralora.devices import (
     initial_controls,
 )
 from astralora.simulators import KINDS, PRESETS, Impairments, MatVec, SimulatedDevice
-from astralora.simulators.chip import quantize
+from astralora.simulators.converters import quantize
+from astralora.simulators.crosstalk import Crosstalk
 from astralora.simulators.wander import Process, Wander
 
 
@@ -33,11 +34,6 @@ def start(session: Any) -> torch.Tensor:
 
 def vectors(count: int, width: int, generator: torch.Generator) -> torch.Tensor:
     return torch.empty(count, width).uniform_(-1, 1, generator=generator)
-
-
-def acted(device: SimulatedDevice, written: torch.Tensor) -> torch.Tensor:
-    """What controls that are written do on this chip."""
-    return device._chip.act(written, *device._as(written.dtype))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -168,7 +164,6 @@ def test_control_noise_is_drawn_at_each_program(simulated: Any) -> None:
 @pytest.mark.parametrize("kind", ["matvec", "mzi"])
 def test_crosstalk_reaches_the_four_neighbours(kind: str) -> None:
     share, physics = 0.01, KINDS[kind]()
-    device = SimulatedDevice(physics, 6, 6, impairments=Impairments(crosstalk=share))
     layout = physics.layout(6, 6)
     places = {int(c): (i, j) for i, row in enumerate(layout) for j, c in enumerate(row) if c >= 0}
     count = len(places)
@@ -177,13 +172,15 @@ def test_crosstalk_reaches_the_four_neighbours(kind: str) -> None:
         for other, (k, n) in places.items():
             if abs(i - k) + abs(j - n) == 1:
                 expected[other, control] = share
-    torch.testing.assert_close(acted(device, torch.eye(count)).T, expected)
+    crosstalk = Crosstalk(layout, torch.device("cpu"))
+    torch.testing.assert_close(crosstalk.add(torch.eye(count), torch.tensor(share)).T, expected)
 
 
 def test_dead_and_stuck_controls_do_not_answer() -> None:
     law = Impairments(dead_fraction=0.02, stuck_fraction=0.03)
     device = SimulatedDevice(MatVec(), 20, 20, impairments=law)
-    low, high = (acted(device, torch.full((400,), value)) for value in (-0.5, 0.5))
+    # The transfer matrix of this kind is its controls.
+    low, high = (device.transfer(torch.full((400,), value), torch.eye(20)).mT for value in (-0.5, 0.5))
     silent = low == high
     assert int(silent.sum()) == 8 + 12
     assert int((low[silent] == -1).sum()) == 8, "the dead ones sit at the low end"
