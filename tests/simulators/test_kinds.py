@@ -135,7 +135,7 @@ def test_of_no_settings_there_are_no_meshes() -> None:
 @pytest.mark.parametrize(("quality", "a", "r"), [("high", 0.987, 0.99), ("medium", 0.925, 0.93), ("low", 0.845, 0.85)])
 def test_a_quality_stands_for_both_losses(quality: Any, a: float, r: float) -> None:
     assert (MRR(quality=quality).a, MRR(quality=quality).r) == (a, r)
-    with pytest.raises(ValueError, match="give either it or them"):
+    with pytest.raises(ValueError, match="give either quality, or a and r"):
         MRR(quality=quality, a=0.5)
 
 
