@@ -43,8 +43,8 @@ class Impairments(BaseModel):
         wander_seconds: correlation time of the wander on the virtual clock, in seconds.
         wander_common: share of the wander's variance that all controls have in common.
         flicker_std: standard deviation of each control's 1/f wander, in control units.
-        flicker_seconds: shortest and longest correlation time of the 1/f wander, in seconds; the spectrum is 1/f between
-            their inverses.
+        flicker_seconds: shortest and longest correlation time of the 1/f wander, in seconds; its spectrum is 1/f
+            between their inverses.
         temperature_std: standard deviation of the chip's temperature, in kelvin.
         temperature_seconds: correlation time of the temperature, in seconds.
         temperature_coefficient: shift of all controls, in control units per kelvin.

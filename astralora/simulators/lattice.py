@@ -92,8 +92,7 @@ def _merge(children: Tensor) -> tuple[Tensor, Tensor]:
         children: A, C, B, D of each merged square, (squares, 4, size, size).
 
     Returns:
-        The merged squares, (squares, 2 size, 2 size), and the rows of (C + B)(1 + A + 1) that D acts on, which `_unmerge`
-        needs.
+        The merged squares, (squares, 2 size, 2 size), and the rows of (C + B)(1 + A + 1) that D acts on.
     """
     A, C, B, D = children.unbind(1)
     size = A.shape[-1]

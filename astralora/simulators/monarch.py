@@ -23,8 +23,9 @@ class Monarch(LinearPhysics):
     part of the product of both phase factors. The number of blocks is the largest power of two that divides the width
     and is not above its square root.
 
-    Controls: u in the order (k, a, c), then v in the order (a, q, k). A control of the first stack moves the share of one
-    input in one block of outputs. A control of the second stack moves the share of one block of inputs in one output.
+    Controls: u in the order (k, a, c), then v in the order (a, q, k). A control of the first stack moves the share of
+    one input in one block of outputs. A control of the second stack moves the share of one block of inputs in one
+    output.
     """
 
     coupling: ClassVar[Coupling] = "sparse"
@@ -43,7 +44,7 @@ class Monarch(LinearPhysics):
         return self.blocks(out_features) * in_features + self.blocks(in_features) * out_features
 
     def reach(self, in_features: int, out_features: int) -> tuple[Patch, ...]:
-        """Return one input and a block of outputs for each control of the first stack, and the reverse for the second."""
+        """Return a block of outputs per control of the first stack, and a block of inputs per control of the second."""
         incoming, outgoing = self.blocks(in_features), self.blocks(out_features)
         width, height = in_features // incoming, out_features // outgoing
         first = [

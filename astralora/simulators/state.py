@@ -48,7 +48,7 @@ class ChipState:
         self._wander = Wander(
             chip.law.num_controls, wander_processes(impairments), derive_generator(seed, "wander", device=device)
         )
-        self._warmth = Wander(
+        self._temperature = Wander(  # difference to the room's temperature, in kelvin
             1,
             [Process(impairments.temperature_std, impairments.temperature_seconds)],
             derive_generator(seed, "temperature", device=device),
@@ -74,9 +74,9 @@ class ChipState:
     @property
     def temperature_celsius(self) -> float:
         """Return the chip's temperature at this moment."""
-        self._warmth.advance(self.clock_seconds)
-        warmth = self._warmth.value
-        return _ROOM_CELSIUS + (0.0 if warmth is None else float(warmth[0]))
+        self._temperature.advance(self.clock_seconds)
+        difference = self._temperature.value
+        return _ROOM_CELSIUS + (0.0 if difference is None else float(difference[0]))
 
     def lose_controls(self) -> None:
         """Forget all controls, as a chip does without power."""
@@ -111,7 +111,7 @@ class ChipState:
             self.clock_seconds += batch * self._impairments.vector_seconds
         self._acting = acting[-1]
         self._matrix = None
-        return self._moved(acting, self._wander.path(times), self._warmth.path(times))
+        return self._moved(acting, self._wander.path(times), self._temperature.path(times))
 
     def pass_vectors(self, batch: int) -> None:
         """Advance all drift to the present, and move the clock on by ``batch`` vectors."""
@@ -119,7 +119,7 @@ class ChipState:
         # A list, since each has to be called.
         moved = [
             self._wander.advance(now),
-            self._warmth.advance(now),
+            self._temperature.advance(now),
             self._settling.advance(now),
             self._decay.has_changed(now),
         ]
@@ -137,7 +137,7 @@ class ChipState:
 
     def drift(self, acting: Tensor) -> Tensor:
         """Add wander and temperature of this moment to acting controls, (..., num_controls)."""
-        return self._moved(acting, self._wander.value, self._warmth.value)
+        return self._moved(acting, self._wander.value, self._temperature.value)
 
     # -- saving -----------------------------------------------------------------------------
 
@@ -150,7 +150,7 @@ class ChipState:
             "settles_at": self._settling.ends_at,
             "position": self._position,
             "wander": self._wander.state_dict(),
-            "warmth": self._warmth.state_dict(),
+            "warmth": self._temperature.state_dict(),
             "decay": self._decay.state_dict(),
         }
 
@@ -164,7 +164,7 @@ class ChipState:
         self._settling.ends_at = state["settles_at"]
         self._matrix = None
         self._wander.load_state_dict(state["wander"])
-        self._warmth.load_state_dict(state["warmth"])
+        self._temperature.load_state_dict(state["warmth"])
         self._decay.load_state_dict(state["decay"])
 
     # -- controls ---------------------------------------------------------------------------
@@ -193,9 +193,9 @@ class ChipState:
         decay = self._decay.factor(self.clock_seconds, dtype)
         return self.drift(acting if decay is None else acting * decay)
 
-    def _moved(self, acting: Tensor, wander: Tensor | None, warmth: Tensor | None) -> Tensor:
+    def _moved(self, acting: Tensor, wander: Tensor | None, temperature: Tensor | None) -> Tensor:
         if wander is not None:
             acting = acting + wander.to(acting.dtype)
-        if warmth is not None:
-            acting = acting + self._impairments.temperature_coefficient * warmth.to(acting.dtype)
+        if temperature is not None:
+            acting = acting + self._impairments.temperature_coefficient * temperature.to(acting.dtype)
         return acting
