@@ -49,7 +49,7 @@ class SignalPath:
         self._spec = spec
         self._noise = noise
         self._noise_by_output = None if noise_by_output is None else noise_by_output.to(chip.law.device)
-        self._newest_signals: Tensor | None = None
+        self._newest_signals: Tensor | None = None  # None after a vector in reverse
         self._newest_outputs: Tensor | None = None
 
     def answer(self, inputs: Tensor, response: Tensor) -> Tensor:
@@ -59,22 +59,24 @@ class SignalPath:
             inputs: legal inputs, in input units.
             response: result of `Chip.response` for one setting or many, which gives the leading axes.
         """
-        signals = self._modulate(self._send(inputs))
-        outputs = self._chip.transmit(signals, self._add_weight_noise(response))
-        return self._receive(self._chip.detect(outputs))
+        signals = self._newest_signals = self._send(inputs)
+        outputs = self._chip.transmit(self._modulate(signals), self._add_weight_noise(response))
+        return self._receive(self._chip.detect(outputs), self._noise_by_output)
 
     def answer_backwards(self, outputs: Tensor, matrix: Tensor) -> Tensor:
         """Pass vectors through the transpose: (batch, out_features) -> (batch, in_features).
 
-        The reverse port has converters, noise and saturation of the same kind as the forward port.
+        The reverse port has converters, noise and saturation of the same kind as the forward port. It has its own
+        modulators and detectors, all alike, so that gains, offsets, dead outputs and ``noise_by_output`` of the forward
+        port play no part.
 
         Args:
             outputs: vectors within the input range, in input units.
             matrix: transfer matrix, (out_features, in_features).
         """
-        signals = self._send(outputs)
-        passed = signals @ self._add_weight_noise(matrix)
-        return self._receive(self._chip.mask(self._impairments.transmission * passed))
+        self._newest_signals = None
+        passed = self._send(outputs) @ self._add_weight_noise(matrix)
+        return self._receive(self._impairments.transmission * passed)
 
     @property
     def clipped(self) -> float:
@@ -111,7 +113,6 @@ class SignalPath:
             signals = quantize(signals, self._modulator_range, law.input_levels)
         if law.input_noise_std:
             signals = signals + law.input_noise_std * standard_normal(signals, self._noise)
-        self._newest_signals = signals
         return signals
 
     def _modulate(self, signals: Tensor) -> Tensor:
@@ -125,21 +126,21 @@ class SignalPath:
         std = self._impairments.weight_noise_std
         return torch.add(response, standard_normal(response, self._noise), alpha=std) if std else response
 
-    def _receive(self, outputs: Tensor) -> Tensor:
+    def _receive(self, outputs: Tensor, noise_by_output: Tensor | None = None) -> Tensor:
         """Add output noise, saturate and quantize."""
-        outputs = self._add_output_noise(outputs)
+        outputs = self._add_output_noise(outputs, noise_by_output)
         bounds = self._spec.output_range
         if bounds is not None:
             outputs = quantize(outputs, bounds, self._impairments.output_levels)
         self._newest_outputs = outputs
         return outputs
 
-    def _add_output_noise(self, clean: Tensor) -> Tensor:
+    def _add_output_noise(self, clean: Tensor, noise_by_output: Tensor | None) -> Tensor:
         """Add noise of fixed strength, noise relative to the magnitude, and shot noise."""
         law, full_scale = self._impairments, self._chip.law.full_scale
         outputs = clean
-        if self._noise_by_output is not None:
-            strength = self._noise_by_output.to(outputs.dtype)
+        if noise_by_output is not None:
+            strength = noise_by_output.to(outputs.dtype)
             outputs = torch.addcmul(outputs, strength, standard_normal(outputs, self._noise))
         elif law.output_noise_fraction:
             noise = standard_normal(outputs, self._noise)

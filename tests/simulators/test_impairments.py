@@ -245,6 +245,15 @@ def test_dead_outputs_carry_only_noise() -> None:
     assert float(answers[:, dead].std()) == pytest.approx(0.01 * sqrt(8), rel=5 / sqrt(2 * 8000))
 
 
+def test_flaws_of_forward_modulators_and_detectors_do_not_act_in_reverse(generator: torch.Generator) -> None:
+    device = chip("matvec", 6, 4, dead_output_fraction=0.5, input_gain_std=0.1, output_gain_std=0.1)
+    controls = torch.rand(24, generator=generator, dtype=torch.float64) - 0.5
+    outputs = torch.rand(3, 4, generator=generator, dtype=torch.float64)
+    device.program(controls)
+    torch.testing.assert_close(device.query_adjoint(outputs), outputs @ controls.view(4, 6))
+    assert device.clipped == 0.0
+
+
 @pytest.mark.parametrize(("field", "power"), [("output_noise_relative", 1.0), ("shot_noise_fraction", 0.5)])
 def test_noise_grows_with_the_magnitude_of_the_output(field: str, power: float) -> None:
     device = chip("matvec", 4, 1, **{field: 0.05}, output_bound=100.0)
