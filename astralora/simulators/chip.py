@@ -1,4 +1,4 @@
-"""Describe one fabricated chip: its constants, stuck controls and dead outputs in its law."""
+"""Apply the law of one fabricated chip, with its constants, stuck controls and dead outputs."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from .physics import LinearPhysics
 __all__ = ["Chip"]
 
 Drift = Callable[[Tensor], Tensor]
-"""Map acting controls (..., num_controls) to those with the drift of the moment added."""
+"""Function that adds the drift of the moment to acting controls, (..., num_controls)."""
 
 
 class Chip:
     """Apply the law of one fabricated chip with its own constants, stuck controls and dead outputs.
 
-    Nothing in it changes with time. `astralora.simulators.state.ChipState` holds what does. The chip takes both
-    directions: signals go through `act`, `modulate`, `transmit` and `detect` in turn, and autograd follows `transfer`.
+    Nothing in it changes with time; see `astralora.simulators.state.ChipState` for the rest. Programs and queries go
+    through `act`, `modulate`, `transmit` and `detect` in turn. Autograd follows `transfer`.
 
     Args:
         law: law of the kind.
-        flaws: differences to the nominal chip.
+        flaws: differences from the nominal chip.
         constants: constants of a known chip, in place of those in ``flaws``.
         fixed: values of stuck controls of a known chip, in place of those in ``flaws``.
 

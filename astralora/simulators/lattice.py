@@ -1,6 +1,6 @@
 """Multiply the cells of a mesh by merging squares of cells into larger and larger squares.
 
-Multiplying out a mesh of N ports column by column takes N steps, one after the other. But seen along its diagonals a
+Multiplying the cells of a mesh of N ports column by column takes N steps in sequence. But along its diagonals, a
 rectangular mesh is a square lattice: a cell in column c on the ports (p, p + 1) is at u = (c + p) / 2 and
 v = (c - p) / 2, and light goes from it to its neighbours at u + 1 (one port down) and at v + 1 (one port up). A square
 of k x k cells of this lattice acts on 2 k neighbouring ports alone. Four of these squares make a square of twice the
@@ -49,10 +49,10 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, cells: Tensor, ports: int, in_features: int) -> Tensor:
         squares, merges = cells, []
         *rounds, last = _rounds(ports)
-        for places in rounds:
-            children = _children_of_parents(squares, places)
+        for round_ in rounds:
+            children = _children_of_parents(squares, round_)
             merged, middle = _merge(children.flatten(0, 1))
-            squares = merged.view(len(cells), places.parents, *merged.shape[1:])
+            squares = merged.view(len(cells), round_.parents, *merged.shape[1:])
             merges.append((children, middle))
         (A, C, B, D), half = _children_of_parents(squares, last)[:, 0].unbind(1), last.size // 2
         # Light enters only at the ports of A, and leaves only at those of D.
@@ -79,9 +79,9 @@ class _Product(torch.autograd.Function):
         to_A[:, :half, :width] = C[:, half:, half:].mT @ above
         to_A[:, half:, :width] = B[:, :half, :half].mT @ below
         grads = _existing_squares(grads.unsqueeze(1), last)
-        for places, (children, middle) in zip(reversed(rounds), reversed(ctx.merges), strict=True):
+        for round_, (children, middle) in zip(reversed(rounds), reversed(ctx.merges), strict=True):
             back = _unmerge(children.flatten(0, 1), middle, grads.flatten(0, 1))
-            grads = _existing_squares(back.view_as(children), places)
+            grads = _existing_squares(back.view_as(children), round_)
         return grads.conj().resolve_conj(), None, None
 
 

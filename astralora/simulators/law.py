@@ -163,7 +163,7 @@ class ChipLaw:
 
     def physics_with(self, constants: Constants) -> Physics:
         """Return the kind's law with this chip's constants of the kind in it."""
-        return self.physics.holding({name: constants[name] for name in self._names_of_kind if name in constants})
+        return self.physics.with_constants({name: constants[name] for name in self._names_of_kind if name in constants})
 
     def matrix(self, acting: Tensor, constants: Constants) -> Tensor:
         """Compute the transfer matrix of a linear kind: (..., num_controls) -> (..., out_features, in_features).

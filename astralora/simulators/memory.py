@@ -49,10 +49,10 @@ class Decay:
     """Compute the factor (t / t0)^-nu by which controls have decayed since they were programmed.
 
     Args:
-        impairments: those of the chip; ``pcm`` and ``drift_...`` are used.
+        impairments: impairments of the chip, of which ``pcm`` and ``drift_...`` are used.
         count: number of controls.
         seed: which chip.
-        noise: stream of what is drawn at every program.
+        noise: stream of the numbers drawn at every program.
     """
 
     def __init__(self, impairments: Impairments, count: int, seed: int, noise: torch.Generator) -> None:

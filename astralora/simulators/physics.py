@@ -123,12 +123,12 @@ class Physics(BaseModel, ABC):
     def constants(self, in_features: int, out_features: int) -> dict[str, Constant]:
         """Return the constants of the kind that may differ from chip to chip, by the names of their fields.
 
-        Identification fits them, and `holding` sets them. By default there are none.
+        Identification fits them, and `with_constants` sets them. By default there are none.
         """
         del in_features, out_features  # for kinds that override this
         return {}
 
-    def holding(self, constants: Mapping[str, Tensor]) -> Self:
+    def with_constants(self, constants: Mapping[str, Tensor]) -> Self:
         """Return a copy of the law in which one chip's constants replace the fields with those names.
 
         Use the copy only to call it: it holds tensors where the model declares numbers.

@@ -32,7 +32,7 @@ class ChipState:
 
     Args:
         chip: the chip.
-        impairments: strengths of all that changes with time, and durations of operations.
+        impairments: strengths of control noise and drift, and durations of operations.
         seed: seed of the streams of wander and temperature.
         noise: stream of the noise that is drawn at every program; shared with the signal path.
 

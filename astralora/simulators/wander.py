@@ -24,7 +24,7 @@ class Process(NamedTuple):
 
     Attributes:
         std: standard deviation in the steady state.
-        seconds: correlation time.
+        seconds: correlation time, in seconds.
         common: all controls share one process; otherwise each has its own.
     """
 
@@ -52,7 +52,7 @@ def flicker(std: float, shortest: float, longest: float) -> list[Process]:
 
 
 def wander_processes(impairments: Impairments) -> list[Process]:
-    """Return the processes that move a chip's controls: wander of its own and in common, and flicker."""
+    """Return the processes that move a chip's controls: individual wander, common wander and flicker."""
     own, common = (1 - impairments.wander_common) ** 0.5, impairments.wander_common**0.5
     return [
         Process(impairments.wander_std * own, impairments.wander_seconds),

@@ -74,7 +74,7 @@ def coupler(error: float) -> NDArray[Any]:
 
 def test_mzi_cell_is_two_couplers_and_two_phases() -> None:
     theta, phi, first, second = 0.7, 1.9, 0.05, -0.03
-    physics = MZI().holding({"splitter_error": torch.tensor([[first, second]], dtype=torch.float64)})
+    physics = MZI().with_constants({"splitter_error": torch.tensor([[first, second]], dtype=torch.float64)})
     cell = physics.cells(torch.tensor([[theta, phi]], dtype=torch.float64))[0]
     between = np.diag([np.exp(2j * phi), 1])
     expected = -1j * np.exp(-1j * phi) * coupler(second) @ between @ coupler(first)
@@ -96,7 +96,7 @@ def test_three_splitter_cell_follows_its_formula() -> None:
 @pytest.mark.parametrize("kind", [MZI, MZI3])
 def test_mesh_with_coupler_errors_is_unitary(kind: Any, generator: torch.Generator) -> None:
     errors = 0.1 * torch.randn(28, kind.couplers, generator=generator, dtype=torch.float64)
-    physics = kind().holding({"splitter_error": errors})
+    physics = kind().with_constants({"splitter_error": errors})
     U = physics.unitary(controls_for(physics, 8, 8, generator), 8, 8)
     torch.testing.assert_close(U.mH @ U, torch.eye(8, dtype=U.dtype), atol=1e-12, rtol=0)
 
