@@ -27,7 +27,6 @@ from .kinds import KINDS
 from .mesh import MZI, MZI3
 from .monarch import Monarch
 from .physics import Drive, Heated, LinearPhysics, Physics
-from .reciprocal import ReciprocalDevice
 from .simulator import SimulatedDevice
 
 __all__ = [
@@ -47,7 +46,6 @@ __all__ = [
     "MatVec",
     "Monarch",
     "Physics",
-    "ReciprocalDevice",
     "SimulatedDevice",
     "device_factory",
     "open_diffractive",

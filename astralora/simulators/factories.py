@@ -13,8 +13,7 @@ from .fixed import Identity, LowRank
 from .impairments import Impairments
 from .mesh import MZI, MZI3
 from .monarch import Monarch
-from .physics import LinearPhysics, Physics
-from .reciprocal import ReciprocalDevice
+from .physics import Physics
 from .simulator import SimulatedDevice
 
 __all__ = [
@@ -61,10 +60,8 @@ def device_factory(kind: type[Physics]) -> Callable[..., SimulatedDevice]:
     ) -> SimulatedDevice:
         if isinstance(impairments, dict):
             impairments = Impairments(**impairments)
-        law = kind(**physics)
-        simulated = ReciprocalDevice if law.reciprocal and isinstance(law, LinearPhysics) else SimulatedDevice
-        return simulated(
-            law,  # type: ignore[arg-type]  # a linear one where it has to be
+        return SimulatedDevice(
+            kind(**physics),
             in_features,
             out_features,
             impairments=impairments,

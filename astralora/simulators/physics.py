@@ -44,7 +44,7 @@ class Physics(BaseModel, ABC):
         initial_range: range in which training starts; None for the whole control range.
         period: difference between controls with the same effect; None where there is none.
         conductances: the controls are conductances, which memory cells hold.
-        reciprocal: vectors can pass backwards, through the transpose of the transfer matrix.
+        reciprocal: vectors can pass backwards, through the transpose of the transfer matrix; for linear kinds only.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -14,6 +14,7 @@ from ..devices import (
     ChecksRequests,
     Clock,
     Constant,
+    DeviceError,
     DeviceSpec,
     Differentiable,
     Identifiable,
@@ -21,6 +22,7 @@ from ..devices import (
     ProgramsMany,
     PullsBack,
     Range,
+    Reciprocal,
     Snapshots,
     Thermometer,
     derive_generator,
@@ -30,7 +32,7 @@ from .chip import Chip
 from .fabrication import check_impairments, draw_flaws
 from .impairments import Impairments, find_impairments
 from .law import ChipLaw
-from .physics import Physics
+from .physics import LinearPhysics, Physics
 from .signals import SignalPath
 from .spec import simulated_spec
 from .state import ChipState
@@ -41,6 +43,7 @@ __all__ = ["SimulatedDevice"]
 # Largest number of matrix entries that `query_each` computes at a time: 64 MiB in float32.
 _CHUNK = 1 << 24
 
+# Capabilities of every simulated device; `Reciprocal` depends on the kind.
 _CAPABILITIES: tuple[type, ...] = (
     ProgramsMany,
     ChecksRequests,
@@ -146,8 +149,11 @@ class SimulatedDevice:
 
     @property
     def capabilities(self) -> tuple[type, ...]:
-        """Return the protocols of optional capabilities that the device has."""
-        return _CAPABILITIES
+        """Return the protocols of optional capabilities that the device has.
+
+        `Reciprocal` is one of them only if the law is linear and reciprocal.
+        """
+        return (*_CAPABILITIES, Reciprocal) if self._is_reciprocal else _CAPABILITIES
 
     # -- Device, ChecksRequests -------------------------------------------------------------
 
@@ -215,6 +221,34 @@ class SimulatedDevice:
             acting = self._state.program_each(part, len(inputs))
             answers.append(self._signals.answer(inputs, self._chip.response(acting.to(inputs.dtype))))
         return torch.cat(answers).to(inputs.device)
+
+    # -- Reciprocal -------------------------------------------------------------------------
+
+    @property
+    def _is_reciprocal(self) -> bool:
+        return self.physics.reciprocal and isinstance(self.physics, LinearPhysics)
+
+    def query_adjoint(self, outputs: Tensor) -> Tensor:
+        """Pass vectors in reverse: (batch, out_features) -> (batch, in_features).
+
+        The reverse port multiplies by the transpose of the present transfer matrix. It has its own input converters,
+        noise, saturation and output converters, of the same kind as those of the forward port.
+
+        Raises:
+            DeviceError: the law is not linear and reciprocal; see `capabilities`.
+            OutOfRange: the modulators of the reverse port refuse the vectors.
+            NotConnected: the device is closed, or has not been programmed since it was opened.
+        """
+        if not self._is_reciprocal:
+            raise DeviceError(
+                "has no reverse port, since its law is not reciprocal; use a reciprocal kind, such as mzi",
+                device=self._spec.name,
+                operation="query_adjoint",
+            )
+        check_inputs(self._spec.backward(), outputs, "query_adjoint")
+        self._require_programmed("query_adjoint")
+        self._state.pass_vectors(len(outputs))
+        return self._signals.answer_backwards(outputs, self._state.response(outputs.dtype)).to(outputs.device)
 
     # -- Differentiable, PullsBack, Identifiable --------------------------------------------
 

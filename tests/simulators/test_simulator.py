@@ -14,6 +14,7 @@ from astralora.devices import (
     ChecksRequests,
     Clock,
     Device,
+    DeviceError,
     Differentiable,
     Identifiable,
     NotConnected,
@@ -58,6 +59,23 @@ def test_has_the_capabilities_of_a_simulator(kind: str, simulated: Any) -> None:
     assert set(device.capabilities) == (expected | {Reciprocal} if KINDS[kind].reciprocal else expected)
     for protocol in device.capabilities:
         assert isinstance(device, protocol)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not KINDS[kind].reciprocal])
+def test_kinds_that_are_not_reciprocal_refuse_vectors_in_reverse(kind: str, simulated: Any) -> None:
+    session = simulated(kind, 4, 4)
+    start(session)
+    with pytest.raises(DeviceError, match="query_adjoint: has no reverse port, since its law is not reciprocal"):
+        session.device.query_adjoint(torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind].reciprocal])
+def test_query_adjoint_multiplies_by_the_transpose(kind: str, simulated: Any, generator: torch.Generator) -> None:
+    device = simulated(kind, 6, 4).device
+    start(device)
+    matrix = device.query(torch.eye(6)).mT
+    outputs = vectors(5, 4, generator)
+    torch.testing.assert_close(device.query_adjoint(outputs), outputs @ matrix)
 
 
 @pytest.mark.parametrize("kind", KINDS)
