@@ -1,4 +1,4 @@
-"""Light through free space, a random screen and a programmable mask, onto a camera."""
+"""Define diffractive optics: free space, a random screen, a programmable mask and a camera."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ _METRES_PER_MM = 1e-3
 
 
 class Diffractive(Physics):
-    """Free-space optics: a fixed random phase screen and a programmable mask, and a camera that sees magnitudes.
+    """Simulate free-space optics: a fixed random phase screen, a programmable mask and a camera for magnitudes.
 
-    The inputs are the amplitudes of square patches of the aperture. Light goes to the screen, from there to the mask,
-    and from there to the camera, each way by the angular spectrum: its Fourier components turn by
-    k_z = sqrt(k^2 - k_x^2 - k_y^2) a metre (Goodman, Introduction to Fourier Optics, section 3.10), in an aperture
-    that is padded to twice its width, so that what leaves it is lost. The camera reports the mean magnitude of the
-    field over a patch for each output.
+    The inputs are the amplitudes of square patches of the aperture. Light travels to the screen, then to the mask, then
+    to the camera. Each distance is computed with the angular spectrum: Fourier components turn by
+    k_z = sqrt(k^2 - k_x^2 - k_y^2) per metre (Goodman, Introduction to Fourier Optics, section 3.10), in an aperture
+    padded to twice its width, so that light that leaves the aperture is lost. For each output, the camera reports the
+    mean magnitude of the field over a patch.
 
-    Controls: for every pixel of the mask, row by row, its amplitude, its phase, or all amplitudes and then all phases;
-    amplitudes are given as phases too, a = sin^2(w / 4), from dark at 0 to clear at 2 pi, as a modulator between
-    polarizers does. With two beams the second beam's mask follows.
+    Controls: for every pixel of the mask, row by row, its amplitude, its phase, or all amplitudes and then all phases.
+    Amplitudes are given as phases too, a = sin^2(w / 4), from dark at 0 to clear at 2 pi, as for a modulator between
+    polarizers. With two beams, the controls of the second beam's mask follow.
 
     Attributes:
-        mask: what a pixel of the mask sets.
-        beams: 2 for two beams through masks of their own, whose magnitudes are subtracted.
-        pixels: side of the mask, in pixels; None for twice the patches of the finer side.
-        wavelength_nm: of the light.
-        aperture_mm: side of the square aperture.
-        distance_m: between one plane and the next.
-        screen_seed: which random screen.
+        mask: quantity that a pixel of the mask sets.
+        beams: 2 for two beams with one mask each, whose magnitudes are subtracted.
+        pixels: side of the mask, in pixels; None for twice the number of patches along the finer side.
+        wavelength_nm: wavelength of the light, in nanometres.
+        aperture_mm: side of the square aperture, in millimetres.
+        distance_m: distance between one plane and the next, in metres.
+        screen_seed: seed of the random screen.
     """
 
     coupling: ClassVar[Coupling] = "dense"
@@ -54,10 +54,10 @@ class Diffractive(Physics):
     screen_seed: int = 0
 
     def side(self, in_features: int, out_features: int) -> int:
-        """Pixels along a side of the mask.
+        """Return the number of pixels along a side of the mask.
 
         Raises:
-            ValueError: fewer than there are patches.
+            ValueError: there are fewer pixels than patches along a side.
         """
         patches = max(_patches(in_features), _patches(out_features))
         if self.pixels is not None and self.pixels < patches:
@@ -68,37 +68,38 @@ class Diffractive(Physics):
         return self.pixels or 2 * patches
 
     def num_controls(self, in_features: int, out_features: int) -> int:
-        """Pixels, times what is set of each, times beams."""
+        """Return the number of pixels, times the controls of a pixel, times beams."""
         return self.side(in_features, out_features) ** 2 * (2 if self.mask == "both" else 1) * self.beams
 
     def layout(self, in_features: int, out_features: int) -> Tensor:
-        """The pixels of each mask where they are, one mask below the other."""
+        """Return the pixels of each mask in their places, one mask below the other."""
         side = self.side(in_features, out_features)
         return torch.arange(self.num_controls(in_features, out_features)).view(-1, side)
 
-    def full_scale(self, in_features: int) -> float:  # noqa: ARG002
-        """Twice the magnitude of a fully lit aperture: room for bright spots."""
+    def full_scale(self, in_features: int) -> float:
+        """Return twice the magnitude of a fully lit aperture, so that bright spots do not saturate."""
+        del in_features
         return 2.0
 
     def transfer(self, controls: Tensor, inputs: Tensor, out_features: int) -> Tensor:
-        """Magnitudes at the camera; see `Physics.transfer`."""
+        """Compute the magnitudes at the camera; see `Physics.transfer`."""
         in_features = inputs.shape[-1]
         side = self.side(in_features, out_features)
         light = _spread(inputs, side).to(torch.complex64 if inputs.dtype == torch.float32 else torch.complex128)
         scattered = self._travel(self._travel(light, side) * self._screen(side, light), side)
         fields = []
         for settings in controls.chunk(self.beams, dim=-1):
-            passed = scattered * self._pixels(settings, side).unsqueeze(-3)  # (..., batch, side, side)
+            passed = scattered * self._mask_factors(settings, side).unsqueeze(-3)  # (..., batch, side, side)
             power = self._travel(passed, side).abs().square()
-            # The root of nothing has no slope.
-            fields.append(_gather((power + torch.finfo(power.dtype).tiny).sqrt(), out_features))
+            # The square root has no derivative at zero.
+            fields.append(_patch_means((power + torch.finfo(power.dtype).tiny).sqrt(), out_features))
         return fields[0] if self.beams == 1 else fields[0] - fields[1]
 
     def propagate(self, field: Tensor) -> Tensor:
-        """A field one distance further, (..., side, side), complex; what leaves the aperture is lost."""
+        """Compute a field one distance further, (..., side, side), complex; light that leaves the aperture is lost."""
         return self._travel(field, field.shape[-1])
 
-    def _pixels(self, settings: Tensor, side: int) -> Tensor:
+    def _mask_factors(self, settings: Tensor, side: int) -> Tensor:
         planes = settings.unflatten(-1, (-1, side, side))
         if self.mask == "phase":
             return torch.polar(torch.ones_like(planes), planes)[..., 0, :, :]
@@ -115,7 +116,7 @@ class Diffractive(Physics):
         wavenumber = 2 * pi / (self.wavelength_nm * _METRES_PER_NM)
         along = 2 * pi * torch.fft.fftfreq(2 * side, pitch, dtype=torch.float64, device=field.device)
         forwards = wavenumber**2 - along.square() - along.square().unsqueeze(-1)
-        # Components too fine to travel decay instead: k_z is imaginary.
+        # Evanescent components decay, since their k_z is imaginary.
         turns = torch.polar(torch.ones_like(forwards), forwards.clamp_min(0).sqrt() * self.distance_m)
         filtered = turns * torch.exp(-(-forwards).clamp_min(0).sqrt() * self.distance_m)
         spectrum = torch.fft.fft2(field, s=(2 * side, 2 * side)) * filtered.to(field.dtype)
@@ -128,7 +129,7 @@ def _patches(width: int) -> int:
 
 
 def _spread(inputs: Tensor, side: int) -> Tensor:
-    """Amplitudes of patches as a picture: (batch, n) -> (batch, side, side); pixels of no patch stay dark."""
+    """Spread the amplitudes of patches over pixels: (batch, n) -> (batch, side, side); other pixels stay dark."""
     patches = _patches(inputs.shape[-1])
     canvas = torch.nn.functional.pad(inputs, (0, patches**2 - inputs.shape[-1])).unflatten(-1, (patches, patches))
     rows = torch.arange(side, device=inputs.device) * patches // side
@@ -136,8 +137,8 @@ def _spread(inputs: Tensor, side: int) -> Tensor:
     return picture
 
 
-def _gather(picture: Tensor, out_features: int) -> Tensor:
-    """Mean over the patch of each output: (..., side, side) -> (..., m)."""
+def _patch_means(picture: Tensor, out_features: int) -> Tensor:
+    """Return the mean over the patch of each output: (..., side, side) -> (..., m)."""
     side, patches = picture.shape[-1], _patches(out_features)
     rows = torch.arange(side, device=picture.device) * patches // side
     share = torch.zeros(patches, side, dtype=picture.dtype, device=picture.device)

@@ -1,4 +1,4 @@
-"""Kinds in which every control sets one entry of the transfer matrix."""
+"""Define kinds in which every control sets one entry of the transfer matrix."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["MRR", "SLM", "MatVec"]
 
 _Amplitude = Annotated[float, Field(gt=0, lt=1)]
 
-# Rings whose losses are closer to each other than this are so dark on resonance that rounding decides how dark.
+# If |a - r| is smaller than this, a ring transmits so little on resonance that the result depends on rounding.
 _DARK = 1e-3
 
 _QUALITIES = {"high": (0.987, 0.99), "medium": (0.925, 0.93), "low": (0.845, 0.85)}
 
 
 class MatVec(LinearPhysics):
-    """Crossbar: the controls are the matrix entries, A = W, from -1 to 1."""
+    """Simulate a crossbar: the controls are the matrix entries, A = W, from -1 to 1."""
 
     control_unit: ClassVar[str] = ""
     control_range: ClassVar[Range] = (-1.0, 1.0)
@@ -33,42 +33,43 @@ class MatVec(LinearPhysics):
     reciprocal: ClassVar[bool] = True
 
     def matrix(self, controls: Tensor, in_features: int, out_features: int) -> Tensor:
-        """The controls, in their places."""
+        """Return the controls in their places; see `LinearPhysics.matrix`."""
         return controls.reshape(*controls.shape[:-1], out_features, in_features)
 
 
 class SLM(LinearPhysics):
-    """Spatial light modulator: A_ij = cos(w_ij) / sqrt(in_features)."""
+    """Simulate a spatial light modulator: A_ij = cos(w_ij) / sqrt(in_features)."""
 
     initial_range: ClassVar[Range] = (pi / 2 - 0.1, pi / 2 + 0.1)  # near the zero crossing
     period: ClassVar[float] = 2 * pi
 
     def matrix(self, controls: Tensor, in_features: int, out_features: int) -> Tensor:
-        """The cosine of each phase over the square root of the number of inputs."""
+        """Compute cos(w_ij) / sqrt(in_features); see `LinearPhysics.matrix`."""
         phases = controls.reshape(*controls.shape[:-1], out_features, in_features)
         return torch.cos(phases) / sqrt(in_features)
 
-    def full_scale(self, in_features: int) -> float:  # noqa: ARG002
-        """One: the matrix carries the 1 / sqrt(in_features) itself."""
+    def full_scale(self, in_features: int) -> float:
+        """Return one, since the matrix has the factor 1 / sqrt(in_features) itself."""
+        del in_features
         return 1.0
 
 
 class MRR(Heated, LinearPhysics):
-    """Microring resonator bank: the weight follows the ring's transmission at detuning phase w_ij.
+    """Simulate a bank of microring resonators: each weight follows a ring's transmission at detuning phase w_ij.
 
     With self-coupling r and round-trip amplitude a, an add-drop ring transmits the power
     T(w) = (a^2 + r^2 - 2 a r cos w) / (1 + a^2 r^2 - 2 a r cos w).
 
     Attributes:
-        response: ``"field"`` weighs by 2 sqrt(T) - 1, as in arXiv 2509.15113; ``"power"`` by 2 T - 1.
-        quality: ``"high"``, ``"medium"`` or ``"low"``, in the place of a and r.
-        a: amplitude that is left after one round trip.
+        response: ``"field"`` for weights 2 sqrt(T) - 1, as in arXiv 2509.15113; ``"power"`` for 2 T - 1.
+        quality: ``"high"``, ``"medium"`` or ``"low"``, in place of a and r.
+        a: amplitude after one round trip.
         r: self-coupling of the waveguide.
-        balanced: detection against a reference, which moves and stretches the weights to -1 ... 1.
+        balanced: detection against a reference, which shifts and scales the weights to -1 ... 1.
     """
 
-    control_range: ClassVar[Range] = (0.0, pi)  # T is even and periodic: this is all it can do
-    initial_range: ClassVar[Range] = (0.01, pi / 4)  # close to resonance, where weights move fast
+    control_range: ClassVar[Range] = (0.0, pi)  # T is even and periodic: this covers all its values
+    initial_range: ClassVar[Range] = (0.01, pi / 4)  # close to resonance, where the slope is large
 
     response: Literal["field", "power"] = "field"
     quality: Literal["high", "medium", "low"] | None = None
@@ -78,24 +79,25 @@ class MRR(Heated, LinearPhysics):
 
     @model_validator(mode="before")
     @classmethod
-    def _of_a_quality(cls, options: Any) -> Any:
+    def _set_losses_by_quality(cls, options: Any) -> Any:
         if not isinstance(options, dict) or options.get("quality") not in _QUALITIES:
             return options
         if "a" in options or "r" in options:
-            raise ValueError("a quality stands for a and r: give either it or them")
+            raise ValueError("quality sets a and r: give either quality, or a and r")
         a, r = _QUALITIES[options["quality"]]
         return {**options, "a": a, "r": r}
 
-    def constants(self, in_features: int, out_features: int) -> dict[str, Constant]:  # noqa: ARG002
-        """Both losses, which all rings of a chip share."""
-        # As far as from one quality to the next: coupling gaps and waveguides vary from wafer to wafer.
+    def constants(self, in_features: int, out_features: int) -> dict[str, Constant]:
+        """Return both losses, a and r, which all rings of a chip share."""
+        del in_features, out_features
+        # The spread is the distance between two qualities, since coupling gaps and waveguides vary between wafers.
         return {
             "a": Constant((), self.a, 0.05, low=1e-3, high=1 - 1e-4),
             "r": Constant((), self.r, 0.05, low=1e-3, high=1 - 1e-4),
         }
 
     def matrix(self, controls: Tensor, in_features: int, out_features: int) -> Tensor:
-        """The ring weights."""
+        """Compute the ring weights; see `LinearPhysics.matrix`."""
         phases = controls.reshape(*controls.shape[:-1], out_features, in_features)
         fitted = isinstance(self.a, Tensor) or isinstance(self.r, Tensor)
         if self.response == "field" and not fitted and abs(self.a - self.r) > _DARK:
@@ -113,12 +115,12 @@ class MRR(Heated, LinearPhysics):
         absorbed = (1 + (a * r) ** 2 - a**2 - r**2) / (1 + (a * r) ** 2 - 2 * a * r * cosine)
         if self.response == "power":
             return 1 - 2 * absorbed
-        # Dark at resonance where a = r; rounding must not make it less than dark.
+        # For a = r the transmission at resonance is zero; rounding must not make it negative.
         return 2 * (1 - absorbed).clamp_min(1e-12).sqrt() - 1
 
 
 class _FieldWeight(torch.autograd.Function):
-    """2 sqrt(T(w)) - 1 of rings with known losses, in a third of the passes over memory that autograd would take.
+    """Compute 2 sqrt(T(w)) - 1 for rings with known losses, with a third of autograd's passes over memory.
 
     With the loss l = (1 - a^2)(1 - r^2), alpha = -(1 + (a r)^2) / 4 l, beta = a r / 2 l
     and v = 1 / (alpha + beta cos w), 4 T = 4 + v. The derivative of 2 sqrt(T) is beta v^2 sin(w) / (2 sqrt(4 T)).

@@ -1,4 +1,4 @@
-"""Kinds with few controls: a product of two thin matrices, and none to speak of."""
+"""Define kinds with few controls: a product of two thin matrices, and a plain link."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["Identity", "LowRank"]
 
 
 class LowRank(LinearPhysics):
-    """Two crossbars in a row, with few lines between them: A = L R.
+    """Simulate two crossbars in a row, with few lines between them: A = L R.
 
-    Controls: L in the order of outputs by lines, then R in that of lines by inputs, all from -1 to 1.
+    Controls: L, outputs by lines, then R, lines by inputs, all from -1 to 1.
 
     Attributes:
-        rank: lines between the two.
+        rank: number of lines between the crossbars.
     """
 
     coupling: ClassVar[Coupling] = "dense"
@@ -34,31 +34,30 @@ class LowRank(LinearPhysics):
     rank: PositiveInt = 8
 
     def num_controls(self, in_features: int, out_features: int) -> int:
-        """Entries of both factors."""
+        """Return the number of entries of both factors."""
         return self.rank * (in_features + out_features)
 
     def layout(self, in_features: int, out_features: int) -> Tensor:
-        """Both crossbars side by side, lines by outputs and lines by inputs."""
+        """Return both crossbars side by side, lines by outputs and lines by inputs."""
         left = torch.arange(self.rank * out_features).view(out_features, self.rank).mT
         right = torch.arange(self.rank * in_features).view(self.rank, in_features) + left.numel()
         return torch.cat([left, right], dim=1)
 
     def full_scale(self, in_features: int) -> float:
-        """As of one crossbar, times what as many lines add up to."""
+        """Return the full scale of one crossbar times sqrt(rank)."""
         return sqrt(in_features * self.rank)
 
     def matrix(self, controls: Tensor, in_features: int, out_features: int) -> Tensor:
-        """The product of both factors."""
+        """Compute the product of both factors; see `LinearPhysics.matrix`."""
         left, right = controls.split([self.rank * out_features, self.rank * in_features], dim=-1)
         product: Tensor = left.unflatten(-1, (out_features, self.rank)) @ right.unflatten(-1, (self.rank, in_features))
         return product
 
 
 class Identity(LinearPhysics):
-    """A plain link: the inputs, resampled to the width of the outputs, times one gain.
+    """Simulate a plain link: resample the inputs to the number of outputs, and multiply by one gain.
 
-    Resampling is linear interpolation with both ends in place: the channel it is, and no more, for a baseline of what
-    a device adds.
+    Resampling is linear interpolation that keeps both ends. The link is a baseline to show what a device adds.
     """
 
     coupling: ClassVar[Coupling] = "dense"
@@ -67,23 +66,26 @@ class Identity(LinearPhysics):
     initial_range: ClassVar[Range] = (1.0, 1.0)
     reciprocal: ClassVar[bool] = True
 
-    def num_controls(self, in_features: int, out_features: int) -> int:  # noqa: ARG002
-        """One: the gain."""
+    def num_controls(self, in_features: int, out_features: int) -> int:
+        """Return one, for the gain."""
+        del in_features, out_features
         return 1
 
-    def layout(self, in_features: int, out_features: int) -> Tensor:  # noqa: ARG002
-        """One place."""
+    def layout(self, in_features: int, out_features: int) -> Tensor:
+        """Return a grid of one place."""
+        del in_features, out_features
         return torch.zeros(1, 1, dtype=torch.int64)
 
-    def full_scale(self, in_features: int) -> float:  # noqa: ARG002
-        """One: an output is never more than the largest input."""
+    def full_scale(self, in_features: int) -> float:
+        """Return one, since no output is larger than the largest input."""
+        del in_features
         return 1.0
 
     def matrix(self, controls: Tensor, in_features: int, out_features: int) -> Tensor:
-        """The gain times the interpolation."""
+        """Compute the gain times the interpolation; see `LinearPhysics.matrix`."""
         places = torch.linspace(0, in_features - 1, out_features, dtype=controls.dtype, device=controls.device)
         if out_features == 1:
-            places = places + (in_features - 1) / 2  # one output sees the middle
+            places = places + (in_features - 1) / 2  # a single output is at the middle
         steps = torch.arange(in_features, dtype=controls.dtype, device=controls.device)
         weights = (1 - (places.unsqueeze(-1) - steps).abs()).clamp_min(0)
         return controls.unsqueeze(-1) * weights

@@ -1,4 +1,4 @@
-"""What keeps a chip from being its formula, stage by stage along the signal."""
+"""Describe the impairments of a chip, stage by stage along the signal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-__all__ = ["PRESETS", "Impairments"]
+__all__ = ["PRESETS", "Impairments", "find_impairments"]
 
 _NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -15,56 +15,59 @@ _Levels = Annotated[int, Field(ge=2)] | None
 
 
 class Impairments(BaseModel):
-    """Impairments of a simulated device; everything is off by default.
+    """Describe the impairments of a simulated device; all are off by default.
 
-    Control units are those that act: radians, but for kinds of conductances, which have none. What is written may be
-    volts instead, and converters step in that.
+    Control units are the units of acting controls: radians, and none for conductances. Written controls may be volts
+    instead; converters then step in volts.
 
     Attributes:
         control_levels: codes of the control DACs over the control range.
-        control_noise_std: error of each control at each program, in the unit of what is written.
-        write_hysteresis: play of each control, in the unit of what is written: it follows what is written only as far
-            as it lags behind by half of this.
-        stuck_fraction: share of controls that sit at a random setting for good.
-        dead_fraction: share of controls that sit at the low end of their range for good.
-        pcm: conductances are phase-change memory: programming noise and drift depend on them, by the laws measured by
-            Nandakumar et al. (ICECS 2019) that aihwkit uses too.
+        control_noise_std: standard deviation of the error of each control at each program, in the unit of written
+            controls.
+        write_hysteresis: width of the hysteresis of each control, in the unit of written controls: a control follows
+            the written value only until it is within half of this width.
+        stuck_fraction: share of controls that stay at a random value.
+        dead_fraction: share of controls that stay at the low end of their range.
+        pcm: conductances are phase-change memory: programming noise and drift depend on the conductance, by the laws
+            measured by Nandakumar et al. (ICECS 2019), which aihwkit uses too.
         gamma_std: relative spread of the controls' efficiency, drawn once per chip.
         phase_bias_std: spread of the controls' offset, in control units, drawn once per chip.
         splitter_error_std: spread of the angles of a mesh's couplers, in radians, drawn once per chip.
         crosstalk: share of each control's action that reaches each of its four neighbours.
-        insertion_loss_db: loss of light on the way through, in dB of power.
+        insertion_loss_db: loss of light in the chip, in dB of power.
         input_gain_std: relative spread of the inputs' gains, drawn once per chip.
-        input_offset_std: spread of the inputs' offsets, as a fraction of the input range's magnitude, once per chip.
+        input_offset_std: spread of the inputs' offsets, as a fraction of the largest input, drawn once per chip.
         output_gain_std: relative spread of the outputs' gains, drawn once per chip.
         output_offset_std: spread of the outputs' offsets, as a fraction of full scale, drawn once per chip.
         wander_std: standard deviation of each control's slow wander (Ornstein-Uhlenbeck), in control units.
-        wander_seconds: correlation time of the wander on the virtual clock.
+        wander_seconds: correlation time of the wander on the virtual clock, in seconds.
         wander_common: share of the wander's variance that all controls have in common.
         flicker_std: standard deviation of each control's 1/f wander, in control units.
-        flicker_seconds: shortest and longest correlation time that it is made of; 1/f between their inverses.
+        flicker_seconds: shortest and longest correlation time of the 1/f wander, in seconds; its spectrum is 1/f
+            between their inverses.
         temperature_std: standard deviation of the chip's temperature, in kelvin.
-        temperature_seconds: correlation time of it.
-        temperature_coefficient: what all controls move by, in control units per kelvin.
+        temperature_seconds: correlation time of the temperature, in seconds.
+        temperature_coefficient: shift of all controls, in control units per kelvin.
         drift_nu: mean exponent of the controls' decay, g(t) = g (t / t0)^-nu, counted from each program.
-        drift_nu_std: spread of that exponent among the controls, drawn once per chip.
-        drift_t0_seconds: time t0 after a program at which decay begins; also that of ``pcm``.
-        weight_noise_std: noise on each entry of the transfer matrix, drawn for every query.
+        drift_nu_std: spread of this exponent among the controls, drawn once per chip.
+        drift_t0_seconds: time t0 after a program at which decay begins, in seconds; ``pcm`` uses it too.
+        weight_noise_std: standard deviation of the noise on each entry of the transfer matrix, drawn for every query.
         input_levels: codes of the input DACs over the input range.
-        input_noise_std: noise on each input, in input units.
-        output_bound: full scale of the detector, in output units; None for what the kind is built for.
-        output_noise_fraction: noise on each output, as a fraction of full scale.
-        output_noise_relative: noise on each output, as a fraction of its magnitude: the inverse of an amplitude SNR.
-        shot_noise_fraction: noise on each output that grows with the root of its magnitude; the fraction of full scale
-            that it is at full scale.
-        dead_output_fraction: share of outputs whose detector sees nothing.
+        input_noise_std: standard deviation of the noise on each input, in input units.
+        output_bound: full scale of the detector, in output units; None for the full scale of the kind.
+        output_noise_fraction: standard deviation of the noise on each output, as a fraction of full scale.
+        output_noise_relative: standard deviation of the noise on each output, as a fraction of its magnitude: the
+            inverse of an amplitude SNR.
+        shot_noise_fraction: standard deviation of the noise on each output that grows with the root of its magnitude,
+            given at full scale as a fraction of full scale.
+        dead_output_fraction: share of outputs without a signal.
         output_levels: codes of the output ADCs over the output range.
-        program_seconds: time to send all controls once.
-        settle_seconds: time that is waited after that for the chip to settle.
-        settle_tau_seconds: time constant of the settling itself: controls come from where they were exponentially.
-        vector_seconds: time to pass one vector.
-        program_joules: energy to set all controls once.
-        vector_joules: energy to pass one vector.
+        program_seconds: time to send all controls once, in seconds.
+        settle_seconds: waiting time after a program for the chip to settle, in seconds.
+        settle_tau_seconds: time constant of the settling, in seconds: controls approach their new values exponentially.
+        vector_seconds: time to pass one vector, in seconds.
+        program_joules: energy to set all controls once, in joules.
+        vector_joules: energy to pass one vector, in joules.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -112,23 +115,28 @@ class Impairments(BaseModel):
     vector_joules: _NonNegative = 0.0
 
     @model_validator(mode="after")
-    def _rising(self) -> Self:
+    def _check_flicker_seconds(self) -> Self:
         if not self.flicker_seconds[0] < self.flicker_seconds[1]:
             raise ValueError(f"flicker_seconds must rise, but is {self.flicker_seconds}")
         return self
 
     @property
     def bounded(self) -> bool:
-        """Whether the detector is a real one, with a full scale to saturate at."""
+        """Return whether the detector saturates at a full scale."""
         return self.output_levels is not None or self.output_bound is not None or self.output_noise_fraction > 0
 
     @property
+    def transmission(self) -> float:
+        """Return the amplitude that is left after the insertion loss."""
+        return 10 ** (-self.insertion_loss_db / 20)
+
+    @property
     def drifts(self) -> bool:
-        """Whether controls decay after a program."""
+        """Return whether controls decay after a program."""
         return self.pcm or self.drift_nu > 0 or self.drift_nu_std > 0
 
 
-# Converters for signed values leave one of their 2^bits codes unused, so that zero is a code.
+# Converters for signed values do not use one of their 2^bits codes, so that zero is a code.
 PRESETS: dict[str, Impairments] = {
     "ideal": Impairments(),
     "lab": Impairments(
@@ -162,3 +170,16 @@ PRESETS: dict[str, Impairments] = {
         vector_seconds=1e-6,
     ),
 }
+
+
+def find_impairments(impairments: str | Impairments) -> Impairments:
+    """Return the preset of this name; return a model as it is.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    if isinstance(impairments, Impairments):
+        return impairments
+    if impairments not in PRESETS:
+        raise ValueError(f"there are no impairments named {impairments!r}; known are {', '.join(PRESETS)}")
+    return PRESETS[impairments]

@@ -1,4 +1,4 @@
-"""The table of what there is to simulate."""
+"""List the simulated kinds."""
 
 from __future__ import annotations
 
@@ -22,4 +22,4 @@ KINDS: dict[str, type[Physics]] = {
     "identity": Identity,
     "diffractive": Diffractive,
 }
-"""Every kind of simulated device by name."""
+"""Classes of all simulated kinds by name."""

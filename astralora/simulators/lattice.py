@@ -1,15 +1,15 @@
-"""The product of a mesh's cells, fast: squares of cells are merged into ever larger ones.
+"""Multiply the cells of a mesh by merging squares of cells into larger and larger squares.
 
-Multiplying out a mesh of N ports column by column takes N steps, one after the other. But seen along its diagonals a
-rectangular mesh is a square lattice: a cell in column c on the ports (p, p + 1) lies at u = (c + p) / 2 and
+Multiplying the cells of a mesh of N ports column by column takes N steps in sequence. But along its diagonals, a
+rectangular mesh is a square lattice: a cell in column c on the ports (p, p + 1) is at u = (c + p) / 2 and
 v = (c - p) / 2, and light goes from it to its neighbours at u + 1 (one port down) and at v + 1 (one port up). A square
-of k x k cells of this lattice acts on 2 k neighbouring ports alone. Four such squares, A nearest to the light, C above
-and B below it, D behind them, make one of twice the size:
+of k x k cells of this lattice acts on 2 k neighbouring ports alone. Four of these squares make a square of twice the
+size, with A first in the light path, then C above and B below, and D last:
 
     (1 + D + 1) (C + B) (1 + A + 1),    + for block diagonal.
 
 So log2 N rounds of small products, all squares of a round at once, give the whole mesh. Squares without a cell of the
-mesh pass the light on, and are not worked on.
+mesh are identities, and are not computed.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ __all__ = ["mesh_matrix"]
 
 
 def mesh_matrix(blocks: Tensor, ports: int, in_features: int) -> Tensor:
-    """U, the product of the cells of a rectangular mesh.
+    """Compute U, the product of the cells of a rectangular mesh.
 
     Args:
-        blocks: the cells' own matrices, column by column, (..., ports (ports - 1) / 2, 2, 2), real or complex.
+        blocks: matrices of the cells, column by column, (..., ports (ports - 1) / 2, 2, 2), real or complex.
         ports: N, even.
-        in_features: how many of U's columns are wanted.
+        in_features: number of columns of U to return.
 
     Returns:
         (..., ports, in_features).
@@ -43,19 +43,19 @@ def mesh_matrix(blocks: Tensor, ports: int, in_features: int) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """Multiplies out a mesh, (settings, cells, 2, 2) -> (settings, ports, in_features)."""
+    """Multiply the cells of a mesh, (settings, cells, 2, 2) -> (settings, ports, in_features)."""
 
     @staticmethod
     def forward(ctx: Any, cells: Tensor, ports: int, in_features: int) -> Tensor:
         squares, merges = cells, []
         *rounds, last = _rounds(ports)
-        for places in rounds:
-            children = _placed(squares, places)
+        for round_ in rounds:
+            children = _children_of_parents(squares, round_)
             merged, middle = _merge(children.flatten(0, 1))
-            squares = merged.view(len(cells), places.parents, *merged.shape[1:])
+            squares = merged.view(len(cells), round_.parents, *merged.shape[1:])
             merges.append((children, middle))
-        (A, C, B, D), half = _placed(squares, last)[:, 0].unbind(1), last.size // 2
-        # Light enters the ports of A alone, and leaves at those of D.
+        (A, C, B, D), half = _children_of_parents(squares, last)[:, 0].unbind(1), last.size // 2
+        # Light enters only at the ports of A, and leaves only at those of D.
         light = A[..., :in_features]
         middle = torch.cat([C[:, half:, half:] @ light[:, :half], B[:, :half, :half] @ light[:, half:]], dim=1)
         ctx.last, ctx.merges, ctx.ports = (A, C, B, D, middle), merges, ports
@@ -67,7 +67,7 @@ class _Product(torch.autograd.Function):
         (A, C, B, D, middle), ports = ctx.last, ctx.ports
         *rounds, last = _rounds(ports)
         half, width = last.size // 2, grad.shape[-1]
-        # Of conjugated gradients, adjoints are plain transposes: conjugated once here, and once in the end.
+        # Adjoints of conjugated gradients are plain transposes. So conjugate once here, and once at the end.
         grad = grad.conj().resolve_conj()
         rows = D[:, :ports]
         grads = A.new_zeros(len(A), 4, last.size, last.size)
@@ -78,21 +78,21 @@ class _Product(torch.autograd.Function):
         to_B[:, :half, :half] = below @ A[:, half:, :width].mT
         to_A[:, :half, :width] = C[:, half:, half:].mT @ above
         to_A[:, half:, :width] = B[:, :half, :half].mT @ below
-        grads = _taken(grads.unsqueeze(1), last)
-        for places, (children, middle) in zip(reversed(rounds), reversed(ctx.merges), strict=True):
+        grads = _existing_squares(grads.unsqueeze(1), last)
+        for round_, (children, middle) in zip(reversed(rounds), reversed(ctx.merges), strict=True):
             back = _unmerge(children.flatten(0, 1), middle, grads.flatten(0, 1))
-            grads = _taken(back.view_as(children), places)
+            grads = _existing_squares(back.view_as(children), round_)
         return grads.conj().resolve_conj(), None, None
 
 
 def _merge(children: Tensor) -> tuple[Tensor, Tensor]:
-    """Squares of twice the size.
+    """Merge four squares into one of twice the size.
 
     Args:
-        children: A, C, B, D of each, (squares, 4, size, size).
+        children: A, C, B, D of each merged square, (squares, 4, size, size).
 
     Returns:
-        (squares, 2 size, 2 size), and the rows of (C + B)(1 + A + 1) that D acts on, for the way back.
+        The merged squares, (squares, 2 size, 2 size), and the rows of (C + B)(1 + A + 1) that D acts on.
     """
     A, C, B, D = children.unbind(1)
     size = A.shape[-1]
@@ -109,7 +109,10 @@ def _merge(children: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _unmerge(children: Tensor, middle: Tensor, grad: Tensor) -> Tensor:
-    """Gradients of `_merge` by the children, from one by the merged squares, which is overwritten; all conjugated."""
+    """Compute gradients by the children of `_merge` from ``grad``, by the merged squares; all conjugated.
+
+    Overwrites ``grad``.
+    """
     A, C, B, D = children.unbind(1)
     grads = torch.empty_like(children)
     to_A, to_C, to_B, to_D = grads.unbind(1)
@@ -130,12 +133,12 @@ def _unmerge(children: Tensor, middle: Tensor, grad: Tensor) -> Tensor:
 
 
 class _Round(NamedTuple):
-    """Where a round finds the squares that the one before has made.
+    """Describe one round of merging.
 
     Attributes:
-        size: ports of a square.
-        parents: squares to be made.
-        places: of the squares there are, among the children of all parents; None where they are all the children.
+        size: number of ports of a square before the round.
+        parents: number of squares after the round.
+        places: indices of the existing squares among the children of all parents; None if every child exists.
     """
 
     size: int
@@ -143,8 +146,8 @@ class _Round(NamedTuple):
     places: Tensor | None
 
 
-def _placed(squares: Tensor, round_: _Round) -> Tensor:
-    """The children of each parent, those without cells included: (settings, parents, 4, size, size)."""
+def _children_of_parents(squares: Tensor, round_: _Round) -> Tensor:
+    """Return the children of each parent, identities where there are no cells: (settings, parents, 4, size, size)."""
     size, parents, places = round_
     if places is not None:
         passing = torch.eye(size, dtype=squares.dtype, device=squares.device)
@@ -153,35 +156,35 @@ def _placed(squares: Tensor, round_: _Round) -> Tensor:
     return squares.view(len(squares), parents, 4, size, size)
 
 
-def _taken(children: Tensor, round_: _Round) -> Tensor:
-    """The inverse of `_placed`: (settings, squares, size, size)."""
+def _existing_squares(children: Tensor, round_: _Round) -> Tensor:
+    """Invert `_children_of_parents`: return the existing squares, (settings, squares, size, size)."""
     squares = children.flatten(1, 2)
     return squares if round_.places is None else squares.index_select(1, round_.places.to(squares.device))
 
 
 @lru_cache(maxsize=64)
 def _rounds(ports: int) -> list[_Round]:
-    """The rounds of a mesh, from its cells in their own order up to the last four squares."""
-    side = 1 << (ports - 1).bit_length()  # of the square of the lattice that the mesh fits into
-    first = 1 - side // 2  # the lowest v of it
+    """Return the rounds of a mesh, from its cells in their order to the last four squares."""
+    side = 1 << (ports - 1).bit_length()  # side of the smallest square of the lattice that holds the mesh
+    first = 1 - side // 2  # smallest v of that square
     squares = []
     for column in range(ports):
         port = torch.arange(column % 2, ports - 1, 2)
         u, v = (column + port) // 2, (column - port) // 2 - first
-        squares.append(_interleaved(v, u))  # children of a square stand together, in the order A, C, B, D
-    found, rounds, size = torch.cat(squares), [], 2
+        squares.append(_interleaved(v, u))  # children of a square get neighbouring numbers, in the order A, C, B, D
+    existing, rounds, size = torch.cat(squares), [], 2
     while True:
-        parents, parent = (found // 4).unique(return_inverse=True)
-        places = 4 * parent + found % 4
-        complete = len(found) == 4 * len(parents) and size > 2
+        parents, parent = (existing // 4).unique(return_inverse=True)
+        places = 4 * parent + existing % 4
+        complete = len(existing) == 4 * len(parents) and size > 2
         rounds.append(_Round(size, len(parents), None if complete else places))
         if len(parents) == 1 and size >= side:
             return rounds
-        found, size = parents, 2 * size
+        existing, size = parents, 2 * size
 
 
 def _interleaved(low: Tensor, high: Tensor) -> Tensor:
-    """The bits of two numbers in turns (Morton, 1966): neighbours in both directions come to lie close together."""
+    """Interleave the bits of two numbers (Morton, 1966), so that neighbours in both directions get close numbers."""
     code = torch.zeros_like(low)
     for bit in range(16):
         code |= (low >> bit & 1) << 2 * bit | (high >> bit & 1) << 2 * bit + 1

@@ -1,4 +1,4 @@
-"""Meshes of Mach-Zehnder interferometers: every control reaches every output."""
+"""Define meshes of Mach-Zehnder interferometers: every control moves every output."""
 
 from __future__ import annotations
 
@@ -17,41 +17,42 @@ __all__ = ["MZI", "MZI3", "Mesh"]
 
 
 class Mesh(Heated, LinearPhysics):
-    """Rectangular mesh of 2 x 2 cells: A = Re(U(w)), with U a product of columns; fill in `cells`.
+    """Simulate a rectangular mesh of 2 x 2 cells: A = Re(U(w)), with U a product of columns; implement `cells`.
 
     A mesh of N ports has N columns; even ones couple ports (0, 1), (2, 3), ..., odd ones (1, 2), (3, 4), ... (the
-    layout of Clements et al., Optica 2016). N is the larger side of the layer, rounded up to even; surplus ports stay
-    dark. Controls run column by column, cell by cell.
+    layout of Clements et al., Optica 2016). N is the larger side of the layer, rounded up to even; surplus ports get no
+    light. Controls are ordered column by column, cell by cell.
 
     Attributes:
-        splitter_error: by how much the couplers' angles differ from pi / 4.
+        couplers: number of couplers in a cell.
+        phases_per_cell: number of controls in a cell.
+        splitter_error: difference of the couplers' angles from pi / 4, in radians.
     """
 
     coupling: ClassVar[Coupling] = "dense"
     period: ClassVar[float] = 2 * pi
     reciprocal: ClassVar[bool] = True
     couplers: ClassVar[int]
-    """Couplers in a cell."""
 
     phases_per_cell: int = 2
     splitter_error: float = 0.0
 
     @abstractmethod
     def cells(self, phases: Tensor) -> Tensor:
-        """The unitary of each cell: (..., cells, phases_per_cell) -> (..., cells, 2, 2)."""
+        """Compute the unitary of each cell: (..., cells, phases_per_cell) -> (..., cells, 2, 2)."""
 
     @staticmethod
     def ports(in_features: int, out_features: int) -> int:
-        """Number of ports N."""
+        """Return the number of ports N."""
         return max(in_features, out_features) + max(in_features, out_features) % 2
 
     def num_controls(self, in_features: int, out_features: int) -> int:
-        """N (N - 1) / 2 cells, times the phases of a cell."""
+        """Return the number of cells, N (N - 1) / 2, times the phases of a cell."""
         ports = self.ports(in_features, out_features)
         return self.phases_per_cell * ports * (ports - 1) // 2
 
     def layout(self, in_features: int, out_features: int) -> Tensor:
-        """Columns of the mesh as rows of the grid; odd columns are one cell short."""
+        """Return the columns of the mesh as rows of the grid; odd columns are one cell short."""
         ports = self.ports(in_features, out_features)
         width = self.phases_per_cell * ports // 2
         grid = torch.full((ports, width), -1)
@@ -63,21 +64,22 @@ class Mesh(Heated, LinearPhysics):
             start += length
         return grid
 
-    def full_scale(self, in_features: int) -> float:  # noqa: ARG002
-        """Rows of Re(U) have norm 0.7 or so: three standard deviations of full-power inputs."""
+    def full_scale(self, in_features: int) -> float:
+        """Return three standard deviations of the outputs for full-power inputs; rows of Re(U) have norm 0.7 or so."""
+        del in_features
         return 3 / sqrt(2)
 
     def constants(self, in_features: int, out_features: int) -> dict[str, Constant]:
-        """The error of every coupler, cell by cell, in radians."""
+        """Return the error of every coupler, cell by cell, in radians."""
         ports = self.ports(in_features, out_features)
         return {"splitter_error": Constant((ports * (ports - 1) // 2, self.couplers), 0.0, 0.02, unit="rad")}
 
     def matrix(self, controls: Tensor, in_features: int, out_features: int) -> Tensor:
-        """The real part of the mesh's unitary, cut to the ports in use."""
+        """Compute the real part of the mesh's unitary, cut to the ports in use; see `LinearPhysics.matrix`."""
         return self.unitary(controls, in_features, out_features)[..., :out_features, :].real
 
     def unitary(self, controls: Tensor, in_features: int, out_features: int) -> Tensor:
-        """The mesh's own matrix U(w), of all ports or of those that light enters.
+        """Compute the mesh's own matrix U(w), for the ports that light enters.
 
         Returns:
             (..., ports, in_features).
@@ -86,7 +88,7 @@ class Mesh(Heated, LinearPhysics):
         return mesh_matrix(blocks, self.ports(in_features, out_features), in_features)
 
     def _errors(self) -> tuple[Any, ...] | None:
-        """Of each coupler in a cell: None where there are none."""
+        """Return the error of each coupler in a cell; None where there are none."""
         errors = self.splitter_error
         if isinstance(errors, Tensor):
             return errors.unbind(-1)
@@ -94,12 +96,12 @@ class Mesh(Heated, LinearPhysics):
 
 
 class MZI(Mesh):
-    """Rectangular Mach-Zehnder mesh: A = Re(U(w)), with U a product of columns of 2 x 2 cells.
+    """Simulate a rectangular Mach-Zehnder mesh: A = Re(U(w)), with U a product of columns of 2 x 2 cells.
 
     Each cell is [[e^(i theta) sin phi, e^(i theta) cos phi], [cos phi, -sin phi]]: a phase theta behind two couplers
-    with 2 phi between them, common phases left out. With two phases a cell, theta stands before phi.
+    with 2 phi between them, without common phases. With two phases per cell, theta comes before phi.
 
-    Couplers that split by cos(pi/4 + e) make it, with s = e_1 + e_2 and d = e_2 - e_1, the unitary
+    With couplers that split by cos(pi/4 + e), s = e_1 + e_2 and d = e_2 - e_1, the cell becomes the unitary
     [[e^(i theta) (cos d sin phi + i sin s cos phi), e^(i theta) (cos s cos phi - i sin d sin phi)],
     [cos s cos phi + i sin d sin phi, -cos d sin phi + i sin s cos phi]].
 
@@ -111,7 +113,7 @@ class MZI(Mesh):
     phases_per_cell: Literal[1, 2] = 2
 
     def cells(self, phases: Tensor) -> Tensor:
-        """The unitary of each cell."""
+        """Compute the unitary of each cell; see `Mesh.cells`."""
         sine, cosine = torch.sin(phases[..., -1]), torch.cos(phases[..., -1])
         errors = self._errors()
         if errors is None:
@@ -134,19 +136,18 @@ class MZI(Mesh):
 
 
 class MZI3(Mesh):
-    """Mesh of three-splitter cells, which forgive errors of their couplers: A = Re(U(w)).
+    """Simulate a mesh of three-splitter cells, which tolerate errors of their couplers: A = Re(U(w)).
 
     With p = (t1 - t2) / 2 and q = (t1 + t2) / 2 a cell is e^(iq) / sqrt 2 [[sin p + i sin q, -cos p + i cos q],
     [cos p + i cos q, sin p - i sin q]] (Hamerly et al., Nat. Commun. 2022): coupler, phase t2, rotation by pi/4,
-    phase t1, coupler, the phases in the upper arm. The layout is that of `MZI`; t1 stands before t2.
+    phase t1, coupler, with the phases in the upper arm. The layout is the same as in `MZI`; t1 comes before t2.
     """
 
     couplers: ClassVar[int] = 3
-
     phases_per_cell: Literal[2] = 2
 
     def cells(self, phases: Tensor) -> Tensor:
-        """The unitary of each cell."""
+        """Compute the unitary of each cell; see `Mesh.cells`."""
         one, two = torch.polar(torch.ones_like(phases), phases).unbind(-1)
         angles = [pi / 4 + error for error in self._errors() or (0.0,) * 3]
         (cos1, sin1), (cos2, sin2), (cos3, sin3) = (

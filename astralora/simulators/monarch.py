@@ -1,4 +1,4 @@
-"""Monarch matrices: two stacks of blocks with a permutation between them."""
+"""Define Monarch matrices: two stacks of blocks with a permutation between them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ __all__ = ["Monarch"]
 
 
 class Monarch(LinearPhysics):
-    """Monarch matrix: two stacks of block phase masks with a permutation between them.
+    """Simulate a Monarch matrix: two stacks of block phase masks with a permutation between them.
 
-    A_(aq)(kc) = cos(u_kac + v_aqk) / sqrt(n). The inputs stand in blocks k of elements c, the outputs in blocks a
-    of elements q. The first stack spreads every input block over all output blocks, the permutation gathers what is
-    due to each, and the second stack mixes it (Dao et al., ICML 2022); the detector takes the real part of the
-    product of both phase factors. The number of blocks is the largest power of two that divides the width and is
-    not above its square root.
+    A_(aq)(kc) = cos(u_kac + v_aqk) / sqrt(n). The inputs are divided into blocks k of elements c, the outputs into
+    blocks a of elements q. The first stack spreads every input block over all output blocks, the permutation collects
+    the parts of each output block, and the second stack mixes them (Dao et al., ICML 2022). The detector takes the real
+    part of the product of both phase factors. The number of blocks is the largest power of two that divides the width
+    and is not above its square root.
 
-    Controls: u in the order (k, a, c), then v in the order (a, q, k). Each control of the first stack moves one input's
-    share in one block of outputs, each of the second one output's share of one block of inputs.
+    Controls: u in the order (k, a, c), then v in the order (a, q, k). A control of the first stack moves the share of
+    one input in one block of outputs. A control of the second stack moves the share of one block of inputs in one
+    output.
     """
 
     coupling: ClassVar[Coupling] = "sparse"
@@ -32,18 +33,18 @@ class Monarch(LinearPhysics):
 
     @staticmethod
     def blocks(width: int) -> int:
-        """Number of blocks that a side of this width stands in."""
+        """Return the number of blocks for this number of inputs or outputs."""
         count = 1
         while width % (2 * count) == 0 and 2 * count <= isqrt(width):
             count *= 2
         return count
 
     def num_controls(self, in_features: int, out_features: int) -> int:
-        """Output blocks times inputs, and input blocks times outputs."""
+        """Return output blocks times inputs, plus input blocks times outputs."""
         return self.blocks(out_features) * in_features + self.blocks(in_features) * out_features
 
     def reach(self, in_features: int, out_features: int) -> tuple[Patch, ...]:
-        """A block of outputs for an input, and an output for a block of inputs."""
+        """Return a block of outputs per control of the first stack, and a block of inputs per control of the second."""
         incoming, outgoing = self.blocks(in_features), self.blocks(out_features)
         width, height = in_features // incoming, out_features // outgoing
         first = [
@@ -63,7 +64,7 @@ class Monarch(LinearPhysics):
         return (*first, *second)
 
     def layout(self, in_features: int, out_features: int) -> Tensor:
-        """The first stack's rows, (k a) by c, and the second's below them, (a q) by k."""
+        """Return the rows of the first stack, (k a) by c, and below them those of the second, (a q) by k."""
         incoming, outgoing = self.blocks(in_features), self.blocks(out_features)
         width = in_features // incoming
         first = torch.arange(outgoing * in_features).view(-1, width)
@@ -73,12 +74,13 @@ class Monarch(LinearPhysics):
         grid[len(first) :, :incoming] = second
         return grid
 
-    def full_scale(self, in_features: int) -> float:  # noqa: ARG002
-        """One: the matrix carries the 1 / sqrt(in_features) itself."""
+    def full_scale(self, in_features: int) -> float:
+        """Return one, since the matrix has the factor 1 / sqrt(in_features) itself."""
+        del in_features
         return 1.0
 
     def matrix(self, controls: Tensor, in_features: int, out_features: int) -> Tensor:
-        """The cosine of the two stacks' phases on the way from each input to each output."""
+        """Compute the cosine of the sum of both stacks' phases between each input and each output, over sqrt(n)."""
         incoming, outgoing = self.blocks(in_features), self.blocks(out_features)
         split = outgoing * in_features
         first = controls[..., :split].unflatten(-1, (incoming, outgoing, -1)).movedim(-3, -2)  # (..., a, k, c)

@@ -1,4 +1,4 @@
-"""What a kind of device computes, as pure torch functions; noise and rounding live elsewhere."""
+"""Define the law of a kind of device, as pure torch functions without noise and rounding."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["Drive", "Heated", "LinearPhysics", "Physics"]
 
 
 class Drive(NamedTuple):
-    """What the control electronics are given.
+    """Describe the values that the control electronics take.
 
     Attributes:
-        unit: of a control.
+        unit: unit of a control.
         range: legal controls.
-        initial: where training starts; None for the whole range.
+        initial: range in which training starts; None for the whole range.
     """
 
     unit: str
@@ -31,20 +31,20 @@ class Drive(NamedTuple):
 
 
 class Physics(BaseModel, ABC):
-    """The law of one kind of device: fill in `transfer`, and change the defaults that do not fit.
+    """Define the law of one kind of device: implement `transfer`, and override the defaults that do not fit.
 
-    A subclass is a frozen pydantic model; its fields are the kind's own parameters, and become options
-    of `astralora.devices.open_device`.
+    A subclass is a frozen pydantic model. Its fields are the parameters of the kind, and become options of
+    `astralora.devices.open_device`.
 
     Attributes:
-        coupling: what one control can reach, as in `astralora.devices.DeviceSpec`.
+        coupling: part of the transfer matrix that one control moves, as in `astralora.devices.DeviceSpec`.
         linear: the outputs are linear in the inputs.
         control_unit: unit of the controls.
         control_range: legal controls, in that unit.
-        initial_range: where training starts; None for the whole control range.
-        period: controls that differ by this do the same; None where none do.
+        initial_range: range in which training starts; None for the whole control range.
+        period: difference between controls with the same effect; None where there is none.
         conductances: the controls are conductances, which memory cells hold.
-        reciprocal: light can be sent through backwards.
+        reciprocal: vectors can pass backwards, through the transpose of the transfer matrix; for linear kinds only.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,12 +58,17 @@ class Physics(BaseModel, ABC):
     conductances: ClassVar[bool] = False
     reciprocal: ClassVar[bool] = False
 
+    @classmethod
+    def kind_name(cls) -> str:
+        """Return the name of the kind: the class's own in lower case."""
+        return cls.__name__.lower()
+
     @abstractmethod
     def transfer(self, controls: Tensor, inputs: Tensor, out_features: int) -> Tensor:
-        """What comes out, differentiably, for one setting or for many at once.
+        """Compute the outputs, differentiably, for one setting or many at once.
 
         Args:
-            controls: (..., num_controls), as they act on the chip.
+            controls: acting controls, (..., num_controls).
             inputs: (batch, in_features).
             out_features: number of outputs.
 
@@ -72,82 +77,87 @@ class Physics(BaseModel, ABC):
         """
 
     def num_controls(self, in_features: int, out_features: int) -> int:
-        """Number of controls; one per matrix entry unless the kind says otherwise."""
+        """Return the number of controls: by default one per matrix entry."""
         return in_features * out_features
 
-    def reach(self, in_features: int, out_features: int) -> tuple[Patch, ...] | None:  # noqa: ARG002
-        """With ``coupling = "sparse"``, what each run of controls can move; see `astralora.devices.Patch`."""
+    def reach(self, in_features: int, out_features: int) -> tuple[Patch, ...] | None:
+        """Return the part of the matrix that each run of controls moves, for ``coupling = "sparse"``; else None.
+
+        See `astralora.devices.Patch`.
+        """
+        del in_features, out_features  # for kinds that override this
         return None
 
     def layout(self, in_features: int, out_features: int) -> Tensor:
-        """Where the controls sit on the chip: (rows, columns) of control indices, -1 for an empty place.
+        """Return the positions of the controls on the chip: (rows, columns) of control indices, -1 for an empty place.
 
-        Neighbours in this grid are neighbours for crosstalk.
+        Crosstalk acts between neighbours in this grid.
         """
         return torch.arange(in_features * out_features).view(out_features, in_features)
 
     def full_scale(self, in_features: int) -> float:
-        """The largest output that the detector is built for.
+        """Return the largest output that the detector can report, in output units.
 
-        Inputs of full power and random sign reach it at about one standard deviation when every
-        matrix entry has its greatest magnitude, 1 here; larger sums saturate.
+        By default this is one standard deviation of the outputs for inputs of full power and random sign, when every
+        matrix entry has magnitude 1. Larger sums saturate.
         """
         return sqrt(in_features)
 
-    # -- drive: from what is written to what acts ---------------------------------------------
+    # -- drive: from written to acting controls -------------------------------------------------
 
     @property
     def drive(self) -> Drive:
-        """What the control electronics are given: by default the controls themselves."""
+        """Return the values that the control electronics take: by default the controls themselves."""
         return Drive(self.control_unit, self.control_range, self.initial_range)
 
     def actuate(self, written: Tensor) -> Tensor:
-        """What written controls do on a flawless chip, in ``control_unit``."""
+        """Compute the acting controls of a nominal chip, in ``control_unit``, from the written ones."""
         return written
 
     def written_for(self, acting: Tensor) -> Tensor:
-        """The inverse of `actuate`, not limited to what is legal; of negative phases the drive is zero."""
+        """Invert `actuate`, without a limit to the legal range; negative phases give a drive of zero."""
         return acting
 
     # -- constants of one chip ------------------------------------------------------------------
 
-    def constants(self, in_features: int, out_features: int) -> dict[str, Constant]:  # noqa: ARG002
-        """The kind's own numbers that may differ from chip to chip, by the name of their field.
+    def constants(self, in_features: int, out_features: int) -> dict[str, Constant]:
+        """Return the constants of the kind that may differ from chip to chip, by the names of their fields.
 
-        Identification finds them by fitting, and `holding` puts them in. None by default.
+        Identification fits them, and `with_constants` sets them. By default there are none.
         """
+        del in_features, out_features  # for kinds that override this
         return {}
 
-    def holding(self, constants: Mapping[str, Tensor]) -> Self:
-        """The same law with one chip's own constants in the place of the fields of those names.
+    def with_constants(self, constants: Mapping[str, Tensor]) -> Self:
+        """Return a copy of the law in which one chip's constants replace the fields with those names.
 
-        Such a copy is for calling: it holds tensors where the model declares numbers.
+        Use the copy only to call it: it holds tensors where the model declares numbers.
         """
         return self.model_copy(update=dict(constants)) if constants else self
 
 
 class LinearPhysics(Physics):
-    """A kind that multiplies by a transfer matrix: fill in `matrix`."""
+    """Define the law of a kind that multiplies by a transfer matrix: implement `matrix`."""
 
     @abstractmethod
     def matrix(self, controls: Tensor, in_features: int, out_features: int) -> Tensor:
-        """The transfer matrix A(w): (..., num_controls) -> (..., out_features, in_features)."""
+        """Compute the transfer matrix A(w): (..., num_controls) -> (..., out_features, in_features)."""
 
     def transfer(self, controls: Tensor, inputs: Tensor, out_features: int) -> Tensor:
-        """The outputs Y = X A(w)^T; see `Physics.transfer`."""
+        """Compute the outputs Y = X A(w)^T; see `Physics.transfer`."""
         return inputs @ self.matrix(controls, inputs.shape[-1], out_features).mT
 
 
 class Heated(Physics):
-    """Mixin of kinds with thermo-optic phase shifters, which can be driven by their phase or by their voltage.
+    """Drive thermo-optic phase shifters by phase or by voltage (mixin).
 
-    By voltage, the controls are volts and the phase is gamma V^2 with gamma = pi / v_pi^2; converters then step in
-    volts.
+    With ``by="voltage"``, the controls are volts and the phase is gamma V^2 with gamma = pi / v_pi^2. Converters then
+    step in volts.
 
     Attributes:
-        by: ``"phase"``, as if the electronics knew the shifters, or ``"voltage"``.
-        v_pi: volts of a phase of pi.
-        v_max: the most volts that the electronics give.
+        by: ``"phase"``, for electronics that compute the voltages themselves, or ``"voltage"``.
+        v_pi: voltage of a phase of pi, in volts.
+        v_max: largest voltage of the electronics, in volts.
     """
 
     by: Literal["phase", "voltage"] = "phase"
@@ -156,7 +166,7 @@ class Heated(Physics):
 
     @property
     def drive(self) -> Drive:
-        """Phases, or the volts that reach as far, within what the electronics give."""
+        """Return the range of phases, or the range of voltages for these phases, limited to ``v_max``."""
         if self.by == "phase":
             return super().drive
         low, high = (self._volts(phase) for phase in self.control_range)
@@ -165,11 +175,11 @@ class Heated(Physics):
         return Drive("V", (low, min(high, self.v_max)), (first, last))
 
     def actuate(self, written: Tensor) -> Tensor:
-        """Phases of volts, gamma V^2."""
+        """Convert voltages to phases, gamma V^2."""
         return written if self.by == "phase" else written.square() * (pi / self.v_pi**2)
 
     def written_for(self, acting: Tensor) -> Tensor:
-        """Volts of phases."""
+        """Convert phases to voltages."""
         return acting if self.by == "phase" else (acting.clamp_min(0) / pi).sqrt() * self.v_pi
 
     def _volts(self, phase: float) -> float:

@@ -1,4 +1,4 @@
-"""Slow wander of the controls on the virtual clock."""
+"""Compute the slow wander of the controls on the virtual clock."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Process", "Wander", "flicker"]
+from .impairments import Impairments
 
-# Between samples a process is held. A hundredth of the correlation time keeps the step within 14 % of the standard
-# deviation, far below what a converter resolves; less than a hundredth of its power moves faster than that. Redrawing a
-# whole chip for every program would cost as much as the noise of all its detectors.
+__all__ = ["Process", "Wander", "flicker", "wander_processes"]
+
+# A process keeps its value for this share of its correlation time. The step is then within 14 % of the standard
+# deviation, far below the resolution of a converter, and less than a hundredth of the power is faster. Drawing new
+# values for a whole chip at every program would cost as much as the noise of all its detectors.
 _RESOLUTION = 1e-2
 
 
 class Process(NamedTuple):
-    """An Ornstein-Uhlenbeck process.
+    """Describe an Ornstein-Uhlenbeck process.
 
     Attributes:
-        std: in its steady state.
-        seconds: correlation time.
-        common: all controls have the same one, rather than one each.
+        std: standard deviation in the steady state.
+        seconds: correlation time, in seconds.
+        common: all controls share one process; otherwise each has its own.
     """
 
     std: float
@@ -32,9 +34,15 @@ class Process(NamedTuple):
 
 
 def flicker(std: float, shortest: float, longest: float) -> list[Process]:
-    """Processes of equal strength, two to a decade of correlation times, whose spectra add up to 1 / f.
+    """Return processes whose spectra add up to 1 / f.
 
-    Between 1 / (2 pi longest) and 1 / (2 pi shortest); below it is white, above it falls with 1 / f^2.
+    They are equally strong, two per decade of correlation times. The sum falls as 1 / f between 1 / (2 pi longest) and
+    1 / (2 pi shortest). Below it is white, above it falls as 1 / f^2.
+
+    Args:
+        std: standard deviation of the sum.
+        shortest: shortest correlation time, in seconds.
+        longest: longest correlation time, in seconds.
     """
     if not std:
         return []
@@ -43,19 +51,29 @@ def flicker(std: float, shortest: float, longest: float) -> list[Process]:
     return [Process(std / sqrt(count), shortest * ratio**step) for step in range(count)]
 
 
-class Wander:
-    """Ornstein-Uhlenbeck processes that add up, started from their steady state.
+def wander_processes(impairments: Impairments) -> list[Process]:
+    """Return the processes that move a chip's controls: individual wander, common wander and flicker."""
+    own, common = (1 - impairments.wander_common) ** 0.5, impairments.wander_common**0.5
+    return [
+        Process(impairments.wander_std * own, impairments.wander_seconds),
+        Process(impairments.wander_std * common, impairments.wander_seconds, common=True),
+        *flicker(impairments.flicker_std, *impairments.flicker_seconds),
+    ]
 
-    x(t + dt) = x(t) rho + std sqrt(1 - rho^2) xi, with rho = exp(-dt / seconds): exact for any dt, so the
-    law does not depend on how often it is looked at.
+
+class Wander:
+    """Add up Ornstein-Uhlenbeck processes, which start from their steady state.
+
+    x(t + dt) = x(t) rho + std sqrt(1 - rho^2) xi, with rho = exp(-dt / seconds). This is exact for any dt, so that the
+    statistics do not depend on how often the wander is evaluated.
 
     Args:
         count: number of controls.
-        processes: that add up; those of no strength are left out.
-        generator: where the noise comes from; owned by this object from now on.
+        processes: the processes; those with zero standard deviation are left out.
+        generator: source of the noise; nothing else may draw from it.
 
     Attributes:
-        value: where the controls are, (count,); None where nothing moves.
+        value: displacement of the controls at present, (count,); None where nothing moves.
     """
 
     def __init__(self, count: int, processes: Sequence[Process], generator: torch.Generator) -> None:
@@ -63,20 +81,20 @@ class Wander:
         self._count = count
         self._generator = generator
         self._times = [0.0] * len(self._processes)
-        self._values = [process.std * self._fresh(process) for process in self._processes]
+        self._values = [process.std * self._draw(process) for process in self._processes]
         self.value = self._sum()
 
     def advance(self, now: float) -> bool:
-        """Move on to the time ``now``, in seconds; returns whether anything moved."""
+        """Move on to clock time ``now``, in seconds; return whether anything has moved."""
         moved = False
         for place, process in enumerate(self._processes):
             elapsed = now - self._times[place]
             if elapsed < _RESOLUTION * process.seconds:
                 continue
             rho = exp(-elapsed / process.seconds)
-            # A new tensor: the old one may be saved in somebody's graph.
+            # A new tensor: an autograd graph may hold the old one.
             self._values[place] = torch.add(
-                rho * self._values[place], self._fresh(process), alpha=process.std * sqrt(1 - rho * rho)
+                rho * self._values[place], self._draw(process), alpha=process.std * sqrt(1 - rho * rho)
             )
             self._times[place] = now
             moved = True
@@ -85,7 +103,7 @@ class Wander:
         return moved
 
     def path(self, times: Sequence[float]) -> Tensor | None:
-        """The wander at several rising times: (len(times), count), or None where nothing moves."""
+        """Return the displacements at several rising times, (len(times), count); None where nothing moves."""
         if self.value is None:
             return None
         values = []
@@ -95,17 +113,17 @@ class Wander:
         return torch.stack(values)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the future depends on."""
+        """Return everything that the future depends on."""
         return {"times": list(self._times), "values": list(self._values), "generator": self._generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         self._times = list(state["times"])
         self._values = [value.to(self._generator.device) for value in state["values"]]
         self.value = self._sum()
         self._generator.set_state(state["generator"])
 
-    def _fresh(self, process: Process) -> Tensor:
+    def _draw(self, process: Process) -> Tensor:
         size = 1 if process.common else self._count
         return torch.randn(size, generator=self._generator, device=self._generator.device)
 

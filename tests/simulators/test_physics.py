@@ -1,4 +1,4 @@
-"""The laws of the kinds, against their formulas and their invariants."""
+"""Test the laws of the kinds against their formulas and invariants."""
 
 from math import cos, pi, sin, sqrt
 from typing import Any
@@ -17,12 +17,12 @@ def controls_for(physics: Any, n: int, m: int, generator: torch.Generator, *lead
     return torch.empty(shape, dtype=torch.float64).uniform_(low, high, generator=generator)
 
 
-def test_matvec_is_its_controls() -> None:
+def test_matvec_matrix_is_its_controls() -> None:
     controls = torch.arange(6.0)
     assert torch.equal(MatVec().matrix(controls, 3, 2), controls.reshape(2, 3))
 
 
-def test_slm_is_a_cosine_over_the_root_of_the_width(generator: torch.Generator) -> None:
+def test_slm_matrix_is_cosines_over_the_root_of_the_inputs(generator: torch.Generator) -> None:
     controls = controls_for(SLM(), 3, 2, generator)
     expected = [[cos(controls[3 * i + j]) / sqrt(3) for j in range(3)] for i in range(2)]
     np.testing.assert_allclose(SLM().matrix(controls, 3, 2), expected, rtol=1e-12)
@@ -37,12 +37,12 @@ def test_mrr_follows_the_add_drop_formula(response: Any, generator: torch.Genera
         assert float(weight) == pytest.approx(2 * sqrt(T) - 1 if response == "field" else 2 * T - 1, abs=1e-12)
 
 
-def test_the_published_mrr_reaches_what_was_published() -> None:
+def test_default_mrr_has_the_published_range() -> None:
     ends = MRR().matrix(torch.tensor([0.0, pi], dtype=torch.float64), 2, 1)
     np.testing.assert_allclose(ends, [[-0.29, 0.98]], atol=0.005)
 
 
-def test_a_critically_coupled_ring_is_dark_on_resonance() -> None:
+def test_critically_coupled_ring_is_dark_on_resonance() -> None:
     matrix = MRR(response="power", a=0.9, r=0.9).matrix(torch.zeros(1, dtype=torch.float64), 1, 1)
     assert float(matrix) == pytest.approx(-1.0, abs=1e-11)
 
@@ -54,12 +54,12 @@ def test_the_mesh_is_unitary(phases: Any, n: int, m: int, generator: torch.Gener
     ports = physics.ports(n, m)
     U = physics.unitary(controls_for(physics, n, m, generator), n, m)
     assert U.shape == (ports, n)
-    # Light enters n of the ports: their columns of U stay orthonormal.
+    # Light enters n of the ports, whose columns of U stay orthonormal.
     torch.testing.assert_close((U.mH @ U).real, torch.eye(n, dtype=torch.float64), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize(("phases", "count"), [(1, 2016), (2, 4032)])
-def test_a_mesh_of_64_ports_has_as_many_controls_as_published(phases: Any, count: int) -> None:
+def test_mesh_of_64_ports_has_the_published_number_of_controls(phases: Any, count: int) -> None:
     assert MZI(phases_per_cell=phases).num_controls(64, 64) == count
 
 
@@ -81,13 +81,13 @@ def test_the_mesh_is_the_product_of_its_cells(generator: torch.Generator) -> Non
     np.testing.assert_allclose(physics.matrix(controls, ports, ports), U.real, atol=1e-12)
 
 
-def test_every_control_of_a_mesh_has_one_place_on_the_chip() -> None:
+def test_every_control_of_a_mesh_has_one_place_in_the_layout() -> None:
     layout = MZI().layout(6, 6)
     assert sorted(layout[layout >= 0].tolist()) == list(range(MZI().num_controls(6, 6)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_those_of_the_law(kind: str, generator: torch.Generator) -> None:
+def test_gradients_of_wide_chips_are_those_of_the_law(kind: str, generator: torch.Generator) -> None:
     physics = KINDS[kind]()
     controls = controls_for(physics, 3, 4, generator).requires_grad_()
     inputs = torch.rand(2, 3, dtype=torch.float64, generator=generator).requires_grad_()
@@ -95,7 +95,7 @@ def test_gradients_are_those_of_the_law(kind: str, generator: torch.Generator) -
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_settings_equal_one_after_the_other(kind: str, generator: torch.Generator) -> None:
+def test_many_settings_equal_single_settings(kind: str, generator: torch.Generator) -> None:
     physics = KINDS[kind]()
     controls = controls_for(physics, 3, 4, generator, 5)
     inputs = torch.rand(2, 3, dtype=torch.float64, generator=generator)
@@ -104,7 +104,7 @@ def test_many_settings_equal_one_after_the_other(kind: str, generator: torch.Gen
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_starts_within_the_range(kind: str, generator: torch.Generator) -> None:
+def test_initial_controls_are_within_the_range(kind: str, generator: torch.Generator) -> None:
     spec = device_factory(KINDS[kind])(8, 8).spec
     assert spec.control_range is not None
     low, high = spec.initial_range or spec.control_range
@@ -114,7 +114,7 @@ def test_training_starts_within_the_range(kind: str, generator: torch.Generator)
     assert controls.max() <= high <= spec.control_range[1]
 
 
-def test_a_kind_of_ones_own_is_one_class_with_one_method(simulated: Any) -> None:
+def test_custom_kind_needs_one_class_with_one_method(simulated: Any) -> None:
     from astralora.simulators import SimulatedDevice
 
     class Doubler(LinearPhysics):
@@ -128,7 +128,7 @@ def test_a_kind_of_ones_own_is_one_class_with_one_method(simulated: Any) -> None
 
 
 @pytest.mark.parametrize(("n", "m"), [(16, 16), (12, 8), (8, 20)])
-def test_a_monarch_is_two_stacks_of_blocks_with_a_permutation_between(n: int, m: int) -> None:
+def test_monarch_is_two_stacks_of_blocks_with_a_permutation_between(n: int, m: int) -> None:
     law = KINDS["monarch"]()
     assert isinstance(law, Monarch)
     incoming, outgoing = law.blocks(n), law.blocks(m)
@@ -136,11 +136,11 @@ def test_a_monarch_is_two_stacks_of_blocks_with_a_permutation_between(n: int, m:
     generator = torch.Generator().manual_seed(0)
     controls = 6 * torch.rand(law.num_controls(n, m), dtype=torch.float64, generator=generator)
     first, second = controls.split([outgoing * n, incoming * m])
-    # Each input block spreads over one lane for every output block ...
+    # Each input block spreads over one lane for every output block;
     spread = torch.block_diag(*torch.exp(1j * first.view(incoming, outgoing, width)))
-    # ... the lanes are gathered by output block, whatever input block they come from ...
+    # the permutation collects the lanes of each output block;
     lanes = torch.arange(incoming * outgoing).view(incoming, outgoing).T.flatten()
-    # ... and every output block mixes its own.
+    # and every output block mixes its lanes.
     mix = torch.block_diag(*torch.exp(1j * second.view(outgoing, height, incoming)))
     expected = (mix @ spread[lanes]).real / sqrt(n)
     torch.testing.assert_close(law.matrix(controls, n, m), expected)
