@@ -84,7 +84,7 @@ def test_what_is_planted_is_found_within_the_stated_bounds_and_the_budget(seed: 
         assert finding.low is not None, name
         assert finding.high is not None, f"{name}: {finding.sentence}"
         assert finding.low <= true <= finding.high, f"{name}: {true} is planted, {finding.sentence}"
-    dead = (~device._seeing).nonzero()[:, 0].tolist()
+    dead = device.dead_outputs.tolist()
     assert found["dead_outputs"].data["which"] == sorted(dead)
     stuck = [int(place) for place in (~device.fixed_controls.isnan()).nonzero()[:, 0] if place // 16 not in dead]
     assert found["stuck_controls"].data["which"] == stuck

@@ -18,7 +18,7 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_finds_the_simulators_by_entry_point() -> None:
     entry = find_device("mrr")
     assert entry.source.startswith("astralora ")
-    assert entry.summary.startswith("Microring")
+    assert entry.summary.startswith("Simulate a bank of microring")
     assert {"matvec", "slm", "mrr", "mzi"} <= {entry.name for entry in list_devices()}
 
 

@@ -115,7 +115,9 @@ def test_each_output_gets_a_factor_of_its_own(generator: torch.Generator) -> Non
     def uneven(kind: Any) -> float:
         chip = fading(4, 3, drift_nu=0.0, drift_nu_std=1e-9)
         # Outputs that fade by different amounts: the first not at all, the last by most.
-        chip._decay._exponents = torch.tensor([0.0, 0.03, 0.06], dtype=torch.float64).repeat_interleave(4)
+        state = chip.state_dict()
+        state["decay"]["exponents"] = torch.tensor([0.0, 0.03, 0.06], dtype=torch.float64).repeat_interleave(4)
+        chip.load_state_dict(state)
         session = d.Session(d.CompensatedDevice(chip, kind))
         with session:
             session.program(torch.rand(12, generator=generator) + 0.1 - 0.2)
