@@ -100,7 +100,7 @@ class BlackBoxConv2d(BlackBoxLinear):
             dtype=self.controls.dtype,
             device=self.controls.device,
         )
-        return self._hand_over(conv, self.measure_weight(repeats))
+        return self._copy_into(conv, self.measure_weight(repeats))
 
     def extra_repr(self) -> str:
         """What stands in the brackets of the layer's repr."""

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from astralora import ESTIMATORS, ConfigurationError
+from astralora import ConfigurationError
 from astralora.devices import Budget, BudgetExceeded, DeviceSpec, RehearsalDevice, Session, Usage, initial_controls
 from astralora.estimators import (
+    ESTIMATORS,
     Coloured,
     Coordinate,
     Elementwise,

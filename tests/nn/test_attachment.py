@@ -131,7 +131,7 @@ def test_a_method_is_checked_for_all_layers_before_the_first_is_touched(simulate
 def test_one_estimator_cannot_serve_two_layers(simulated: Any) -> None:
     devices = {"2.0": simulated("slm", 8, 6), "2.1": simulated("slm", 6, 2)}
     with pytest.raises(ConfigurationError, match="one surrogate cannot serve several layers"):
-        al.attach(model(), devices, surrogate=al.SURROGATES.make("online"))
+        al.attach(model(), devices, surrogate=al.surrogates.SURROGATES.make("online"))
 
 
 pytestmark = pytest.mark.usefixtures("a_throwaway_global_random_state")
@@ -217,7 +217,7 @@ def test_options_may_differ_by_layer() -> None:
         ({nn.Conv1d: slm}, {}, "no layer of type Conv1d"),
         ({nn.Conv2d: slm}, {"exclude": ["stem"]}, "no layer of type Conv2d that is not excluded"),
         ({"head": slm}, {"per_layer": {"stem": {}}}, "per_layer has options for 'stem', which is none"),
-        ({"head": lambda n, m: "chip"}, {}, "to make a device for layer 'head' made a str"),
+        ({"head": lambda n, m: "chip"}, {}, "that makes a device for layer 'head' made a str"),
         ({"head": slm}, {"initialize": "magic"}, "initialize must be 'device' or 'fit'"),
         ({"head": slm}, {"digital_fraction": 1.0}, "digital_fraction must be at least 0 and below 1"),
         ({"head": slm}, {"per_layer": {"head": {"step": -1.0}}}, "a step must be positive"),
@@ -411,7 +411,7 @@ def test_a_transformer_layer_works_in_evaluation_too() -> None:
 
 
 def test_one_layer_may_have_an_estimator_object_of_its_own(simulated: Any) -> None:
-    mine = al.ESTIMATORS.make("orthogonal")
+    mine = al.estimators.ESTIMATORS.make("orthogonal")
     net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     al.attach(net, {nn.Linear: slm}, per_layer={"0": {"estimator": mine, "surrogate": "online"}})
     assert net[0].estimator is mine

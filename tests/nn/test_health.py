@@ -2,7 +2,7 @@ import warnings
 
 import pytest
 
-from astralora import StaleGradientWarning
+from astralora.nn import StaleGradientWarning
 from astralora.nn.health import Health
 
 
@@ -25,7 +25,7 @@ def test_warns_once_when_gradients_go_stale_and_again_after_they_were_sound() ->
     health = Health("chip")
     feed(health, 1.0, 30)
     for _ in range(2):
-        with pytest.warns(StaleGradientWarning, match="foresees 4. % of what 'chip' answers.*surrogate='online'"):
+        with pytest.warns(StaleGradientWarning, match="predicts 4. % of the answers of .chip..*surrogate='online'"):
             feed(health, 0.0, 40)
         with warnings.catch_warnings():
             warnings.simplefilter("error")

@@ -56,7 +56,7 @@ def test_gain_and_bias_can_be_left_out(simulated: Any, generator: torch.Generato
     assert [name for name, _ in layer.named_parameters()] == ["controls"]
 
 
-@pytest.mark.filterwarnings("ignore::astralora.ExpensiveGradientWarning")
+@pytest.mark.filterwarnings("ignore::astralora.nn.ExpensiveGradientWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_starts_with_outputs_as_strong_as_those_of_a_fresh_linear(
     kind: str, simulated: Any, generator: torch.Generator

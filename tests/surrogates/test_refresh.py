@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 import astralora as al
-from astralora import SURROGATES, ConfigurationError
+from astralora import ConfigurationError
 from astralora.benchmarks import refresh
 from astralora.lowrank import Refresh, RefreshController
 from astralora.simulators import Impairments
-from astralora.surrogates import LowRankOnline, Psi, Surrogate
+from astralora.surrogates import SURROGATES, LowRankOnline, Psi, Surrogate
 
 N, M, RANK, PROBES = 32, 16, 4, 20
 """Of the device, 32 -> 16; of the surrogate; probes of a split."""

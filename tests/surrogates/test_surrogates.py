@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from astralora import SURROGATES, ConfigurationError
+from astralora import ConfigurationError
 from astralora.devices import Session, initial_controls
 from astralora.estimators import Elementwise, Gaussian
 from astralora.simulators import PRESETS, Impairments
-from astralora.surrogates import Adjoint, Exact, LowRankOnline, Measured, Online, Psi, Twin
+from astralora.surrogates import SURROGATES, Adjoint, Exact, LowRankOnline, Measured, Online, Psi, Twin
 
 GRADS = torch.ones(1, 1)
 """For surrogates that do not look at them."""
