@@ -98,7 +98,7 @@ class Coordinate(ZeroOrder):
         return len(directions[0]) * super().combine(directions, changes)
 
     def reach(self, below: Tensor, above: Tensor) -> Tensor:
-        """Return E[u d]: 1, since inward steps are not cut short; only the opposite steps of antithetic pairs may be."""
+        """Return E[u d]: 1, since inward steps are not cut short; opposite steps of antithetic pairs may be."""
         return super().reach(below, above) if self.antithetic else torch.ones_like(above)
 
 

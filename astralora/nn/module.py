@@ -255,7 +255,7 @@ class DeviceModule(nn.Module):
 
     def _surrogate_stays(self) -> bool:
         # A resting layer spends nothing on its surrogate, unless the surrogate has not started or keeps no model.
-        return self.resting and self._surrogate_controls is not None and not self.surrogate.asks_every_time
+        return self.resting and self._surrogate_controls is not None and not self.surrogate.queries_every_step
 
 
 class _DeviceProduct(torch.autograd.Function):

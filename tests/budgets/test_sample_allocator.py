@@ -116,16 +116,16 @@ def test_scores_are_free_of_what_directions_and_noise_add(monkeypatch: pytest.Mo
     for layer in net.layers:
         layer.estimator.step = 0.1
         monkeypatch.setattr(
-            layer.estimator, "_look_out_for_noise", lambda _, variance, layer=layer: noise.update({layer: variance})
+            layer.estimator, "_adapt_step", lambda _, variance, layer=layer: noise.update({layer: variance})
         )
     for _ in range(400):
         with allocator.step():
             backward(net, inputs, slope)
     # Squares of normal numbers of variance |g|^2 + noise, as many as are remembered: weights (1 - 1/400)^k.
     remembered = SAMPLES * (1 - 1 / 2.718) ** 2 / (1 - 1 / 2.718**2) * 2 * 400
-    for layer, square, (total, weight) in zip(net.layers, truth, allocator._means.values(), strict=True):
+    for layer, square, mean in zip(net.layers, truth, allocator.means().values(), strict=True):
         added = noise[layer] / 0.1**2
-        assert abs(total / weight - square) <= 5 * sqrt(2 / remembered) * (square + added)
+        assert abs(mean - square) <= 5 * sqrt(2 / remembered) * (square + added)
         assert added > 0.5 * square, "noise that would show"
     raw = float(net.layers[0].controls.grad.square().sum())
     assert raw > 1.5 * truth[0], "as would the directions"
@@ -248,7 +248,7 @@ def test_a_device_without_a_price_needs_another_currency(matrix_device: Any) -> 
     layer = al.BlackBoxLinear(
         matrix_device(program_seconds=0.0, vector_seconds=0.0), estimator="gaussian", surrogate="online"
     )
-    with pytest.raises(ConfigurationError, match="'bench' does not say what its operations take"):
+    with pytest.raises(ConfigurationError, match="the spec of 'bench' has no operation times"):
         SampleAllocator({"a": layer})
     assert SampleAllocator({"a": layer}, currency="programs").samples == {"a": 100}
 

@@ -544,7 +544,7 @@ def test_exact_is_autograd_through_the_law_and_costs_nothing(simulated: Any) -> 
         (Elementwise(), {"coupling": "dense"}, "needs elementwise coupling, and that of 'bench' is dense"),
         (Output(), {"coupling": "dense"}, "needs elementwise or output coupling"),
         (Coloured(), {"coupling": "dense"}, "needs elementwise or output or sparse coupling"),
-        (Twin(), {}, "needs a differentiable model of 'bench'.*which is nothing now"),
+        (Twin(), {}, "needs a differentiable model of 'bench'.*which is missing now"),
         (Exact(), {}, "whose law autograd can follow"),
         (Gaussian(step=0.01), {"control_levels": 101}, "below one control level of 'bench', 0.04 V.*at least 0.08"),
         (Gaussian(step=3.0), {}, "more than half the control range"),

@@ -69,7 +69,7 @@ def test_takes_as_many_vectors_as_there_are_output_pixels_and_one_program(simula
 @pytest.mark.parametrize(
     ("build", "complaint"),
     [
-        (lambda s: BlackBoxConv2d(s, 5), "has 18 inputs, which is no multiple of a kernel's 25"),
+        (lambda s: BlackBoxConv2d(s, 5), "has 18 inputs, not a multiple of the kernel's 25"),
         (lambda s: BlackBoxConv2d(s, 3, padding="wide"), "padding must be a number, a pair, 'same' or 'valid'"),
         (lambda s: BlackBoxConv2d(s, 3)(torch.ones(1, 3, 8, 8)), r"takes \(batch, 2, height, width\), but was given"),
     ],
@@ -88,5 +88,5 @@ def test_trains_by_the_default_method(simulated: Any) -> None:
 
 
 def test_refuses_a_stride_with_padding_same(simulated: Any) -> None:
-    with pytest.raises(ConfigurationError, match="goes with a stride of 1 only"):
+    with pytest.raises(ConfigurationError, match="needs a stride of 1, not"):
         BlackBoxConv2d(simulated("slm", 18, 5), 3, padding="same", stride=2)
