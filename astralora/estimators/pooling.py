@@ -114,4 +114,5 @@ def _fit(terms: Tensor, slopes: Tensor, members: Tensor, sums: _GroupSums) -> Te
     gram = sums.of_sample(sample.unsqueeze(2) * sample.unsqueeze(1))
     # A small ridge term: where all steps of a group have one sign, curvature cannot be separated from slope.
     gram.diagonal(dim1=1, dim2=2).add_(1e-4 * members.unsqueeze(1))
-    return torch.linalg.solve(gram, sums.of_sample(sample * slopes[sums.sample].unsqueeze(1)))
+    coefficients: Tensor = torch.linalg.solve(gram, sums.of_sample(sample * slopes[sums.sample].unsqueeze(1)))
+    return coefficients

@@ -72,7 +72,8 @@ def attach(
     Raises:
         ConfigurationError: a key matches no layer, a device has another width, or options do not suit.
     """
-    for place in _plan(model, layers, tuple(exclude), dict(per_layer or {}), initialize, digital_fraction, options):
+    overrides: dict[Where, Mapping[str, Any]] = dict((per_layer or {}).items())
+    for place in _plan(model, layers, tuple(exclude), overrides, initialize, digital_fraction, options):
         old = place.old
         new = reattach(place, old) if isinstance(old, BlackBoxLinear) else replace_digital(place, old)
         if not place.name:

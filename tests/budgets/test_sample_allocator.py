@@ -70,7 +70,7 @@ def control_usage(net: Sum) -> list[al.Usage]:
     return [layer.session.usage_by_purpose.get("controls", al.Usage()) for layer in net.layers]
 
 
-def test_neyman_lowers_the_total_variance_at_equal_vectors_by_what_theory_predicts() -> None:
+def test_neyman_lowers_the_total_variance_as_predicted_for_equal_vectors() -> None:
     steps = 600
     spent, squared, shares = {}, {}, []
     for ranking in (None, "neyman"):
@@ -108,7 +108,7 @@ def test_neyman_lowers_the_total_variance_at_equal_vectors_by_what_theory_predic
     assert uniform / best > 2, "a factor that is worth it"
 
 
-def test_scores_are_free_of_what_directions_and_noise_add(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_exclude_the_contributions_of_directions_and_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     net, inputs, slope = model((1.0, 0.6, 0.3), impairments={"output_noise_fraction": 0.05})
     truth = [float(g.square().sum()) for g in exact_gradients(model((1.0, 0.6, 0.3))[0], inputs, slope)]
     allocator = SampleAllocator(net, "grad_norm", period=400)
@@ -157,7 +157,7 @@ def test_no_period_spends_more_than_its_budget(ranking: Any, currency: Any, turn
             before = after
 
 
-def test_without_a_budget_the_first_period_sets_it() -> None:
+def test_the_first_period_sets_the_budget_if_none_is_given() -> None:
     net, inputs, slope = model()
     allocator = SampleAllocator(net, period=4, currency="programs")
     for _ in range(4):
@@ -173,7 +173,7 @@ def test_without_a_budget_the_first_period_sets_it() -> None:
 
 @pytest.mark.parametrize("surrogate", ["online", "online_low_rank", "psi"])
 @pytest.mark.usefixtures("a_throwaway_global_random_state")
-def test_a_layer_that_rests_spends_nothing_on_gradients(surrogate: str) -> None:
+def test_a_resting_layer_spends_nothing_on_gradients(surrogate: str) -> None:
     net, inputs, slope = model()
     net.layers = nn.ModuleList(
         al.BlackBoxLinear(layer.session, estimator="gaussian", surrogate=surrogate, samples=SAMPLES)
@@ -214,7 +214,7 @@ def test_a_learning_rate_of_0_moves_nothing(ranking: Any) -> None:
     assert all(torch.equal(old, new) for old, new in zip(before, net.parameters(), strict=True))
 
 
-def test_closing_gives_layers_their_samples_back() -> None:
+def test_close_restores_the_samples_of_the_layers() -> None:
     net, inputs, slope = model()
     allocator = SampleAllocator(net, period=2, turn_on=0.3)
     for _ in range(4):
@@ -226,7 +226,7 @@ def test_closing_gives_layers_their_samples_back() -> None:
     assert all(gradient is not None for gradient in backward(net, inputs, slope))
 
 
-def test_mistakes_get_a_sentence() -> None:
+def test_invalid_options_and_estimators_are_refused() -> None:
     net, *_ = model()
     with pytest.raises(ConfigurationError, match="there are no device layers"):
         SampleAllocator(nn.Identity())
@@ -244,7 +244,7 @@ def test_mistakes_get_a_sentence() -> None:
         SampleAllocator({"a": al.BlackBoxLinear(device)})
 
 
-def test_a_device_without_a_price_needs_another_currency(matrix_device: Any) -> None:
+def test_a_device_without_operation_times_needs_another_currency(matrix_device: Any) -> None:
     layer = al.BlackBoxLinear(
         matrix_device(program_seconds=0.0, vector_seconds=0.0), estimator="gaussian", surrogate="online"
     )
@@ -276,7 +276,7 @@ def process(number: int) -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_processes_of_data_parallel_training_share_alike(tmp_path: Path) -> None:
+def test_data_parallel_processes_use_the_same_shares(tmp_path: Path) -> None:
     first, second = in_two_processes(process, tmp_path)
     assert first["samples"] == second["samples"]
     assert any(0 in samples for samples in first["samples"]), "one of three layers rests"

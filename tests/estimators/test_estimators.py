@@ -109,7 +109,7 @@ def test_gaussian_works_on_a_device_that_is_not_linear(matrix_device: Any, gener
     assert float(error.abs().max()) < 5
 
 
-def test_a_fraction_of_the_batch_stands_for_all_of_it(simulated: Any) -> None:
+def test_a_fraction_of_the_batch_gives_an_unbiased_estimate(simulated: Any) -> None:
     session = simulated("matvec", 5, 4)
     step = problem(session, 8)
     g, repeats = truth(session, *step), 3000
@@ -121,7 +121,7 @@ def test_a_fraction_of_the_batch_stands_for_all_of_it(simulated: Any) -> None:
     assert float(error.abs().max()) < 5
 
 
-def test_a_fraction_of_the_controls_gets_a_gradient(simulated: Any) -> None:
+def test_only_the_given_fraction_of_the_controls_gets_a_gradient(simulated: Any) -> None:
     session = simulated("matvec", 5, 4)
     step = problem(session, 8)
     estimate = Gaussian(samples=4, control_fraction=0.25).estimate(session, *step)
@@ -144,7 +144,7 @@ def test_splitting_the_perturbations_into_calls_changes_nothing(
 
 
 @pytest.mark.parametrize("batch", [3, 40])
-def test_output_is_unbiased_with_the_variance_of_its_own_output_alone(batch: int, simulated: Any) -> None:
+def test_output_is_unbiased_with_the_variance_from_its_own_output_only(batch: int, simulated: Any) -> None:
     session = simulated("matvec", 5, 4)
     step = problem(session, batch)
     g, M, repeats = truth(session, *step), 4, 4000
@@ -160,7 +160,7 @@ def test_output_is_unbiased_with_the_variance_of_its_own_output_alone(batch: int
 
 
 @pytest.mark.parametrize(("name", "variance"), [("gaussian", 4), ("rademacher", 4), ("orthogonal", 4), ("output", 4)])
-def test_zero_order_is_unbiased_at_the_ends_of_the_range_too(name: str, variance: float, simulated: Any) -> None:
+def test_zero_order_is_unbiased_at_the_ends_of_the_range(name: str, variance: float, simulated: Any) -> None:
     # There half of the steps are cut short: the variance at most quadruples, the mean must not change.
     session = simulated("matvec", 5, 4)
     _, inputs, _, grads = problem(session, 9)
@@ -211,7 +211,7 @@ def test_coordinate_is_exact_with_one_program_a_control(simulated: Any) -> None:
     assert session.usage.programs - before == 20
 
 
-def test_a_few_coordinates_stand_for_all_on_average(simulated: Any) -> None:
+def test_a_few_coordinates_give_an_unbiased_estimate(simulated: Any) -> None:
     session = simulated("matvec", 5, 4)
     step = problem(session, 9)
     g, repeats = truth(session, *step), 2000
@@ -224,7 +224,7 @@ def test_a_few_coordinates_stand_for_all_on_average(simulated: Any) -> None:
 
 
 @pytest.mark.parametrize(("antithetic", "order"), [(False, 1), (True, 2)])
-def test_antithetic_pairs_do_not_feel_even_curvature(antithetic: bool, order: int, simulated: Any) -> None:
+def test_antithetic_pairs_cancel_even_curvature(antithetic: bool, order: int, simulated: Any) -> None:
     session = simulated("slm", 5, 4)
     step = problem(session, 9)
     g = truth(session, *step)
@@ -237,7 +237,7 @@ def test_antithetic_pairs_do_not_feel_even_curvature(antithetic: bool, order: in
 
 @pytest.mark.parametrize("antithetic", [False, True])
 @pytest.mark.parametrize("name", ["gaussian", "rademacher", "orthogonal", "output"])
-def test_samples_are_programs_and_pairs_take_two(name: str, antithetic: bool, simulated: Any) -> None:
+def test_a_sample_takes_one_program_and_an_antithetic_pair_two(name: str, antithetic: bool, simulated: Any) -> None:
     session = simulated("matvec", 8, 8)
     step = problem(session, 4)
     before = session.usage
@@ -259,7 +259,7 @@ def test_singular_probes_cost_as_many_vectors_as_the_product_has_rank(simulated:
     torch.testing.assert_close(estimate, truth(session, controls, inputs, outputs, grads))
 
 
-def test_a_tail_left_out_costs_that_share_of_the_gradient_and_no_more(simulated: Any) -> None:
+def test_the_error_of_a_tail_is_its_share_of_the_gradient(simulated: Any) -> None:
     session = simulated("matvec", 16, 12)
     step = problem(session, 40)
     product = step[3].T @ step[1]
@@ -274,7 +274,7 @@ def test_a_tail_left_out_costs_that_share_of_the_gradient_and_no_more(simulated:
     assert float(lost) == pytest.approx(float(s[rank:].sum() / s.sum()))
 
 
-def test_the_step_grows_where_the_answers_drown_and_says_why(simulated: Any) -> None:
+def test_the_step_grows_where_noise_hides_the_answers_and_gives_the_reason(simulated: Any) -> None:
     session = simulated("matvec", 16, 12, impairments=Impairments(output_noise_fraction=0.05))
     step = problem(session, 40)
     estimator = Orthogonal(samples=20)
@@ -290,7 +290,7 @@ def test_the_step_grows_where_the_answers_drown_and_says_why(simulated: Any) -> 
 # -- twins ------------------------------------------------------------------------------------
 
 
-def test_twin_is_autograd_through_the_model_whatever_the_device_answers(simulated: Any) -> None:
+def test_twin_is_autograd_through_the_model_and_costs_nothing(simulated: Any) -> None:
     device, twin = simulated("mzi", 4, 4, impairments="lab", seed=1), simulated("mzi", 4, 4)
     step = problem(device, 7)
     before = device.usage
@@ -319,7 +319,7 @@ class Scaled:
 
 @pytest.mark.parametrize("name", ["gaussian", "rademacher", "output"])
 @pytest.mark.parametrize(("factor", "wrong", "most"), [(3.0, 0.0, 0.02), (1.0, 0.3, 1.0), (0.0, 1.0, 1.3)])
-def test_a_twin_as_control_variate_helps_as_far_as_it_is_right_and_never_biases(
+def test_a_twin_as_control_variate_reduces_the_variance_without_bias(
     name: str, factor: float, wrong: float, most: float, simulated: Any
 ) -> None:
     session = simulated("matvec", 5, 4)
@@ -348,7 +348,7 @@ def test_a_twin_does_not_bias_directions_that_are_drawn_without_repetition(name:
         torch.testing.assert_close(estimator.estimate(session, *step), truth(session, *step))
 
 
-def test_antithetic_coordinates_are_exact_at_the_ends_of_the_range_too(simulated: Any) -> None:
+def test_antithetic_coordinates_are_exact_at_the_ends_of_the_range(simulated: Any) -> None:
     session = simulated("matvec", 3, 1)
     _, inputs, _, grads = problem(session, 5)
     controls = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
@@ -372,7 +372,7 @@ def test_coloured_finds_the_gradient_of_a_monarch_with_two_extra_programs(n: int
 
 
 @pytest.mark.parametrize(("coupling", "programs"), [("elementwise", 1), ("output", 8)])
-def test_coloured_is_exact_for_the_simpler_couplings_too(coupling: str, programs: int, matrix_device: Any) -> None:
+def test_coloured_is_exact_for_the_simpler_couplings(coupling: str, programs: int, matrix_device: Any) -> None:
     session = Session(matrix_device(5, 4, coupling=coupling))
     session.open()
     generator = torch.Generator().manual_seed(3)
@@ -398,7 +398,7 @@ def test_coloured_with_fewer_programs_is_unbiased(matrix_device: Any, simulated:
     assert float(error.abs().max()) < 5
 
 
-def test_coloured_is_unbiased_at_the_ends_of_the_range_too(simulated: Any) -> None:
+def test_coloured_is_unbiased_at_the_ends_of_the_range(simulated: Any) -> None:
     session = simulated("matvec", 5, 4)
     _, inputs, _, grads = problem(session, 9)
     controls = torch.ones(20, dtype=torch.float64)
@@ -429,14 +429,14 @@ def walk(session: Any, estimator: Elementwise, moves: int, size: float) -> list[
     return found
 
 
-def test_elementwise_measures_every_so_many_changes_only(simulated: Any) -> None:
+def test_elementwise_measures_once_in_every_changes(simulated: Any) -> None:
     session = simulated("slm", 64, 32, impairments="lab")
     found = walk(session, Elementwise(every=4), 9, 0.005)
     assert [programs for programs, _ in found] == [1, 0, 0, 0] * 2 + [1]
     assert min(cosine for _, cosine in found) > 0.98
 
 
-def test_elementwise_says_how_stale_it_is_and_measures_before_it_is_too_stale(simulated: Any) -> None:
+def test_elementwise_reports_its_staleness_and_measures_again_above_the_limit(simulated: Any) -> None:
     session = simulated("slm", 16, 8)
     patient, careful = Elementwise(every=100, stale=9.9), Elementwise(every=100, stale=0.05)
     assert [programs for programs, _ in walk(session, patient, 12, 0.2)] == [1] + [0] * 11
@@ -447,7 +447,7 @@ def test_elementwise_says_how_stale_it_is_and_measures_before_it_is_too_stale(si
     assert careful.staleness <= 0.05
 
 
-def test_elementwise_carries_the_matrix_along_to_first_order(simulated: Any) -> None:
+def test_elementwise_extrapolates_the_matrix_to_first_order(simulated: Any) -> None:
     session = simulated("matvec", 6, 5)
     controls, inputs, outputs, grads = problem(session, 9)
     estimator = Elementwise(every=10)
@@ -503,7 +503,7 @@ def test_elementwise_reaches_a_cosine_of_098_on_a_lab_mrr_with_2_programs_and_12
     assert cosine(estimate, truth(session, controls, inputs, outputs, grads)) >= 0.98
 
 
-def test_elementwise_leaves_the_transfer_matrix_behind(simulated: Any) -> None:
+def test_elementwise_stores_the_transfer_matrix(simulated: Any) -> None:
     session = simulated("mrr", 6, 5)
     step = problem(session, 9)
     estimator = Elementwise()
@@ -541,7 +541,7 @@ def test_exact_is_autograd_through_the_law_and_costs_nothing(simulated: Any) -> 
     ("estimator", "spec", "complaint"),
     [
         (Elementwise(), {"linear": False}, "'elementwise' works on linear devices only.*use 'gaussian'"),
-        (Elementwise(), {"coupling": "dense"}, "needs elementwise coupling, and that of 'bench' is dense"),
+        (Elementwise(), {"coupling": "dense"}, "needs elementwise coupling, and the coupling of 'bench' is dense"),
         (Output(), {"coupling": "dense"}, "needs elementwise or output coupling"),
         (Coloured(), {"coupling": "dense"}, "needs elementwise or output or sparse coupling"),
         (Twin(), {}, "needs a differentiable model of 'bench'.*which is missing now"),
@@ -551,7 +551,7 @@ def test_exact_is_autograd_through_the_law_and_costs_nothing(simulated: Any) -> 
         (Gaussian(step=-1.0), {}, "a step must be positive"),
     ],
 )
-def test_refuses_a_device_that_it_cannot_work_on(
+def test_an_unsuitable_device_is_refused(
     estimator: Any, spec: dict[str, Any], complaint: str, matrix_device: Any
 ) -> None:
     with pytest.raises(ConfigurationError, match=complaint):
@@ -559,7 +559,7 @@ def test_refuses_a_device_that_it_cannot_work_on(
 
 
 @pytest.mark.parametrize("options", [{"samples": 0}, {"batch_fraction": 0.0}, {"control_fraction": 1.5}])
-def test_refuses_options_that_mean_nothing(options: dict[str, Any]) -> None:
+def test_invalid_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(options))):
         Gaussian(**options)
 
@@ -568,7 +568,7 @@ def test_refuses_options_that_mean_nothing(options: dict[str, Any]) -> None:
     "name", ["gaussian", "rademacher", "orthogonal", "coordinate", "output", "coloured", "elementwise"]
 )
 @pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.0, 1.0)])
-def test_a_budget_of_exactly_what_an_estimate_takes_is_enough(name: str, bounds: Any, simulated: Any) -> None:
+def test_a_budget_of_exactly_the_cost_of_an_estimate_is_enough(name: str, bounds: Any, simulated: Any) -> None:
     session = simulated("matvec", 6, 5, input_range=bounds)
     step = problem_positive(session)
 
@@ -585,7 +585,7 @@ def test_a_budget_of_exactly_what_an_estimate_takes_is_enough(name: str, bounds:
 
 
 @pytest.mark.parametrize("name", ["gaussian", "output", "elementwise"])
-def test_refuses_to_begin_an_estimate_that_the_budget_does_not_cover(name: str, simulated: Any) -> None:
+def test_an_estimate_beyond_the_budget_is_refused_before_anything_is_spent(name: str, simulated: Any) -> None:
     session = simulated("matvec", 6, 5)
     step = problem(session, 9)
     session.budget = Budget(programs=session.usage.programs + 1, vectors=10**6 if name != "elementwise" else 20)
@@ -601,7 +601,7 @@ def coarse(levels: int | None = None) -> DeviceSpec:
     )
 
 
-def test_a_step_of_auto_is_whole_levels_and_two_at_least() -> None:
+def test_an_automatic_step_is_at_least_two_whole_levels() -> None:
     assert choose_step(coarse(16), "auto", share=1 / 32).size == pytest.approx(0.4)
     assert choose_step(coarse(16), "auto", share=1 / 4).size % 0.2 == pytest.approx(0, abs=1e-9)
 
@@ -617,12 +617,12 @@ def test_a_step_of_auto_is_whole_levels_and_two_at_least() -> None:
         (3001, 0.2, 0.2, "noise"),
     ],
 )
-def test_a_step_of_auto_tells_what_decided_it(levels: int | None, noise: float, size: float, bound: str) -> None:
+def test_an_automatic_step_reports_its_reason(levels: int | None, noise: float, size: float, bound: str) -> None:
     choice = choose_step(coarse(levels), "auto", share=1 / 32, noise=noise)
     assert (choice.size, choice.bound) == (pytest.approx(size), bound)
 
 
-def test_a_given_step_is_taken_as_it_is() -> None:
+def test_a_given_step_is_used_unchanged() -> None:
     assert choose_step(coarse(16), 0.3, share=1 / 32) == StepChoice(0.3, "given")
 
 
@@ -639,7 +639,7 @@ def test_two_control_levels_are_too_few(simulated: Any) -> None:
         Elementwise().check(simulated("matvec", 6, 5, impairments=Impairments(control_levels=2)))
 
 
-def test_an_estimator_goes_on_with_the_same_stream_from_saved_state(simulated: Any) -> None:
+def test_an_estimator_continues_its_random_stream_from_saved_state(simulated: Any) -> None:
     session = simulated("slm", 6, 5)
     step = problem(session, 9)
     for name in ("gaussian", "rademacher", "orthogonal", "coordinate", "coloured", "output", "elementwise"):
@@ -649,7 +649,7 @@ def test_an_estimator_goes_on_with_the_same_stream_from_saved_state(simulated: A
         assert torch.equal(first.estimate(session, *step), second.estimate(session, *step))
 
 
-def test_noise_is_inside_the_device_where_probes_meet_it(simulated: Any) -> None:
+def test_the_noise_of_the_device_reaches_the_estimator(simulated: Any) -> None:
     # The published code adds noise behind the layer, so that its estimator never sees any.
     quiet, noisy = (
         simulated("matvec", 6, 5, impairments=Impairments(output_noise_fraction=fraction)) for fraction in (0.0, 0.05)
@@ -658,7 +658,7 @@ def test_noise_is_inside_the_device_where_probes_meet_it(simulated: Any) -> None
     assert not torch.allclose(*estimates, rtol=1e-3)
 
 
-def test_a_rehearsed_estimate_costs_what_a_real_one_does(simulated: Any) -> None:
+def test_a_rehearsed_estimate_costs_as_much_as_a_real_one(simulated: Any) -> None:
     real = simulated("slm", 8, 5)
     rehearsed = Session(RehearsalDevice(real.spec))
     rehearsed.open()

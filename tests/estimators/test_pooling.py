@@ -38,20 +38,20 @@ def test_noise_falls_as_the_group_outnumbers_the_terms(generator: torch.Generato
     assert float(after) < 0.3 * float(before)
 
 
-def test_takes_curvature_off_a_noiseless_one_sided_difference(generator: torch.Generator) -> None:
+def test_the_curvature_error_of_a_noiseless_difference_is_removed(generator: torch.Generator) -> None:
     slopes, *rest, true = measure(8192, 0.05, 0.0, generator)
     before, after = ((s - true).square().mean().sqrt() for s in (slopes, pool(slopes, 0.05, 0.0, *rest)))
     assert float(after) < 0.05 * float(before)
 
 
-def test_elements_with_offsets_of_their_own_are_told_apart_by_their_entries(generator: torch.Generator) -> None:
+def test_elements_with_different_offsets_are_separated_by_their_entries(generator: torch.Generator) -> None:
     step, noise = 0.05, 0.005
     slopes, *rest, true = measure(8192, step, noise, generator, offsets=0.1)
     before, after = ((s - true).square().mean().sqrt() for s in (slopes, pool(slopes, step, noise, *rest)))
     assert float(after) < 0.5 * float(before)
 
 
-def test_slopes_that_are_truly_unlike_are_kept(generator: torch.Generator) -> None:
+def test_slopes_that_really_differ_are_kept(generator: torch.Generator) -> None:
     # Half of the elements respond twice as strongly, for no reason that setting or entry shows.
     step, noise = 0.05, 1e-4
     slopes, *rest, true = measure(4096, step, noise, generator)
@@ -62,12 +62,12 @@ def test_slopes_that_are_truly_unlike_are_kept(generator: torch.Generator) -> No
     assert weak_and_strong == [pytest.approx(1.0, abs=0.05), pytest.approx(2.0, abs=0.05)]
 
 
-def test_too_few_elements_are_left_as_they_are(generator: torch.Generator) -> None:
+def test_the_slopes_of_few_elements_are_unchanged(generator: torch.Generator) -> None:
     slopes, *rest, _ = measure(255, 0.05, 0.1, generator)
     assert torch.equal(pool(slopes, 0.05, 0.1, *rest), slopes)
 
 
-def test_a_sample_stands_for_very_many_elements(generator: torch.Generator) -> None:
+def test_a_sample_represents_very_many_elements(generator: torch.Generator) -> None:
     step, noise = 0.05, 0.02
     slopes, *rest, true = measure(40_000, step, noise, generator)
     before, after = ((s - true).std() for s in (slopes, pool(slopes, step, noise, *rest)))

@@ -83,7 +83,7 @@ def test_a_module_with_a_device_layer_learns(tmp_path: Path) -> None:
     assert not torch.equal(module.net[2].controls, before)  # type: ignore[arg-type, union-attr]
 
 
-def test_no_more_is_asked_of_the_device_than_in_a_loop_of_ones_own(tmp_path: Path) -> None:
+def test_lightning_takes_as_many_operations_as_a_plain_loop(tmp_path: Path) -> None:
     module, own = Module(), Module()
     fit(module, tmp_path, 2)
     optimizer = torch.optim.Adam(own.parameters(), lr=0.02)
@@ -98,13 +98,13 @@ def test_no_more_is_asked_of_the_device_than_in_a_loop_of_ones_own(tmp_path: Pat
     )
 
 
-def test_gradients_are_clipped_and_accumulated_as_those_of_any_layer(tmp_path: Path) -> None:
+def test_gradient_clipping_and_accumulation_work(tmp_path: Path) -> None:
     module = Module()
     fit(module, tmp_path, 10, gradient_clip_val=1.0, accumulate_grad_batches=2)
     assert sum(module.losses[-4:]) < 0.7 * sum(module.losses[:4])
 
 
-def test_a_checkpoint_holds_the_device_layer(tmp_path: Path) -> None:
+def test_a_run_resumed_from_a_checkpoint_gives_the_same_result(tmp_path: Path) -> None:
     module = Module()
     trainer = fit(module, tmp_path, 2)
     trainer.save_checkpoint(tmp_path / "two.ckpt")

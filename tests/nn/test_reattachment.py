@@ -71,7 +71,7 @@ def test_options_choose_the_method_anew_and_leave_the_parameters(simulated: Any)
     assert not torch.equal(layer.controls, before["controls"]), "the optimizer goes on with the same parameters"
 
 
-def test_initialize_and_digital_fraction_are_about_the_first_time(simulated: Any) -> None:
+def test_initialize_and_digital_fraction_have_no_effect_the_second_time(simulated: Any) -> None:
     device = simulated("slm", 8, 6)
     net, layer = attached(device, initialize="fit", digital_fraction=0.1)
     before = move_parameters(layer)
@@ -83,7 +83,7 @@ def test_initialize_and_digital_fraction_are_about_the_first_time(simulated: Any
 # -- another device -------------------------------------------------------------------------------
 
 
-def test_another_chip_of_the_kind_takes_over_all_parameters(simulated: Any) -> None:
+def test_another_chip_of_the_same_kind_takes_over_all_parameters(simulated: Any) -> None:
     net, layer = attached(simulated("slm", 8, 6), digital_fraction=0.1)
     layer.controls.requires_grad_(False)
     parameters = dict(layer.named_parameters())
@@ -115,7 +115,7 @@ def test_a_device_of_another_kind_keeps_bias_and_digital_weights(simulated: Any)
     assert all(parameter.grad is not None for parameter in net.parameters())
 
 
-def test_a_surrogate_learns_another_chip_anew(simulated: Any, generator: torch.Generator) -> None:
+def test_the_surrogate_follows_the_new_chip(simulated: Any, generator: torch.Generator) -> None:
     chip = {"impairments": {"phase_bias_std": 0.5}}
     options = {"estimator": "elementwise", "surrogate": "online", "gain": False}
     net, _ = attached(simulated("slm", 8, 6, **chip), **options)
@@ -143,7 +143,7 @@ def test_a_convolution_moves_to_another_chip(simulated: Any) -> None:
 # -- which layers, and what is refused -------------------------------------------------------------
 
 
-def test_a_type_means_the_digital_layers_as_long_as_there_are_some(simulated: Any) -> None:
+def test_a_type_matches_device_layers_only_where_no_digital_layer_is_left(simulated: Any) -> None:
     net, layer = attached(simulated("slm", 8, 6))
     al.attach(net, {nn.Linear: simulated("slm", 4, 8)})
     assert isinstance(net[0], BlackBoxLinear)
@@ -159,7 +159,7 @@ def test_a_type_means_the_digital_layers_as_long_as_there_are_some(simulated: An
         ({"gain": False}, "slm", {"gain": True}, "on device 'slm' already, without a gain"),
     ],
 )
-def test_what_cannot_be_kept_is_refused_and_needs_a_detach_first(
+def test_a_change_that_needs_a_detach_first_is_refused(
     first: Any, kind: str, second: Any, complaint: str, simulated: Any
 ) -> None:
     net, layer = attached(simulated("slm", 8, 6), **first)

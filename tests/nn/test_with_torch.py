@@ -45,7 +45,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(reentrant: bool, simula
         torch.testing.assert_close(ours, theirs)
 
 
-def test_accumulated_gradients_of_parts_are_those_of_the_batch(simulated: Any) -> None:
+def test_gradients_accumulated_over_parts_equal_those_of_the_batch(simulated: Any) -> None:
     x = torch.randn(12, 8)
     found = []
     for parts in (1, 3):
@@ -57,7 +57,7 @@ def test_accumulated_gradients_of_parts_are_those_of_the_batch(simulated: Any) -
         torch.testing.assert_close(whole, accumulated)
 
 
-def test_accumulation_measures_slopes_once_while_the_controls_stay(simulated: Any) -> None:
+def test_accumulation_measures_the_slopes_once(simulated: Any) -> None:
     net = model(simulated("mrr", 16, 12, impairments="lab"))
     session = net[2].session
     before = session.usage.programs
@@ -68,7 +68,7 @@ def test_accumulation_measures_slopes_once_while_the_controls_stay(simulated: An
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_leaves_the_device_in_full_precision(dtype: torch.dtype, simulated: Any) -> None:
+def test_the_device_has_full_precision_under_autocast(dtype: torch.dtype, simulated: Any) -> None:
     net = model(simulated("matvec", 16, 12))
     with torch.autocast("cpu", dtype=dtype):
         y = net(torch.randn(5, 8))
@@ -94,7 +94,7 @@ class Unrolled(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_a_compiled_model_breaks_its_graph_at_the_device_and_nowhere_else(simulated: Any) -> None:
+def test_a_compiled_model_breaks_its_graph_only_at_the_device(simulated: Any) -> None:
     import torch._dynamo
 
     x = torch.randn(5, 8)
@@ -133,7 +133,7 @@ def rank(number: int) -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_ddp_drives_one_chip_a_rank_and_averages_their_gradients(tmp_path: Path) -> None:
+def test_ddp_uses_one_chip_for_each_rank_and_averages_the_gradients(tmp_path: Path) -> None:
     first, second = in_two_processes(rank, tmp_path)
     assert torch.equal(first["controls"], second["controls"])
     assert torch.equal(first["grad"], second["grad"])

@@ -94,7 +94,7 @@ def factors(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_mixing_within_the_bases_takes_a_refit_of_r_vectors(
+def test_a_change_within_the_bases_takes_a_refit_of_r_vectors(
     kind: str, simulated: Any, factors: tuple[Tensor, Tensor, Tensor], generator: torch.Generator
 ) -> None:
     U, S, V = factors
@@ -131,7 +131,7 @@ def test_a_large_drift_takes_a_rebuild_of_n_vectors(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("noise", [0.0, 0.02])
-def test_controls_that_stay_move_nothing_and_cost_nothing(
+def test_unchanged_controls_change_nothing_and_cost_nothing(
     kind: str, noise: float, simulated: Any, factors: tuple[Tensor, Tensor, Tensor]
 ) -> None:
     # A learning rate of 0, with every reason to grow: the rank is half of what there is.
@@ -146,7 +146,7 @@ def test_controls_that_stay_move_nothing_and_cost_nothing(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_device_with_inputs_of_one_sign_takes_two_vectors_for_each(
+def test_inputs_of_one_sign_take_two_vectors_for_each(
     kind: str, simulated: Any, factors: tuple[Tensor, Tensor, Tensor], matrix_device: Any
 ) -> None:
     U, S, V = factors
@@ -160,7 +160,7 @@ def test_a_device_with_inputs_of_one_sign_takes_two_vectors_for_each(
 # -- splitting ---------------------------------------------------------------------------------
 
 
-def test_a_split_with_probes_enough_is_exact(
+def test_a_split_with_enough_probes_is_exact(
     simulated: Any, factors: tuple[Tensor, Tensor, Tensor], generator: torch.Generator
 ) -> None:
     U, S, V = factors
@@ -170,7 +170,7 @@ def test_a_split_with_probes_enough_is_exact(
     assert drive.error() < 1e-6
 
 
-def test_errors_of_splits_do_not_add_up_as_those_of_the_published_step_do(
+def test_errors_of_splits_do_not_add_up_unlike_those_of_the_published_step(
     simulated: Any, generator: torch.Generator
 ) -> None:
     # Thirty turns by 0.1 rad: the bases end up far from where they were.
@@ -190,7 +190,7 @@ def test_errors_of_splits_do_not_add_up_as_those_of_the_published_step_do(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_rank_grows_where_the_floor_of_a_refit_is_not_good_enough(
+def test_the_rank_grows_where_a_refit_leaves_too_large_an_error(
     kind: str, simulated: Any, generator: torch.Generator
 ) -> None:
     A = basis(M, 8, generator) @ basis(N, 8, generator).T  # eight directions that all count
@@ -208,7 +208,7 @@ def test_the_rank_grows_no_further_than_allowed(simulated: Any, generator: torch
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_rank_falls_by_the_cut_where_singular_values_have_vanished(
+def test_the_rank_falls_where_singular_values_vanish(
     kind: str, simulated: Any, factors: tuple[Tensor, Tensor, Tensor]
 ) -> None:
     U, S, V = factors
@@ -221,7 +221,7 @@ def test_the_rank_falls_by_the_cut_where_singular_values_have_vanished(
 # -- the controller ----------------------------------------------------------------------------
 
 
-def test_what_a_refit_leaves_goes_on_counting_until_the_bases_follow() -> None:
+def test_the_error_after_a_refit_counts_until_the_bases_follow() -> None:
     controller = RefreshController(4, max_rank=4)
     controller.judge(Refresh.REBUILD, 0.3, 4)
     assert controller.drift(0.3) == 0
@@ -236,7 +236,7 @@ def test_what_a_refit_leaves_goes_on_counting_until_the_bases_follow() -> None:
     assert [controller.counts[kind] for kind in Refresh] == [1, 1, 1]
 
 
-def test_a_cut_that_the_batch_would_miss_is_not_made() -> None:
+def test_a_cut_that_increases_the_error_of_the_batch_is_not_made() -> None:
     controller = RefreshController(4, tolerance=0.1)
     assert controller.allows(0.01, 0.09)
     assert not controller.allows(0.01, 0.11)
@@ -252,7 +252,7 @@ def test_a_cut_that_the_batch_would_miss_is_not_made() -> None:
         ({"rank": 4, "large_drift": 2}, "large_drift must be between 0 and 1"),
     ],
 )
-def test_a_controller_refuses_numbers_that_mean_nothing(options: dict[str, Any], complaint: str) -> None:
+def test_a_controller_refuses_invalid_numbers(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigurationError, match=complaint):
         RefreshController(**options)
 
@@ -266,12 +266,12 @@ def test_a_controller_refuses_numbers_that_mean_nothing(options: dict[str, Any],
     ],
 )
 @pytest.mark.parametrize("kind", [Psi, LowRankOnline])
-def test_surrogates_refuse_what_means_nothing(kind: Any, options: dict[str, Any], complaint: str) -> None:
+def test_surrogates_refuse_invalid_options(kind: Any, options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigurationError, match=complaint):
         kind(**options)
 
 
-def test_psi_is_refreshed_by_one_rule_only() -> None:
+def test_psi_accepts_one_rule_of_refreshing_only() -> None:
     with pytest.raises(ConfigurationError, match="give one of them"):
         Psi(refresh="stability", rebuild_every=5)
 
@@ -280,7 +280,7 @@ def test_psi_is_refreshed_by_one_rule_only() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_goes_on_exactly_from_saved_state_in_the_middle_of_a_step(
+def test_a_schedule_continues_exactly_from_saved_state_in_the_middle_of_a_step(
     kind: str, simulated: Any, factors: tuple[Tensor, Tensor, Tensor], generator: torch.Generator
 ) -> None:
     U, S, V = factors
@@ -300,7 +300,7 @@ def test_goes_on_exactly_from_saved_state_in_the_middle_of_a_step(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_layers_that_are_attached_together_decide_for_themselves(
+def test_layers_that_are_attached_together_have_separate_controllers(
     kind: str, simulated: Any, a_throwaway_global_random_state: Any
 ) -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
@@ -319,7 +319,7 @@ def test_layers_that_are_attached_together_decide_for_themselves(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_layer_whose_controls_were_frozen_catches_up_once(
+def test_a_layer_with_frozen_controls_refreshes_once(
     kind: str, simulated: Any, a_throwaway_global_random_state: Any
 ) -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))

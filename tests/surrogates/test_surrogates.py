@@ -102,7 +102,7 @@ def test_psi_spends_vectors_but_no_programs_of_its_own(simulated: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "vectors"), [({"exact_svd": True}, 10 * 24), ({"rebuild_every": 5}, 2 * 24 + 8 * 46)]
 )
-def test_psi_can_start_afresh_instead(options: Any, vectors: int, simulated: Any) -> None:
+def test_psi_can_start_again_from_a_measurement(options: Any, vectors: int, simulated: Any) -> None:
     session = simulated("matvec", 24, 16)
     surrogate = Psi(rank=3, probes=20, **options)
     path = low_rank_path(session, rank=3, steps=11)
@@ -112,7 +112,7 @@ def test_psi_can_start_afresh_instead(options: Any, vectors: int, simulated: Any
         torch.testing.assert_close(surrogate.U @ surrogate.S @ surrogate.V, dense(session, path[-1]))
 
 
-def test_psi_is_clueless_about_a_unitary_beyond_its_rank(simulated: Any, generator: torch.Generator) -> None:
+def test_psi_cannot_describe_a_unitary_matrix_beyond_its_rank(simulated: Any, generator: torch.Generator) -> None:
     # All singular values of a mesh's field are alike: rank r of n explains r / n of the energy, whatever the method.
     from astralora.simulators import MZI
 
@@ -126,7 +126,7 @@ def test_psi_is_clueless_about_a_unitary_beyond_its_rank(simulated: Any, generat
 # -- online -----------------------------------------------------------------------------------
 
 
-def test_online_learns_the_matrix_from_what_passes_anyway(simulated: Any, generator: torch.Generator) -> None:
+def test_online_learns_the_matrix_from_the_training_batches(simulated: Any, generator: torch.Generator) -> None:
     session = simulated("mzi", 16, 16)
     controls = initial_controls(session.spec, generator).double()
     session.program(controls)
@@ -145,7 +145,7 @@ def test_online_learns_the_matrix_from_what_passes_anyway(simulated: Any, genera
     torch.testing.assert_close(surrogate.vjp(G), G @ dense(session, controls), atol=1e-3, rtol=1e-3)
 
 
-def test_online_averages_noise_away(simulated: Any, generator: torch.Generator) -> None:
+def test_online_averages_over_noise(simulated: Any, generator: torch.Generator) -> None:
     session = simulated("mzi", 16, 16, impairments=Impairments(output_noise_fraction=0.02))
     controls = initial_controls(session.spec, generator)
     session.program(controls)
@@ -174,7 +174,7 @@ def test_online_follows_a_device_that_moves(simulated: Any, generator: torch.Gen
     assert float((surrogate.matrix - A).norm() / A.norm()) < 1e-3
 
 
-def test_online_ignores_a_residual_that_is_all_noise(simulated: Any, generator: torch.Generator) -> None:
+def test_online_ignores_a_residual_of_noise_only(simulated: Any, generator: torch.Generator) -> None:
     session = simulated("matvec", 8, 8, impairments=Impairments(output_noise_fraction=0.05))
     controls = torch.zeros(64)
     session.program(controls)
@@ -185,7 +185,7 @@ def test_online_ignores_a_residual_that_is_all_noise(simulated: Any, generator: 
     assert torch.equal(surrogate.matrix, torch.zeros(8, 8))
 
 
-def test_online_survives_a_batch_of_identical_vectors(simulated: Any) -> None:
+def test_online_accepts_a_batch_of_identical_vectors(simulated: Any) -> None:
     session = simulated("matvec", 8, 8)
     controls = torch.full((64,), 0.5)
     session.program(controls)
@@ -208,7 +208,7 @@ def filter_by_hand(X: torch.Tensor, Y: torch.Tensor, variance: float, prior: flo
 
 
 @pytest.mark.parametrize("batch", [4, 30])
-def test_online_without_forgetting_is_least_squares_on_all_data_ever_seen(
+def test_online_without_forgetting_is_least_squares_on_all_data(
     batch: int, simulated: Any, generator: torch.Generator
 ) -> None:
     session = simulated("matvec", 12, 7, impairments=Impairments(output_noise_fraction=0.02))
@@ -226,7 +226,7 @@ def test_online_without_forgetting_is_least_squares_on_all_data_ever_seen(
 
 
 @pytest.mark.parametrize("kind", ["slm", "mzi"])
-def test_online_forgets_as_fast_as_the_chip_wanders(kind: str, simulated: Any, generator: torch.Generator) -> None:
+def test_online_forgets_as_fast_as_the_chip_drifts(kind: str, simulated: Any, generator: torch.Generator) -> None:
     # Ten times the wander of a lab chip, over 2,000 steps of 10 ms: twice its correlation time.
     wandering = PRESETS["lab"].model_copy(update={"wander_std": 0.1})
     session = simulated(kind, 16, 16, impairments=wandering)
@@ -252,7 +252,7 @@ def test_online_forgets_as_fast_as_the_chip_wanders(kind: str, simulated: Any, g
     assert float(started_once.min()) < 0.9
 
 
-def test_online_asks_for_directions_that_no_batch_shows(simulated: Any, generator: torch.Generator) -> None:
+def test_online_measures_directions_that_no_batch_contains(simulated: Any, generator: torch.Generator) -> None:
     session = simulated("slm", 32, 16, impairments="lab")
     controls = initial_controls(session.spec, generator)
     session.program(controls)
@@ -279,7 +279,7 @@ def test_online_asks_for_directions_that_no_batch_shows(simulated: Any, generato
     assert found[8][1] <= 12 * 8
 
 
-def test_online_asks_for_nothing_where_it_is_sure(simulated: Any, generator: torch.Generator) -> None:
+def test_online_measures_nothing_where_it_is_certain(simulated: Any, generator: torch.Generator) -> None:
     session = simulated("matvec", 16, 8, impairments=Impairments(output_noise_fraction=0.002))
     controls = initial_controls(session.spec, generator)
     session.program(controls)
@@ -299,7 +299,7 @@ def test_online_asks_for_nothing_where_it_is_sure(simulated: Any, generator: tor
         ({"tolerance": 0}, "tolerance must be a positive share"),
     ],
 )
-def test_online_refuses_options_that_mean_nothing(options: dict[str, Any], complaint: str) -> None:
+def test_online_refuses_invalid_options(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigurationError, match=complaint):
         Online(**options)
 
@@ -325,7 +325,7 @@ def test_online_with_a_fixed_factor_never_stops_learning(simulated: Any, generat
 # -- online, low rank --------------------------------------------------------------------------
 
 
-def test_the_low_rank_form_follows_a_path_of_its_rank(simulated: Any, generator: torch.Generator) -> None:
+def test_low_rank_online_follows_a_path_of_its_rank(simulated: Any, generator: torch.Generator) -> None:
     session = simulated("matvec", 24, 16)
     path = low_rank_path(session, rank=3, steps=40)
     session.program(path[0])
@@ -347,7 +347,7 @@ def test_the_low_rank_form_follows_a_path_of_its_rank(simulated: Any, generator:
 
 @pytest.mark.parametrize("kind", ["matvec", "mzi"])
 @pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.0, 1.0)])
-def test_adjoint_asks_the_device_itself_for_as_many_vectors_as_there_are_gradients(
+def test_adjoint_sends_as_many_vectors_as_the_gradients_have_rank(
     kind: str, bounds: Any, simulated: Any, generator: torch.Generator
 ) -> None:
     session = simulated(kind, 8, 6, input_range=bounds)
@@ -364,7 +364,7 @@ def test_adjoint_asks_the_device_itself_for_as_many_vectors_as_there_are_gradien
         torch.testing.assert_close(surrogate.vjp(G), G @ dense(session, controls))
 
 
-def test_adjoint_takes_an_empty_batch(simulated: Any) -> None:
+def test_adjoint_accepts_an_empty_batch(simulated: Any) -> None:
     session = simulated("mzi", 8, 6)
     session.program(torch.zeros(session.spec.num_controls))
     surrogate = Adjoint()
@@ -372,7 +372,7 @@ def test_adjoint_takes_an_empty_batch(simulated: Any) -> None:
     assert surrogate.vjp(torch.empty(0, 6)).shape == (0, 8)
 
 
-def test_the_reverse_port_has_noise_of_its_own(simulated: Any, generator: torch.Generator) -> None:
+def test_the_reverse_port_adds_noise(simulated: Any, generator: torch.Generator) -> None:
     session = simulated("mzi", 32, 32, impairments=Impairments(output_noise_fraction=0.01))
     controls = initial_controls(session.spec, generator)
     session.program(controls)
@@ -403,7 +403,7 @@ def test_twin_is_autograd_through_the_model(simulated: Any, generator: torch.Gen
 # -- measured, exact ---------------------------------------------------------------------------
 
 
-def test_measured_is_what_the_estimator_measured(generator: torch.Generator) -> None:
+def test_measured_uses_the_matrix_that_the_estimator_measured(generator: torch.Generator) -> None:
     surrogate, A = Measured(), torch.randn(3, 4, generator=generator)
     surrogate.adopt(A)
     G = torch.randn(5, 3, generator=generator)
@@ -425,7 +425,7 @@ def test_exact_is_autograd_through_the_law(simulated: Any, generator: torch.Gene
 # -- all --------------------------------------------------------------------------------------
 
 
-def test_the_residual_is_about_data_that_was_not_learned_from_yet(simulated: Any, generator: torch.Generator) -> None:
+def test_the_residual_is_computed_before_the_surrogate_learns(simulated: Any, generator: torch.Generator) -> None:
     session = simulated("matvec", 8, 8)
     controls = initial_controls(session.spec, generator)
     inputs = torch.empty(4, 8).uniform_(-1, 1, generator=generator)
@@ -450,7 +450,7 @@ def test_the_residual_is_about_data_that_was_not_learned_from_yet(simulated: Any
         (Exact(), Elementwise(), {}, "whose law autograd can follow"),
     ],
 )
-def test_refuses_what_it_cannot_work_with(
+def test_an_unsuitable_device_or_estimator_is_refused(
     surrogate: Any, estimator: Any, spec: dict[str, Any], complaint: str, matrix_device: Any
 ) -> None:
     with pytest.raises(ConfigurationError, match=complaint):
@@ -458,12 +458,12 @@ def test_refuses_what_it_cannot_work_with(
 
 
 @pytest.mark.parametrize("options", [{"rank": 0}, {"probes": 0}, {"rebuild_every": 0}])
-def test_psi_refuses_options_that_mean_nothing(options: dict[str, Any]) -> None:
+def test_psi_refuses_invalid_options(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(options))):
         Psi(**options)
 
 
-def test_psi_goes_on_exactly_from_saved_state_in_the_middle_of_a_step(simulated: Any) -> None:
+def test_psi_continues_exactly_from_saved_state_in_the_middle_of_a_step(simulated: Any) -> None:
     session = simulated("matvec", 24, 16)
     path = low_rank_path(session, rank=3, steps=5)
     first, second = Psi(rank=3, probes=20), Psi(rank=3, probes=20, seed=9)
