@@ -1,4 +1,4 @@
-"""Dividing a budget: what each mode promises, against brute force and the formulas."""
+"""Test the division of a budget against brute force and the formulas."""
 
 from itertools import product
 
@@ -25,13 +25,13 @@ def test_no_mode_spends_more_than_the_budget(mode: AllocationMode, generator: to
 
 def test_topk_keeps_the_highest_scores_within_the_budget() -> None:
     assert allocate([0.1, 3.0, 2.0, 1.0], 1, 2).tolist() == [0, 1, 1, 0]
-    # The second best does not fit beside the best, the third does.
+    # The second best exceeds the rest of the budget, the third does not.
     assert allocate([3.0, 2.0, 1.0], [4, 3, 1], 5).tolist() == [1, 0, 1]
 
 
 def test_topk_chooses_among_equal_scores_at_random(generator: torch.Generator) -> None:
     kept = torch.stack([allocate([1.0] * 4, 1, 1, generator=generator) for _ in range(400)]).sum(dim=0)
-    # 400 draws among four: 100 each, standard deviation 8.7.
+    # 400 choices among four: 100 each, with a standard deviation of 8.7.
     assert int(kept.sum()) == 400
     assert float((kept - 100).abs().max()) < 5 * 8.7
     assert allocate([1.0] * 4, 1, 1).tolist() == [1, 0, 0, 0]

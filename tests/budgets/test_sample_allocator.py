@@ -1,4 +1,4 @@
-"""Samples that move between device layers: less variance for the same price, and never more than the price."""
+"""Test that moving samples between device layers lowers the variance and never exceeds the budget."""
 
 from collections.abc import Sequence
 from math import sqrt
@@ -20,7 +20,7 @@ SAMPLES = 8
 
 
 class Sum(nn.Module):
-    """Three device layers side by side, of which some matter more."""
+    """Sum the outputs of device layers, with a weight for each."""
 
     def __init__(self, layers: Sequence[al.BlackBoxLinear], weights: Sequence[float]) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Sum(nn.Module):
 def model(
     weights: Sequence[float] = (1.0, 0.03, 0.03), estimator: str = "gaussian", width: int = 6, **chip: Any
 ) -> tuple[Sum, Tensor, Tensor]:
-    """The model, inputs, and the fixed gradient of its loss with respect to its outputs."""
+    """Return the model, inputs, and the constant gradient of the loss with respect to the outputs."""
     generator = torch.Generator().manual_seed(5)
     inputs = torch.empty(12, width).uniform_(-1, 1, generator=generator)
     slope = torch.randn(12, 4, generator=generator)
@@ -101,11 +101,11 @@ def test_neyman_lowers_the_total_variance_as_predicted_for_equal_vectors() -> No
     uniform = sum(a**2 / SAMPLES for a in deviations)
     best = sum(deviations) ** 2 / (3 * SAMPLES)
     expected = sum(sum(a**2 / s for a, s in zip(deviations, each, strict=True)) for each in shares) / len(shares)
-    assert best <= expected < 1.05 * best, "whole numbers and estimated scores come close to the formula"
+    assert best <= expected < 1.05 * best, "whole numbers and estimated scores are close to the formula"
     for ranking, theory in ((None, uniform), ("neyman", expected)):
         error = float(squared[ranking].std()) / sqrt(steps)
         assert abs(float(squared[ranking].mean()) - theory) < 5 * error
-    assert uniform / best > 2, "a factor that is worth it"
+    assert uniform / best > 2, "the gain is large enough to matter"
 
 
 def test_scores_exclude_the_contributions_of_directions_and_noise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,14 +121,14 @@ def test_scores_exclude_the_contributions_of_directions_and_noise(monkeypatch: p
     for _ in range(400):
         with allocator.step():
             backward(net, inputs, slope)
-    # Squares of normal numbers of variance |g|^2 + noise, as many as are remembered: weights (1 - 1/400)^k.
-    remembered = SAMPLES * (1 - 1 / 2.718) ** 2 / (1 - 1 / 2.718**2) * 2 * 400
+    # A mean of squares of normal numbers with variance |g|^2 + noise and weights (1 - 1/400)^k.
+    effective = SAMPLES * (1 - 1 / 2.718) ** 2 / (1 - 1 / 2.718**2) * 2 * 400
     for layer, square, mean in zip(net.layers, truth, allocator.means().values(), strict=True):
         added = noise[layer] / 0.1**2
-        assert abs(mean - square) <= 5 * sqrt(2 / remembered) * (square + added)
-        assert added > 0.5 * square, "noise that would show"
+        assert abs(mean - square) <= 5 * sqrt(2 / effective) * (square + added)
+        assert added > 0.5 * square, "the noise is large enough to be noticed"
     raw = float(net.layers[0].controls.grad.square().sum())
-    assert raw > 1.5 * truth[0], "as would the directions"
+    assert raw > 1.5 * truth[0], "the contribution of the directions is large as well"
 
 
 @pytest.mark.parametrize("currency", ["vectors", "programs", "hardware_seconds"])
@@ -254,7 +254,7 @@ def test_a_device_without_operation_times_needs_another_currency(matrix_device: 
 
 
 def process(number: int) -> dict[str, Any]:
-    """One of two, whose batches make different layers matter."""
+    """Train in one of two processes, in which different layers have the largest gradients."""
     net, inputs, slope = model((1.0, 0.3, 0.03) if number else (0.03, 0.3, 1.0))
     wrapped = nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
     allocator = SampleAllocator(net, period=4, turn_on=0.6, currency="vectors", group=torch.distributed.group.WORLD)
@@ -283,5 +283,5 @@ def test_data_parallel_processes_use_the_same_shares(tmp_path: Path) -> None:
     for found in (first, second):
         assert found["resting"] == [[count == 0 for count in samples] for samples in found["samples"]]
     assert torch.equal(first["controls"], second["controls"])
-    # By itself each would have chosen otherwise.
+    # Each process alone would have chosen differently.
     assert first["scores"].index(max(first["scores"])) != second["scores"].index(max(second["scores"]))

@@ -1,3 +1,5 @@
+"""Test the colouring of controls and the reach that it is made from."""
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -19,7 +21,7 @@ def monarch(n: int, m: int) -> DeviceSpec:
 
 
 def moved(n: int, m: int) -> torch.Tensor:
-    """Which entries of a monarch each control moves, by autograd: (controls, m, n)."""
+    """Return which entries of a monarch each control moves, by autograd, (controls, m, n)."""
     law = Monarch()
     controls = torch.rand(law.num_controls(n, m), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     jacobian = torch.autograd.functional.jacobian(lambda w: law.matrix(w, n, m), controls)
@@ -27,7 +29,7 @@ def moved(n: int, m: int) -> torch.Tensor:
 
 
 def parts(colouring: Colouring, n: int, m: int) -> torch.Tensor:
-    """Which entries each control reads: (controls, m, n)."""
+    """Return which entries each control reads, (controls, m, n)."""
     single = torch.eye(n * m).view(n * m, m, n)
     return colouring.gather(single).T.view(-1, m, n) != 0
 

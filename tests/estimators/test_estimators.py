@@ -1,4 +1,4 @@
-"""Estimators against mathematics: unbiasedness, predicted variance, exactness, and what they cost."""
+"""Test estimators against the formulas: bias, variance, exactness and cost."""
 
 from math import sqrt
 from typing import Any
@@ -25,7 +25,7 @@ from astralora.simulators import Impairments
 
 
 def problem(session: Any, batch: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
-    """Controls, inputs, outputs and output gradients of one step."""
+    """Return controls, inputs, outputs and output gradients of one step."""
     generator = torch.Generator().manual_seed(seed)
     spec = session.spec
     controls = initial_controls(session.spec, generator).to(dtype)
@@ -56,8 +56,8 @@ def test_gaussian_is_unbiased_with_the_predicted_variance(batch: int, simulated:
     estimates = torch.stack([estimator.estimate(session, *step) for _ in range(repeats)])
     variance = (g.square().sum() + g.square()) / M
     error = (estimates.mean(dim=0) - g) / (variance / repeats).sqrt()
-    assert float(error.abs().max()) < 5, "standard errors off"
-    # The estimate's fourth moment is at most 9 times its squared variance here: 5 standard errors of a variance.
+    assert float(error.abs().max()) < 5, "standard errors"
+    # The fourth moment is at most 9 times the squared variance here: 5 standard errors of a variance.
     ratio = estimates.var(dim=0) / variance
     assert float((ratio - 1).abs().max()) < 5 * sqrt(8 / repeats)
 
@@ -68,7 +68,7 @@ def test_gaussian_costs_samples_programs_and_m_vectors_each(simulated: Any) -> N
     before = session.usage
     Gaussian(samples=100).estimate(session, *step)
     spent = session.usage - before
-    # As published: 101 settings of 64 vectors; the first setting is the one that the forward pass left.
+    # As published: 101 settings of 64 vectors; the device already holds the first setting.
     assert (spent.programs, spent.vectors) == (100, 101 * 64)
 
 
@@ -78,7 +78,7 @@ def test_compressing_the_batch_changes_nothing_but_the_cost(name: str, simulated
     controls, inputs, outputs, grads = problem(session, 12)
     estimates, vectors = [], []
     for rows in (slice(0, 12), slice(0, 3)):
-        # Twelve rows are compressed to four; the same sum in three parts of four at most is not.
+        # Twelve rows are compressed to four. The same sum in parts of three rows is not compressed.
         estimate = torch.zeros_like(controls)
         before = session.usage
         if rows.stop == 12:
@@ -134,7 +134,7 @@ def test_splitting_the_perturbations_into_calls_changes_nothing(
 ) -> None:
     session = simulated("matvec", 5, 4)
     step = problem(session, 8)
-    # Directions of one call are drawn together: 16 numbers at a time keep the stream the same.
+    # Directions of one call are drawn together; calls of 4 directions give the same random stream.
     whole = ESTIMATORS.make(name, samples=16, seed=3).estimate(session, *step)
     monkeypatch.setattr("astralora.estimators.base._CHUNK", 4 * 20)
     torch.testing.assert_close(ESTIMATORS.make(name, samples=16, seed=3).estimate(session, *step), whole)
@@ -151,7 +151,7 @@ def test_output_is_unbiased_with_the_variance_from_its_own_output_only(batch: in
     estimator = Output(samples=M, step=1e-3)
     estimates = torch.stack([estimator.estimate(session, *step) for _ in range(repeats)])
     rows = g.reshape(4, 5).square()
-    # Eight controls' worth of orthogonal signs for five, and four samples of them: (N - M) / (N - 1).
+    # Five controls use a set of N = 8 rows; four samples of it give the factor (N - M) / (N - 1).
     variance = ((rows.sum(dim=1, keepdim=True) - rows) / M).flatten() * (8 - M) / 7
     error = (estimates.mean(dim=0) - g) / (variance / repeats).sqrt()
     assert float(error.abs().max()) < 5
@@ -161,7 +161,7 @@ def test_output_is_unbiased_with_the_variance_from_its_own_output_only(batch: in
 
 @pytest.mark.parametrize(("name", "variance"), [("gaussian", 4), ("rademacher", 4), ("orthogonal", 4), ("output", 4)])
 def test_zero_order_is_unbiased_at_the_ends_of_the_range(name: str, variance: float, simulated: Any) -> None:
-    # There half of the steps are cut short: the variance at most quadruples, the mean must not change.
+    # Half of the steps are cut short: the variance grows by at most 4, and the mean must not change.
     session = simulated("matvec", 5, 4)
     _, inputs, _, grads = problem(session, 9)
     controls = torch.ones(20, dtype=torch.float64)
@@ -178,7 +178,7 @@ def test_zero_order_is_unbiased_at_the_ends_of_the_range(name: str, variance: fl
 
 @pytest.mark.parametrize(("kind", "left"), [(Rademacher, 1.0), (Orthogonal, (32 - 8) / 31)])
 def test_sign_directions_are_unbiased_with_the_predicted_variance(kind: Any, left: float, simulated: Any) -> None:
-    # (|g|^2 - g_i^2) / M; drawn without repetition from a set of 32 rows, (N - M) / (N - 1) of it.
+    # (|g|^2 - g_i^2) / M, times (N - M) / (N - 1) without repetition from a set of N = 32 rows.
     session = simulated("matvec", 5, 4)
     step = problem(session, 9)
     g, M, repeats = truth(session, *step), 8, 3000
@@ -217,7 +217,7 @@ def test_a_few_coordinates_give_an_unbiased_estimate(simulated: Any) -> None:
     g, repeats = truth(session, *step), 2000
     estimator = Coordinate(samples=5)
     estimates = torch.stack([estimator.estimate(session, *step) for _ in range(repeats)])
-    # A quarter of them is seen, four times as large.
+    # A quarter of the controls get a gradient, four times as large.
     assert float((estimates != 0).sum()) == pytest.approx(repeats * 5, abs=5)
     error = (estimates.mean(dim=0) - g).abs() / (g.abs() * sqrt(3 / repeats))
     assert float(error.max()) < 5
@@ -246,7 +246,7 @@ def test_a_sample_takes_one_program_and_an_antithetic_pair_two(name: str, antith
     assert (spent.programs, spent.vectors) == ((20, 80) if antithetic else (10, 40))
 
 
-# -- how a linear device is asked -----------------------------------------------------------------
+# -- vectors that a linear device is sent ----------------------------------------------------------
 
 
 def test_singular_probes_cost_as_many_vectors_as_the_product_has_rank(simulated: Any) -> None:
@@ -269,7 +269,7 @@ def test_the_error_of_a_tail_is_its_share_of_the_gradient(simulated: Any) -> Non
     before = session.usage
     estimate = Orthogonal(samples=256, tail=0.1).estimate(session, *step)
     assert (session.usage - before).vectors == 257 * rank
-    # On A = W the gradient is G^T X itself, and what is left of it the best matrix of this rank.
+    # On A = W the gradient is G^T X itself, and the estimate its best approximation of this rank.
     lost = (estimate - truth(session, *step)).square().sum() / s.sum()
     assert float(lost) == pytest.approx(float(s[rank:].sum() / s.sum()))
 
@@ -305,7 +305,7 @@ def test_a_twin_of_another_size_is_refused(simulated: Any) -> None:
 
 
 class Scaled:
-    """A model that is right up to a factor, plus a gradient of its own that is nothing but wrong."""
+    """Model a device with a wrong factor, and with an additional wrong gradient."""
 
     def __init__(self, device: Any, factor: float, wrong: float) -> None:
         self.device, self.factor = device, factor
@@ -338,7 +338,7 @@ def test_a_twin_as_control_variate_reduces_the_variance_without_bias(
 
 @pytest.mark.parametrize("name", ["orthogonal", "coordinate", "output"])
 def test_a_twin_does_not_bias_directions_that_are_drawn_without_repetition(name: str, simulated: Any) -> None:
-    # All directions asked: exact with any twin, also with the worst.
+    # With all directions the estimate is exact for any twin.
     session = simulated("matvec", 2, 1)
     step = problem(session, 3)
     samples = {"orthogonal": 2, "coordinate": None, "output": 2}[name]
@@ -414,8 +414,8 @@ def test_coloured_is_unbiased_at_the_ends_of_the_range(simulated: Any) -> None:
 # -- elementwise ------------------------------------------------------------------------------
 
 
-def walk(session: Any, estimator: Elementwise, moves: int, size: float) -> list[tuple[int, float]]:
-    """Programs of the estimate and cosine to the truth, after each of several random changes of the controls."""
+def estimates_after_moves(session: Any, estimator: Elementwise, moves: int, size: float) -> list[tuple[int, float]]:
+    """Return the programs of an estimate and its cosine to the truth, after each of several random moves."""
     controls, inputs, outputs, grads = problem(session, 64, dtype=torch.float32)
     generator = torch.Generator().manual_seed(8)
     found = []
@@ -431,7 +431,7 @@ def walk(session: Any, estimator: Elementwise, moves: int, size: float) -> list[
 
 def test_elementwise_measures_once_in_every_changes(simulated: Any) -> None:
     session = simulated("slm", 64, 32, impairments="lab")
-    found = walk(session, Elementwise(every=4), 9, 0.005)
+    found = estimates_after_moves(session, Elementwise(every=4), 9, 0.005)
     assert [programs for programs, _ in found] == [1, 0, 0, 0] * 2 + [1]
     assert min(cosine for _, cosine in found) > 0.98
 
@@ -439,10 +439,10 @@ def test_elementwise_measures_once_in_every_changes(simulated: Any) -> None:
 def test_elementwise_reports_its_staleness_and_measures_again_above_the_limit(simulated: Any) -> None:
     session = simulated("slm", 16, 8)
     patient, careful = Elementwise(every=100, stale=9.9), Elementwise(every=100, stale=0.05)
-    assert [programs for programs, _ in walk(session, patient, 12, 0.2)] == [1] + [0] * 11
+    assert [programs for programs, _ in estimates_after_moves(session, patient, 12, 0.2)] == [1] + [0] * 11
     assert patient.age == 11
     assert patient.staleness > 0.05
-    measured = [programs for programs, _ in walk(session, careful, 12, 0.2)]
+    measured = [programs for programs, _ in estimates_after_moves(session, careful, 12, 0.2)]
     assert 2 <= sum(measured) < 12
     assert careful.staleness <= 0.05
 
@@ -473,7 +473,7 @@ def test_elementwise_converges_with_the_step_as_a_one_sided_difference_does(boun
         float((Elementwise(step=step).estimate(session, controls, inputs, outputs, grads) - g).norm() / g.norm())
         for step in (1e-2, 1e-3)
     ]
-    # Curvature enters as mu A'' / 2: a tenth of the step, a tenth of the error.
+    # The error of curvature is mu A'' / 2: a tenth of the step gives a tenth of the error.
     assert errors[1] == pytest.approx(errors[0] / 10, rel=0.05)
 
 
@@ -493,7 +493,7 @@ def test_elementwise_reaches_a_cosine_of_098_on_a_lab_mrr_with_2_programs_and_12
     controls, inputs, outputs, grads = problem(session, 256, seed, torch.float32)
     session.program(controls.flip(0))
     estimator = Elementwise(seed=seed)
-    # The detector's gain is set once, before; a first measurement finds it.
+    # A first measurement finds the amplitude of the probes.
     estimator.estimate(session, controls, inputs, outputs, grads)
     session.program(controls.flip(0))
     before = session.usage
@@ -534,7 +534,7 @@ def test_exact_is_autograd_through_the_law_and_costs_nothing(simulated: Any) -> 
     torch.testing.assert_close(estimate, leaf.grad)
 
 
-# -- what is refused --------------------------------------------------------------------------
+# -- refusals and budgets ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -579,7 +579,7 @@ def test_a_budget_of_exactly_the_cost_of_an_estimate_is_enough(name: str, bounds
         return session.usage - before
 
     spent, so_far = estimate(), session.usage
-    # Once more, the program that brings the first controls back included.
+    # The same estimate again, plus the program that restores the first controls.
     session.budget = Budget(programs=so_far.programs + 1 + spent.programs, vectors=so_far.vectors + spent.vectors)
     estimate()
 
@@ -650,7 +650,7 @@ def test_an_estimator_continues_its_random_stream_from_saved_state(simulated: An
 
 
 def test_the_noise_of_the_device_reaches_the_estimator(simulated: Any) -> None:
-    # The published code adds noise behind the layer, so that its estimator never sees any.
+    # The published code adds noise after the layer, where the estimator does not see it.
     quiet, noisy = (
         simulated("matvec", 6, 5, impairments=Impairments(output_noise_fraction=fraction)) for fraction in (0.0, 0.05)
     )

@@ -1,3 +1,5 @@
+"""Test which layers attach and detach replace, and what the new layers keep."""
+
 from math import sqrt
 from typing import Any
 
@@ -22,12 +24,14 @@ def test_layers_are_replaced_by_name_in_place(simulated: Any) -> None:
     assert attached is net
     assert isinstance(net[2][0], BlackBoxLinear)  # type: ignore[index]
     assert isinstance(net[0], nn.Linear)  # type: ignore[index]
-    assert net[2][1].bias is None, "the layer replaced had none"  # type: ignore[index]
+    assert net[2][1].bias is None, "the digital layer had no bias"  # type: ignore[index]
     net(torch.ones(3, 4)).sum().backward()
     assert all(parameter.grad is not None for parameter in net.parameters())
 
 
-def test_a_device_layer_keeps_the_bias_and_output_strength_of_the_digital_one(simulated: Any, generator: torch.Generator) -> None:
+def test_a_device_layer_keeps_the_bias_and_output_strength_of_the_digital_one(
+    simulated: Any, generator: torch.Generator
+) -> None:
     net = model()
     old = net[2][0]  # type: ignore[index]
     with torch.no_grad():
@@ -38,7 +42,7 @@ def test_a_device_layer_keeps_the_bias_and_output_strength_of_the_digital_one(si
     x = torch.randint(0, 2, (500, 8), generator=generator) * 2.0 - 1
     with torch.no_grad():
         before, after = ((layer(x) - layer.bias).square().mean().sqrt() for layer in (old, new))
-    # Sixteen vectors set the gain; their spread on an 8 x 6 matrix is some 10 %.
+    # Sixteen vectors set the gain; on an 8 x 6 matrix its spread is about 10 %.
     assert float(after) == pytest.approx(float(before), rel=0.3)
 
 
@@ -68,7 +72,9 @@ def pair() -> nn.Sequential:
         ("0", "layer '0' maps 4 to 8 features, but device 'slm' maps 8 to 6"),
     ],
 )
-def test_all_names_and_widths_are_checked_before_a_device_is_operated(name: str, complaint: str, simulated: Any) -> None:
+def test_all_names_and_widths_are_checked_before_a_device_is_operated(
+    name: str, complaint: str, simulated: Any
+) -> None:
     net, good, bad = model(), simulated("slm", 8, 6), simulated("slm", 8, 6)
     with pytest.raises(ConfigurationError, match=complaint):
         al.attach(net, {"2.0": good, name: bad})
@@ -235,7 +241,7 @@ def test_a_convolution_in_groups_is_refused() -> None:
         al.attach(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), {"0": slm})
 
 
-# -- back again -----------------------------------------------------------------------------------
+# -- detach ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.0, 1.0)])
@@ -278,7 +284,7 @@ def test_detach_reduces_noise_by_repeated_measurement(simulated: Any) -> None:
     assert errors[0] / errors[1] == pytest.approx(4, rel=5 / sqrt(2 * 32 * 32) * sqrt(2))
 
 
-# -- starting from trained weights -----------------------------------------------------------------
+# -- fit to trained weights ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("kind", "most"), [("matvec", 1e-3), ("slm", 1e-3), ("mrr", 1e-2)])
@@ -304,7 +310,7 @@ def test_a_fit_on_a_lab_chip_is_nearly_as_good_as_its_rings_allow(simulated: Any
     layer = net[0]
     assert isinstance(layer, BlackBoxLinear)
     assert layer.gain is not None
-    # Unknown offsets keep some rings from their resonance: the most negative weights are out of their reach.
+    # With unknown offsets some rings cannot reach their resonance, which the most negative weights need.
     gain, settings = layer.gain.detach(), torch.linspace(*session.spec.control_range, 200)
     curves = torch.stack([session.device.transfer(w.expand(2048), torch.eye(64)).T for w in settings])
     reachable = torch.minimum(torch.maximum(weight / gain, curves.amin(dim=0)), curves.amax(dim=0))
@@ -313,7 +319,7 @@ def test_a_fit_on_a_lab_chip_is_nearly_as_good_as_its_rings_allow(simulated: Any
     true = gain * session.device.transfer(layer.controls.detach(), torch.eye(64)).T
     error = float((true - weight).norm() / weight.norm())
     assert error < 1.3 * least
-    # The residual is as measured, with the noise and rounding of the measurement on top.
+    # The residual is measured, so it includes the noise and rounding of the measurement.
     assert layer.fit_residual is not None
     assert error < layer.fit_residual < 1.3 * error
 
@@ -376,7 +382,7 @@ def test_the_digital_part_has_the_gradients_of_a_linear_layer(simulated: Any, ge
     assert torch.equal(clone.digital, layer.digital)
 
 
-# -- what people do besides -------------------------------------------------------------------------
+# -- further cases ----------------------------------------------------------------------------------
 
 
 def test_detach_accepts_controls_that_an_optimizer_has_moved_out_of_range(simulated: Any) -> None:

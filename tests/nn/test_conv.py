@@ -1,3 +1,5 @@
+"""Test BlackBoxConv2d against nn.Conv2d."""
+
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ GEOMETRIES: list[dict[str, Any]] = [
 
 
 def pair(simulated: Any, geometry: dict[str, Any]) -> tuple[BlackBoxConv2d, nn.Conv2d]:
-    """A device layer by the exact gradient, and the digital convolution of the very same weights."""
+    """Return a device layer with exact gradients, and a digital convolution with the same weights."""
     digital = nn.Conv2d(2, 5, **geometry).double()
     width = digital.weight[0].numel()
     net = al.attach(nn.Sequential(digital), {"0": simulated("matvec", width, 5)}, method="exact", gain=False)

@@ -1,3 +1,5 @@
+"""Test the running average of a surrogate's health, and its warning."""
+
 import warnings
 
 import pytest
@@ -17,7 +19,7 @@ def test_health_is_first_the_mean_and_then_a_running_average() -> None:
     for explained in (1.0, 0.5, 0.9):
         health.update(explained)
     assert health.value == pytest.approx(0.8)
-    health.update(None)  # an answer that is all noise tells nothing
+    health.update(None)  # a batch of noise only
     assert health.value == pytest.approx(0.8)
 
 

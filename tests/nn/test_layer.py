@@ -1,4 +1,4 @@
-"""The layer as a torch module: shapes, dtypes, state, gradients, and what it spends."""
+"""Test the layer as a torch module: shapes, dtypes, gradients, usage and state."""
 
 import copy
 import io
@@ -63,7 +63,7 @@ def test_initial_outputs_are_as_strong_as_those_of_a_new_linear_layer(
 ) -> None:
     layer = layer_on(simulated, kind, 64, 64)
     x = torch.randint(0, 2, (200, 64), generator=generator) * 2.0 - 1
-    # 16 vectors times 64 outputs set the gain: a few per cent, and common modes add some.
+    # 16 vectors times 64 outputs set the gain to a few per cent; correlated outputs add to the error.
     assert float(layer(x).detach().square().mean().sqrt()) == pytest.approx(sqrt(1 / 3), rel=0.35)
 
 
@@ -88,7 +88,7 @@ def test_autocast_gives_the_dtype_of_a_linear_layer(simulated: Any) -> None:
         assert y.dtype == linear(x).dtype == torch.bfloat16
         y.sum().backward()
     assert layer.controls.grad is not None
-    assert layer.controls.grad.dtype == torch.float32, "the device itself is driven in full precision"
+    assert layer.controls.grad.dtype == torch.float32, "the device has full precision"
 
 
 def test_a_device_without_negative_inputs_works(simulated: Any, generator: torch.Generator) -> None:
@@ -110,7 +110,7 @@ def test_a_device_without_negative_inputs_works(simulated: Any, generator: torch
 def test_all_gradients_equal_those_of_autograd(
     method: str, bounds: Any, simulated: Any, generator: torch.Generator
 ) -> None:
-    # On A = W, `auto` measures exactly too. The reference is plain autograd, with no device in it.
+    # On A = W, `auto` is exact as well. The reference is plain autograd without a device.
     layer = layer_on(simulated, "matvec", input_range=bounds, method=method, dtype=torch.float64)
     x = torch.randn(3, 5, 8, dtype=torch.float64, generator=generator, requires_grad=True)
     weights = torch.randn(3, 5, 6, dtype=torch.float64, generator=generator)
@@ -159,7 +159,7 @@ def test_an_overflow_of_the_gradient_spends_nothing(simulated: Any) -> None:
     spent = layer.session.usage
     (y * torch.inf).sum().backward()
     assert layer.controls.grad is not None
-    assert bool(layer.controls.grad.isnan().all()), "for a GradScaler to see, and to skip the step"
+    assert bool(layer.controls.grad.isnan().all()), "a GradScaler finds NaN and skips the step"
     assert layer.session.usage == spent
 
 
@@ -255,7 +255,7 @@ def test_controls_out_of_range_are_clamped_to_the_range(simulated: Any) -> None:
     assert layer.controls[:2].tolist() == [1.0, -1.0]
 
 
-# -- what it spends ----------------------------------------------------------------------------
+# -- usage -------------------------------------------------------------------------------------
 
 
 def take_four_steps(layer: BlackBoxLinear, generator: torch.Generator) -> None:
@@ -274,13 +274,15 @@ def test_auto_measures_in_the_first_step_and_reuses_it_for_three_more(
     assert spending(layer) == {"startup": (1, 24), "forward": (3, 80), "controls": (1, 2 * 8)}
 
 
-def test_elementwise_takes_one_program_a_step_besides_the_forward_pass(simulated: Any, generator: torch.Generator) -> None:
+def test_elementwise_takes_one_program_a_step_besides_the_forward_pass(
+    simulated: Any, generator: torch.Generator
+) -> None:
     layer = layer_on(simulated, "mrr", every=1)
     assert spending(layer) == {"startup": (1, 16 + 8)}
     take_four_steps(layer, generator)
     assert spending(layer) == {
         "startup": (1, 24),
-        "forward": (3, 80),  # the first step finds the startup's controls still in place
+        "forward": (3, 80),  # the first step needs no program: the device still holds the controls of the startup
         "controls": (4, 4 * 2 * 8),
     }
 
@@ -370,7 +372,7 @@ def test_a_state_dict_loads_strictly_into_a_new_layer(method: str, simulated: An
 
 
 def test_the_surrogate_starts_anew_on_another_chip(simulated: Any, generator: torch.Generator) -> None:
-    # `online` is the surrogate that would carry the other chip's matrix along.
+    # The surrogate `online` would otherwise keep the matrix of the other chip.
     options: dict[str, Any] = {"surrogate": "online", "impairments": Impairments(phase_bias_std=0.5)}
     here, there = (layer_on(simulated, "slm", chip=chip, **options) for chip in (0, 1))
     there.load_state_dict(here.state_dict(), strict=True)
@@ -388,7 +390,7 @@ def test_the_surrogate_starts_anew_on_another_chip(simulated: Any, generator: to
 def test_a_copy_shares_the_device(simulated: Any) -> None:
     layer = layer_on(simulated)
     other = copy.deepcopy(layer)
-    assert other.session is layer.session, "there is only one chip"
+    assert other.session is layer.session, "a copy of the model uses the same chip"
     assert other.controls is not layer.controls
     assert torch.equal(other(torch.ones(2, 8)), layer(torch.ones(2, 8)))
 
@@ -426,14 +428,16 @@ def test_bad_input_is_refused_before_anything_is_spent(x: Any, error: Any, compl
         with pytest.raises(error, match=complaint):
             layer(x)
         with torch.no_grad():
-            layer.controls += 0.01  # now there would be something to program, too
+            layer.controls += 0.01  # other controls, which the second call would program
     assert layer.session.usage == spent
 
 
 def test_zero_outputs_do_not_count_as_saturated(matrix_device: Any) -> None:
-    device = matrix_device(input_range=(0.0, 1.0), output_range=(0.0, 3.0))
-    query = device._query
-    device._query = lambda inputs: query(inputs).clip(0, 3)
+    class Clipped(matrix_device):  # type: ignore[misc]
+        def _query(self, inputs: Any) -> Any:
+            return super()._query(inputs).clip(0, 3)
+
+    device = Clipped(input_range=(0.0, 1.0), output_range=(0.0, 3.0))
     layer = BlackBoxLinear(device, encoding="scale")
     with torch.no_grad():
         layer.controls.copy_(torch.tensor([1.0] * 4 + [0.5] * 4 + [0.0] * 4))

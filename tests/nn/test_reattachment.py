@@ -1,4 +1,4 @@
-"""Attach devices to a model that has device layers already, as in a notebook cell that runs twice."""
+"""Test attach on a model that has device layers already, as in a notebook cell that runs twice."""
 
 from typing import Any
 
@@ -68,7 +68,7 @@ def test_options_choose_the_method_anew_and_leave_the_parameters(simulated: Any)
     assert all(torch.equal(value, before[name]) for name, value in layer.named_parameters())
     net(torch.ones(3, 4)).square().sum().backward()
     optimizer.step()
-    assert not torch.equal(layer.controls, before["controls"]), "the optimizer goes on with the same parameters"
+    assert not torch.equal(layer.controls, before["controls"]), "an optimizer made before still has the parameters"
 
 
 def test_initialize_and_digital_fraction_have_no_effect_the_second_time(simulated: Any) -> None:

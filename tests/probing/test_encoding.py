@@ -1,3 +1,5 @@
+"""Test encodings of vectors in a device's input range."""
+
 from typing import Any
 
 import pytest

@@ -1,3 +1,5 @@
+"""Test Hadamard matrices, their transform and coded signs."""
+
 import pytest
 import torch
 

@@ -1,4 +1,4 @@
-"""Surrogates against the devices that they stand in for."""
+"""Test surrogates against the true matrices of their devices."""
 
 from math import sqrt
 from typing import Any
@@ -13,11 +13,11 @@ from astralora.simulators import PRESETS, Impairments
 from astralora.surrogates import SURROGATES, Adjoint, Exact, LowRankOnline, Measured, Online, Psi, Twin
 
 GRADS = torch.ones(1, 1)
-"""For surrogates that do not look at them."""
+"""Gradients for surrogates that do not use them."""
 
 
 def dense(session: Any, controls: torch.Tensor) -> torch.Tensor:
-    """The device's true matrix at these controls."""
+    """Return the device's true matrix at these controls."""
     matrix: torch.Tensor = session.device.transfer(controls, torch.eye(session.spec.in_features).to(controls)).T
     return matrix
 
@@ -26,7 +26,7 @@ def dense(session: Any, controls: torch.Tensor) -> torch.Tensor:
 
 
 def low_rank_path(session: Any, rank: int, steps: int) -> list[torch.Tensor]:
-    """Controls of a `matvec` whose matrix moves along a curve of that rank."""
+    """Return controls of a `matvec` whose matrix moves along a curve of this rank."""
     generator = torch.Generator().manual_seed(0)
     n, m = session.spec.in_features, session.spec.out_features
     U0, U1 = (torch.randn(m, rank, dtype=torch.float64, generator=generator) for _ in range(2))
@@ -52,12 +52,12 @@ def test_psi_tracks_a_noiseless_path_of_its_rank(simulated: Any) -> None:
     follow(surrogate, session, path)
     A = dense(session, path[-1])
     assert float((surrogate.U @ surrogate.S @ surrogate.V - A).norm() / A.norm()) < 1e-4
-    # It had to move: the first matrix is far from the last.
+    # The first matrix is far from the last.
     assert float((dense(session, path[0]) - A).norm() / A.norm()) > 0.5
 
 
 def test_psi_with_gaussian_probes_pays_for_their_noise(simulated: Any) -> None:
-    # M' Gaussian probes see dA^T U1 with relative variance of about (n + 1) / M'; the steps' errors add up.
+    # M' Gaussian probes measure dA^T U1 with a relative variance of about (n + 1) / M'; the errors of steps add up.
     session = simulated("matvec", 24, 16)
     path = low_rank_path(session, rank=3, steps=40)
     errors = []
@@ -66,7 +66,7 @@ def test_psi_with_gaussian_probes_pays_for_their_noise(simulated: Any) -> None:
         follow(surrogate, session, path)
         A = dense(session, path[-1])
         errors.append(float((surrogate.U @ surrogate.S @ surrogate.V - A).norm() / A.norm()))
-    assert 1e-4 < errors[1] < errors[0] / 3, "a hundred times the probes, a tenth of the error, within a factor of 3"
+    assert 1e-4 < errors[1] < errors[0] / 3, "100 times the probes give a tenth of the error, within a factor of 3"
 
 
 def test_psi_keeps_its_factors_orthonormal(simulated: Any) -> None:
@@ -87,7 +87,7 @@ def test_psi_starts_from_the_best_matrix_of_its_rank(simulated: Any, generator: 
     A = dense(session, controls)
     dropped = torch.linalg.svdvals(A)[3:]
     error = (surrogate.U @ surrogate.S @ surrogate.V - A).norm()
-    # Eckart and Young: nothing of this rank is closer.
+    # Eckart and Young: no matrix of this rank is closer.
     assert float(error) == pytest.approx(float(dropped.square().sum().sqrt()))
 
 
@@ -113,7 +113,7 @@ def test_psi_can_start_again_from_a_measurement(options: Any, vectors: int, simu
 
 
 def test_psi_cannot_describe_a_unitary_matrix_beyond_its_rank(simulated: Any, generator: torch.Generator) -> None:
-    # All singular values of a mesh's field are alike: rank r of n explains r / n of the energy, whatever the method.
+    # All singular values of a mesh's field are equal: rank r of n explains at most r / n of the energy.
     from astralora.simulators import MZI
 
     controls = torch.rand(MZI().num_controls(32, 32), dtype=torch.float64, generator=generator) * 6
@@ -138,9 +138,9 @@ def test_online_learns_the_matrix_from_the_training_batches(simulated: Any, gene
         inputs = torch.empty(32, 16, dtype=torch.float64).uniform_(-1, 1, generator=generator)
         surrogate.observe(inputs, session.query(inputs))
         residuals.append(surrogate.residual)
-    assert session.usage.vectors == spent.vectors + 64, "no query of its own"
-    assert residuals[0] == pytest.approx(1.0), "knew nothing"
-    assert residuals[1] < 1e-3, "a batch of 32 sees all sixteen directions"
+    assert session.usage.vectors == spent.vectors + 64, "no query besides the batches"
+    assert residuals[0] == pytest.approx(1.0), "nothing was predicted"
+    assert residuals[1] < 1e-3, "a batch of 32 contains all sixteen directions"
     G = torch.randn(5, 16, dtype=torch.float64, generator=generator)
     torch.testing.assert_close(surrogate.vjp(G), G @ dense(session, controls), atol=1e-3, rtol=1e-3)
 
@@ -155,7 +155,7 @@ def test_online_averages_over_noise(simulated: Any, generator: torch.Generator) 
         inputs = torch.empty(32, 16).uniform_(-1, 1, generator=generator)
         surrogate.observe(inputs, session.query(inputs))
     error = float((surrogate.matrix - dense(session, controls)).square().mean().sqrt())
-    # One measurement by 16 probes has an error of noise / sqrt(16) an entry; never worse than that.
+    # One measurement by 16 probes has an error of noise / sqrt(16) for each entry.
     assert error < session.spec.noise_std / sqrt(16)
 
 
@@ -198,11 +198,8 @@ def test_online_accepts_a_batch_of_identical_vectors(simulated: Any) -> None:
     assert surrogate.residual < 1e-3
 
 
-# -- measured and exact ------------------------------------------------------------------------
-
-
-def filter_by_hand(X: torch.Tensor, Y: torch.Tensor, variance: float, prior: float) -> torch.Tensor:
-    """What ridge regression makes of all data at once: least squares with a Gaussian prior."""
+def ridge_regression(X: torch.Tensor, Y: torch.Tensor, variance: float, prior: float) -> torch.Tensor:
+    """Return the least-squares fit to all data with a Gaussian prior."""
     ridge = variance / prior
     return torch.linalg.solve(X.T @ X + ridge * torch.eye(X.shape[1], dtype=X.dtype), X.T @ Y).T
 
@@ -221,13 +218,13 @@ def test_online_without_forgetting_is_least_squares_on_all_data(
     for X, Y in zip(batches, answers, strict=True):
         surrogate.observe(X, Y)
     prior = float(answers[0].square().mean() / batches[0].square().sum(dim=1).mean())
-    expected = filter_by_hand(torch.cat(batches), torch.cat(answers), session.spec.noise_std**2, prior)
+    expected = ridge_regression(torch.cat(batches), torch.cat(answers), session.spec.noise_std**2, prior)
     torch.testing.assert_close(surrogate.matrix, expected)
 
 
 @pytest.mark.parametrize("kind", ["slm", "mzi"])
 def test_online_forgets_as_fast_as_the_chip_drifts(kind: str, simulated: Any, generator: torch.Generator) -> None:
-    # Ten times the wander of a lab chip, over 2,000 steps of 10 ms: twice its correlation time.
+    # Ten times the drift of a lab chip, over 2,000 steps of 10 ms: twice its correlation time.
     wandering = PRESETS["lab"].model_copy(update={"wander_std": 0.1})
     session = simulated(kind, 16, 16, impairments=wandering)
     controls = initial_controls(session.spec, generator)
@@ -272,7 +269,7 @@ def test_online_measures_directions_that_no_batch_contains(simulated: Any, gener
         gradient = surrogate.vjp(G)
         cosine = float((gradient * true).sum() / gradient.norm() / true.norm())
         found[refresh] = cosine, session.usage.vectors - before - 120
-    # A quarter of all directions is seen: the cosine of a gradient without the others is about a half.
+    # The batches contain a quarter of all directions; without the others the cosine of a gradient is about a half.
     assert found[0][0] < 0.7
     assert found[0][1] == 0
     assert found[8][0] > 0.95
@@ -305,7 +302,7 @@ def test_online_refuses_invalid_options(options: dict[str, Any], complaint: str)
 
 
 def test_online_with_a_fixed_factor_never_stops_learning(simulated: Any, generator: torch.Generator) -> None:
-    # An input that is always dark: its uncertainty must not grow without end.
+    # One input is always zero: its uncertainty must not grow without end.
     session = simulated("matvec", 6, 4)
     controls = initial_controls(session.spec, generator).double()
     surrogate = Online(start="cold", forgetting=0.5, refresh=0)
@@ -338,7 +335,7 @@ def test_low_rank_online_follows_a_path_of_its_rank(simulated: Any, generator: t
         surrogate.observe(X, session.query(X))
     A = dense(session, path[-1])
     assert float((surrogate.U @ surrogate.V - A).norm() / A.norm()) < 1e-4
-    assert session.usage.vectors - before == 39 * 30, "nothing beyond what passes anyway"
+    assert session.usage.vectors - before == 39 * 30, "no vectors besides the batches"
     assert (surrogate.U.shape, surrogate.V.shape) == ((16, 3), (3, 24))
 
 
