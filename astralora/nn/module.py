@@ -90,7 +90,8 @@ class DeviceModule(nn.Module):
         self.estimator, self.surrogate = choose_method(self.session, method, estimator, surrogate, seed=seed, **options)
         self.encoding = chosen_encoding
         self._health = Health(spec.name)
-        self._surrogate_controls: Tensor | None = None  # controls that the surrogate describes; None before its start
+        self._surrogate_started = False
+        self._surrogate_controls: Tensor | None = None  # controls that the surrogate describes; None: start it (again)
 
     # -- forward and backward -----------------------------------------------------------------
 
@@ -108,7 +109,7 @@ class DeviceModule(nn.Module):
             inputs: (batch, in_features), in input units.
             controls: (num_controls,).
             tracked: a backward pass may follow.
-            wants_inputs: that pass will ask for the gradient of the inputs.
+            wants_inputs: the backward pass will need the gradient of the inputs.
 
         Returns:
             (batch, out_features), in output units.
@@ -127,6 +128,7 @@ class DeviceModule(nn.Module):
                 with session.purpose("inputs"):
                     if self._surrogate_controls is None:
                         self.surrogate.start(session, controls)
+                        self._surrogate_started = True
                     else:
                         self.surrogate.controls_changed(session, controls)
                 self._surrogate_controls = controls.clone()
@@ -204,7 +206,7 @@ class DeviceModule(nn.Module):
             "serial_number": self.session.spec.serial_number,
             "kinds": self._kinds(),
             "estimator": self.estimator.state_dict(),
-            "surrogate": self.surrogate.state_dict(),
+            "surrogate": self.surrogate.state_dict() if self._surrogate_started else None,
             "known": self._surrogate_controls,
             "health": self._health.state_dict(),
         }
@@ -212,14 +214,15 @@ class DeviceModule(nn.Module):
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restore the state that `get_extra_state` returned.
 
-        The state of another chip, or of another method, is ignored: the surrogate starts anew in the next training
-        step.
+        The state for another chip or another method is ignored: the surrogate starts anew in the next training step.
         """
         self._surrogate_controls = None
         state = copy.deepcopy(state)  # layers that load one state must not share its tensors
         if state["kinds"] == self._kinds() and state["serial_number"] == self.session.spec.serial_number:
             self.estimator.load_state_dict(state["estimator"])
-            self.surrogate.load_state_dict(state["surrogate"])
+            self._surrogate_started = state["surrogate"] is not None
+            if self._surrogate_started:
+                self.surrogate.load_state_dict(state["surrogate"])
             self._surrogate_controls = state["known"]
             self._health.load_state_dict(state["health"])
 
@@ -238,6 +241,7 @@ class DeviceModule(nn.Module):
             session.afford("startup", programs=1, batches=batches, first=controls)
             answers = self.encoding.decode(session.apply(controls, inputs), factors)
             self.surrogate.start(session, controls)
+        self._surrogate_started = True
         self._surrogate_controls = controls.clone()
         level = float((answers.square().mean() / vectors.square().mean()).sqrt())
         return level if level > 0 else 1.0

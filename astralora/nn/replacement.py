@@ -111,7 +111,7 @@ def _take_over(old: nn.Linear | nn.Conv2d, new: BlackBoxLinear, weight: Tensor) 
 
 
 def is_on(layer: BlackBoxLinear, device: Device) -> bool:
-    """Return whether a layer is on this device already, behind whatever sessions."""
+    """Return whether a layer is on this device already; sessions around the device do not matter."""
     return _innermost(layer.session) is _innermost(device)
 
 
@@ -123,10 +123,9 @@ def check_reattachment(place: Place, old: BlackBoxLinear) -> None:
     """
     remedy = f"call al.detach(model, [{place.name!r}]) first"
     here = f"layer {place.name!r} is on device {old.session.spec.name!r} already"
-    if bool(place.options.get("gain", True)) != (old.gain is not None):
-        wrong = "without a gain" if old.gain is None else "with a gain"
-        if "gain" in place.options:
-            raise ConfigurationError(f"{here}, {wrong}; {remedy}")
+    has_gain = old.gain is not None
+    if bool(place.options.get("gain", has_gain)) != has_gain:
+        raise ConfigurationError(f"{here}, {'with' if has_gain else 'without'} a gain; {remedy}")
     if is_on(old, place.session):
         return
     if place.initialize == "fit" and not _same_kind(old.session.spec, place.session.spec):

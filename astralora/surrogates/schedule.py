@@ -89,7 +89,7 @@ class Schedule:
                 controller.judge(Refresh.REBUILD, self._error, len(factors.V))
             return factors
         self._due = False
-        # Without a batch nothing is known of the bases, and the error is taken as before.
+        # Without a batch the bases count as moved completely, and the error as unchanged.
         has_batch = self._batch is not None
         error = self._error if has_batch else controller.floor or 0.0
         choice = controller.choose(self._overlap if has_batch else 0.0, error)

@@ -111,4 +111,4 @@ class Exact(Twin):
         super().start(session, controls)
 
     def observe(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Ignore the batch: whatever the law does not predict is noise."""
+        """Ignore the batch: the part that the law does not predict is noise."""

@@ -71,6 +71,18 @@ def test_options_choose_the_method_anew_and_leave_the_parameters(simulated: Any)
     assert not torch.equal(layer.controls, before["controls"]), "an optimizer made before still has the parameters"
 
 
+@pytest.mark.parametrize("options", [{"method": "paper", "samples": 3}, {}])
+def test_a_layer_can_be_saved_before_the_new_surrogate_starts(options: Any, simulated: Any) -> None:
+    device = simulated("slm", 8, 6)
+    net, layer = attached(device)
+    al.attach(net, {"1": device}, seed=1, **options)
+    state = net.state_dict()
+    move_parameters(layer)
+    net.load_state_dict(state)
+    net(torch.ones(3, 4)).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+
+
 def test_initialize_and_digital_fraction_have_no_effect_the_second_time(simulated: Any) -> None:
     device = simulated("slm", 8, 6)
     net, layer = attached(device, initialize="fit", digital_fraction=0.1)
