@@ -24,11 +24,9 @@ ATTACH_OPTIONS = ("initialize", "digital_fraction")
 What = Device | Callable[[int, int], Device]
 """A device, or a function that makes one for a layer, given its numbers of inputs and outputs."""
 
-# A mapping's keys are invariant for the type checker: each way to write one is named.
-Layers = Mapping[str, What] | Mapping[type[nn.Module], What] | Mapping[Where, What]
-Options = (
-    Mapping[str, Mapping[str, Any]] | Mapping[type[nn.Module], Mapping[str, Any]] | Mapping[Where, Mapping[str, Any]]
-)
+# The keys are of type Where. To a type checker a mapping's keys are invariant: it would refuse {nn.Linear: device}.
+Layers = Mapping[Any, What]
+Options = Mapping[Any, Mapping[str, Any]]
 
 
 def attach(
@@ -72,8 +70,7 @@ def attach(
     Raises:
         ConfigurationError: a key matches no layer, a device has another width, or options do not suit.
     """
-    overrides: dict[Where, Mapping[str, Any]] = dict((per_layer or {}).items())
-    for place in _plan(model, layers, tuple(exclude), overrides, initialize, digital_fraction, options):
+    for place in _plan(model, layers, tuple(exclude), per_layer or {}, initialize, digital_fraction, options):
         old = place.old
         new = reattach(place, old) if isinstance(old, BlackBoxLinear) else replace_digital(place, old)
         if not place.name:
@@ -129,15 +126,12 @@ def _plan(
     model: nn.Module,
     layers: Layers,
     exclude: Sequence[Where],
-    per_layer: Mapping[Where, Mapping[str, Any]],
+    per_layer: Options,
     initialize: str,
     digital_fraction: float,
     options: Mapping[str, Any],
 ) -> list[Place]:
-    devices: dict[Where, What] = dict(layers.items())
-    selected = [
-        (layer, _make_device(devices[key], layer)) for layer, key in select_layers(model, list(devices), exclude)
-    ]
+    selected = [(layer, _make_device(layers[key], layer)) for layer, key in select_layers(model, list(layers), exclude)]
     for where in per_layer:
         if not any(layer.matches(where) for layer, _ in selected):
             raise ConfigurationError(f"per_layer has options for {shown(where)}, which is none of the layers to attach")

@@ -97,4 +97,4 @@ def test_an_empty_budget_or_no_units_give_no_shares(mode: AllocationMode) -> Non
 )
 def test_invalid_arguments_are_refused(arguments: tuple[object, ...], complaint: str) -> None:
     with pytest.raises(ConfigurationError, match=complaint):
-        allocate(*arguments)  # type: ignore[arg-type]
+        allocate(*arguments)

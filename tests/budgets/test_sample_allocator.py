@@ -238,7 +238,7 @@ def test_invalid_options_and_estimators_are_refused() -> None:
         ({"budget": -1.0}, "the budget of a period must be at least 0"),
     ):
         with pytest.raises(ConfigurationError, match=complaint):
-            SampleAllocator(net, **options)  # type: ignore[arg-type]
+            SampleAllocator(net, **options)
     device = al.make_device("matvec", in_features=3, out_features=2)
     with pytest.raises(ConfigurationError, match="is 'elementwise', which takes no samples"):
         SampleAllocator({"a": al.BlackBoxLinear(device)})

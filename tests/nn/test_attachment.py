@@ -22,9 +22,9 @@ def test_layers_are_replaced_by_name_in_place(simulated: Any) -> None:
     net = model()
     attached = al.attach(net, {"2.0": simulated("slm", 8, 6), "2.1": simulated("slm", 6, 2)})
     assert attached is net
-    assert isinstance(net[2][0], BlackBoxLinear)  # type: ignore[index]
-    assert isinstance(net[0], nn.Linear)  # type: ignore[index]
-    assert net[2][1].bias is None, "the digital layer had no bias"  # type: ignore[index]
+    assert isinstance(net[2][0], BlackBoxLinear)
+    assert isinstance(net[0], nn.Linear)
+    assert net[2][1].bias is None, "the digital layer had no bias"
     net(torch.ones(3, 4)).sum().backward()
     assert all(parameter.grad is not None for parameter in net.parameters())
 
@@ -33,11 +33,11 @@ def test_a_device_layer_keeps_the_bias_and_output_strength_of_the_digital_one(
     simulated: Any, generator: torch.Generator
 ) -> None:
     net = model()
-    old = net[2][0]  # type: ignore[index]
+    old = net[2][0]
     with torch.no_grad():
         old.weight *= 7
     al.attach(net, {"2.0": simulated("matvec", 8, 6)})
-    new = net[2][0]  # type: ignore[index]
+    new = net[2][0]
     assert torch.equal(new.bias, old.bias)
     x = torch.randint(0, 2, (500, 8), generator=generator) * 2.0 - 1
     with torch.no_grad():
@@ -47,15 +47,15 @@ def test_a_device_layer_keeps_the_bias_and_output_strength_of_the_digital_one(
 
 
 def test_a_model_that_is_the_layer_itself_is_returned_as_a_new_model(simulated: Any) -> None:
-    layer = al.attach(model()[0], {"": simulated("slm", 4, 8)})  # type: ignore[index]
+    layer = al.attach(model()[0], {"": simulated("slm", 4, 8)})
     assert isinstance(layer, BlackBoxLinear)
 
 
 def test_a_device_layer_keeps_precision_and_training_mode(simulated: Any) -> None:
     net = model().double().eval()
     al.attach(net, {"0": simulated("slm", 4, 8)})
-    assert net[0].controls.dtype == torch.float64  # type: ignore[index]
-    assert not net[0].training  # type: ignore[index]
+    assert net[0].controls.dtype == torch.float64
+    assert not net[0].training
 
 
 def pair() -> nn.Sequential:
@@ -79,7 +79,7 @@ def test_all_names_and_widths_are_checked_before_a_device_is_operated(
     with pytest.raises(ConfigurationError, match=complaint):
         al.attach(net, {"2.0": good, name: bad})
     assert good.usage == bad.usage == al.Usage()
-    assert isinstance(net[2][0], nn.Linear)  # type: ignore[index]
+    assert isinstance(net[2][0], nn.Linear)
 
 
 def test_the_readme_example_runs(simulated: Any) -> None:
@@ -131,7 +131,7 @@ def test_the_method_is_checked_for_all_layers_before_a_device_is_operated(simula
     with pytest.raises(ConfigurationError, match="needs elementwise coupling"):
         al.attach(net, {"2.0": first, "2.1": second}, estimator="elementwise")
     assert first.usage == al.Usage()
-    assert isinstance(net[2][0], nn.Linear)  # type: ignore[index]
+    assert isinstance(net[2][0], nn.Linear)
 
 
 def test_one_estimator_cannot_serve_two_layers(simulated: Any) -> None:
@@ -188,7 +188,7 @@ def test_a_name_goes_before_a_pattern_and_a_pattern_before_a_type() -> None:
 
     layers = {nn.Linear: named("matvec"), "blocks.*": named("slm"), "blocks.1.up": named("mrr")}
     net = al.attach(Blocks(), layers)
-    kinds = {name: net.get_submodule(name).session.spec.name for name in attached(net)}  # type: ignore[union-attr]
+    kinds = {name: net.get_submodule(name).session.spec.name for name in attached(net)}
     assert kinds == {
         "head": "matvec",
         "blocks.0.up": "slm",
@@ -210,7 +210,7 @@ def test_options_may_differ_by_layer() -> None:
         },
     )
     chosen = {
-        name: (type(net.get_submodule(name).estimator).__name__, net.get_submodule(name).estimator.samples)  # type: ignore[union-attr]
+        name: (type(net.get_submodule(name).estimator).__name__, net.get_submodule(name).estimator.samples)
         for name in ("head", "blocks.0.up", "blocks.1.up")
     }
     assert chosen == {"head": ("Gaussian", 7), "blocks.0.up": ("Gaussian", 3), "blocks.1.up": ("Output", 5)}
@@ -280,7 +280,7 @@ def test_detach_reduces_noise_by_repeated_measurement(simulated: Any) -> None:
     session = simulated("matvec", 32, 32, impairments=Impairments(output_noise_fraction=0.01))
     al.attach(net, {"0": session}, gain=False)
     true = net[0].controls.detach().view(32, 32)
-    errors = [float((net[0].measure_weight(repeats) - true).std()) for repeats in (1, 16)]  # type: ignore[operator]
+    errors = [float((net[0].measure_weight(repeats) - true).std()) for repeats in (1, 16)]
     assert errors[0] / errors[1] == pytest.approx(4, rel=5 / sqrt(2 * 32 * 32) * sqrt(2))
 
 
@@ -333,7 +333,7 @@ def test_a_fit_on_a_mesh_follows_the_gradient(simulated: Any) -> None:
     with torch.no_grad():
         net[0].weight.copy_(target)
     al.attach(net, {"0": session}, initialize="fit", method="exact", gain=False)
-    assert net[0].fit_residual < 0.3  # type: ignore[operator]
+    assert net[0].fit_residual < 0.3
 
 
 def test_a_fitted_model_can_be_trained(simulated: Any, generator: torch.Generator) -> None:
@@ -372,7 +372,7 @@ def test_the_digital_part_has_the_gradients_of_a_linear_layer(simulated: Any, ge
     grad = torch.randn(9, 5, dtype=torch.float64, generator=generator)
     y = layer(x)
     y.backward(grad)
-    full = layer.gain.detach() * layer.controls.detach().view(5, 6) + digital  # type: ignore[union-attr]
+    full = layer.gain.detach() * layer.controls.detach().view(5, 6) + digital
     torch.testing.assert_close(y, x @ full.T)
     torch.testing.assert_close(x.grad, grad @ full)
     assert layer.digital is not None
@@ -444,5 +444,5 @@ def test_a_tied_layer_matches_by_all_of_its_names() -> None:
     with pytest.raises(ConfigurationError, match="that is not excluded"):
         al.attach(net(), {"b": slm}, exclude=["a"])
     tied = al.attach(net(), {"a*": slm, "b": lambda n, m: al.make_device("mrr", in_features=n, out_features=m)})
-    assert tied["a"] is tied["b"]  # type: ignore[index]
-    assert tied["a"].session.spec.name == "mrr"  # type: ignore[index]
+    assert tied["a"] is tied["b"]
+    assert tied["a"].session.spec.name == "mrr"

@@ -306,7 +306,7 @@ def test_frozen_controls_spend_nothing_on_gradients(simulated: Any, generator: t
     assert "controls" not in spending(layer)
     assert x.grad is not None
     assert layer.gain is not None
-    A = layer.session.device.physics.matrix(layer.controls, 8, 6)  # type: ignore[attr-defined]
+    A = layer.session.device.physics.matrix(layer.controls, 8, 6)
     torch.testing.assert_close(x.grad, (torch.ones(5, 6) * layer.gain.detach()) @ A, atol=1e-5, rtol=1e-4)
 
 
@@ -382,7 +382,7 @@ def test_the_surrogate_starts_anew_on_another_chip(simulated: Any, generator: to
     there(x).sum().backward()
     assert spending(there)["inputs"][1] - spent[1] == 8
     law = there.session.device
-    A = law.transfer(there.controls.detach(), torch.eye(8)).T  # type: ignore[attr-defined]
+    A = law.transfer(there.controls.detach(), torch.eye(8)).T
     assert there.gain is not None
     torch.testing.assert_close(x.grad, there.gain.detach() * torch.ones(1, 6) @ A, atol=1e-4, rtol=1e-3)
 
@@ -433,7 +433,7 @@ def test_bad_input_is_refused_before_anything_is_spent(x: Any, error: Any, compl
 
 
 def test_zero_outputs_do_not_count_as_saturated(matrix_device: Any) -> None:
-    class Clipped(matrix_device):  # type: ignore[misc]
+    class Clipped(matrix_device):
         def _query(self, inputs: Any) -> Any:
             return super()._query(inputs).clip(0, 3)
 

@@ -26,7 +26,7 @@ pytestmark = [
 WIDTH, OUTPUTS, BATCH = 8, 4, 16
 
 
-class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
+class Module(lightning.LightningModule):
     """Train a digital layer and a device layer to follow a linear teacher."""
 
     def __init__(self) -> None:
@@ -75,12 +75,12 @@ def fit(module: Module, folder: Path, epochs: int, checkpoint: Path | None = Non
 
 def test_a_module_with_a_device_layer_learns(tmp_path: Path) -> None:
     module = Module()
-    before = module.net[2].controls.detach().clone()  # type: ignore[union-attr, operator]
+    before = module.net[2].controls.detach().clone()
     fit(module, tmp_path, 20)
     first, last = sum(module.losses[:4]), sum(module.losses[-4:])
     # The model can follow a linear teacher exactly, without noise; 80 steps get close to it.
     assert last < 0.2 * first
-    assert not torch.equal(module.net[2].controls, before)  # type: ignore[arg-type, union-attr]
+    assert not torch.equal(module.net[2].controls, before)
 
 
 def test_lightning_takes_as_many_operations_as_a_plain_loop(tmp_path: Path) -> None:

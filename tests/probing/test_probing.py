@@ -85,7 +85,7 @@ def test_a_zero_answer_does_not_count_as_saturated(bounds: Any, matrix_device: A
 
 
 def test_probes_of_a_device_without_an_input_range_can_be_weakened(matrix_device: Any) -> None:
-    class Clipped(matrix_device):  # type: ignore[misc]
+    class Clipped(matrix_device):
         def _query(self, inputs: Any) -> Any:
             return super()._query(inputs).clip(-2, 2)
 

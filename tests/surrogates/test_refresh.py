@@ -80,7 +80,7 @@ def start(kind: str, simulated: Any, A: Tensor, **options: Any) -> Drive:
 
 
 def counts(drive: Drive) -> dict[str, int]:
-    schedule = drive.surrogate.schedule  # type: ignore[attr-defined]
+    schedule = drive.surrogate.schedule
     return {str(kind): count for kind, count in schedule.controller.counts.items()}
 
 
