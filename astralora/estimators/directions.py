@@ -130,7 +130,7 @@ class Output(ZeroOrder):
         gradient: Tensor = torch.einsum("kmc,km->mc", runs, changes).flatten()
         return gradient
 
-    def predict(self, moves: Tensor, gradient: Tensor, out_features: int) -> Tensor:
+    def predict(self, moves: Tensor, gradient: Tensor) -> Tensor:
         """Return the predicted changes, output by output."""
-        predicted: Tensor = (moves * gradient).unflatten(1, (out_features, -1)).sum(dim=2)
+        predicted: Tensor = (moves * gradient).unflatten(1, (self._outputs, -1)).sum(dim=2)
         return predicted

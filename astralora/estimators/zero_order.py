@@ -122,7 +122,7 @@ class ZeroOrder(Estimator):
         """
         return changes.sum(dim=1) @ directions
 
-    def predict(self, moves: Tensor, gradient: Tensor, out_features: int) -> Tensor:  # noqa: ARG002
+    def predict(self, moves: Tensor, gradient: Tensor) -> Tensor:
         """Return the changes that a gradient predicts for moves of the controls, in the form that `combine` takes."""
         return (moves @ gradient).unsqueeze(1)
 
@@ -214,7 +214,7 @@ class ZeroOrder(Estimator):
                     perturbed = controls + (perturbed - opposite) / 2
                 energy += float(changes.sum(dim=1).square().sum())
                 if twin_gradient is not None and self._variate is not None:
-                    predicted = self.predict(perturbed - controls, twin_gradient, spec.out_features)
+                    predicted = self.predict(perturbed - controls, twin_gradient)
                     changes = self._variate.remove(changes, predicted, leave_one_out=self.independent)
                 gradient += self.combine(directions, changes)
         return gradient, energy
