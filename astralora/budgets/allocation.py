@@ -1,4 +1,4 @@
-"""Dividing a budget among those that ask for a share of it."""
+"""Divide a budget among units."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["AllocationMode", "allocate"]
 
 AllocationMode = Literal["topk", "proportional", "neyman"]
 
-# Sums of decimal prices: a budget must not be missed by its last binary digit.
+# Relative tolerance: rounding in a sum of decimal prices must not exceed the budget.
 _ROUNDING = 1e-9
 
 
@@ -27,33 +27,33 @@ def allocate(
     *,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Divide a budget among units: whole shares S_l with sum S_l cost_l <= budget.
+    """Divide a budget among units into whole shares S_l with sum S_l cost_l <= budget.
 
-    ``"topk"``: S_l is 1 for the units of the highest scores, as many as can be paid for, and 0 for the others.
+    ``"topk"``: S_l is 1 for the units with the highest scores, as many as the budget pays for, and 0 for the others.
 
-    ``"proportional"``: S_l proportional to the score, rounded by the largest remainders.
+    ``"proportional"``: S_l is proportional to the score, rounded by the largest remainders.
 
-    ``"neyman"``: the score a_l is the standard deviation that one sample leaves, and S samples leave a_l^2 / S. Then
+    ``"neyman"``: the score a_l is the standard deviation of one sample, and S samples have the variance a_l^2 / S. Then
 
         S_l = budget (a_l / sqrt(cost_l)) / sum_k a_k sqrt(cost_k)
 
-    makes sum a_l^2 / S_l the least (Neyman 1934). For a zero-order estimate of a gradient of P_l controls,
-    a_l = ||g_l|| sqrt(P_l + 1). A unit of a score above 0 gets one sample at least where that can be paid for: without
-    any it would have no estimate at all; one of score 0 gets none.
+    minimises sum a_l^2 / S_l (Neyman 1934). For a zero-order estimate of a gradient of P_l controls,
+    a_l = ||g_l|| sqrt(P_l + 1). A unit with a score above 0 gets at least one sample where the budget pays for it;
+    it would have no estimate otherwise. A unit with score 0 gets none.
 
     Args:
-        scores: by unit, (units,), finite and at least 0.
-        costs: of one share, by unit or the same for all, above 0, in whatever the budget is in.
-        budget: what may be spent.
-        mode: how.
-        generator: draws the order of units whose scores tie; without it the earlier ones come first.
+        scores: score of each unit, (units,), finite and at least 0.
+        costs: cost of one share, for each unit or for all, above 0, in the unit of the budget.
+        budget: most that may be spent.
+        mode: one of the above.
+        generator: random stream for the order of units with equal scores; without it the earlier ones come first.
 
     Returns:
-        Shares by unit: (units,), int64. All units share alike under ``"proportional"`` and ``"neyman"`` where every
-        score is 0.
+        Share of each unit, (units,), int64. Where every score is 0, ``"proportional"`` and ``"neyman"`` give all units
+        equal shares.
 
     Raises:
-        ConfigurationError: a score, cost, budget or mode that makes no sense.
+        ConfigurationError: a score, a cost, the budget or the mode is not valid.
     """
     weights = torch.as_tensor(scores, dtype=torch.float64).detach().cpu().flatten()
     prices = torch.as_tensor(costs, dtype=torch.float64).detach().cpu().flatten()
@@ -100,32 +100,31 @@ def _proportional(scores: list[float], costs: list[float], budget: float) -> lis
 
 def _neyman(scores: list[float], costs: list[float], budget: float) -> list[int]:
     deviations = scores if any(scores) else [cost**0.5 for cost in costs]
-    asking = [unit for unit, deviation in enumerate(deviations) if deviation > 0]
+    wanting = [unit for unit, deviation in enumerate(deviations) if deviation > 0]
     shares = [0] * len(scores)
-    # One each first, to those whom it helps most for its price.
-    for unit in sorted(asking, key=lambda unit: -(deviations[unit] ** 2) / costs[unit]):
+    # First one sample each, in the order of the variance that it removes for its cost.
+    for unit in sorted(wanting, key=lambda unit: -(deviations[unit] ** 2) / costs[unit]):
         if costs[unit] <= budget:
             shares[unit] = 1
             budget -= costs[unit]
-    if any(shares[unit] == 0 for unit in asking):
+    if any(shares[unit] == 0 for unit in wanting):
         return shares
-    # The rest as the formula says, among those to whom it gives more than the one that they have.
-    above = asking
+    # Then the rest by the formula, among the units that it gives more than one sample.
+    above = wanting
     while above:
         total = sum(deviations[unit] * costs[unit] ** 0.5 for unit in above)
         whole = budget + sum(costs[unit] for unit in above)
         ideal = {unit: whole * deviations[unit] / costs[unit] ** 0.5 / total for unit in above}
-        content = [unit for unit in above if ideal[unit] <= 1]
-        if not content:
+        if all(ideal[unit] > 1 for unit in above):
             break
         above = [unit for unit in above if ideal[unit] > 1]
     for unit in above:
         shares[unit] = int(ideal[unit])
         budget -= (shares[unit] - 1) * costs[unit]
-    # What rounding has left over, one by one where it lowers the variance most for its price.
+    # Then what rounding has left over, one by one where it lowers the variance most for its cost.
     while True:
         best, gain = -1, -inf
-        for unit in asking:
+        for unit in wanting:
             lowered = deviations[unit] ** 2 / (shares[unit] * (shares[unit] + 1)) / costs[unit]
             if costs[unit] <= budget and lowered > gain:
                 best, gain = unit, lowered

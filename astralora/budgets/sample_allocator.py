@@ -1,4 +1,4 @@
-"""Moving samples between device layers while they train: HeteroLoRA's question, asked of hardware budgets."""
+"""Move samples between device layers during training, for a fixed hardware budget (after HeteroLoRA)."""
 
 from __future__ import annotations
 
@@ -23,47 +23,47 @@ if TYPE_CHECKING:
 __all__ = ["Currency", "Ranking", "SampleAllocator"]
 
 Ranking = Literal["neyman", "grad_norm", "snip"]
-"""By what the layers share."""
+"""Score by which the layers share."""
 
 Currency = Literal["hardware_seconds", "vectors", "programs"]
-"""What the budget is in."""
+"""Unit of the budget."""
 
 _DIVISION: dict[Ranking, AllocationMode] = {"neyman": "neyman", "grad_norm": "proportional", "snip": "proportional"}
 
 
 class SampleAllocator:
-    """Gives every device layer as many perturbations a step as its gradient deserves, for the same budget.
+    """Choose the number of perturbations of every device layer in each step by its gradient, for the same budget.
 
-    A layer's scores come from the estimates that training pays for anyway, and never from queries of their own:
-    ``"neyman"`` scores a = ||g|| sqrt(P + 1), what one random direction leaves of P controls as standard deviation, and
-    gives S proportional to a / sqrt(cost), so that the sum of all variances is the least; ``"grad_norm"`` gives S
-    proportional to ||g||, ``"snip"`` to sum |w * dw|. ||g|| is free of what directions and detector noise add to an
-    estimate's own norm, see `Estimator.gradient_energy`, and is averaged over steps.
+    The scores come from the estimates that training makes anyway, and take no further queries. ``"neyman"`` scores
+    a = ||g|| sqrt(P + 1), the standard deviation of an estimate from one random direction for P controls, and gives S
+    proportional to a / sqrt(cost), which minimises the sum of all variances. ``"grad_norm"`` gives S proportional to
+    ||g||, and ``"snip"`` to sum |w * dw|. ||g|| excludes the contributions of directions and detector noise to the norm
+    of an estimate, see `Estimator.gradient_energy`, and is averaged over steps.
 
-    Time goes by in periods. No period spends more on control gradients than the budget, whatever the answers are like.
-    A layer without samples rests: it is passed forward, and spends nothing on gradients (save with the adjoint
-    surrogate, which must ask for those of the layers before it). Every period in which a layer rests begins with one
-    step of all layers, at the samples that they were made with, so that its score stays true.
+    Training is divided into periods. No period spends more on control gradients than the budget. A layer without
+    samples rests: it computes forward passes, and spends nothing on gradients (except with the adjoint surrogate, which
+    must measure the input gradients for the layers before it). Every period after one in which a layer rests begins
+    with one step of all layers, with their original samples, so that all scores stay up to date.
 
     Args:
-        layers: by name, or a model with such layers in it.
-        ranking: what to share by.
-        period: steps after which layers are surveyed and the budget begins anew.
-        turn_on: share of the layers that get samples, by their rank; the others rest.
-        budget: of one period, in ``currency``. None for what the samples that the layers were made with take: the
-            first period finds that out.
-        currency: what the budget and the costs are in.
-        group: of data-parallel training, such as ``torch.distributed.group.WORLD``: its processes, each with chips of
-            its own, pool what they have found, and share alike. Budgets are those of each process. Where layers may
-            rest, give DistributedDataParallel ``find_unused_parameters=True``, or what rests gets a gradient of zeros,
-            and a momentum moves it on.
+        layers: layers by name, or a model that contains device layers.
+        ranking: score to share by.
+        period: steps after which resting layers are measured again and a new budget begins.
+        turn_on: share of the layers, by rank, that get samples; the others rest.
+        budget: budget of one period, in ``currency``. None for the cost of the original samples, which the first
+            period measures.
+        currency: unit of the budget and the costs.
+        group: process group of data-parallel training, such as ``torch.distributed.group.WORLD``: its processes, each
+            with its own chips, combine their scores and use the same shares. Each process has its own budget. Where
+            layers may rest, give DistributedDataParallel ``find_unused_parameters=True``; otherwise a resting layer
+            gets a gradient of zeros, and an optimizer with momentum moves it on.
 
     Attributes:
-        samples: of the present step, by layer.
-        spent: in the present period; never less than what the devices have counted.
+        samples: samples of each layer in the present step.
+        spent: spent in the present period; never less than the devices have counted.
 
     Raises:
-        ConfigurationError: a layer whose estimator takes no samples, or a device without a price.
+        ConfigurationError: the estimator of a layer takes no samples, or a device has no price.
     """
 
     def __init__(
@@ -87,22 +87,22 @@ class SampleAllocator:
         self._group = group
         self.spent = 0.0
         self._step = 0
-        self._full = {name: _estimator(layer).count(len(layer.controls)) for name, layer in self.layers.items()}
-        self.samples = dict(self._full)
-        self._means: dict[str, list[float]] = {}  # of each layer's score or energy: the sum, and its weight
-        self._costs: dict[str, list[float]] = {}  # of one sample, and of what comes on top in a step
+        self._original = {name: _estimator(layer).count(len(layer.controls)) for name, layer in self.layers.items()}
+        self.samples = dict(self._original)
+        self._means: dict[str, list[float]] = {}  # of each layer's score or energy: weighted sum, and sum of weights
+        self._costs: dict[str, list[float]] = {}  # of one sample, and further costs of a step
         for name, layer in self.layers.items():
             _estimator(layer).quota = partial(self._grant, name)
 
     @contextmanager
     def step(self) -> Generator[None]:
-        """Around the forward and backward passes of one training step, all micro-batches of it."""
+        """Set the samples for one training step; the ``with`` block contains its passes, for all micro-batches."""
         position = self._step % self._period
         if position == 0:
             if self._step and self.budget is None:
                 self.budget = self.spent
             self.spent = 0.0
-        self.samples = self._share(position)
+        self.samples = self._shares(position)
         for name, layer in self.layers.items():
             layer.resting = self.samples[name] == 0
             if layer.resting:
@@ -110,15 +110,19 @@ class SampleAllocator:
             else:
                 _estimator(layer).samples = self.samples[name]
         yield
-        self._learn()
+        self._update_scores()
         self._step += 1
 
+    def means(self) -> dict[str, float]:
+        """Return the mean of each layer's gradient energy, or SNIP score; layers without an estimate are left out."""
+        return _means(self._means)
+
     def scores(self) -> dict[str, float]:
-        """What the layers share by at present; of those that were never asked, 0."""
+        """Return the present score of each layer; 0 for layers without an estimate."""
         return self._scores(self._means)
 
     def _scores(self, sums: Mapping[str, Sequence[float]]) -> dict[str, float]:
-        means = {name: total / weight for name, (total, weight) in sums.items() if weight}
+        means = _means(sums)
         if self._ranking == "snip":
             return {name: means.get(name, 0.0) for name in self.layers}
         norms = {name: sqrt(max(means.get(name, 0.0), 0.0)) for name in self.layers}
@@ -127,13 +131,13 @@ class SampleAllocator:
         return {name: norms[name] * sqrt(len(layer.controls) + 1) for name, layer in self.layers.items()}
 
     def close(self) -> None:
-        """Give all layers back the samples that they were made with."""
+        """Restore the original samples of all layers."""
         for name, layer in self.layers.items():
             layer.resting = False
-            _estimator(layer).samples, _estimator(layer).quota = self._full[name], None
+            _estimator(layer).samples, _estimator(layer).quota = self._original[name], None
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that later steps depend on."""
+        """Return the state that later steps depend on."""
         return {
             "step": self._step,
             "budget": self.budget,
@@ -144,17 +148,17 @@ class SampleAllocator:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self._step, self.budget, self.spent = state["step"], state["budget"], state["spent"]
         self.samples = dict(state["samples"])
         self._means = {name: list(mean) for name, mean in state["means"].items()}
         self._costs = {name: list(cost) for name, cost in state["costs"].items()}
 
-    def _share(self, position: int) -> dict[str, int]:
+    def _shares(self, position: int) -> dict[str, int]:
         names = list(self.layers)
-        survey = position == 0 and any(self.samples[name] == 0 for name in names)
-        if self.budget is None or survey or any(name not in self._costs for name in names):
-            return dict(self._full)
+        measures_all = position == 0 and any(self.samples[name] == 0 for name in names)
+        if self.budget is None or measures_all or any(name not in self._costs for name in names):
+            return dict(self._original)
         sums, costs, left = self._pooled((self.budget - self.spent) / (self._period - position))
         scores = self._scores(sums)
         kept = sorted(names, key=lambda name: -scores[name])[: ceil(self._turn_on * len(names))]
@@ -169,7 +173,7 @@ class SampleAllocator:
         return {name: given.get(name, 0) for name in names}
 
     def _pooled(self, left: float) -> tuple[Mapping[str, Sequence[float]], Mapping[str, Sequence[float]], float]:
-        """What all processes have found, the dearest of their prices, and the least that one of them has left."""
+        """Return the summed scores of all processes, the highest of their costs, and the smallest budget left."""
         if self._group is None:
             return self._means, self._costs, left
         names = list(self.layers)
@@ -183,7 +187,7 @@ class SampleAllocator:
         return dict(zip(names, sums.tolist(), strict=True)), costs, -negative
 
     def _grant(self, name: str, session: Session, wanted: int, each: int, more: int, vectors: int) -> int:
-        """As many of an estimate's perturbations as the rest of the period's budget pays for."""
+        """Return how many perturbations of an estimate the rest of the period's budget pays for."""
         sample = self._price(session.spec, each, vectors)
         extra = self._price(session.spec, more, vectors)
         self._costs[name] = [sample, extra]
@@ -201,7 +205,7 @@ class SampleAllocator:
             return usage.hardware_seconds(spec)
         return float(usage.vectors if self._currency == "vectors" else usage.programs)
 
-    def _learn(self) -> None:
+    def _update_scores(self) -> None:
         memory = 1 - 1 / self._period
         for name, layer in self.layers.items():
             if layer.resting or layer.controls.grad is None:
@@ -212,6 +216,10 @@ class SampleAllocator:
             if value is not None:
                 total, weight = self._means.get(name, [0.0, 0.0])
                 self._means[name] = [memory * total + value, memory * weight + 1]
+
+
+def _means(sums: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {name: total / weight for name, (total, weight) in sums.items() if weight}
 
 
 def _estimator(layer: BlackBoxLinear) -> ZeroOrder:
@@ -229,7 +237,7 @@ def _check(
     currency: str,
 ) -> None:
     if not layers:
-        raise ConfigurationError("there are no device layers to share samples among; attach devices first")
+        raise ConfigurationError("there are no device layers to share samples; attach devices first")
     if ranking not in get_args(Ranking):
         raise ConfigurationError(f"samples are shared by {', '.join(get_args(Ranking))}, not {ranking!r}")
     if currency not in get_args(Currency):
@@ -243,11 +251,11 @@ def _check(
     for name, layer in layers.items():
         if not isinstance(layer.estimator, ZeroOrder):
             raise ConfigurationError(
-                f"the estimator of {name!r} is {type(layer.estimator).__name__.lower()!r}, which takes no samples that "
-                f"could be moved between layers; choose one that does, such as 'orthogonal' or 'gaussian'"
+                f"the estimator of {name!r} is {type(layer.estimator).__name__.lower()!r}, which takes no samples to "
+                f"move between layers; choose one that does, such as 'orthogonal' or 'gaussian'"
             )
         spec = layer.session.spec
         if currency == "hardware_seconds" and not (spec.program_seconds or spec.vector_seconds):
             raise ConfigurationError(
-                f"{spec.name!r} does not say what its operations take; choose 'programs' or 'vectors' as the currency"
+                f"the spec of {spec.name!r} has no operation times; choose 'programs' or 'vectors' as the currency"
             )

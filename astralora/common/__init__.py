@@ -1,1 +1,1 @@
-"""Errors, tables of named classes, and optional libraries: what every package uses."""
+"""Provide the error class, the table of named classes, and the import of optional libraries for all packages."""

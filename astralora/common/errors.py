@@ -1,7 +1,7 @@
-"""Mistakes in what astralora was asked to do, as against faults of a device."""
+"""Define the error for wrong options; faults of a device have errors of their own in `astralora.devices`."""
 
 __all__ = ["ConfigurationError"]
 
 
 class ConfigurationError(ValueError):
-    """What was asked for cannot be done; the message says why, and what can."""
+    """Report options that cannot work; the message gives the reason and an alternative."""

@@ -1,4 +1,4 @@
-"""Libraries that are needed only by those who use them."""
+"""Import optional libraries where they are used."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def require(module: str, purpose: str, extra: str) -> Any:
     """Import a module of an optional library.
 
     Args:
-        module: its full name; the distribution is called as its first part.
-        purpose: what needs it, in the singular, for the message.
-        extra: what brings it.
+        module: full name of the module; the distribution has the name of its first part.
+        purpose: name of the feature that needs it, in the singular, for the message.
+        extra: extra of astralora that installs it.
 
     Raises:
-        ConfigurationError: it is not installed, with the extra that brings it.
+        ConfigurationError: the library is not installed; the message names the extra.
     """
     return require_for(module, f"{purpose} needs", extra, error=ConfigurationError)

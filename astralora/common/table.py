@@ -1,4 +1,4 @@
-"""Tables of named classes: the way in for estimators, surrogates and whatever else can be swapped."""
+"""Find estimators, surrogates and other exchangeable classes by name."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _Kind = TypeVar("_Kind")
 
 
 class Table(Generic[_Kind]):
-    """Classes of one kind by name.
+    """Hold classes of one kind by name.
 
     Args:
-        what: what the kind is called in messages.
-        base: the class that all of them derive from.
+        what: name of the kind, for messages.
+        base: base class of all of them.
     """
 
     def __init__(self, what: str, base: type[_Kind]) -> None:
@@ -27,10 +27,15 @@ class Table(Generic[_Kind]):
         self._classes: dict[str, type[_Kind]] = {}
 
     def add(self, name: str, kind: type[_Kind], *, replace: bool = False) -> type[_Kind]:
-        """Make a class known by name.
+        """Add a class under a name, and return the class.
+
+        Args:
+            name: name of the class.
+            kind: the class.
+            replace: allow a name that is taken already.
 
         Raises:
-            TypeError: it does not derive from the table's base class.
+            TypeError: the class does not derive from the table's base class.
             ValueError: the name is taken, and ``replace`` is not set.
         """
         if not (isinstance(kind, type) and issubclass(kind, self._base)):
@@ -41,23 +46,23 @@ class Table(Generic[_Kind]):
         return kind
 
     def find(self, name: str) -> type[_Kind]:
-        """The class of this name.
+        """Return the class of a name.
 
         Raises:
-            ConfigurationError: there is none, with the names that there are.
+            ConfigurationError: there is no such class; the message lists the names.
         """
         if name not in self._classes:
             raise ConfigurationError(f"there is no {self._what} named {name!r}; known are {', '.join(self._classes)}")
         return self._classes[name]
 
     def make(self, name: str, **options: Any) -> _Kind:
-        """An object of the class of this name, given those of the options that it takes."""
+        """Make an object of a class, with those of the options that the class takes."""
         kind = self.find(name)
         taken = inspect.signature(kind).parameters
         return kind(**{key: value for key, value in options.items() if key in taken})
 
     def takes(self, name: str) -> set[str]:
-        """The options of the class of this name."""
+        """Return the names of the options that a class takes."""
         return set(inspect.signature(self.find(name)).parameters)
 
     def __iter__(self) -> Iterator[str]:

@@ -1,12 +1,12 @@
-"""Ways of getting d loss / d controls out of a black box."""
+"""Estimate d loss / d controls by operating a device, or through a model of it."""
 
 from ..common.table import Table
 from .base import Estimator
 from .coloured import Coloured
+from .directions import Coordinate, Gaussian, Orthogonal, Output, Rademacher
 from .elementwise import Elementwise
 from .steps import StepChoice
 from .twin import Exact, Twin
-from .zero_order import Coordinate, Gaussian, Orthogonal, Output, Rademacher
 
 __all__ = [
     "ESTIMATORS",
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 ESTIMATORS: Table[Estimator] = Table("estimator", Estimator)
-"""Every estimator by name."""
+"""All estimators by name."""
 
 ESTIMATORS.add("gaussian", Gaussian)
 ESTIMATORS.add("rademacher", Rademacher)

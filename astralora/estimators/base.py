@@ -1,4 +1,4 @@
-"""What every estimator of control gradients has in common."""
+"""Define the interface of estimators, and helpers that several of them use."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from .steps import StepChoice
 
 __all__ = ["Estimator", "directions_per_call", "sign_reach", "whole", "within"]
 
-# Numbers held at a time for perturbed settings or their answers: 64 MiB in float32.
+# Most numbers in the perturbed settings, or the answers, of one call: 64 MiB in float32.
 _CHUNK = 1 << 24
 
 
 class Estimator(ABC):
-    """Estimates the loss's gradient with respect to a device's controls, by operating the device.
+    """Estimate the gradient of the loss with respect to a device's controls, by operating the device.
 
     Args:
-        seed: of the estimator's own random stream.
+        seed: seed of the estimator's own random stream.
 
     Attributes:
-        requires_linear: works on linear devices only.
-        couplings: the couplings that it can use; None for all.
-        measures_transfer_matrix: leaves it in `transfer_matrix`.
-        transfer_matrix: A(w) at the controls of the last estimate, (out_features, in_features), where it was
-            measured on the way.
-        step_choice: the perturbation that the last estimate made, and what decided its size; None before the first, and
-            where nothing is perturbed.
-        period: estimates after which what they spend repeats itself.
-        staleness: of estimators that use what they measured in earlier steps, how far that is off by now, as a share of
-            the outputs beyond their noise; None of the others.
-        gradient_energy: |g|^2 of the last estimate's true gradient, without bias: what directions and noise add to the
-            square of the estimate itself is not in it, so that it may come out below 0. None before the first estimate,
-            and of estimators that do not perturb in random directions.
+        requires_linear: the estimator works on linear devices only.
+        couplings: couplings that the estimator can use; None for all.
+        measures_transfer_matrix: each estimate also sets `transfer_matrix`.
+        transfer_matrix: A(w) at the controls of the last estimate, (out_features, in_features); None where it was not
+            measured.
+        step_choice: size of the last estimate's perturbation, and the reason for it; None before the first estimate,
+            and where nothing is perturbed.
+        period: number of estimates after which their cost repeats.
+        staleness: error of measurements reused from earlier steps, as a share of the outputs beyond their noise; None
+            for estimators that reuse none.
+        gradient_energy: unbiased estimate of |g|^2, the square of the true gradient, from the last estimate; the
+            contributions of random directions and noise are subtracted, so it can be below 0. None before the first
+            estimate, and for estimators without random directions.
     """
 
     requires_linear: ClassVar[bool] = False
@@ -65,14 +65,14 @@ class Estimator(ABC):
         """Estimate d loss / d controls.
 
         Args:
-            session: the device, which may hold any controls before and after.
-            controls: where to take the gradient, (num_controls,).
-            inputs: X, that went through the device, (batch, in_features).
-            outputs: Y, that came out at these controls, (batch, out_features).
+            session: session of the device, which may hold any controls before and after.
+            controls: w, (num_controls,).
+            inputs: X, sent in the forward pass, (batch, in_features).
+            outputs: Y, the answer at these controls, (batch, out_features).
             grad_outputs: G = d loss / d Y, (batch, out_features).
 
         Returns:
-            (num_controls,).
+            The gradient at w, (num_controls,).
 
         Raises:
             BudgetExceeded: the budget does not cover the whole estimate; nothing was spent.
@@ -82,7 +82,7 @@ class Estimator(ABC):
         """Refuse a device that this estimator cannot work on.
 
         Raises:
-            ConfigurationError: says why, and what to use instead.
+            ConfigurationError: the message gives the reason and an alternative.
         """
         spec = session.spec
         name = type(self).__name__.lower()
@@ -92,12 +92,12 @@ class Estimator(ABC):
             )
         if self.couplings is not None and spec.coupling not in self.couplings:
             raise ConfigurationError(
-                f"estimator {name!r} needs {' or '.join(self.couplings)} coupling, and that of "
+                f"estimator {name!r} needs {' or '.join(self.couplings)} coupling, and the coupling of "
                 f"{spec.name!r} is {spec.coupling}; use 'gaussian'"
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next estimate depends on."""
+        """Return the state that the next estimate depends on."""
         step = self.step_choice
         return {
             "generator": self.generator.get_state(),
@@ -105,12 +105,12 @@ class Estimator(ABC):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self.generator.set_state(state["generator"])
         self.step_choice = None if state["step"] is None else StepChoice(*state["step"])
 
     def _randn(self, count: int, like: Tensor) -> Tensor:
-        # Drawn on the CPU, so that a run does not depend on where the tensors live.
+        # On the CPU, so that a run does not depend on the device of the tensors.
         draw = torch.randn(count, len(like), generator=self.generator, dtype=like.dtype)
         return draw.to(like.device)
 
@@ -120,10 +120,14 @@ class Estimator(ABC):
 
 
 def whole(name: str, value: Any) -> int:
-    """A number that has to be whole and at least 1.
+    """Return a number, which must be whole and at least 1.
+
+    Args:
+        name: name of the option, for the message.
+        value: number to check.
 
     Raises:
-        ConfigurationError: it is not.
+        ConfigurationError: the number is not whole, or below 1.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigurationError(f"{name} must be a whole number of at least 1, not {value!r}")
@@ -131,12 +135,12 @@ def whole(name: str, value: Any) -> int:
 
 
 def within(spec: DeviceSpec, controls: Tensor) -> Tensor:
-    """Controls moved to the nearest legal ones."""
+    """Clamp controls to the control range."""
     return controls if spec.control_range is None else controls.clamp(*spec.control_range)
 
 
 def sign_reach(below: Tensor, above: Tensor) -> Tensor:
-    """The mean of what is left of a step up and a step down, cut off at ``below`` <= 0 and ``above`` >= 0, in steps."""
+    """Return the mean length of a step up and a step down, cut off at ``below`` <= 0 and ``above`` >= 0, in steps."""
     return (above.clamp_max(1) - below.clamp_min(-1)) / 2
 
 
@@ -144,7 +148,7 @@ def directions_per_call(total: int, controls: int, answers: int) -> Generator[in
     """Split a number of perturbed settings into calls of bounded memory.
 
     Args:
-        total: settings.
+        total: number of settings.
         controls: numbers in one setting.
         answers: numbers in the answer to one setting.
 

@@ -1,4 +1,4 @@
-"""The estimator for structured coupling: a few programs for the gradient of any number of controls."""
+"""Estimate the gradient on devices with structured coupling, by a few programs for any number of controls."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from .transfer import TransferEstimator
 
 __all__ = ["Coloured"]
 
-# Programs of an estimate, where the exact gradient would take more.
+# Most programs of an estimate, where the exact gradient would take more.
 _MOST = 128
 
 
 class Coloured(TransferEstimator):
-    """Moves all controls at once, in patterns by which those that meet in a matrix entry are told apart.
+    """Move all controls at once, with sign patterns that separate controls acting on the same matrix entry.
 
-    Controls of one colour move disjoint parts of the transfer matrix (see `Colouring`), and every
-    control reads its change off its own part R:
+    Controls of one colour move disjoint parts of the transfer matrix (see `Colouring`). The change by each control is
+    read from its own part R:
 
         g_p = 1 / (M mu) sum_k s_kp sum_(ij in R_p) (G^T X)_ij (A(w + mu s_k) - A(w))_ij.
 
-    The signs s_k of different colours are orthogonal over the M programs, so that with as many programs as the next
-    power of two above the number of colours nothing is left of the others, up to curvature; every program moves every
-    control, and its noise counts only as one over the root of M. With fewer programs the estimate is unbiased still.
-    One colour is `Elementwise` without its pooling. A(w) is left in `transfer_matrix`.
+    The signs s_k of different colours are orthogonal over the M programs. With as many programs as the next power of
+    two above the number of colours, the other colours cancel and the estimate is exact up to curvature; with fewer it
+    is still unbiased. Every program moves every control, so the noise falls with the square root of M. With one
+    colour this is `Elementwise` without its pooling. A(w) is stored in `transfer_matrix`.
 
     Args:
-        samples: number of programs M beside the one at w; None for as many as make it exact, or 128 if that is more.
+        samples: number of programs M besides the one at w; None for the number that makes the estimate exact, at most
+            128.
         step: see `TransferEstimator`.
-        repeats: times that each probe is sent: more vectors for less noise, at no program.
-        seed: of the estimator's own random stream.
+        repeats: times that each probe is sent: more vectors for less noise, without further programs.
+        seed: seed of the estimator's own random stream.
     """
 
     couplings = ("elementwise", "output", "sparse")
@@ -53,7 +54,7 @@ class Coloured(TransferEstimator):
         outputs: Tensor,  # noqa: ARG002
         grad_outputs: Tensor,
     ) -> Tensor:
-        """The product of data and measured changes, gathered control by control; see the class."""
+        """Multiply G^T X by the measured changes and sum them for each control; see the class."""
         spec = session.spec
         self.step_choice = self._step_for(spec)
         step = self.step_choice.size
@@ -80,11 +81,11 @@ class Coloured(TransferEstimator):
         if spec.control_range is None:
             return gradient
         low, high = spec.control_range
-        # At an end of the range half of the moves are cut short.
+        # At an end of the range half of the steps are cut short.
         return gradient / sign_reach((low - controls) / step, (high - controls) / step)
 
     def _colouring(self, spec: DeviceSpec) -> Colouring:
-        # A colouring takes longer than an estimate.
+        # Stored, because a colouring takes longer than an estimate.
         if self._coloured is None or self._coloured[0] is not spec:
             self._coloured = (spec, Colouring(spec))
         return self._coloured[1]

@@ -1,4 +1,4 @@
-"""Graph colouring of controls: those that move no matrix entry in common can be moved together, and told apart."""
+"""Colour controls so that controls of one colour move no matrix entry in common."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ _Mask = NDArray[np.float32]
 
 
 class Colouring:
-    """Controls of one colour move disjoint parts of the transfer matrix.
+    """Give each control a colour, so that controls of one colour move disjoint parts of the transfer matrix.
 
-    One colour is enough for elementwise coupling, as many as an output has controls for output coupling. A sparse reach
-    is coloured greedily, patch by patch: not always with the fewest colours, though for regular structures it is.
+    Elementwise coupling needs one colour; output coupling needs as many as an output has controls. The reach of a
+    sparse device is coloured greedily, patch by patch: this gives the fewest colours for regular structures, but not
+    always.
 
     Args:
-        spec: of a device with elementwise, output or sparse coupling.
+        spec: spec of a device with elementwise, output or sparse coupling.
 
     Attributes:
         count: number of colours.
-        colour: of each control, (num_controls,).
+        colour: colour of each control, (num_controls,).
     """
 
     def __init__(self, spec: DeviceSpec) -> None:
@@ -61,10 +62,10 @@ class Colouring:
         ).coalesce()
 
     def gather(self, values: Tensor) -> Tensor:
-        """Sum over what each control moves.
+        """Sum, for each control, the values of the matrix entries that it moves.
 
         Args:
-            values: (settings, out_features, in_features).
+            values: one value for each matrix entry, (settings, out_features, in_features).
 
         Returns:
             (settings, num_controls).
@@ -79,7 +80,7 @@ class Colouring:
 
 
 def _shares(patch: Patch, places: Tensor) -> list[Tensor]:
-    """The matrix entries that controls of a patch move: of each of them, or one for all."""
+    """Return the matrix entries that the controls of a patch move: one share for each control, or one for all."""
     rectangle = places[slice(*patch.outputs)][:, slice(*patch.inputs)]
     if patch.split is None:
         return [rectangle.flatten()]
@@ -88,9 +89,10 @@ def _shares(patch: Patch, places: Tensor) -> list[Tensor]:
 
 
 def _blocks(patches: tuple[Patch, ...], height: int, width: int) -> list[int]:
-    """The first colour of each patch: patches that overlap get different ones.
+    """Return the first colour of each patch; patches that overlap get different colours.
 
-    Controls that share a rectangle out among them need one colour together, those that all move it one each.
+    Controls that divide the patch's rectangle need one colour together; controls that all move the whole rectangle
+    need one colour each.
     """
     rows = _mask([range(*patch.outputs) for patch in patches], height)
     columns = _mask([range(*patch.inputs) for patch in patches], width)

@@ -1,4 +1,4 @@
-"""The estimator for devices on which every control sets one matrix entry."""
+"""Estimate the gradient on devices where every control sets one matrix entry."""
 
 from __future__ import annotations
 
@@ -21,30 +21,29 @@ __all__ = ["Elementwise"]
 
 
 class Elementwise(TransferEstimator):
-    """Moves all controls by one step at once, and sees every entry's own derivative in the transfer matrix.
+    """Move all controls by one step at once, and read the derivative of every entry from the transfer matrix.
 
-    One extra program and 2 n vectors, whatever the number of controls: measure A(w), then A(w + mu s) with random
+    This takes one extra program and 2 n vectors for any number of controls: measure A(w), then A(w + mu s) with random
     signs s, and
 
         d loss / d w_ij = (G^T X)_ij (A(w + mu s) - A(w))_ij / (mu s_ij).
 
-    Random signs keep the errors of curvature and of crosstalk between neighbours from adding up over the steps. On
-    devices with many elements the slopes are then sharpened by what elements of like setting have in common, see
-    `astralora.estimators.pooling.pool_slopes`. A(w) itself is left in `transfer_matrix`: input gradients for free.
+    With random signs, errors from curvature and from crosstalk between neighbours do not add up over the steps. On
+    devices with many elements the slopes are then improved by a fit to elements with similar settings, see
+    `astralora.estimators.pooling.pool_slopes`. A(w) is stored in `transfer_matrix`, which makes input gradients free.
 
-    Slopes change slowly while training moves the controls a little at a time. With ``every`` above 1 they are used
-    again, and the matrix is carried along with them, A + slopes (w' - w), for no operation at all: until as many
-    changes of the controls have gone by, or until the forward pass's own outputs show that the matrix has gone
-    astray.
+    Slopes change slowly while training moves the controls in small steps. With ``every`` above 1 they are reused, and
+    the matrix is extrapolated with them, A + slopes (w' - w), without any operation. A new measurement is made after
+    ``every`` changes of the controls, or earlier when the outputs of the forward pass show that the matrix is wrong.
 
     Args:
         step: size mu of the move in control units; see `choose_step`. ``"auto"`` also keeps the expected change of an
             entry above the noise of its measurement.
-        every: measure at every so many changes of the controls, at the latest.
-        stale: measure as soon as `staleness` exceeds this.
-        pooling: sharpen the slopes.
-        repeats: times that each probe is sent: more vectors for less noise, at no program.
-        seed: of the estimator's own random stream.
+        every: most changes of the controls between two measurements.
+        stale: largest `staleness` without a new measurement.
+        pooling: improve the slopes by a fit to similar elements.
+        repeats: times that each probe is sent: more vectors for less noise, without further programs.
+        seed: seed of the estimator's own random stream.
     """
 
     couplings = ("elementwise",)
@@ -67,8 +66,8 @@ class Elementwise(TransferEstimator):
         self.pooling = pooling
         self.staleness: float = 0.0
         self.age = 0
-        """Changes of the controls since the slopes were measured."""
-        # The last measurement: slopes (num_controls,), and controls and matrix carried along.
+        """Number of changes of the controls since the slopes were measured."""
+        # The last measurement: slopes, (num_controls,), and the controls and the matrix extrapolated since.
         self._slopes: Tensor | None = None
         self._at: Tensor | None = None
         self._matrix: Tensor | None = None
@@ -82,15 +81,15 @@ class Elementwise(TransferEstimator):
         outputs: Tensor,
         grad_outputs: Tensor,
     ) -> Tensor:
-        """The exact product of data and measured derivatives; see the class."""
-        if not self._carry_along(session, controls, inputs, outputs):
+        """Multiply G^T X by the measured derivatives; see the class."""
+        if not self._extrapolate(session, controls, inputs, outputs):
             self._measure(session, controls)
         assert self._slopes is not None
         self.transfer_matrix = self._matrix
         return (grad_outputs.mT @ inputs).flatten() * self._slopes
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next estimate depends on."""
+        """Return the state that the next estimate depends on."""
         return {
             **super().state_dict(),
             "age": self.age,
@@ -101,14 +100,14 @@ class Elementwise(TransferEstimator):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         super().load_state_dict(state)
         self.age = state["age"]
         self._slopes, self._at, self._matrix = state["slopes"], state["at"], state["matrix"]
         self._entry_variance = state["entry_variance"]
 
-    def _carry_along(self, session: Session, controls: Tensor, inputs: Tensor, outputs: Tensor) -> bool:
-        """Move the matrix to these controls; returns whether the last measurement still serves."""
+    def _extrapolate(self, session: Session, controls: Tensor, inputs: Tensor, outputs: Tensor) -> bool:
+        """Extrapolate the matrix to these controls; return whether the last measurement is still good enough."""
         at, slopes, matrix = self._at, self._slopes, self._matrix
         if self.every == 1 or at is None or slopes is None or matrix is None or at.dtype != controls.dtype:
             return False
@@ -118,11 +117,11 @@ class Elementwise(TransferEstimator):
             self._at, self._matrix = controls.clone(), matrix
         if self.age >= self.every:
             return False
-        # What the outputs' noise and that of the measurement itself account for is not staleness.
+        # The noise of the outputs and of the measurement is not staleness,
         noise = answer_variance(session.spec) + self._entry_variance * inputs.square().sum(dim=1).mean()
         error = float((outputs - inputs @ matrix.mT).square().mean() - noise)
         energy = float(outputs.square().mean()) - answer_variance(session.spec)
-        # Nor is what lies within three standard errors of that.
+        # and an error within three standard errors of that noise is chance.
         chance = 3 * sqrt(2 / max(outputs.numel(), 1)) * float(noise)
         self.staleness = sqrt(error / energy) if error > chance and energy > chance else 0.0
         return self.staleness <= self.stale

@@ -1,4 +1,4 @@
-"""Elements of one device are alike: what one of them shows tells of its neighbours in setting."""
+"""Improve measured slopes by a fit to elements of the same device with similar settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..devices import Range
 
 __all__ = ["pool_slopes"]
 
-# A group has to outnumber the terms fitted to it by far; more entries than these add nothing to the fit.
+# A group needs many more elements than the fit has terms; more entries than _FITTED do not improve the fit.
 _GROUP = 128
 _MOST_GROUPS = 64
 _FITTED = _GROUP * _MOST_GROUPS
@@ -26,65 +26,93 @@ def pool_slopes(
     bounds: Range,
     generator: torch.Generator,
 ) -> Tensor:
-    """Sharpen one-sided slopes of many like elements by what they have in common.
+    """Reduce the noise and the curvature error of one-sided slopes of many similar elements.
 
     Elements are grouped by their setting w. Within a group, the measured slope is fitted by least squares as
 
-        D = c0 + c1 (w - <w>) + c2 (A - <A>) + s (c3 + c4 (w - <w>) + c5 (A - <A>)),
+        D = c0 + c1 (w - <w>) + c2 (A - <A>) + s (c3 + c4 (w - <w>) + c5 (A - <A>)).
 
-    where the entry A tells of the element's own offset, and the terms with the step's sign s are the curvature's share
-    in a one-sided difference, which is taken off. What is left over is trusted as far as it exceeds the measurement's
-    own noise (James-Stein): D <- fit + max(0, 1 - variance / mean residual^2) (D - fit). Elements that are truly
-    unlike their group keep their own slopes; elements drowned in noise get their group's.
+    The entry A represents the element's own offset. The terms with the step's sign s are the error of curvature in a
+    one-sided difference, and are removed. The residual is kept as far as it exceeds the noise of the measurement
+    (James-Stein): D <- fit + max(0, 1 - variance / mean residual^2) (D - fit). Elements that really differ from their
+    group keep their own slopes; elements below the noise get the slope of their group.
 
     Args:
         slopes: D, measured with steps of these signs, (num_controls,).
-        variance: of the noise on one slope.
+        variance: variance of the noise on one slope.
         controls: w, (num_controls,).
         entries: A, the matrix entries at w, (num_controls,).
         signs: s, +1 or -1, (num_controls,).
         step: size of the step.
         bounds: range of the controls.
-        generator: draws the entries that are fitted where there are very many.
+        generator: random stream that chooses the elements to fit where there are very many.
 
     Returns:
-        (num_controls,); the slopes as they were where there are too few to compare.
+        (num_controls,); the slopes unchanged where there are too few to compare.
     """
-    count = len(slopes)
     low, high = bounds
-    # Two steps wide at least: at the ends of the range all steps point inward; only farther in do both signs occur.
-    groups = min(count // _GROUP, _MOST_GROUPS, int((high - low) / (2 * step)))
+    # At least two steps wide: at the ends of the range all steps point inward, and both signs occur only farther in.
+    groups = min(len(slopes) // _GROUP, _MOST_GROUPS, int((high - low) / (2 * step)))
     if groups < 2:
         return slopes
     group = ((controls - low) * (groups / (high - low))).long().clamp_(0, groups - 1)
-    chosen: Tensor | slice = slice(None)
-    if count > 2 * _FITTED:
-        chosen = torch.randint(count, (_FITTED,), generator=generator).to(slopes.device)
-
-    def total(values: Tensor) -> Tensor:
-        return values.new_zeros(groups, *values.shape[1:]).index_add_(0, group[chosen], values)
-
-    members = total(torch.ones_like(slopes[chosen])).clamp_min(1)
+    sums = _GroupSums(group, groups, generator)
+    members = sums.of(torch.ones_like(slopes)).clamp_min(1)
     columns = torch.stack([controls, entries, signs], dim=1)
-    centre = total(columns[chosen]) / members.unsqueeze(1)
-    offset = columns - centre[group]
-    even = torch.cat([torch.ones_like(offset[:, :1]), offset[:, :2]], dim=1)
-    terms = torch.cat([even, offset[:, 2:], signs.unsqueeze(1) * offset[:, :2]], dim=1)
-    scale = terms[chosen].square().mean(dim=0).sqrt().clamp_min(1e-12)
-    terms = terms / scale
-    sample = terms[chosen]
-    gram = total(sample.unsqueeze(2) * sample.unsqueeze(1))
-    # A whisper of ridge: where all steps of a group point the same way, curvature cannot be told from slope.
-    gram.diagonal(dim1=1, dim2=2).add_(1e-4 * members.unsqueeze(1))
-    coefficients = torch.linalg.solve(gram, total(sample * slopes[chosen].unsqueeze(1)))
+    centre = sums.of(columns) / members.unsqueeze(1)
+    terms, scale = _terms(columns - centre[group], signs, sums)
+    coefficients = _fit(terms, slopes, members, sums)
     fit = (terms * coefficients[group]).sum(dim=1)
     freedom = (members - terms.shape[1]).clamp_min(1)
-    spread = total((slopes - fit)[chosen].square()) / freedom
+    spread = sums.of((slopes - fit).square()) / freedom
     trust = (1 - variance / spread.clamp_min(1e-30)).clamp(0, 1)
-    trusted = trust[group] * (slopes - fit)
-    # The fit at a step of no size: the sign's own terms dropped, from s = 0 rather than the group's mean.
-    still = terms.clone()
-    still[:, 3] = -centre[group, 2] / scale[3]
-    still[:, 4:] = 0
-    pooled = (still * coefficients[group]).sum(dim=1) + trusted
+    residual = trust[group] * (slopes - fit)
+    # The fit for a step of size zero: without the terms of the sign, and with s = 0 in place of the group's mean.
+    without_step = terms.clone()
+    without_step[:, 3] = -centre[group, 2] / scale[3]
+    without_step[:, 4:] = 0
+    pooled = (without_step * coefficients[group]).sum(dim=1) + residual
     return torch.where(members[group] >= _LEAST, pooled, slopes)
+
+
+class _GroupSums:
+    """Sum values over the elements of each group, or over a random sample of them where there are very many.
+
+    Args:
+        group: group of each element, (num_controls,).
+        groups: number of groups.
+        generator: random stream of the sample.
+    """
+
+    def __init__(self, group: Tensor, groups: int, generator: torch.Generator) -> None:
+        self._groups = groups
+        self.sample: Tensor | slice = slice(None)
+        if len(group) > 2 * _FITTED:
+            self.sample = torch.randint(len(group), (_FITTED,), generator=generator).to(group.device)
+        self._group = group[self.sample]
+
+    def of(self, values: Tensor) -> Tensor:
+        """Return the sums of values, (num_controls, ...) -> (groups, ...)."""
+        return self.of_sample(values[self.sample])
+
+    def of_sample(self, values: Tensor) -> Tensor:
+        """Return the sums of values of the sampled elements alone, (sampled, ...) -> (groups, ...)."""
+        return values.new_zeros(self._groups, *values.shape[1:]).index_add_(0, self._group, values)
+
+
+def _terms(offset: Tensor, signs: Tensor, sums: _GroupSums) -> tuple[Tensor, Tensor]:
+    """Return the six terms of the fit, scaled to a mean square of 1, (num_controls, 6), and their scales, (6,)."""
+    even = torch.cat([torch.ones_like(offset[:, :1]), offset[:, :2]], dim=1)
+    terms = torch.cat([even, offset[:, 2:], signs.unsqueeze(1) * offset[:, :2]], dim=1)
+    scale = terms[sums.sample].square().mean(dim=0).sqrt().clamp_min(1e-12)
+    return terms / scale, scale
+
+
+def _fit(terms: Tensor, slopes: Tensor, members: Tensor, sums: _GroupSums) -> Tensor:
+    """Return the least-squares coefficients of each group, (groups, 6)."""
+    sample = terms[sums.sample]
+    gram = sums.of_sample(sample.unsqueeze(2) * sample.unsqueeze(1))
+    # A small ridge term: where all steps of a group have one sign, curvature cannot be separated from slope.
+    gram.diagonal(dim1=1, dim2=2).add_(1e-4 * members.unsqueeze(1))
+    coefficients: Tensor = torch.linalg.solve(gram, sums.of_sample(sample * slopes[sums.sample].unsqueeze(1)))
+    return coefficients

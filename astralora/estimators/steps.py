@@ -1,4 +1,4 @@
-"""How far to move the controls in order to see what they do."""
+"""Choose the size of a perturbation of the controls."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ Step = float | Literal["auto"]
 
 Bound = Literal["given", "levels", "noise", "curvature"]
 
-# Of the control range: beyond this the device's curve bends, whatever the noise.
+# Largest share of the control range: beyond it curvature is too strong, whatever the noise.
 _MOST = 1 / 8
 
 
 @dataclass(frozen=True, slots=True)
 class StepChoice:
-    """The size of a perturbation, and what decided it.
+    """Hold the size of a perturbation and the reason for it.
 
     Attributes:
-        size: in control units.
-        bound: ``"given"`` by the user; two control ``"levels"``, below which it would be no step, or one of another
-            size;
-            the ``"noise"``, in which the answer to a smaller one would drown; or the ``"curvature"`` of the device's
-            response, which a larger one would feel.
+        size: size in control units.
+        bound: reason. ``"given"``: the user gave the size. ``"levels"``: two control levels, the smallest step of a
+            certain size. ``"noise"``: the answer to a smaller step would be below the noise. ``"curvature"``: a larger
+            step would leave the linear range of the response.
     """
 
     size: float
@@ -35,16 +34,16 @@ class StepChoice:
 
 
 def choose_step(spec: DeviceSpec, step: Step, share: float, noise: float = 0.0) -> StepChoice:
-    """The size of a perturbation of the controls.
+    """Choose the size of a perturbation of the controls.
 
-    ``"auto"`` takes a share of the control range, as large as curvature comfortably allows; more where the answer would
-    drown in noise, up to an eighth of the range; and never less than two control levels.
+    ``"auto"`` takes a share of the control range for which curvature is small. It takes more where the answer would be
+    below the noise, up to an eighth of the range, and never less than two control levels.
 
     Args:
-        spec: of the device.
-        step: a size in control units, or ``"auto"``.
-        share: of the control range; of 1 where there is none.
-        noise: the step below which the answer would drown in noise, in control units; 0 where that is not known.
+        spec: spec of the device.
+        step: size in control units, or ``"auto"``.
+        share: share of the control range, or of 1 where the device has no range.
+        noise: step below which the answer would be below the noise, in control units; 0 where unknown.
 
     Raises:
         ConfigurationError: the step is smaller than one control level, or larger than half the range.
@@ -52,31 +51,32 @@ def choose_step(spec: DeviceSpec, step: Step, share: float, noise: float = 0.0) 
     low, high = spec.control_range or (0.0, 1.0)
     span, level = high - low, spec.control_step
     if step == "auto":
+        bound: Bound
         size, bound = share * span, "curvature"
         if noise > size:
             size, bound = (noise, "noise") if noise <= _MOST * span else (_MOST * span, "curvature")
         if level is None:
-            return StepChoice(size, bound)  # type: ignore[arg-type]  # one of the literals above
-        # Whole levels: then a step is the same wherever between two codes it starts. From the middle of the range
-        # there must be room for it.
+            return StepChoice(size, bound)
+        # Whole levels, so that a step has the same size from any start between two codes. The range must have room
+        # for it on both sides of its middle.
         room = int(span / 2 / level + 1e-9)
         if room < 1:
             raise ConfigurationError(
-                f"{spec.name!r} has {spec.control_levels} control levels: too few to take a step from one to another"
+                f"{spec.name!r} has {spec.control_levels} control levels: too few for a perturbation"
             )
         levels = round(size / level)
         if levels < 2:
             levels, bound = 2, "levels"
-        return StepChoice(min(levels, room) * level, bound)  # type: ignore[arg-type]
+        return StepChoice(min(levels, room) * level, bound)
     if isinstance(step, bool | str):
-        raise ConfigurationError(f"a step is a number of control units, or 'auto', not {step!r}")
+        raise ConfigurationError(f"step must be a number of control units, or 'auto', not {step!r}")
     size = float(step)
     if not size > 0:
-        raise ConfigurationError(f"a step must be positive, not {size:g}; or leave it at 'auto'")
+        raise ConfigurationError(f"a step must be positive, not {size:g}; or use 'auto'")
     if level is not None and size < level:
         raise ConfigurationError(
             f"a step of {size:g} is below one control level of {spec.name!r}, {level:.4g} {spec.control_unit}: "
-            f"it would be no step at all; use 'auto' or at least {2 * level:.4g}"
+            f"it might not change anything; use 'auto' or at least {2 * level:.4g}"
         )
     if spec.control_range is not None and size > span / 2:
         raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""What the estimators share that watch the whole transfer matrix."""
+"""Share code between the estimators that measure the whole transfer matrix."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["TransferEstimator"]
 
 
 class TransferEstimator(Estimator):
-    """Measures the transfer matrix of a linear device before and after the controls have moved.
+    """Measure the transfer matrix of a linear device before and after a move of the controls.
 
     Args:
         step: size mu of the move in control units; see `choose_step`. ``"auto"`` also keeps the expected change of an
             entry above the noise of its measurement.
-        repeats: times that each probe is sent: more vectors for less noise, at no program.
-        seed: of the estimator's own random stream.
+        repeats: times that each probe is sent: more vectors for less noise, without further programs.
+        seed: seed of the estimator's own random stream.
     """
 
     requires_linear = True
@@ -38,16 +38,16 @@ class TransferEstimator(Estimator):
         self._amplitude: Tensor | None = None
 
     def check(self, session: Session) -> None:
-        """Refuse a device that is not linear or of another coupling, or a step that it would not notice."""
+        """Refuse a device that is not linear or has another coupling, or a step below its control levels."""
         super().check(session)
         self._step_for(session.spec)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next estimate depends on."""
+        """Return the state that the next estimate depends on."""
         return {**super().state_dict(), "amplitude": self._amplitude}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         super().load_state_dict(state)
         self._amplitude = state["amplitude"]
         self._probe = None
@@ -55,7 +55,7 @@ class TransferEstimator(Estimator):
     def _step_for(self, spec: DeviceSpec) -> StepChoice:
         noise = 0.0
         if spec.output_range is not None and spec.input_range is not None:
-            # Full scale of the detector over the root of the width is about what one entry can reach.
+            # One entry can be about as large as the detector's full scale over the square root of the width.
             low, high = spec.control_range or (0.0, 1.0)
             entry = max(map(abs, spec.output_range)) / max(map(abs, spec.input_range)) / sqrt(spec.in_features)
             noise = (high - low) / (2 * entry) * sqrt(2 / spec.in_features) * spec.noise_std

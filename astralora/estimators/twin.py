@@ -1,4 +1,4 @@
-"""Backpropagation through a differentiable model of the device."""
+"""Backpropagate through a differentiable model of the device."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["Exact", "Twin", "check_twin", "differentiable"]
 
 
 def differentiable(session: Session) -> Differentiable:
-    """The device itself as a torch function that autograd can follow.
+    """Return the device itself as a torch function that autograd can follow.
 
     Raises:
-        ConfigurationError: it is none.
+        ConfigurationError: the device has no such function.
     """
     law = session.capability(Differentiable)
     if law is None:
@@ -27,39 +27,40 @@ def differentiable(session: Session) -> Differentiable:
 
 
 def check_twin(twin: object, spec: DeviceSpec) -> None:
-    """Refuse what cannot be the twin of a device.
+    """Refuse an object that cannot be the twin of a device.
 
     Raises:
-        ConfigurationError: it is not differentiable, or of another size.
+        ConfigurationError: the object is not differentiable, or has another size.
     """
     if not isinstance(twin, Differentiable):
-        what = "nothing" if twin is None else f"a {type(twin).__name__}"
+        found = "missing" if twin is None else f"a {type(twin).__name__}"
         raise ConfigurationError(
             f"'twin' needs a differentiable model of {spec.name!r}, an object with transfer(controls, inputs): "
-            f"calibrate the device, or give one as twin=..., which is {what} now"
+            f"calibrate the device, or give one as twin=..., which is {found} now"
         )
-    theirs = getattr(twin, "spec", None)
-    if isinstance(theirs, DeviceSpec):
+    twin_spec = getattr(twin, "spec", None)
+    if isinstance(twin_spec, DeviceSpec):
         for what in ("in_features", "out_features", "num_controls"):
-            if getattr(theirs, what) != getattr(spec, what):
+            if getattr(twin_spec, what) != getattr(spec, what):
                 raise ConfigurationError(
-                    f"the twin has {what} = {getattr(theirs, what)}, but {spec.name!r} has {getattr(spec, what)}"
+                    f"the twin has {what} = {getattr(twin_spec, what)}, but {spec.name!r} has {getattr(spec, what)}"
                 )
 
 
 class Twin(Estimator):
-    """Physics-aware training: forward through the device, backward through a differentiable model of it.
+    """Backpropagate through a differentiable model of the device: physics-aware training.
 
-    Wright et al., Nature 601, 549 (2022). Costs no operation; as good as the model is: on a mesh of interferometers,
-    unknown phase offsets of a tenth of a radian already turn the gradient by half a right angle or more. Where a model
-    is not to be trusted that far, give it to a zero-order estimator as its ``twin`` instead.
+    Wright et al., Nature 601, 549 (2022). It costs no operation, and is as good as the model: on a mesh of
+    interferometers, unknown phase offsets of a tenth of a radian already turn the gradient by 45 degrees or more. Give
+    a less accurate model to a zero-order estimator as its ``twin`` instead.
 
     Args:
-        twin: the model, with ``transfer(controls, inputs)``: a calibrated simulator, or any torch function so wrapped.
-        seed: unused here; taken for uniformity.
+        twin: model with ``transfer(controls, inputs)``: a calibrated simulator, or an object that wraps a torch
+            function.
+        seed: unused; accepted because all estimators accept it.
 
     Attributes:
-        shares: a surrogate is going to ask for the input gradient that belongs to the last estimate; see `take`.
+        shares: compute the input gradient as well, for a surrogate that calls `take`.
     """
 
     def __init__(self, *, twin: Differentiable | None = None, seed: int = 0) -> None:
@@ -69,12 +70,12 @@ class Twin(Estimator):
         self._shared: tuple[Tensor, Tensor, Tensor] | None = None
 
     def check(self, session: Session) -> None:
-        """Refuse a missing twin, or one of another size than the device."""
+        """Refuse a missing twin, or a twin of another size than the device."""
         super().check(session)
         check_twin(self._twin, session.spec)
 
     def law(self, session: Session) -> Differentiable:  # noqa: ARG002
-        """What stands for the device."""
+        """Return the model of the device."""
         assert self._twin is not None
         return self._twin
 
@@ -86,14 +87,14 @@ class Twin(Estimator):
         outputs: Tensor,  # noqa: ARG002
         grad_outputs: Tensor,
     ) -> Tensor:
-        """The vector-Jacobian product of the model at the controls."""
+        """Return the vector-Jacobian product of the model at the controls."""
         found, shared = pull_back(self.law(session), controls, inputs, grad_outputs, by_inputs=self.shares)
         assert found is not None
         self._shared = None if shared is None else (inputs, grad_outputs, shared)
         return found
 
     def take(self, inputs: Tensor, grad_outputs: Tensor) -> Tensor | None:
-        """The model's input gradient, if the last estimate was of these very tensors; spares another pass."""
+        """Return the input gradient of the last estimate; None unless that was for these same tensors."""
         shared, self._shared = self._shared, None
         if shared is None or shared[0] is not inputs or shared[1] is not grad_outputs:
             return None
@@ -101,19 +102,19 @@ class Twin(Estimator):
 
 
 class Exact(Twin):
-    """Backpropagates through a `astralora.devices.Differentiable` device's own law; costs no operation.
+    """Backpropagate through the law of a `Differentiable` device; this costs no operation.
 
-    For tests and ablation: simulators and calibrated twins have such a law, chips do not.
+    For tests and ablation studies: simulators and calibrated twins have a differentiable law, chips do not.
     """
 
     def __init__(self, *, seed: int = 0) -> None:
         super().__init__(seed=seed)
 
     def check(self, session: Session) -> None:
-        """Refuse a device without a law."""
+        """Refuse a device without a differentiable law."""
         self._twin = differentiable(session)
         super().check(session)
 
     def law(self, session: Session) -> Differentiable:
-        """The device's own."""
+        """Return the law of the device."""
         return differentiable(session)

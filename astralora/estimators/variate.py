@@ -1,4 +1,4 @@
-"""A model's gradient as a control variate: used as far as it is right, and never to the estimate's bias."""
+"""Reduce the variance of a zero-order estimate by the gradient of a model, without bias."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from .twin import Twin
 
 __all__ = ["ControlVariate"]
 
-# What earlier estimates have taught counts this much less with each new one.
+# Factor by which the weight of earlier estimates falls with each new one.
 _MEMORY = 0.9
 
 
 class ControlVariate:
-    """Takes what a twin predicts off the changes that a device shows, and its gradient back in afterwards.
+    """Use the gradient of a twin as a control variate of a zero-order estimate.
 
-    With directions u_k, changes d_k of the device and t_k predicted by the twin's gradient h,
+    With directions u_k, measured changes d_k, and changes t_k predicted by the twin's gradient h,
 
         g = mean_k [c_k h + u_k (d_k - c_k t_k)]
 
-    has the gradient as its mean for any c_k that does not depend on u_k. The best is c = sum d t / sum t^2: here from
-    earlier estimates and, where directions are independent, from all samples of this one but the k-th. It starts at
-    0. A poor twin gets a small c, and harms nothing.
+    is unbiased for any c_k that does not depend on u_k. The best factor is c = sum d t / sum t^2. Here it is computed
+    from earlier estimates and, where directions are independent, from all samples of this estimate except the k-th. It
+    starts at 0. A poor twin gets a small c, and does no harm.
 
     Args:
-        twin: the model.
+        twin: differentiable model of the device.
     """
 
     def __init__(self, twin: Differentiable) -> None:
         self._twin = Twin(twin=twin)
-        self._products = 0.0  # remembered sums of d t and of t^2
+        self._products = 0.0  # weighted sums of d t and of t^2
         self._squares = 0.0
         self._earlier = 0.0
         self._shares: list[float] = []
         self._count = 0
 
     def check(self, session: Session) -> None:
-        """Refuse a twin of another shape than the device's."""
+        """Refuse a twin of another size than the device."""
         self._twin.check(session)
 
     def gradient(
         self, session: Session, controls: Tensor, inputs: Tensor, outputs: Tensor, grad_outputs: Tensor
     ) -> Tensor:
-        """The twin's gradient h, as a new estimate begins: (num_controls,)."""
+        """Begin a new estimate, and return the twin's gradient h, (num_controls,)."""
         self._products *= _MEMORY
         self._squares *= _MEMORY
         self._shares, self._count = [], 0
@@ -55,15 +55,15 @@ class ControlVariate:
         return self._twin.estimate(session, controls, inputs, outputs, grad_outputs)
 
     def remove(self, changes: Tensor, predicted: Tensor, *, leave_one_out: bool) -> Tensor:
-        """What the twin does not explain: d - c t.
+        """Return the changes that the twin does not explain, d - c t.
 
         Args:
-            changes: d by sample and output, (samples, out_features).
-            predicted: t by sample, (samples, 1), or by sample and output.
-            leave_one_out: learn c from the other samples too, whose directions are independent of each one's own.
+            changes: d for each sample and output, (samples, out_features).
+            predicted: t for each sample, (samples, 1), or for each sample and output.
+            leave_one_out: compute c_k also from the other samples, whose directions are independent of u_k.
         """
-        seen = changes if predicted.shape == changes.shape else changes.sum(dim=1, keepdim=True)
-        products = (seen * predicted).sum(dim=1).double()
+        measured = changes if predicted.shape == changes.shape else changes.sum(dim=1, keepdim=True)
+        products = (measured * predicted).sum(dim=1).double()
         squares = predicted.square().sum(dim=1).double()
         self._products += float(products.sum())
         self._squares += float(squares.sum())
@@ -74,21 +74,21 @@ class ControlVariate:
             shares = torch.full_like(products, self._earlier)
         self._shares.append(float(shares.sum()))
         self._count += len(shares)
-        return seen - shares.to(seen).unsqueeze(1) * predicted
+        return measured - shares.to(measured).unsqueeze(1) * predicted
 
     def restore(self, gradient: Tensor) -> Tensor:
-        """The mean of c h."""
+        """Return the mean of c h."""
         return sum(self._shares) / max(self._count, 1) * gradient
 
     @property
     def share(self) -> float:
-        """How much of the twin is believed at present, c."""
+        """Return the present factor c."""
         return self._products / self._squares if self._squares else 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """What earlier estimates have taught."""
+        """Return the sums over earlier estimates."""
         return {"products": self._products, "squares": self._squares}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self._products, self._squares = state["products"], state["squares"]

@@ -1,4 +1,4 @@
-"""Layers whose products are computed by devices, and the functions that put them into a model."""
+"""Compute layers of torch models on devices, and put such layers into a model."""
 
 from .attachment import attach, detach
 from .conv import BlackBoxConv2d

@@ -1,4 +1,4 @@
-"""A convolution whose product is computed by a device, one place of the image after the other."""
+"""Compute a 2-d convolution on a device, one patch of the image after the other."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ _Padding = Literal["zeros", "reflect", "replicate", "circular"]
 
 
 class BlackBoxConv2d(BlackBoxLinear):
-    """A 2-d convolution on one device, time-multiplexed: every patch of the image is one vector.
+    """Compute a 2-d convolution on one device, time-multiplexed: every patch of the image is one vector.
 
-    Takes the place of an `nn.Conv2d` without groups. A step costs as many vectors as there are output pixels in the
-    batch, and as many programs as a linear layer's.
+    It takes the place of an `nn.Conv2d` without groups. A step costs as many vectors as there are output pixels in the
+    batch, and as many programs as a step of a linear layer.
 
     Args:
-        device: what computes, with in_features = channels x kernel height x kernel width.
-        kernel_size: of the patches, as for `nn.Conv2d`.
-        stride: likewise.
-        padding: likewise; a number, a pair, ``"same"`` or ``"valid"``.
-        dilation: likewise.
-        padding_mode: likewise.
-        **options: as for `BlackBoxLinear`.
+        device: device that computes, with in_features = channels x kernel height x kernel width.
+        kernel_size: size of the patches, as for `nn.Conv2d`.
+        stride: as for `nn.Conv2d`.
+        padding: as for `nn.Conv2d`: a number, a pair, ``"same"`` or ``"valid"``.
+        dilation: as for `nn.Conv2d`.
+        padding_mode: as for `nn.Conv2d`.
+        **options: options of `BlackBoxLinear`.
 
     Shape:
-        (batch, channels, height, width) -> (batch, out_features, height', width'); the batch may be missing.
+        (batch, channels, height, width) -> (batch, out_features, height', width'); the batch dimension is optional.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class BlackBoxConv2d(BlackBoxLinear):
         if isinstance(padding, str) and padding not in ("same", "valid"):
             raise ConfigurationError(f"padding must be a number, a pair, 'same' or 'valid', not {padding!r}")
         if padding == "same" and self.stride != (1, 1):
-            raise ConfigurationError(f"padding 'same' goes with a stride of 1 only, not {self.stride}")
+            raise ConfigurationError(f"padding 'same' needs a stride of 1, not {self.stride}")
         self.padding_mode = padding_mode
         size = prod(self.kernel_size)
         if device.spec.in_features % size:
             raise ConfigurationError(
-                f"{device.spec.name!r} has {device.spec.in_features} inputs, which is no multiple of a kernel's {size}"
+                f"{device.spec.name!r} has {device.spec.in_features} inputs, not a multiple of the kernel's {size}"
             )
         super().__init__(device, **options)
         self.in_channels = self.in_features // size
@@ -86,7 +86,7 @@ class BlackBoxConv2d(BlackBoxLinear):
         return y if x.ndim == 4 else y.squeeze(0)
 
     def to_digital(self, repeats: int = 1) -> nn.Module:
-        """A digital convolution that computes what this one does, from what `measure_weight` finds."""
+        """Return a digital convolution that computes the same, with the weights that `measure_weight` measures."""
         conv = nn.utils.skip_init(
             nn.Conv2d,
             self.in_channels,
@@ -100,17 +100,17 @@ class BlackBoxConv2d(BlackBoxLinear):
             dtype=self.controls.dtype,
             device=self.controls.device,
         )
-        return self._hand_over(conv, self.measure_weight(repeats))
+        return self._copy_into(conv, self.measure_weight(repeats))
 
     def extra_repr(self) -> str:
-        """What stands in the brackets of the layer's repr."""
+        """Return the text in the brackets of the layer's repr."""
         return (
             f"{super().extra_repr()}, kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, "
             f"dilation={self.dilation}"
         )
 
     def _margins(self) -> tuple[int, int, int, int]:
-        """Left, right, top and bottom."""
+        """Return the padding at the left, right, top and bottom."""
         if not isinstance(self.padding, str):
             down, across = self.padding
             return across, across, down, down

@@ -1,4 +1,4 @@
-"""Finding controls with which a device computes a given matrix."""
+"""Find controls with which a device computes a given matrix."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ __all__ = ["MatrixFit", "fit_matrix"]
 
 Product = Callable[[Tensor], Tensor]
 
-# Settings of the sweep that tells each element's curve, and corrections after it.
+# Settings of the sweep that measures each element's curve, and corrections after it.
 _SETTINGS = 33
 _CORRECTIONS = 4
-# Times that each vector is sent: they cost next to nothing beside the programs.
+# Times that each vector is sent; vectors cost very little compared with programs.
 _REPEATS = 4
-# Gains that are tried, relative to the one at which the largest weight just fits.
+# Number of gains to try, and the largest, relative to the gain at which the largest weight is just in reach.
 _GAINS = 24
 _WIDEST_GAIN = 8.0
-# Elements that the sweep is searched for at a time, times settings: 64 MiB in float32.
+# Elements times settings in one search through the curves: 64 MiB in float32.
 _CHUNK = 1 << 24
-# Share of the control range that a descent's first step may take.
+# Largest first step of a descent, as a share of the control range.
 _STRIDE = 1 / 64
 
 
 @dataclass(frozen=True, slots=True)
 class MatrixFit:
-    """How near a device comes to a matrix.
+    """Hold the result of a fit: the matrix is nearly gain A(controls).
 
     Attributes:
         controls: (num_controls,).
-        gain: the matrix is nearly gain A(controls).
-        residual: |gain A - W| / |W|, as measured.
+        gain: factor of A(controls).
+        residual: measured |gain A - W| / |W|.
     """
 
     controls: Tensor
@@ -56,22 +56,22 @@ def fit_matrix(
 ) -> MatrixFit:
     """Find controls and a gain with which gain A(w) is nearest to a matrix W in the Frobenius norm.
 
-    Where every control sets one entry, all of them are swept through their range together, which tells the curve of
-    every single element; each is then set to its own weight, and corrected by what is measured: 38 programs,
-    whatever the size. Elsewhere the gradient of |gain A(w) - W|^2 / 2 is followed for a number of steps, at the
-    price of as many training steps.
+    Where every control sets one entry, all controls are swept through their range together, which measures the curve of
+    every element. Each element is then set to its own weight, and corrected by further measurements: 38 programs, for
+    any size. On other devices the gradient of |gain A(w) - W|^2 / 2 is followed for a number of steps, each at the cost
+    of a training step.
 
     Args:
-        session: guards a linear device.
+        session: session of a linear device.
         weight: W, (out_features, in_features).
-        controls: where to start from, (num_controls,); may be moved.
-        product: X A(w)^T through the device at these controls, (batch, in_features) -> (batch, out_features), with a
-            gradient for them.
-        gain: a gain may be chosen; 1 otherwise.
-        steps: of the descent.
+        controls: controls to start from, (num_controls,); their values may change.
+        product: function that computes X A(w)^T on the device at these controls, (batch, in_features) ->
+            (batch, out_features), with a gradient for them.
+        gain: choose a gain; otherwise it is 1.
+        steps: number of descent steps.
 
     Raises:
-        ConfigurationError: the device is not linear, or W is of another shape.
+        ConfigurationError: the device is not linear, or W has another shape.
     """
     spec = session.spec
     shape = (spec.out_features, spec.in_features)
@@ -79,7 +79,7 @@ def fit_matrix(
         raise ConfigurationError(f"a fit to a matrix needs a linear device, and {spec.name!r} is not")
     if weight.shape != shape:
         raise ConfigurationError(
-            f"{spec.name!r} computes a matrix of {shape}, but is to be fitted to {tuple(weight.shape)}"
+            f"{spec.name!r} computes a matrix of shape {shape}, which cannot be fitted to one of {tuple(weight.shape)}"
         )
     weight = weight.detach().to(controls)
     with session.transaction():
@@ -110,19 +110,19 @@ def _sweep(session: Session, weight: Tensor, controls: Tensor, gain: bool) -> Ma
     low, high = spec.control_range
     probe = TransferProbe(spec, controls.dtype, controls.device, repeats=_REPEATS)
     session.afford("fit", programs=_SETTINGS + 1 + _CORRECTIONS, vectors=(_SETTINGS + 1 + _CORRECTIONS) * probe.vectors)
-    levels = _whole_levels(spec, torch.linspace(low, high, _SETTINGS).to(controls))
+    levels = _round_to_levels(spec, torch.linspace(low, high, _SETTINGS).to(controls))
     curves = torch.stack([_measure(session, probe, level.expand_as(controls)) for level in levels]).flatten(1)
     targets = weight.flatten()
     scale = float(targets.abs().max() / curves.abs().max().clamp_min(1e-30)) or 1.0
-    tried = [scale * _WIDEST_GAIN ** (place / (_GAINS - 1)) for place in range(_GAINS)] if gain else [1.0]
-    # Weights that are out of reach are only cut off: a gain below the one that fits the largest may be better.
-    tried += [scale / 2, scale / 4] if gain else []
+    gains = [scale * _WIDEST_GAIN ** (place / (_GAINS - 1)) for place in range(_GAINS)] if gain else [1.0]
+    # A smaller gain, which cuts off the largest weights, may be better for the others.
+    gains += [scale / 2, scale / 4] if gain else []
 
     def predicted(factor: float) -> tuple[float, Tensor, Tensor]:
         settings, entries, slopes = _invert(spec, curves, levels, targets / factor)
         return float((factor * entries - targets).square().sum()), settings, slopes
 
-    chosen = min(tried, key=lambda factor: predicted(factor)[0])
+    chosen = min(gains, key=lambda factor: predicted(factor)[0])
     _, settings, slopes = predicted(chosen)
     best: MatrixFit | None = None
     for turn in range(_CORRECTIONS + 1):
@@ -133,7 +133,7 @@ def _sweep(session: Session, weight: Tensor, controls: Tensor, gain: bool) -> Ma
             best = MatrixFit(settings.clone(), factor, residual)
         if turn == _CORRECTIONS:
             break
-        # Newton's step on every element by itself, where its curve is steep enough to tell.
+        # A Newton step for every element, where its curve is steep enough.
         error = targets / chosen - matrix.flatten()
         steep = slopes.abs() > 0.1 * slopes.abs().mean()
         move = torch.where(steep, error / torch.where(steep, slopes, 1.0), 0.0)
@@ -143,7 +143,7 @@ def _sweep(session: Session, weight: Tensor, controls: Tensor, gain: bool) -> Ma
 
 
 def _invert(spec: DeviceSpec, curves: Tensor, levels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The setting at which each element's own curve comes nearest to its target, the entry there, and the slope."""
+    """Return, for each element, the setting at which its curve is nearest to its target, the entry, and the slope."""
     settings, entries, slopes = torch.empty_like(targets), torch.empty_like(targets), torch.empty_like(targets)
     widths = levels.diff()
     size = max(1, _CHUNK // len(levels))
@@ -155,14 +155,14 @@ def _invert(spec: DeviceSpec, curves: Tensor, levels: Tensor, targets: Tensor) -
         segment = (left + share * rise - targets[part]).abs().argmin(dim=0, keepdim=True)
         share = share.gather(0, segment)[0]
         segment = segment[0]
-        setting = _whole_levels(spec, levels[segment] + share * widths[segment])
+        setting = _round_to_levels(spec, levels[segment] + share * widths[segment])
         slope = rise.gather(0, segment.unsqueeze(0))[0] / widths[segment]
         settings[part], slopes[part] = setting, slope
         entries[part] = left.gather(0, segment.unsqueeze(0))[0] + slope * (setting - levels[segment])
     return settings, entries, slopes
 
 
-def _whole_levels(spec: DeviceSpec, settings: Tensor) -> Tensor:
+def _round_to_levels(spec: DeviceSpec, settings: Tensor) -> Tensor:
     if spec.control_step is None or spec.control_range is None:
         return settings
     low, high = spec.control_range
@@ -191,7 +191,7 @@ def _descend(
             best = MatrixFit(controls.detach().clone(), factor, residual)
         if turn < steps:
             optimizer.zero_grad()
-            # |gain A - W|^2 / 2 through orthogonal vectors; the best gain has no gradient of its own.
+            # |gain A - W|^2 / 2, measured with orthogonal vectors; at the best gain its derivative by the gain is zero.
             (factor * answers - vectors @ weight.mT).square().sum().mul(0.5 / power).backward()
             optimizer.step()
             schedule.step()

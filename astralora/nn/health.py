@@ -1,4 +1,4 @@
-"""Watching whether a surrogate still knows its device."""
+"""Watch a layer's device: how well the surrogate predicts it, and how many outputs saturate."""
 
 from __future__ import annotations
 
@@ -6,29 +6,33 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["Health", "StaleGradientWarning"]
+from torch import Tensor
 
-# A warning is due when the average falls below the first, and again after it has been above the second.
+from ..devices import ReportsPeaks, Session
+
+__all__ = ["Health", "StaleGradientWarning", "saturated_share"]
+
+# The warning is given when the average falls below the first, and again only after it has been above the second.
 _STALE = 0.5
 _SOUND = 0.7
-# Steps that the average looks back on, and those that it waits before it judges.
+# Steps that the average covers, and steps before the first warning.
 _MEMORY = 20
 _PATIENCE = 20
 
 
 class StaleGradientWarning(UserWarning):
-    """A surrogate explains so little of its device's answers that its gradients are not to be trusted."""
+    """Warn that a surrogate predicts its device too poorly for its gradients to be trusted."""
 
 
 class Health:
-    """The share of a device's answers, noise aside, that its surrogate foresees, averaged over the latest steps.
+    """Average, over the latest steps, the share of a device's answers, noise aside, that its surrogate predicts.
 
-    Gradients that are wrong by a relative error e have a cosine of about 1 / sqrt(1 + e^2) to the truth, and a
-    health of 1 - e^2 as far as the batches show it. Measured on each batch before it is learned from, at no
-    operation.
+    Gradients with a relative error e have a cosine of about 1 / sqrt(1 + e^2) to the true ones, and a health of
+    1 - e^2, as far as the batches show it. The share is measured on each batch before the surrogate learns from the
+    batch; it costs no operation.
 
     Args:
-        device: its name, for the warning.
+        device: name of the device, for the warning.
 
     Attributes:
         value: between 0 and 1; None before the first step.
@@ -41,15 +45,19 @@ class Health:
         self.value: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next judgement depends on."""
+        """Return the average, the number of steps, and whether the warning was given."""
         return {"value": self.value, "steps": self._steps, "warned": self._warned}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self.value, self._steps, self._warned = state["value"], state["steps"], state["warned"]
 
     def update(self, explained: float | None) -> None:
-        """Take in the newest batch; warns, once, when the average has fallen below a half."""
+        """Add the newest batch to the average; warn once when the average has fallen below a half.
+
+        Args:
+            explained: predicted share of the batch's answers; None where the batch shows nothing.
+        """
         if explained is None:
             return
         weight = max(1 / _MEMORY, 1 / (self._steps + 1))
@@ -60,9 +68,26 @@ class Health:
         if self.value < _STALE and self._steps >= _PATIENCE and not self._warned:
             self._warned = True
             warnings.warn(
-                f"the surrogate foresees {100 * self.value:.0f} % of what {self._device!r} answers: gradients for the "
-                f"layers before it have gone stale; use surrogate='online' or 'measured', a higher rank, or rebuild it "
-                f"more often",
+                f"the surrogate predicts {100 * self.value:.0f} % of the answers of {self._device!r}: gradients for "
+                f"the layers before it are stale; use surrogate='online' or 'measured', a higher rank, or rebuild the "
+                f"surrogate more often",
                 StaleGradientWarning,
                 stacklevel=2,
             )
+
+
+def saturated_share(session: Session, outputs: Tensor) -> float | None:
+    """Return the share of outputs at an end of the output range; None where the device has no such range.
+
+    Args:
+        session: session of the device that has just answered.
+        outputs: its answer, (batch, out_features).
+    """
+    spec, source = session.spec, session.capability(ReportsPeaks)
+    if source is not None:
+        return float((source.peaks >= 1).to(outputs).mean()) if outputs.numel() else 0.0
+    if not spec.rails or not outputs.numel():
+        return None
+    margin = (spec.output_step or 0.0) / 2
+    ends = [outputs >= rail - margin if rail > 0 else outputs <= rail + margin for rail in spec.rails]
+    return sum(float(end.sum()) for end in ends) / outputs.numel()

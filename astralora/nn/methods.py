@@ -1,4 +1,4 @@
-"""Named pairs of an estimator and a surrogate."""
+"""Choose an estimator and a surrogate for a device, by the name of a method."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from ..surrogates.twin_drift import TwinDrift
 __all__ = ["METHODS", "Choice", "ExpensiveGradientWarning", "choose_method", "expected_expense", "method_options"]
 
 
-# The cosine of control gradients below which it is worth saying that there is a better way, and one to compare with.
+# Cosine of the control gradients below which a warning is given, and the cosine that the warning compares with.
 _POOR = 0.5
 _GOOD = 0.9
 
 
 class ExpensiveGradientWarning(UserWarning):
-    """A device without a calibrated twin, on which gradients take many programs and are poor all the same."""
+    """Warn that a device without a calibrated twin takes many programs for poor gradients."""
 
 
 class Choice(NamedTuple):
-    """What a method comes to on a device.
+    """Hold what a method chooses for a device.
 
     Attributes:
-        estimator: of control gradients, by name.
-        surrogate: of input gradients, by name.
-        options: of the estimator, where they differ from its own.
+        estimator: name of the estimator of control gradients.
+        surrogate: name of the surrogate for input gradients.
+        options: options of the estimator that differ from its defaults.
     """
 
     estimator: str
@@ -43,15 +43,15 @@ class Choice(NamedTuple):
 def _auto(session: Session) -> Choice:
     spec = session.spec
     if spec.linear and spec.coupling == "elementwise":
-        # Vectors are cheap where programs are not: against noise, every probe is sent twice. A measurement takes as
-        # many vectors as the device is wide; where it comes less often by as much, a step's share of it stays.
+        # Vectors are cheap compared with programs: against noise, every probe is sent twice. A measurement takes as
+        # many vectors as the device has inputs; a wide device measures less often, so the cost of a step is the same.
         every = max(8, spec.in_features // 64)
         return Choice("elementwise", "measured", {"every": every, "repeats": 2 if spec.noise_std else 1})
     if spec.linear and spec.coupling == "sparse":
         return Choice("coloured", "measured")
     if spec.coupling in ("elementwise", "output"):
         return Choice("output", "online")
-    return _twin(session) if _known_twin(session) is not None else Choice("orthogonal", "online")
+    return _twin(session) if _calibrated_twin(session) is not None else Choice("orthogonal", "online")
 
 
 def _paper(_: Session) -> Choice:
@@ -59,7 +59,7 @@ def _paper(_: Session) -> Choice:
 
 
 def _twin(session: Session) -> Choice:
-    twin = _known_twin(session)
+    twin = _calibrated_twin(session)
     if twin is None:
         return Choice("twin", "twin")
     return Choice("twin", "twin", {"twin": TwinDrift(twin) if isinstance(twin, CalibratedTwin) else twin})
@@ -69,8 +69,8 @@ def _exact(_: Session) -> Choice:
     return Choice("exact", "exact")
 
 
-def _known_twin(session: Session) -> Differentiable | None:
-    """The model that a calibrated device comes with."""
+def _calibrated_twin(session: Session) -> Differentiable | None:
+    """Return the twin of a calibrated device; None for other devices."""
     device = session.capability(Twinned)
     return None if device is None else device.twin
 
@@ -81,12 +81,12 @@ METHODS: dict[str, Callable[[Session], Choice]] = {
     "twin": _twin,
     "exact": _exact,
 }
-"""What each method comes to on a device; one of your own is a function of its session.
+"""All methods by name; a method is a function of the device's session that returns a `Choice`.
 
-``auto`` takes the best for what the spec promises, and the twin of a calibrated device where coupling is dense.
+``auto`` chooses the best for the device's spec; with dense coupling it uses the twin of a calibrated device.
 ``paper`` is the published algorithm, arXiv 2509.15113, kept as the reference. ``twin`` backpropagates through a
-differentiable model of the device: the one that it was calibrated with, or one given as ``twin=...``.
-``exact`` needs a simulator: the gradient that the others try to find.
+differentiable model of the device: the twin of its calibration, or one given as ``twin=...``. ``exact`` needs a
+simulator and computes the exact gradient, which the others estimate.
 """
 
 
@@ -97,17 +97,17 @@ def choose_method(
     surrogate: str | Surrogate | None = None,
     **options: Any,
 ) -> tuple[Estimator, Surrogate]:
-    """The estimator and the surrogate for a device, which is not operated for that.
+    """Make the estimator and the surrogate for a device; this does not operate the device.
 
     Args:
-        session: guards the device.
-        method: names both; see `METHODS`.
-        estimator: takes the place of the method's, by name or as an object.
-        surrogate: takes the place of the method's, by name or as an object.
-        **options: for either of the two, given to the one that takes it.
+        session: session of the device.
+        method: name of the pair; see `METHODS`.
+        estimator: name or object that replaces the method's estimator.
+        surrogate: name or object that replaces the method's surrogate.
+        **options: options of either, each given to the one that takes it.
 
     Raises:
-        ConfigurationError: a name or an option that neither knows, or a device that one of them cannot work on.
+        ConfigurationError: a name or an option is unknown, or one of the two cannot work on the device.
     """
     if method not in METHODS:
         raise ConfigurationError(f"there is no method named {method!r}; known are {', '.join(METHODS)}")
@@ -123,22 +123,20 @@ def choose_method(
             )
     if estimator == default.estimator:
         options = {**default.options, **options}
-    chosen = (
-        ESTIMATORS.make(estimator, **options) if isinstance(estimator, str) else estimator,
-        SURROGATES.make(surrogate, **options) if isinstance(surrogate, str) else surrogate,
-    )
-    chosen[0].check(session)
-    chosen[1].check(session, chosen[0])
-    expense = None if method != "auto" else expected_expense(session.spec, chosen[0])
+    made_estimator = ESTIMATORS.make(estimator, **options) if isinstance(estimator, str) else estimator
+    made_surrogate = SURROGATES.make(surrogate, **options) if isinstance(surrogate, str) else surrogate
+    made_estimator.check(session)
+    made_surrogate.check(session, made_estimator)
+    expense = None if method != "auto" else expected_expense(session.spec, made_estimator)
     if expense is not None:
         warnings.warn(expense, ExpensiveGradientWarning, stacklevel=2)
-    return chosen
+    return made_estimator, made_surrogate
 
 
 def expected_expense(spec: DeviceSpec, estimator: Estimator) -> str | None:
-    """What to say where gradients are going to be few and poor for want of a calibration; None where they are not.
+    """Return a warning where gradients will be poor without a calibration; None where they will not.
 
-    S random directions among P controls give a gradient whose cosine to the true one is sqrt(S / (S + P)) at best.
+    With S random directions for P controls the cosine to the true gradient is at best sqrt(S / (S + P)).
     """
     if not isinstance(estimator, ZeroOrder) or spec.coupling != "dense":
         return None
@@ -155,7 +153,7 @@ def expected_expense(spec: DeviceSpec, estimator: Estimator) -> str | None:
 
 
 def method_options(estimator: str | Estimator, surrogate: str | Surrogate) -> set[str]:
-    """The options that these two take between them; objects are made already, and take none."""
+    """Return the options that either of the two takes; an object takes none, since it is made already."""
     taken: set[str] = {"seed"}
     if isinstance(estimator, str):
         taken |= ESTIMATORS.takes(estimator)

@@ -1,7 +1,7 @@
-"""Fitting real-valued vectors into a device's input range, and its answers back.
+"""Encode real-valued vectors in a device's input range, and decode its answers.
 
-An encoding of a linear device is exact: ``decode(A encode(x)) = A x`` for every x, up to the device's own
-noise and rounding.
+On a linear device an encoding is exact: ``decode(A encode(x)) = A x`` for every x, up to the device's own noise and
+rounding.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ __all__ = ["ENCODINGS", "Differential", "Encoding", "Scale", "choose_encoding"]
 
 
 class Encoding(ABC):
-    """Maps vectors into the input range of a device, and its answers back.
+    """Map vectors into the input range of a device, and its answers back.
 
     Args:
-        spec: of the device.
+        spec: spec of the device.
 
     Attributes:
-        passes: device inputs that one vector takes.
-        signed: takes vectors with negative entries.
+        passes: number of device inputs for one vector.
+        signed: vectors may have negative entries.
     """
 
     passes: ClassVar[int] = 1
@@ -37,11 +37,11 @@ class Encoding(ABC):
 
     @abstractmethod
     def encode(self, vectors: Tensor, amplitude: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
-        """Fit vectors into the input range.
+        """Map vectors into the input range.
 
         Args:
             vectors: (batch, in_features).
-            amplitude: share of the range to use, one number or (batch, 1).
+            amplitude: share of the range to use, a number or (batch, 1).
 
         Returns:
             Device inputs, (rows, in_features), and the factors that `decode` needs, (batch, 1).
@@ -49,15 +49,15 @@ class Encoding(ABC):
 
     @abstractmethod
     def decode(self, outputs: Tensor, factors: Tensor) -> Tensor:
-        """Device outputs (..., rows, out_features) back to (..., batch, out_features)."""
+        """Map device outputs, (..., rows, out_features), back to (..., batch, out_features)."""
 
 
 class Scale(Encoding):
-    """Scales each vector so that its largest magnitude fills the range; one pass a vector.
+    """Scale each vector so that its largest magnitude fills the range; one pass for each vector.
 
-    On a linear device the scale is each vector's own. On a device that is not linear it is fixed instead,
-    1.0 standing for the end of the range, and larger activations saturate: the device's curve must not move
-    with the data. A range that starts at zero takes vectors without negative entries only.
+    On a linear device each vector has its own scale. On a device that is not linear the scale is fixed, because the
+    device's curve must not change with the data: 1.0 is the end of the range, and larger activations saturate. A range
+    that starts at zero takes only vectors without negative entries.
     """
 
     def __init__(self, spec: DeviceSpec) -> None:
@@ -77,7 +77,7 @@ class Scale(Encoding):
         """Scale each vector into the range."""
         if not self.signed and vectors.numel() and bool(vectors.detach().min() < 0):
             raise ConfigurationError(
-                f"encoding 'scale' met a negative activation, which {self.spec.name!r} cannot take; "
+                f"encoding 'scale' cannot encode a negative activation for {self.spec.name!r}, which takes none; "
                 f"use encoding='differential'"
             )
         if self.spec.input_range is None:
@@ -95,10 +95,10 @@ class Scale(Encoding):
 
 
 class Differential(Encoding):
-    """Passes the positive and the negative part of each vector one after the other, and subtracts.
+    """Send the positive and the negative part of each vector one after the other, and subtract the answers.
 
-    For linear devices whose inputs cannot be negative, or whose range has an offset, which cancels. Two
-    passes a vector.
+    For linear devices whose inputs cannot be negative, or whose range has an offset, which cancels. Two passes for each
+    vector.
     """
 
     passes = 2
@@ -112,27 +112,27 @@ class Differential(Encoding):
         self._low, self._high = spec.input_range or (0.0, 1.0)
 
     def encode(self, vectors: Tensor, amplitude: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
-        """Positive parts, then negative parts: (2 batch, in_features)."""
+        """Return the positive parts, then the negative parts, (2 batch, in_features)."""
         factors = (self._high - self._low) * amplitude / _peak(vectors)
         scaled = vectors * factors
         parts = torch.cat([scaled.clamp_min(0), (-scaled).clamp_min(0)])
         return parts + self._low, factors
 
     def decode(self, outputs: Tensor, factors: Tensor) -> Tensor:
-        """The difference of the two passes, scaled back."""
+        """Return the difference of the two passes, scaled back."""
         positive, negative = outputs.chunk(2, dim=-2)
         return (positive - negative) / factors
 
 
 ENCODINGS: dict[str, type[Encoding]] = {"scale": Scale, "differential": Differential}
-"""Every encoding by name."""
+"""All encodings by name."""
 
 
 def choose_encoding(spec: DeviceSpec, name: str = "auto") -> Encoding:
-    """The encoding of this name; ``"auto"`` takes the cheapest one that suits signed vectors.
+    """Return the encoding of a name; ``"auto"`` chooses the cheapest one for signed vectors.
 
     Raises:
-        ConfigurationError: unknown name, or it does not suit the device.
+        ConfigurationError: the name is unknown, or the encoding does not suit the device.
     """
     if name == "auto":
         one_sided = spec.input_range is not None and spec.input_range[0] >= 0
@@ -145,6 +145,6 @@ def choose_encoding(spec: DeviceSpec, name: str = "auto") -> Encoding:
 def _peak(vectors: Tensor) -> Tensor:
     # Detached: for a linear device the scale cancels, and its gradient with it.
     peak = vectors.detach().abs().amax(dim=1, keepdim=True)
-    # Nothing to scale, or too little to be scaled up without overflow.
-    faint = peak < torch.finfo(peak.dtype).tiny * 1e6
-    return torch.where(faint, torch.ones_like(peak), peak)
+    # Zero, or too small to be scaled up without overflow.
+    tiny_peak = peak < torch.finfo(peak.dtype).tiny * 1e6
+    return torch.where(tiny_peak, torch.ones_like(peak), peak)

@@ -1,4 +1,4 @@
-"""Hadamard matrices of many orders, and rows of very large ones: the best patterns of +-1 for measuring with."""
+"""Make Hadamard matrices, and single rows of very large ones: optimal patterns of +-1 for measurements."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _Signs = NDArray[np.int8]
 
 
 def hadamard_order(least: int) -> int:
-    """The smallest order, at least this, of a Hadamard matrix that `hadamard` can make.
+    """Return the smallest order, at least ``least``, of a Hadamard matrix that `hadamard` can make.
 
-    Powers of two (Sylvester), q + 1 for primes q = 3 mod 4 and 2 (q + 1) for primes q = 1 mod 4 (Paley 1933), and twice
-    any of them: hardly ever more than 4 above ``least`` up to some hundreds, and 3 % above beyond.
+    The orders are powers of two (Sylvester), q + 1 for primes q = 3 mod 4 and 2 (q + 1) for primes q = 1 mod 4 (Paley
+    1933), and twice any of them: rarely more than 4 above ``least`` up to some hundreds, and 3 % above beyond.
     """
     order = least
     while not _constructible(order):
@@ -28,20 +28,20 @@ def hadamard_order(least: int) -> int:
 
 
 def hadamard(order: int) -> Tensor:
-    """A Hadamard matrix H of +-1 with H^T H = order I: (order, order), int8.
+    """Return a Hadamard matrix H of +-1 with H^T H = order I, (order, order), int8.
 
     Raises:
-        ValueError: none of the constructions gives this order.
+        ValueError: no construction gives this order.
     """
     if not _constructible(order):
-        raise ValueError(f"no Hadamard matrix of order {order} can be made here; the next is {hadamard_order(order)}")
+        raise ValueError(f"no Hadamard matrix of order {order} can be made; the next order is {hadamard_order(order)}")
     return torch.from_numpy(_construct(order).copy())
 
 
 def hadamard_transform(values: Tensor) -> Tensor:
-    """The product ``values @ hadamard(order)``, for the price of two much smaller ones where the order is even twice.
+    """Return ``values @ hadamard(order)``, computed by two much smaller products where the order is a multiple of 4.
 
-    H of an order 2^k b is the Kronecker product of those of 2^k and b.
+    H of order 2^k b is the Kronecker product of the matrices of orders 2^k and b.
 
     Args:
         values: (..., order), floating point.
@@ -60,15 +60,15 @@ def hadamard_transform(values: Tensor) -> Tensor:
 
 
 class CodedSigns:
-    """Random signs for many controls whose patterns are as good as orthogonal from row to row.
+    """Draw random signs for many controls, in rows that are nearly orthogonal.
 
-    Rows are drawn without repetition from a Sylvester matrix whose columns are dealt out to the controls at random,
-    each with a random sign: every pair of controls is uncorrelated on average, and exactly so over a whole set of
-    rows, of which there are as many as the next power of two above ``width``. More rows than that begin another set.
+    Rows are drawn without repetition from a Sylvester matrix. Its columns are assigned to the controls at random, each
+    with a random sign. Every pair of controls is uncorrelated on average, and exactly uncorrelated over a whole set of
+    rows; a set has as many rows as the next power of two above ``width``. Further rows begin another set.
 
     Args:
-        width: controls.
-        generator: of the draw.
+        width: number of controls.
+        generator: random stream.
     """
 
     def __init__(self, width: int, generator: torch.Generator) -> None:
@@ -78,7 +78,7 @@ class CodedSigns:
         self._rows = torch.empty(0, dtype=torch.long)
 
     def take(self, count: int) -> Tensor:
-        """The next rows: (count, width), +1 and -1, int8."""
+        """Return the next rows, (count, width), of +1 and -1, int8."""
         parts = []
         while count:
             if not len(self._rows):
@@ -93,7 +93,7 @@ class CodedSigns:
 
 
 def _sylvester(rows: Tensor, columns: Tensor) -> Tensor:
-    """Entries (-1)^(number of ones that i and j have in common), for any rows i and columns j."""
+    """Return the entries (-1)^(number of binary ones that i and j share) of rows i and columns j."""
     odd = rows.unsqueeze(1) & columns
     for shift in (32, 16, 8, 4, 2, 1):
         odd = odd ^ (odd >> shift)
@@ -105,7 +105,7 @@ def _constructible(order: int) -> bool:
 
 
 def _paley(order: int) -> int:
-    """Which of Paley's two constructions gives this order; 0 for neither."""
+    """Return the number of Paley's construction that gives this order, 1 or 2; 0 for neither."""
     if order % 4 == 0 and _prime(order - 1):  # then order - 1 = 3 mod 4
         return 1
     half = order // 2 - 1
@@ -113,7 +113,7 @@ def _paley(order: int) -> int:
 
 
 def _halves(order: int) -> bool:
-    """Whether the matrix of this order is made of that of half the order."""
+    """Return whether the matrix of this order is made from the matrix of half the order."""
     return order == 2 or (order % 4 == 0 and _constructible(order // 2))
 
 
@@ -135,7 +135,7 @@ def _construct(order: int) -> _Signs:
 
 
 def _bordered(prime: int, corner: int) -> _Signs:
-    """Jacobsthal's matrix of a prime, with a border of ones; the left one of ``corner``'s sign."""
+    """Return Jacobsthal's matrix of a prime with a border of ones; the left border has the sign of ``corner``."""
     squares = np.zeros(prime, dtype=np.int8)
     squares[1:] = -1
     squares[np.arange(1, prime, dtype=np.int64) ** 2 % prime] = 1

@@ -1,4 +1,4 @@
-"""Asking a linear device for its answer to vectors of any size and sign."""
+"""Measure the answer of a linear device to vectors of any size and sign."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from .hadamard import hadamard, hadamard_order, hadamard_transform
 
 __all__ = ["LinearProbe", "TransferProbe", "answer_variance", "lit_probes", "orthogonal_probes"]
 
-# Share of the detector's range that a probe is to use: room for noise and for the next change of controls.
+# Share of the detector's range that a probe should use; the rest is room for noise and the next change of controls.
 _FILL = 0.7
-# A probe that saturates is asked again with half the light, at most this often.
+# A saturated probe is sent again with half the amplitude, at most so many times.
 _ATTEMPTS = 8
 _FAINTEST = 2.0**-_ATTEMPTS
 
 
 def orthogonal_probes(count: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, float]:
-    """Probes V of full input power: rows of +-1 with V^T V = power I.
+    """Return probes V of full input power: rows of +-1 with V^T V = power I.
 
-    The columns of a Hadamard matrix of the next possible order; see `hadamard`. Their signs are shuffled, the
-    same way every time: entries that have a part in common would otherwise add up in one row, and leave the detector's
-    range.
+    V has the columns of a Hadamard matrix of the next possible order; see `hadamard`. Their signs are shuffled, the
+    same way every time: otherwise the part that all entries share would add up in one row and saturate the detector.
 
     Returns:
         V, (order, count), and its power, the order.
@@ -34,11 +33,11 @@ def orthogonal_probes(count: int, dtype: torch.dtype = torch.float32) -> tuple[T
 
 
 def lit_probes(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Probes X of zeros and ones, for inputs that cannot be negative, each of them lit by half of the rows.
+    """Return probes X of zeros and ones, for inputs that cannot be negative; each input is 1 in half of the rows.
 
-    (H + 1) / 2 of those columns of a Hadamard matrix that are orthogonal to a constant one, so that no input stays
-    dark or lit all the time: (X^T X)^-1 = (4 / order) (I - 1 1^T / (count + 1)), and every entry of a transfer matrix
-    is measured equally well. What adds to all answers alike moves each entry by 2 / (count + 1) of it only.
+    X is (H + 1) / 2 for the columns of a Hadamard matrix that are orthogonal to the constant column, so no input is
+    0 in all rows or 1 in all rows. Then (X^T X)^-1 = (4 / order) (I - 1 1^T / (count + 1)), and every entry of a
+    transfer matrix has the same error. An offset common to all answers moves each entry by 2 / (count + 1) of it only.
 
     Returns:
         X, (order, count).
@@ -55,21 +54,24 @@ def _column_signs(count: int) -> Tensor:
 
 
 def answer_variance(spec: DeviceSpec) -> float:
-    """Variance of one output of one query: declared noise, and rounding to codes a step apart (step^2 / 12)."""
+    """Return the variance of one output of one query: declared noise, and rounding to codes (step^2 / 12)."""
     return spec.noise_std**2 + (spec.output_step or 0.0) ** 2 / 12
 
 
 class LinearProbe:
-    """Asks a linear device for V A^T, whatever its input range and however small its detector's.
+    """Measure V A^T on a linear device, for any input range and detector range.
 
-    Each row is scaled to the input range, split by sign where the range has only one, and weakened as far as it
-    would saturate the detector (learned from the answers); the answer is scaled back.
+    Each row is scaled to the input range, and split by sign where the range has one sign only. A row that saturates the
+    detector is weakened. The answers are scaled back.
 
     Args:
-        spec: of the device.
+        spec: spec of the device.
         rows: V, (count, in_features); with ``backward``, (count, out_features).
-        backward: send them through the reverse port of a `astralora.devices.Reciprocal` device, and get V A.
+        backward: send the rows through the reverse port of an `astralora.devices.Reciprocal` device, and measure V A.
         repeats: times that each row is sent; the answers are averaged.
+
+    Attributes:
+        amplitude: share of the input range that each row uses, (count, 1).
     """
 
     def __init__(self, spec: DeviceSpec, rows: Tensor, *, backward: bool = False, repeats: int = 1) -> None:
@@ -90,34 +92,34 @@ class LinearProbe:
 
     @property
     def vectors(self) -> int:
-        """Vectors that asking once takes."""
+        """Return the number of vectors of one measurement."""
         return len(self.rows) * self._encoding.passes * self._repeats
 
     def ask(self, session: Session) -> Tensor:
-        """The answer at the controls that the device holds, weakening probes that saturate.
+        """Measure the answer at the controls that the device holds, and weaken probes that saturate.
 
         Returns:
             V A^T, (count, out_features).
         """
         answers, peaks = self._ask(session, slice(None))
         for _ in range(_ATTEMPTS):
-            loud = (peaks >= self._full).nonzero()[:, 0]
-            if not len(loud):
+            saturated = (peaks >= self._full).nonzero()[:, 0]
+            if not len(saturated):
                 break
-            self.amplitude[loud] /= 2
-            answers[loud], peaks[loud] = self._ask(session, loud)
+            self.amplitude[saturated] /= 2
+            answers[saturated], peaks[saturated] = self._ask(session, saturated)
         self._peaks = peaks
         return answers
 
     def ask_again(self, session: Session) -> Tensor:
-        """The answer after a small change of controls, with the very same probes as before."""
+        """Measure the answer after a small change of controls, with exactly the same probes as before."""
         return self._ask(session, slice(None))[0]
 
     def ask_each(self, session: Session, settings: Tensor) -> Tensor:
-        """The answers at several settings, with the very same probes as before.
+        """Measure the answers at several settings, with exactly the same probes as before.
 
         Args:
-            session: guards the device.
+            session: session of the device.
             settings: (settings, num_controls).
 
         Returns:
@@ -127,13 +129,13 @@ class LinearProbe:
         return self._encoding.decode(self._mean(session.query_each(settings, self._repeated(inputs))), factors)
 
     def row_variance(self) -> Tensor:
-        """Variance of the noise on one output of each row's answer, declared noise and rounding together: (count,)."""
+        """Return the variance of one output of each row's answer, from declared noise and rounding, (count,)."""
         _, factors = self._encoding.encode(self.rows, self.amplitude)
         variance = self._encoding.passes * answer_variance(self._spec) / self._repeats
         return variance * factors[:, 0].square().reciprocal()
 
     def adapt(self) -> None:
-        """Set each probe's strength for the next time, so that its answer fills the detector well."""
+        """Set the amplitude of each probe so that its next answer fills the detector's range well."""
         if self._rails:
             change = _FILL / self._peaks.clamp_min(1e-6).unsqueeze(1)
             self.amplitude = (self.amplitude * change).clamp(_FAINTEST, 1.0)
@@ -151,7 +153,7 @@ class LinearProbe:
             shares = source.peaks.to(passes).view(self._repeats, -1).amax(dim=0)
         for rail in self._rails:
             shares = torch.maximum(shares, (outputs / rail).amax(dim=1))
-        # Both signs of a split probe have to stay within range.
+        # Both parts of a split probe must stay within the range.
         peaks = shares.view(-1, len(factors)).amax(dim=0)
         return self._encoding.decode(outputs, factors), peaks
 
@@ -163,14 +165,14 @@ class LinearProbe:
 
 
 class TransferProbe(LinearProbe):
-    """Measures the whole transfer matrix with as many vectors as there are inputs, or a few more.
+    """Measure the whole transfer matrix with as many vectors as there are inputs, or a few more.
 
-    Every probe lights all inputs at full power, so each entry's error is that of one output divided by the square root
-    of the number of probes.
+    Every probe uses all inputs at full power, so the error of an entry is the error of one output divided by the square
+    root of the number of probes.
 
     Args:
-        spec: of the device.
-        dtype: of the probes.
+        spec: spec of the device.
+        dtype: dtype of the probes.
         device: torch device of the probes.
         repeats: times that each probe is sent; the answers are averaged.
     """
@@ -188,10 +190,10 @@ class TransferProbe(LinearProbe):
         self._signs = _column_signs(spec.in_features).to(self.rows)
 
     def entry_variance(self) -> float:
-        """Variance of the noise on one entry, from the declared noise and the rounding of the outputs."""
+        """Return the noise variance of one entry, from the declared noise and the rounding of the outputs."""
         return float(self.row_variance().mean()) / self._power
 
     def matrix(self, answers: Tensor) -> Tensor:
-        """The transfer matrix behind V A^T: (..., count, out_features) -> (..., out_features, in_features)."""
+        """Compute the transfer matrix from V A^T: (..., count, out_features) -> (..., out_features, in_features)."""
         width = self._spec.in_features
         return hadamard_transform(answers.mT)[..., :width] * (self._signs / self._power)

@@ -1,4 +1,4 @@
-"""Ways of getting d loss / d inputs past a black box."""
+"""Compute d loss / d inputs of a device, with a model of the device or by measurements."""
 
 from ..common.table import Table
 from .adjoint import Adjoint
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 SURROGATES: Table[Surrogate] = Table("surrogate", Surrogate)
-"""Every surrogate by name."""
+"""All surrogates by name."""
 
 SURROGATES.add("psi", Psi)
 SURROGATES.add("online", Online)

@@ -1,4 +1,4 @@
-"""Input gradients by sending them through the device itself, backwards."""
+"""Measure input gradients by sending output gradients backwards through the device."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["Adjoint"]
 
 
 class Adjoint(Surrogate):
-    """G A, asked of a `astralora.devices.Reciprocal` device: d loss / d outputs goes in where the outputs came out.
+    """Measure G A on an `astralora.devices.Reciprocal` device: send d loss / d outputs into its reverse port.
 
-    Nothing to model and nothing to go stale: the gradient is the device's own, at the controls of the forward pass,
-    with the reverse port's noise. A step costs as many vectors as G has rank, at most the smaller of batch and
-    outputs, and no program.
+    There is no model that could be wrong: the gradient is the device's own, at the controls of the forward pass, with
+    the noise of the reverse port. A step costs as many vectors as G has rank, at most the smaller of batch size and
+    number of outputs, and no program.
     """
 
-    asks_every_time = True
+    queries_every_step = True
     _gradient: Tensor
 
     def check(self, session: Session, estimator: Estimator) -> None:
@@ -35,7 +35,7 @@ class Adjoint(Surrogate):
             )
 
     def prepare(self, session: Session, grad_outputs: Tensor) -> None:
-        """Send the gradients through, while the device holds the controls of the forward pass."""
+        """Send the gradients backwards, while the device holds the controls of the forward pass."""
         if not len(grad_outputs):
             self._gradient = grad_outputs.new_zeros(0, session.spec.in_features)
             return
@@ -45,10 +45,10 @@ class Adjoint(Surrogate):
         self._gradient = (U[:, :rank] * s[:rank]) @ probe.ask(session)
 
     def catch_up(self, session: Session, controls: Tensor, grad_outputs: Tensor) -> None:
-        """The same; the device may hold other controls by now."""
+        """Program the controls, and send the gradients backwards."""
         session.program(controls)
         self.prepare(session, grad_outputs)
 
     def vjp(self, grad_outputs: Tensor) -> Tensor:  # noqa: ARG002
-        """What came back."""
+        """Return the answer of the reverse port."""
         return self._gradient

@@ -1,4 +1,4 @@
-"""What every surrogate has in common."""
+"""Define the interface of surrogates, and the surrogate that stores a full matrix."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ __all__ = ["MatrixSurrogate", "Surrogate", "measure_transfer_matrix", "measureme
 
 
 class Surrogate(ABC):
-    """Stands in for the device where the loss's gradient with respect to its inputs is due.
+    """Compute the gradient of the loss with respect to a device's inputs.
 
-    The layer calls, in this order: `start` once; then in every training step `controls_changed` if they
-    did, `observe` with what the forward pass saw, `prepare` when the backward pass begins, `adopt` if the
-    estimator measured the transfer matrix, and `vjp`. Only `vjp` must be filled in.
+    The layer calls `start` once. In every training step it calls, in this order: `controls_changed` if the controls
+    have changed, `observe` with the vectors of the forward pass, `prepare` when the backward pass begins, `adopt` if
+    the estimator measured the transfer matrix, `recall`, and `vjp`. A subclass must implement `vjp` only.
 
     Args:
-        seed: of the surrogate's own random stream.
+        seed: seed of the surrogate's own random stream.
     """
 
     requires_linear: ClassVar[bool] = True
     requires_measuring_estimator: ClassVar[bool] = False
-    asks_every_time: ClassVar[bool] = False
-    """Knows nothing by heart: there is no `vjp` without `prepare` or `catch_up`."""
+    queries_every_step: ClassVar[bool] = False
+    """Whether `vjp` needs a new `prepare` or `catch_up` in every step, because no model is stored."""
 
     def __init__(self, *, seed: int = 0) -> None:
         self.generator = derive_generator(seed, "surrogate")
-        self._seen: tuple[Tensor, Tensor] | None = None  # mean squared misfit and answer of the newest batch
+        self._batch_error: tuple[Tensor, Tensor] | None = None  # mean squared misfit and answer of the newest batch
 
     @abstractmethod
     def vjp(self, grad_outputs: Tensor) -> Tensor:
-        """Turn d loss / d outputs into d loss / d inputs: (batch, out_features) -> (batch, in_features)."""
+        """Compute d loss / d inputs from d loss / d outputs: (batch, out_features) -> (batch, in_features)."""
 
     def check(self, session: Session, estimator: Estimator) -> None:
         """Refuse a device or an estimator that this surrogate cannot work with.
 
         Raises:
-            ConfigurationError: says why, and what to use instead.
+            ConfigurationError: the message gives the reason and an alternative.
         """
         name = type(self).__name__.lower()
         if self.requires_linear and not session.spec.linear:
@@ -61,80 +61,83 @@ class Surrogate(ABC):
             )
 
     def startup_vectors(self, session: Session) -> int:  # noqa: ARG002
-        """Vectors that `start` is going to pass, for the budget to be asked first."""
+        """Return the number of vectors that `start` will send, so that the budget can be checked first."""
         return 0
 
     def start(self, session: Session, controls: Tensor) -> None:
-        """Get to know a device that holds ``controls`` and is not known yet."""
+        """Start to follow a device, which holds ``controls``, (num_controls,)."""
 
     def controls_changed(self, session: Session, controls: Tensor) -> None:
-        """The device has just been programmed with other controls than at the last step."""
+        """Follow the device, which has just been programmed with other controls than in the last step."""
 
     def observe(self, inputs: Tensor, outputs: Tensor) -> None:
-        """See what the forward pass sent and got: (batch, in_features) and (batch, out_features)."""
+        """Take the vectors and answers of the forward pass, (batch, in_features) and (batch, out_features)."""
         predicted = self.predict(inputs)
         if predicted is not None:
-            self._seen = (outputs - predicted).square().mean(), outputs.square().mean()
+            self._batch_error = (outputs - predicted).square().mean(), outputs.square().mean()
 
-    def look(self) -> tuple[Tensor, Tensor] | None:
-        """Mean squared misfit and answer of the newest batch; None before the first."""
-        return self._seen
+    def batch_error(self) -> tuple[Tensor, Tensor] | None:
+        """Return the mean squared misfit and the mean squared answer of the newest batch; None before the first."""
+        return self._batch_error
 
     def recall(self, inputs: Tensor) -> None:
-        """The next `vjp` is about these inputs, (batch, in_features)."""
+        """Set the inputs of the next `vjp`, (batch, in_features)."""
 
     def prepare(self, session: Session, grad_outputs: Tensor) -> None:
-        """The next `vjp` is about these gradients, and the device still holds the controls of the forward pass."""
+        """Prepare the next `vjp`, of these gradients; the device still holds the controls of the forward pass."""
 
     def catch_up(self, session: Session, controls: Tensor, grad_outputs: Tensor) -> None:
-        """In place of `prepare`, where the controls are frozen and no estimator is going to run."""
+        """Do the work of `prepare` where the controls are frozen, no estimator runs, and other controls may be set."""
 
     def adopt(self, matrix: Tensor) -> None:
-        """The estimator has measured the transfer matrix, (out_features, in_features)."""
+        """Take the transfer matrix that the estimator has measured, (out_features, in_features)."""
 
     def predict(self, inputs: Tensor) -> Tensor | None:  # noqa: ARG002
-        """What the surrogate would answer: (batch, out_features); None where it cannot tell."""
+        """Predict the device's answer, (batch, out_features); None where the surrogate cannot predict it."""
         return None
 
     @property
     def drift(self) -> TwinDrift | None:
-        """What keeps the surrogate's twin true to its chip; None of surrogates without one."""
+        """Return the object that makes the surrogate's twin follow the chip; None for surrogates without one."""
         return None
 
     @property
     def residual(self) -> float | None:
-        """How far off the newest batch was, before it was learned from: |Y - predicted| / |Y|."""
-        seen = self.look()
-        if seen is None:
+        """Return |Y - predicted| / |Y| of the newest batch, before the surrogate learned from it."""
+        error = self.batch_error()
+        if error is None:
             return None
-        misfit, energy = seen
+        misfit, energy = error
         return float((misfit / energy.clamp_min(1e-30)).sqrt())
 
     def explained(self, noise_variance: float) -> float | None:
-        """Share of the newest batch's answers, noise aside, that was foreseen: 0 if not better than nothing.
+        """Return the predicted share of the newest batch's answers, noise aside; 0 where the prediction is useless.
 
         Args:
-            noise_variance: of one output.
+            noise_variance: variance of the noise on one output.
+
+        Returns:
+            Between 0 and 1; None before the first batch, and for a batch whose answers are all noise.
         """
-        seen = self.look()
-        if seen is None:
+        error = self.batch_error()
+        if error is None:
             return None
-        misfit, energy = (max(float(value) - noise_variance, 0.0) for value in seen)
+        misfit, energy = (max(float(value) - noise_variance, 0.0) for value in error)
         if energy == 0:
-            return None  # an answer that is all noise tells nothing
+            return None
         return max(1 - misfit / energy, 0.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that later gradients depend on."""
+        """Return the state that later gradients depend on."""
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self.generator.set_state(state["generator"])
 
 
 class MatrixSurrogate(Surrogate):
-    """A surrogate that keeps a full transfer matrix.
+    """Store a full transfer matrix.
 
     Attributes:
         matrix: A, (out_features, in_features).
@@ -143,34 +146,34 @@ class MatrixSurrogate(Surrogate):
     matrix: Tensor
 
     def vjp(self, grad_outputs: Tensor) -> Tensor:
-        """G A."""
+        """Return G A."""
         return grad_outputs @ self.matrix.to(grad_outputs)
 
     def predict(self, inputs: Tensor) -> Tensor:
-        """X A^T."""
+        """Return X A^T."""
         return inputs @ self.matrix.to(inputs).mT
 
     def state_dict(self) -> dict[str, Any]:
-        """The matrix and the random stream."""
+        """Return the matrix and the state of the random stream."""
         return {**super().state_dict(), "matrix": self.matrix}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         super().load_state_dict(state)
         self.matrix = state["matrix"]
 
 
 def measurement_vectors(session: Session) -> int:
-    """Vectors that `measure_transfer_matrix` passes, short of saturation."""
+    """Return the number of vectors that `measure_transfer_matrix` sends if no probe saturates."""
     return TransferProbe(session.spec).vectors
 
 
 def measure_transfer_matrix(session: Session, controls: Tensor) -> Tensor:
-    """The transfer matrix at the controls that the device holds, by in_features vectors.
+    """Measure the transfer matrix at the controls that the device holds, with about in_features vectors.
 
     Args:
-        session: guards a linear device.
-        controls: those that it holds; for their dtype and torch device.
+        session: session of a linear device.
+        controls: controls that the device holds; their dtype and torch device are used for the probes.
 
     Returns:
         (out_features, in_features).

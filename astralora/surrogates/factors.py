@@ -1,4 +1,4 @@
-"""Transfer matrices as thin factors."""
+"""Represent a transfer matrix by thin factors."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 __all__ = ["Factors", "absorb"]
 
-# Relative to the mean squared length of an input: keeps the solve well-posed on a noiseless device.
+# Smallest ridge, relative to the mean squared length of an input: keeps the solve stable on a noiseless device.
 _FLOOR = 1e-8
 
 
 class Factors(NamedTuple):
-    """A ~ U S V.
+    """Hold the factors of A ~ U S V.
 
     Attributes:
         U: (out_features, rank), with orthonormal columns.
@@ -27,36 +27,36 @@ class Factors(NamedTuple):
     V: Tensor
 
     def answer(self, inputs: Tensor) -> Tensor:
-        """X (U S V)^T: (batch, in_features) -> (batch, out_features)."""
+        """Return X (U S V)^T: (batch, in_features) -> (batch, out_features)."""
         return inputs @ self.V.to(inputs).mT @ self.S.to(inputs).mT @ self.U.to(inputs).mT
 
     def folded(self) -> tuple[Self, Tensor]:
-        """The same with a diagonal core, by the singular value decomposition of S; and the singular values."""
+        """Return the factors with a diagonal core, by the SVD of S, and the singular values."""
         P, s, Q = torch.linalg.svd(self.S)
         return type(self)(self.U @ P, torch.diag(s), Q @ self.V), s
 
     def cut(self, rank: int) -> Self:
-        """The first so many of each, of a diagonal core."""
+        """Return the factors of a smaller rank; the core must be diagonal."""
         return type(self)(self.U[:, :rank], self.S[:rank, :rank], self.V[:rank])
 
 
 def absorb(core: Tensor, V: Tensor, inputs: Tensor, residual: Tensor, variance: float) -> Factors | None:
-    """The smallest change of A = W V that explains a residual up to its noise, cut back to the rank.
+    """Return the smallest change of A = W V that explains a residual up to its noise, cut back to the rank.
 
         U S V = truncate(W V + (Y - X A^T)^T (X X^T + ridge I)^-1 X),
 
-    one step of block Kaczmarz. The ridge is the noise's variance over that of A's error, which shows in the residual:
-    mean r^2 = variance + |x|^2 var(A). Neither A nor its change is formed in full.
+    which is one step of block Kaczmarz. The ridge is the variance of the noise over the variance of A's error, which
+    follows from the residual: mean r^2 = variance + |x|^2 var(A). Neither A nor its change is formed in full.
 
     Args:
         core: W, (out_features, rank).
         V: (rank, in_features), with orthonormal rows.
         inputs: X, (batch, in_features), double.
         residual: Y - X A^T, (batch, out_features), double.
-        variance: of the noise on one output.
+        variance: variance of the noise on one output.
 
     Returns:
-        The factors, double, with S diagonal; None where the residual is all noise.
+        The factors, double, with S diagonal; None where the residual is all noise, or the inputs are all zero.
     """
     X = inputs
     length = X.square().sum(dim=1).mean()

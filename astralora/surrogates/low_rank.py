@@ -1,4 +1,4 @@
-"""The running fit in the memory of the published surrogate."""
+"""Fit a low-rank transfer matrix to the training batches."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ __all__ = ["LowRankOnline"]
 
 
 class LowRankOnline(Surrogate):
-    """A ~ U V of a given rank, moved by every training batch: r (m + n) numbers, and no operation unless asked for.
+    """Update A ~ U V of a given rank with every training batch: r (m + n) numbers, and no operation by default.
 
-    The smallest change of A that explains the batch up to its noise, cut back to the rank; see
-    `astralora.surrogates.factors.absorb`. For devices whose transfer matrix is of low rank, or too large: of a unitary
-    mesh no low rank is a good likeness.
+    The update is the smallest change of A that explains the batch up to its noise, cut back to the rank; see
+    `astralora.surrogates.factors.absorb`. It suits devices whose transfer matrix has a low rank, or is too large to
+    store. A unitary mesh has no good low-rank approximation.
 
-    With ``refresh="stability"`` it also asks, after every change of controls, for what the bases need beyond the
-    batch, and its rank follows the device; see `astralora.surrogates.schedule.Schedule`.
+    With ``refresh="stability"`` the surrogate also measures, after every change of controls, what the bases need beyond
+    the batch, and its rank follows the device; see `astralora.surrogates.schedule.Schedule`.
 
     Args:
         rank: r, at most the smaller side of the device.
-        refresh: ``"stability"``, a `astralora.lowrank.RefreshController`, or None for no operation of its own.
-        max_rank: the most that a refresh may let the rank grow to; four times the rank unless given.
-        probes: M, Gaussian probes of a refresh that moves the bases.
-        seed: of those.
+        refresh: ``"stability"``, an `astralora.lowrank.RefreshController`, or None for no further operations.
+        max_rank: largest rank that a refresh may choose; four times the rank unless given.
+        probes: M, number of Gaussian probes of a refresh that moves the bases.
+        seed: seed of the probes.
     """
 
     U: Tensor
@@ -57,11 +57,11 @@ class LowRankOnline(Surrogate):
         self._noise_variance = 0.0
 
     def startup_vectors(self, session: Session) -> int:
-        """As many as a measurement takes."""
+        """Return the number of vectors of one measurement."""
         return measurement_vectors(session)
 
     def start(self, session: Session, controls: Tensor) -> None:
-        """The truncated SVD of the device's measured transfer matrix."""
+        """Measure the transfer matrix, and store its truncated SVD."""
         self._noise_variance = answer_variance(session.spec)
         if self.schedule is not None:
             self._set(self.schedule.start(session, controls))
@@ -70,12 +70,12 @@ class LowRankOnline(Surrogate):
         self.U, self.V = (U[:, : self.rank] * s[: self.rank]).contiguous(), V[: self.rank].contiguous()
 
     def controls_changed(self, session: Session, controls: Tensor) -> None:  # noqa: ARG002
-        """By a schedule, a refresh is due; the batch alone has to do otherwise."""
+        """Mark a refresh as due, where there is a schedule; otherwise the batches alone must do."""
         if self.schedule is not None:
             self.schedule.controls_changed()
 
     def observe(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Note the residual, then learn from it."""
+        """Store the residual, then learn from it."""
         super().observe(inputs, outputs)
         if self.schedule is not None:
             self.schedule.observe(inputs, outputs, self._factors())
@@ -85,26 +85,26 @@ class LowRankOnline(Surrogate):
             self._set(Factors(*(factor.to(self.V) for factor in learned)))
 
     def prepare(self, session: Session, grad_outputs: Tensor) -> None:  # noqa: ARG002
-        """By a schedule, ask for what is due."""
+        """Measure what the schedule requires."""
         if self.schedule is not None:
             self._set(self.schedule.refresh(session, self.V, self._factors()))
 
     def catch_up(self, session: Session, controls: Tensor, grad_outputs: Tensor) -> None:
-        """As `prepare`."""
+        """Program the controls, and measure what the schedule requires."""
         if self.schedule is not None:
             session.program(controls)
             self.prepare(session, grad_outputs)
 
     def vjp(self, grad_outputs: Tensor) -> Tensor:
-        """G U V."""
+        """Return G U V."""
         return grad_outputs @ self.U.to(grad_outputs) @ self.V.to(grad_outputs)
 
     def predict(self, inputs: Tensor) -> Tensor:
-        """X (U V)^T."""
+        """Return X (U V)^T."""
         return inputs @ self.V.to(inputs).mT @ self.U.to(inputs).mT
 
     def state_dict(self) -> dict[str, Any]:
-        """The factors, and what the schedule knows."""
+        """Return the factors, and the state of the schedule."""
         return {
             **super().state_dict(),
             "U": self.U,
@@ -114,10 +114,10 @@ class LowRankOnline(Surrogate):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         super().load_state_dict(state)
         self.U, self.V, self._noise_variance = state["U"], state["V"], state["noise_variance"]
-        # Checkpoints of before there were schedules have none.
+        # Checkpoints from before schedules existed have none.
         if self.schedule is not None and state.get("schedule") is not None:
             self.schedule.load_state_dict(state["schedule"])
 
@@ -126,5 +126,5 @@ class LowRankOnline(Surrogate):
         return Factors(Q, R, self.V)
 
     def _set(self, factors: Factors) -> None:
-        # In one memory layout: products round alike before and after a checkpoint.
+        # One memory layout, so that products round in the same way before and after a checkpoint.
         self.U, self.V = (factors.U @ factors.S).contiguous(), factors.V.contiguous()

@@ -1,4 +1,4 @@
-"""The surrogate that comes free with the elementwise estimator."""
+"""Use the transfer matrix that the estimator measures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Measured"]
 
 
 class Measured(MatrixSurrogate):
-    """The transfer matrix that the estimator measured a moment ago, at the very controls of the forward pass."""
+    """Use the transfer matrix that the estimator has just measured, at the controls of the forward pass."""
 
     requires_measuring_estimator = True
 
@@ -22,44 +22,44 @@ class Measured(MatrixSurrogate):
     _batch: tuple[Tensor, Tensor] | None = None
 
     def startup_vectors(self, session: Session) -> int:
-        """One vector an input, or two where the inputs have only one sign."""
+        """Return the number of vectors: one for each input, or two where the inputs have one sign only."""
         return measurement_vectors(session)
 
     def start(self, session: Session, controls: Tensor) -> None:
-        """Measure once."""
+        """Measure the matrix once."""
         self.adopt(measure_transfer_matrix(session, controls))
 
     def controls_changed(self, session: Session, controls: Tensor) -> None:  # noqa: ARG002
-        """Wait for the estimator to measure anew."""
+        """Mark the matrix as stale until the estimator measures it again."""
         self._stale = True
 
     def catch_up(self, session: Session, controls: Tensor, grad_outputs: Tensor) -> None:  # noqa: ARG002
-        """Measure, since no estimator will: the controls were changed, and then frozen."""
+        """Measure a stale matrix, since no estimator will: the controls were changed, then frozen."""
         if self._stale:
             session.program(controls)
             self.start(session, controls)
 
     def observe(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Keep the batch: it is by the next matrix that its gradient and its residual are going to be."""
+        """Store the batch: its gradient and its residual will use the next matrix."""
         self._batch = inputs, outputs
 
-    def look(self) -> tuple[Tensor, Tensor] | None:
-        """Compare the newest batch with the matrix of its gradient."""
+    def batch_error(self) -> tuple[Tensor, Tensor] | None:
+        """Compare the newest batch with the matrix that its gradient used."""
         if self._batch is not None:
             super().observe(*self._batch)
             self._batch = None
-        return super().look()
+        return super().batch_error()
 
     def adopt(self, matrix: Tensor) -> None:
-        """Take the new matrix."""
+        """Store the new matrix."""
         self.matrix = matrix
         self._stale = False
 
     def state_dict(self) -> dict[str, Any]:
-        """The matrix, the random stream, and whether the matrix is up to date."""
+        """Return the matrix, the state of the random stream, and whether the matrix is stale."""
         return {**super().state_dict(), "stale": self._stale}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         super().load_state_dict(state)
         self._stale = state["stale"]

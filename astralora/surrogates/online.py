@@ -1,4 +1,4 @@
-"""A running transfer matrix, fitted to what training passes through the device anyway."""
+"""Fit a transfer matrix to the training batches by recursive least squares."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from .base import MatrixSurrogate, measurement_vectors
 
 __all__ = ["Online"]
 
-# Relative to the mean squared length of an input: keeps the solve well-posed on a noiseless device.
+# Smallest noise variance, relative to the mean squared length of an input: keeps the solve stable without noise.
 _FLOOR = 1e-8
-# Most variance of an entry, relative to that of all entries together.
+# Largest variance of an entry, relative to the prior variance of all entries.
 _UNKNOWN = 100.0
 
 
 class Online(MatrixSurrogate):
-    """Recursive least squares on every training batch, forgetting as fast as the device drifts.
+    """Learn from every training batch by recursive least squares, and forget as fast as the device drifts.
 
-    A Kalman filter for the rows of A, whose errors all have the covariance P. For a batch X with outputs Y:
+    This is a Kalman filter for the rows of A, whose errors all have the covariance P. For a batch X with outputs Y:
 
-        P <- P + q I                                      what has changed since
+        P <- P + q I                                      drift since the last batch
         A <- A + (Y - X A^T)^T (X P X^T + v I)^-1 X P
         P <- P - P X^T (X P X^T + v I)^-1 X P
 
-    with v the variance of an output. The drift q is read off the batch itself: the residual's energy that neither the
-    noise nor P explains, mean r^2 - v - mean x P x^T, over mean |x|^2. Where it explains all of it nothing is
-    forgotten; after a sudden change all is, but for what the batch does not show.
+    with v the variance of an output. The drift q is computed from the batch: the energy of the residual that neither
+    the noise nor P explains, mean r^2 - v - mean x P x^T, over mean |x|^2. If noise and P explain all of it, nothing is
+    forgotten. After a sudden change everything is forgotten, except in directions that the batch does not contain.
 
-    Inputs that never occur leave directions unseen. Their share of the gradient's expected error is known from P, and
-    where the whole error exceeds `tolerance`, the device is asked for the most uncertain directions, a few at a time.
+    Directions that never occur in the inputs stay unmeasured. P gives their share of the expected error of a gradient.
+    Where the whole error exceeds ``tolerance``, the device is queried with the most uncertain directions, a few in each
+    step.
 
-    On a device that is not linear this is the best linear fit around recent data, without probes.
+    On a device that is not linear the result is the best linear fit to recent data, and no probes are sent.
 
     Args:
         start: ``"measure"`` the device once with in_features vectors, or start ``"cold"`` from zero.
-        forgetting: ``"auto"`` as above, or a fixed factor of at most 1 by which certainty shrinks at every batch; 1
-            never
-            forgets.
-        refresh: most directions to ask for in one step; 0 for never.
-        tolerance: relative error of an input gradient, |G dA| / |G A|, below which nothing is asked for.
-        seed: unused here; taken for uniformity.
+        forgetting: ``"auto"`` as above, or a fixed factor of at most 1 by which certainty shrinks with every batch; 1
+            never forgets.
+        refresh: most directions to measure in one step; 0 for none.
+        tolerance: relative error of an input gradient, |G dA| / |G A|, below which nothing is measured.
+        seed: unused; accepted because all surrogates accept it.
     """
 
     requires_linear = False
@@ -71,19 +71,19 @@ class Online(MatrixSurrogate):
             raise ConfigurationError(f"refresh must be a whole number of directions, 0 for never, not {refresh!r}")
         if not (isinstance(tolerance, int | float) and tolerance > 0):
             raise ConfigurationError(f"tolerance must be a positive share, not {tolerance!r}")
-        self._how = start
+        self._start = start
         self._forgetting = forgetting
         self._refresh = refresh
         self._tolerance = tolerance
         self._noise_variance = 0.0
-        self._covariance: Tensor | None = None  # P, double, (in_features, in_features); None: nothing is known
+        self._covariance: Tensor | None = None  # P, double, (in_features, in_features); None after a cold start
 
     def startup_vectors(self, session: Session) -> int:
-        """As many as a measurement takes, if there is to be one."""
+        """Return the number of vectors of one measurement; 0 for a cold start."""
         return measurement_vectors(session) if self._measures(session) else 0
 
     def start(self, session: Session, controls: Tensor) -> None:
-        """Measure the device, or assume nothing."""
+        """Measure the device, or start from zero."""
         spec = session.spec
         self._noise_variance = answer_variance(spec)
         if self._measures(session):
@@ -96,7 +96,7 @@ class Online(MatrixSurrogate):
             self._covariance = None
 
     def observe(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Note the residual, then learn from it."""
+        """Store the residual, then learn from it."""
         super().observe(inputs, outputs)
         X, Y = inputs.double(), outputs.double()
         residual = Y - X @ self.matrix.double().mT
@@ -115,29 +115,29 @@ class Online(MatrixSurrogate):
             cold = float(P.diagonal().sum()) == 0
             P = prior * torch.eye(len(P)).to(P) if cold else P / self._forgetting
             if self._forgetting < 1:
-                # What is never seen must not become less certain without end: much less than at a cold start is enough.
+                # Directions that never occur must not become less and less certain without end.
                 shrink = (_UNKNOWN * prior.clamp_min(1e-30) / P.diagonal()).clamp_max(1).sqrt()
                 P = shrink.unsqueeze(1) * P * shrink
         if len(X) > X.shape[1]:
-            # More rows than directions: the same information in as many rows as there are directions.
+            # More rows than directions: reduce them to as many rows with the same information.
             Q, X = torch.linalg.qr(X)
             residual = Q.mT @ residual
         floor = _FLOOR * float(length) * float(P.diagonal().mean())
         self._learn(P, X, residual, X.new_full((len(X),), max(self._noise_variance, floor)))
 
     def prepare(self, session: Session, grad_outputs: Tensor) -> None:
-        """Ask for directions that matter and are not known."""
-        if self._unsure(session, grad_outputs):
-            self._ask(session)
+        """Measure the most uncertain directions if the gradient is too uncertain."""
+        if self._is_uncertain(session, grad_outputs):
+            self._measure_uncertain(session)
 
     def catch_up(self, session: Session, controls: Tensor, grad_outputs: Tensor) -> None:
-        """As `prepare`."""
-        if self._unsure(session, grad_outputs):
+        """Program the controls and measure, if the gradient is too uncertain."""
+        if self._is_uncertain(session, grad_outputs):
             session.program(controls)
-            self._ask(session)
+            self._measure_uncertain(session)
 
     def uncertainty(self, grad_outputs: Tensor) -> float:
-        """Expected relative error of these input gradients, |G dA| / |G A|, from P; 0 with nothing to go by."""
+        """Return the expected relative error of input gradients, |G dA| / |G A|, from P; 0 before the first data."""
         gradient = float(self.vjp(grad_outputs).double().square().sum())
         if self._covariance is None or gradient == 0:
             return 0.0
@@ -145,36 +145,36 @@ class Online(MatrixSurrogate):
         return sqrt(error / gradient)
 
     def state_dict(self) -> dict[str, Any]:
-        """The matrix, and how sure it is."""
+        """Return the matrix and its covariance."""
         return {**super().state_dict(), "covariance": self._covariance, "noise_variance": self._noise_variance}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         super().load_state_dict(state)
         self._covariance, self._noise_variance = state["covariance"], state["noise_variance"]
 
     def _learn(self, covariance: Tensor, X: Tensor, residual: Tensor, variance: Tensor) -> None:
-        """One step of the filter; the noise's variance is given by row."""
+        """Make one step of the filter; the noise variance is given for each row."""
         spread = X @ covariance
         inner = spread @ X.mT
         inner.diagonal().add_(variance)
         factor, failed = torch.linalg.cholesky_ex(inner)
         if int(failed):
-            return  # nothing to learn from inputs that are all alike and free of noise
+            return  # identical inputs without noise give a singular matrix, and no information
         gain = torch.cholesky_solve(spread, factor)  # (batch, in_features)
         self.matrix = self.matrix + (residual.mT @ gain).to(self.matrix)
         covariance = covariance - spread.mT @ gain
         self._covariance = (covariance + covariance.mT) / 2
 
-    def _unsure(self, session: Session, grad_outputs: Tensor) -> bool:
+    def _is_uncertain(self, session: Session, grad_outputs: Tensor) -> bool:
         return self._refresh > 0 and session.spec.linear and self.uncertainty(grad_outputs) > self._tolerance
 
-    def _ask(self, session: Session) -> None:
+    def _measure_uncertain(self, session: Session) -> None:
         P = self._covariance
         assert P is not None
         width = session.spec.in_features
         directions = torch.linalg.eigh(P).eigenvectors[:, -min(self._refresh, width) :]
-        # Mixed, so that every probe lights as many inputs as it can.
+        # Mixed by a Hadamard matrix, so that every probe uses as many inputs as possible.
         order = hadamard_order(directions.shape[1])
         rows = hadamard(order)[:, : directions.shape[1]].to(directions) @ directions.mT
         probe = LinearProbe(session.spec, rows.to(self.matrix))
@@ -184,4 +184,4 @@ class Online(MatrixSurrogate):
         self._learn(P, rows, residual, probe.row_variance().double().clamp_min(floor))
 
     def _measures(self, session: Session) -> bool:
-        return self._how == "measure" and session.spec.linear
+        return self._start == "measure" and session.spec.linear

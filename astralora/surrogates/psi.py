@@ -1,4 +1,4 @@
-"""The published surrogate: a low-rank transfer matrix that follows the device by projector splitting."""
+"""Follow the device by a low-rank transfer matrix and projector splitting: the published surrogate."""
 
 from __future__ import annotations
 
@@ -21,31 +21,30 @@ __all__ = ["Psi"]
 
 
 class Psi(Surrogate):
-    """Low-rank surrogate A ~ U S V, moved by the implicit projector-splitting step of arXiv 2509.15113.
+    """Update A ~ U S V by the implicit projector-splitting step of arXiv 2509.15113.
 
-    Starts from the truncated SVD of the measured transfer matrix. When the controls move from w0 to w1, with
-    dA = A(w1) - A(w0) seen through probes only:
+    The surrogate starts from the truncated SVD of the measured transfer matrix. When the controls move from w0 to w1,
+    probes measure dA = A(w1) - A(w0):
 
     1. P1 = dA V^T; K = U S + P1; QR: K = U1 R; S^ = R - U1^T P1.
     2. P2 = dA^T U1, estimated from Gaussian probes Z as Z^T (dA Z^T)^T U1 / M'.
     3. L = V^T S^^T + P2; QR: L = V1 R'; the new factors are U1, R'^T and V1^T.
 
-    The answers at w0 are taken in the backward pass, while the device still holds w0, so that a step costs
-    vectors but no program. Only differences enter: errors of the probe estimate add up over the steps,
-    which `residual` shows.
+    The answers at w0 are measured in the backward pass, while the device still holds w0, so a step costs vectors but no
+    program. Only differences are measured: errors of the probe estimate add up over the steps, as `residual` shows.
 
-    With ``refresh="stability"`` the step above gives way to what the bases ask for, from r vectors for a change of S
-    alone, over 2r + M for one step of splitting, to a new measurement; and the rank follows the device. See
+    With ``refresh="stability"`` the step above is replaced by the cheapest sufficient refresh: r vectors for a change
+    of S alone, 2r + M vectors for one splitting step, or a new measurement. The rank follows the device. See
     `astralora.surrogates.schedule.Schedule`.
 
     Args:
         rank: r, at most the smaller side of the device.
-        probes: M', Gaussian probes a step; None takes in_features orthogonal ones, which makes P2 exact.
-        rebuild_every: start afresh from a measurement after so many changes of controls.
-        exact_svd: start afresh at every change: the best that this rank can do, for in_features vectors a step.
-        refresh: ``"stability"``, a `astralora.lowrank.RefreshController`, or None for the published step.
-        max_rank: the most that a refresh may let the rank grow to; four times the rank unless given.
-        seed: of the surrogate's own random stream.
+        probes: M', number of Gaussian probes in a step; None for in_features orthogonal probes, which make P2 exact.
+        rebuild_every: number of changes of the controls after which the surrogate starts again from a measurement.
+        exact_svd: start again at every change: the best approximation of this rank, for in_features vectors a step.
+        refresh: ``"stability"``, an `astralora.lowrank.RefreshController`, or None for the published step.
+        max_rank: largest rank that a refresh may choose; four times the rank unless given.
+        seed: seed of the surrogate's own random stream.
     """
 
     def __init__(
@@ -66,13 +65,13 @@ class Psi(Surrogate):
         self.schedule = choose_schedule(refresh, self.rank, max_rank, self.probes, self.generator)
         if self.schedule is not None and (exact_svd or rebuild_every is not None):
             raise ConfigurationError(
-                "exact_svd and rebuild_every say when to measure anew, and so does refresh; give one of them"
+                "exact_svd, rebuild_every and refresh each decide when to measure again; give one of them"
             )
         self._rebuild_every = 1 if exact_svd else rebuild_every
         self._changes = 0
         self._power = 1.0
-        # Asked in the backward pass, due again after the update: rows, their strength, and the answers.
-        self._asked: dict[str, Tensor] | None = None
+        # Probes sent in the backward pass, to send again after the update: rows, amplitudes and answers.
+        self._old_probes: dict[str, Tensor] | None = None
 
     U: Tensor
     """Left factor, (out_features, rank), with orthonormal columns."""
@@ -82,7 +81,7 @@ class Psi(Surrogate):
     """Right factor, (rank, in_features), with orthonormal rows."""
 
     def start(self, session: Session, controls: Tensor) -> None:
-        """The truncated SVD of the device's measured transfer matrix."""
+        """Measure the transfer matrix, and store its truncated SVD."""
         if self.schedule is not None:
             self._set(*self.schedule.start(session, controls))
             return
@@ -90,48 +89,48 @@ class Psi(Surrogate):
         U, s, V = torch.linalg.svd(matrix, full_matrices=False)
         rank = min(self.rank, len(s))
         self._set(U[:, :rank], torch.diag(s[:rank]), V[:rank])
-        self._asked = None
+        self._old_probes = None
         self._changes = 0
 
     def startup_vectors(self, session: Session) -> int:
-        """One vector an input, or two where the inputs have only one sign."""
+        """Return the number of vectors: one for each input, or two where the inputs have one sign only."""
         return measurement_vectors(session)
 
     def observe(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Note the residual, and what it says about the bases."""
+        """Store the residual, and pass the batch to the schedule."""
         super().observe(inputs, outputs)
         if self.schedule is not None:
             self.schedule.observe(inputs, outputs, self._factors)
 
     def prepare(self, session: Session, grad_outputs: Tensor) -> None:  # noqa: ARG002
-        """Ask for the answers at the old controls; or, by a schedule, for what is due at the new ones."""
+        """Measure the probes at the old controls; with a schedule, measure what it requires."""
         if self.schedule is not None:
             self._set(*self.schedule.refresh(session, self.V, self._factors))
             return
-        if self._asked is None and self._changes + 1 != self._rebuild_every:
+        if self._old_probes is None and self._changes + 1 != self._rebuild_every:
             probe = LinearProbe(session.spec, torch.cat([self.V, self._fresh_probes()]))
             answers = probe.ask(session)
-            self._asked = {"rows": probe.rows, "amplitude": probe.amplitude, "answers": answers}
+            self._old_probes = {"rows": probe.rows, "amplitude": probe.amplitude, "answers": answers}
 
     def catch_up(self, session: Session, controls: Tensor, grad_outputs: Tensor) -> None:
-        """As `prepare` by a schedule; the published step has been made already."""
+        """Measure what the schedule requires; without one, the published step has been made already."""
         if self.schedule is not None:
             session.program(controls)
             self.prepare(session, grad_outputs)
 
     def controls_changed(self, session: Session, controls: Tensor) -> None:
-        """Ask for the answers at the new controls, and move; a schedule waits for the batch."""
+        """Measure the probes at the new controls and make the step; a schedule waits for the batch."""
         self._changes += 1
         if self.schedule is not None:
             self.schedule.controls_changed()
             return
-        if self._asked is None:
+        if self._old_probes is None:
             self.start(session, controls)
             return
-        probe = LinearProbe(session.spec, self._asked["rows"])
-        probe.amplitude = self._asked["amplitude"]
-        change = probe.ask_again(session) - self._asked["answers"]  # [V; Z] dA^T
-        self._asked = None
+        probe = LinearProbe(session.spec, self._old_probes["rows"])
+        probe.amplitude = self._old_probes["amplitude"]
+        change = probe.ask_again(session) - self._old_probes["answers"]  # [V; Z] dA^T
+        self._old_probes = None
         rank = len(self.S)
         P1 = change[:rank].mT
         U1, R = torch.linalg.qr(self.U @ self.S + P1)
@@ -141,15 +140,15 @@ class Psi(Surrogate):
         self._set(U1, R1.mT, V1.mT)
 
     def vjp(self, grad_outputs: Tensor) -> Tensor:
-        """G U S V."""
+        """Return G U S V."""
         return grad_outputs @ self.U.to(grad_outputs) @ self.S.to(grad_outputs) @ self.V.to(grad_outputs)
 
     def predict(self, inputs: Tensor) -> Tensor:
-        """X (U S V)^T."""
+        """Return X (U S V)^T."""
         return self._factors.answer(inputs)
 
     def state_dict(self) -> dict[str, Any]:
-        """The factors, and the probes whose answers are still due."""
+        """Return the factors, the probes to send again, and the state of the schedule."""
         return {
             **super().state_dict(),
             "U": self.U,
@@ -157,16 +156,16 @@ class Psi(Surrogate):
             "V": self.V,
             "changes": self._changes,
             "power": self._power,
-            "asked": self._asked,
+            "asked": self._old_probes,
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         super().load_state_dict(state)
         self.U, self.S, self.V = state["U"], state["S"], state["V"]
-        self._changes, self._power, self._asked = state["changes"], state["power"], state["asked"]
-        # Checkpoints of before there were schedules have none.
+        self._changes, self._power, self._old_probes = state["changes"], state["power"], state["asked"]
+        # Checkpoints from before schedules existed have none.
         if self.schedule is not None and state.get("schedule") is not None:
             self.schedule.load_state_dict(state["schedule"])
 
@@ -175,7 +174,7 @@ class Psi(Surrogate):
         return Factors(self.U, self.S, self.V)
 
     def _set(self, U: Tensor, S: Tensor, V: Tensor) -> None:
-        # In one memory layout: products round alike before and after a checkpoint.
+        # One memory layout, so that products round in the same way before and after a checkpoint.
         self.U, self.S, self.V = U.contiguous(), S.contiguous(), V.contiguous()
 
     def _fresh_probes(self) -> Tensor:

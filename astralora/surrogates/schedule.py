@@ -1,4 +1,4 @@
-"""Refreshing a low-rank surrogate as far as its bases have moved, and no further."""
+"""Refresh a low-rank surrogate as far as its bases have moved, and no further."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ __all__ = ["Schedule", "choose_schedule"]
 
 
 class Schedule:
-    """Keeps A ~ U S V true to a device, by vectors at its newest controls alone.
+    """Make A ~ U S V follow a device, with vectors at its newest controls only.
 
-    What a refresh is to be is decided after the forward pass, whose batch shows for free how large the error is and
-    where it would take the bases: what is left of it after the best S for this batch is absorbed into a copy of the
-    factors, with what this rank has never explained counted as noise, and the bases of the copy are compared with
-    those that there are. Then, with A the device as it is now,
+    The kind of a refresh is decided after the forward pass. The batch shows, at no cost, how large the error is and how
+    it would move the bases: the residual after the best S for this batch is absorbed into a copy of the factors, the
+    part that this rank has never explained counts as noise, and the bases of the copy are compared with the present
+    ones. Then, with A the present transfer matrix,
 
     - *refit*, r vectors: S = U^T (A V^T);
-    - *split*, 2r + M vectors, a projector-splitting step whose reference is the surrogate itself, so that
-      errors do not add up:
+    - *split*, 2r + M vectors: a projector-splitting step that starts from the surrogate itself, so that errors do not
+      add up:
 
         1. K = A V^T; QR: K = U1 R
-        2. dA^T U1 with the least dA that explains the answers to V and to M Gaussian probes Z
+        2. dA^T U1, with the smallest dA that explains the answers to V and to M Gaussian probes Z
         3. L = V^T S^T U^T U1 + dA^T U1; QR: L = V1 R'
-        4. A V1^T = U2 S2 by QR, at r more vectors;
+        4. A V1^T = U2 S2 by QR, with r more vectors;
 
     - *rebuild*, as many vectors as a measurement takes: its truncated SVD.
 
     Args:
-        controller: decides.
-        probes: M; None takes in_features orthogonal ones.
-        generator: of the probes.
+        controller: object that decides.
+        probes: M; None for in_features orthogonal probes.
+        generator: random stream of the probes.
     """
 
     def __init__(self, controller: RefreshController, probes: int | None, generator: torch.Generator) -> None:
@@ -56,32 +56,32 @@ class Schedule:
         self._noise = 0.0  # variance of one output
 
     def start(self, session: Session, controls: Tensor) -> Factors:
-        """Factors of a device that holds ``controls``, measured."""
+        """Measure the factors of a device that holds ``controls``."""
         self._due, self._batch, self.controller.floor = False, None, None
         self._noise = answer_variance(session.spec)
         return self._rebuild(session, controls)
 
     def controls_changed(self) -> None:
-        """A refresh is due, after the next forward pass."""
+        """Mark a refresh as due after the next forward pass."""
         self._due, self._batch = True, None
 
     def observe(self, inputs: Tensor, outputs: Tensor, factors: Factors) -> None:
-        """See a forward pass, and how far these factors are from explaining it."""
+        """Take the batch of a forward pass, and compute how far these factors are from explaining it."""
         X, Y = inputs.double(), outputs.double()
         if not len(Y) or float(Y.square().mean()) <= self._noise:
-            return  # an answer that is all noise tells nothing
+            return  # an answer that is all noise shows nothing
         self._batch = X, Y
         self._error = self._error_of(factors)
         if self._due:
             self._overlap = self._overlap_with(factors)
 
     def refresh(self, session: Session, like: Tensor, factors: Factors) -> Factors:
-        """What the factors are to be, at the controls that the device holds; spends nothing unless controls changed.
+        """Return the factors at the controls that the device holds; spend nothing unless the controls have changed.
 
         Args:
-            session: guards the device.
-            like: of the dtype and torch device that is asked with.
-            factors: those that there are.
+            session: session of the device.
+            like: tensor of the dtype and torch device to send vectors in.
+            factors: present factors.
         """
         controller = self.controller
         if not self._due:
@@ -89,14 +89,14 @@ class Schedule:
                 controller.judge(Refresh.REBUILD, self._error, len(factors.V))
             return factors
         self._due = False
-        # Where nothing was seen, bases may be anywhere, and the error what it was.
-        seen = self._batch is not None
-        error = self._error if seen else controller.floor or 0.0
-        choice = controller.choose(self._overlap if seen else 0.0, error)
+        # Without a batch the bases count as moved completely, and the error as unchanged.
+        has_batch = self._batch is not None
+        error = self._error if has_batch else controller.floor or 0.0
+        choice = controller.choose(self._overlap if has_batch else 0.0, error)
         if choice is Refresh.REBUILD:
             factors = self._rebuild(session, like)
         else:
-            K = _ask(session, factors.V.to(like)).mT.double()
+            K = _answers(session, factors.V.to(like)).mT.double()
             factors = Factors(*(factor.double() for factor in factors))
             if choice is Refresh.REFIT:
                 factors = Factors(factors.U, factors.U.mT @ K, factors.V)
@@ -104,12 +104,12 @@ class Schedule:
                 factors = self._split(session, like, factors, K)
         factors, s = factors.folded()
         factors = self._cut(factors, s)
-        if seen:
+        if has_batch:
             controller.judge(choice, self._error_of(factors), len(factors.V))
         return Factors(*(factor.to(like).contiguous() for factor in factors))
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next refresh depends on."""
+        """Return the state that the next refresh depends on."""
         return {
             "controller": self.controller.state_dict(),
             "due": self._due,
@@ -120,22 +120,22 @@ class Schedule:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self.controller.load_state_dict(state["controller"])
         self._due, self._batch = state["due"], state["batch"]
         self._overlap, self._error, self._noise = state["overlap"], state["error"], state["noise"]
 
-    # -- what a batch tells ----------------------------------------------------------------
+    # -- from a batch ----------------------------------------------------------------------
 
     def _error_of(self, factors: Factors) -> float:
-        """Share of the batch's amplitude that the factors miss, noise aside."""
+        """Return the share of the batch's amplitude, noise aside, that the factors do not explain."""
         assert self._batch is not None
         X, Y = self._batch
-        missed, power = (float(value.square().mean()) - self._noise for value in (Y - factors.answer(X), Y))
-        return sqrt(max(missed, 0.0) / power)
+        unexplained, power = (float(value.square().mean()) - self._noise for value in (Y - factors.answer(X), Y))
+        return sqrt(max(unexplained, 0.0) / power)
 
     def _overlap_with(self, factors: Factors) -> float:
-        """Overlap of the bases with those that the batch suggests."""
+        """Return the overlap of the bases with the bases that the batch suggests."""
         assert self._batch is not None
         X, Y = self._batch
         factors = Factors(*(factor.double() for factor in factors))
@@ -150,7 +150,7 @@ class Schedule:
             return 1.0
         return basis_overlap(U, V.mT, in_the_frame_of(suggested.U, U), in_the_frame_of(suggested.V.mT, V.mT))
 
-    # -- what vectors tell -----------------------------------------------------------------
+    # -- from measurements -----------------------------------------------------------------
 
     def _rebuild(self, session: Session, like: Tensor) -> Factors:
         U, s, V = torch.linalg.svd(measure_transfer_matrix(session, like), full_matrices=False)
@@ -160,16 +160,16 @@ class Schedule:
         U, S, V = factors
         U1, _ = torch.linalg.qr(K)
         Z = self._fresh_probes(V.shape[1], like)
-        answers = torch.cat([K.mT, _ask(session, Z).double()])  # to V and Z
+        answers = torch.cat([K.mT, _answers(session, Z).double()])  # to V and Z
         rows = torch.cat([V, Z.double()])
         change = answers - factors.answer(rows)  # [V; Z] dA^T
         L = V.mT @ (S.mT @ (U.mT @ U1)) + torch.linalg.pinv(rows) @ (change @ U1)
         V1, _ = torch.linalg.qr(L)
-        U2, S2 = torch.linalg.qr(_ask(session, V1.mT.to(like)).mT.double())
+        U2, S2 = torch.linalg.qr(_answers(session, V1.mT.to(like)).mT.double())
         return Factors(U2, S2, V1.mT)
 
     def _cut(self, factors: Factors, s: Tensor) -> Factors:
-        """Without what is small, unless the batch would miss it."""
+        """Drop small singular values, unless the batch needs them."""
         rank = self.controller.cut(s)
         if rank == len(s) or self._batch is None:
             return factors
@@ -189,29 +189,31 @@ def choose_schedule(
     probes: int | None,
     generator: torch.Generator,
 ) -> Schedule | None:
-    """The schedule that a surrogate was asked to keep to, if any.
+    """Return the schedule for a surrogate's options; None for no schedule.
 
     Args:
-        refresh: ``"stability"``, a controller to take a copy of, or None.
-        rank: to begin with.
-        max_rank: the most that it may grow to; None for the controller's own.
+        refresh: ``"stability"``, a controller to copy, or None.
+        rank: rank at the start.
+        max_rank: largest rank; None for the controller's own.
         probes: M of a split.
-        generator: of the probes.
+        generator: random stream of the probes.
 
     Raises:
-        ConfigurationError: it is something else, or there is nothing for ``max_rank`` to limit.
+        ConfigurationError: ``refresh`` is something else, or ``max_rank`` has nothing to limit.
     """
     if refresh is None:
         if max_rank is not None:
-            raise ConfigurationError("max_rank limits what refresh='stability' may do; without it the rank stays")
+            raise ConfigurationError(
+                "max_rank limits what refresh='stability' may do; without refresh the rank is constant"
+            )
         return None
     if isinstance(refresh, RefreshController):
-        # Layers that are attached together are given the same one.
+        # A copy, because layers that are attached together get the same object.
         return Schedule(copy.deepcopy(refresh), probes, generator)
     if refresh != "stability":
         raise ConfigurationError(f"refresh must be 'stability', a RefreshController or None, not {refresh!r}")
     return Schedule(RefreshController(rank, max_rank=max_rank), probes, generator)
 
 
-def _ask(session: Session, rows: Tensor) -> Tensor:
+def _answers(session: Session, rows: Tensor) -> Tensor:
     return LinearProbe(session.spec, rows).ask(session)

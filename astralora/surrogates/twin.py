@@ -1,4 +1,4 @@
-"""Input gradients by backpropagation through a differentiable model of the device."""
+"""Compute input gradients by backpropagation through a differentiable model of the device."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["Exact", "Twin"]
 
 
 class Twin(Surrogate):
-    """Backpropagates through a model of the device, at the inputs of the forward pass; costs no operation.
+    """Backpropagate through a model of the device, at the inputs of the forward pass; this costs no operation.
 
     Args:
-        twin: the model, with ``transfer(controls, inputs)``.
-        seed: unused here; taken for uniformity.
+        twin: model with ``transfer(controls, inputs)``.
+        seed: unused; accepted because all surrogates accept it.
     """
 
     requires_linear = False
@@ -34,39 +34,39 @@ class Twin(Surrogate):
         self._estimator: EstimatorTwin | None = None
 
     def check(self, session: Session, estimator: Estimator) -> None:
-        """Refuse a missing twin, or one of another size than the device."""
+        """Refuse a missing twin, or a twin of another size than the device."""
         super().check(session, estimator)
         check_twin(self._twin, session.spec)
         if isinstance(estimator, EstimatorTwin) and estimator.law(session) is self._twin:
-            # Both go through the same model: one pass serves both.
+            # Both use the same model: one backward pass computes both gradients.
             self._estimator = estimator
             estimator.shares = True
 
     def start(self, session: Session, controls: Tensor) -> None:  # noqa: ARG002
-        """Note the controls."""
+        """Store the controls."""
         self._controls = controls.detach().clone()
 
     def controls_changed(self, session: Session, controls: Tensor) -> None:  # noqa: ARG002
-        """Note the new controls."""
+        """Store the new controls."""
         self._controls = controls.detach().clone()
 
     def recall(self, inputs: Tensor) -> None:
-        """The next `vjp` is about these inputs."""
+        """Set the inputs of the next `vjp`."""
         self._inputs = inputs
 
     def observe(self, inputs: Tensor, outputs: Tensor) -> None:
-        """See how far the model is off, and let it follow the chip where it can."""
+        """Measure the error of the model, and let a `TwinDrift` follow the chip."""
         super().observe(inputs, outputs)
         if self.drift is not None:
             self.drift.observe(self._controls.to(inputs), inputs, outputs)
 
     @property
     def drift(self) -> TwinDrift | None:
-        """The twin itself, where it follows its chip."""
+        """Return the twin where it is a `TwinDrift`, else None."""
         return self._twin if isinstance(self._twin, TwinDrift) else None
 
     def vjp(self, grad_outputs: Tensor) -> Tensor:
-        """The vector-Jacobian product of the model at the inputs."""
+        """Return the vector-Jacobian product of the model at the inputs."""
         assert self._twin is not None
         found = self._estimator.take(self._inputs, grad_outputs) if self._estimator is not None else None
         if found is None:
@@ -76,18 +76,18 @@ class Twin(Surrogate):
         return found
 
     def predict(self, inputs: Tensor) -> Tensor:
-        """The model's own answer."""
+        """Return the answer of the model."""
         assert self._twin is not None
         with torch.no_grad():
             return self._twin.transfer(self._controls.to(inputs), inputs)
 
     def state_dict(self) -> dict[str, Any]:
-        """The controls, and where the model has followed the chip to."""
+        """Return the controls, and the state of a `TwinDrift`."""
         drift = None if self.drift is None else self.drift.state_dict()
         return {**super().state_dict(), "controls": self._controls, "drift": drift}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         super().load_state_dict(state)
         self._controls = state["controls"]
         if self.drift is not None and state["drift"] is not None:
@@ -95,20 +95,20 @@ class Twin(Surrogate):
 
 
 class Exact(Twin):
-    """Backpropagates through a `Differentiable` device's own law: the twin that is the device itself."""
+    """Backpropagate through the law of a `Differentiable` device."""
 
     def __init__(self, *, seed: int = 0) -> None:
         super().__init__(seed=seed)
 
     def check(self, session: Session, estimator: Estimator) -> None:
-        """Refuse a device without a law."""
+        """Refuse a device without a differentiable law."""
         self._twin = differentiable(session)
         super().check(session, estimator)
 
     def start(self, session: Session, controls: Tensor) -> None:
-        """Note the device and its controls."""
+        """Store the law of the device, and the controls."""
         self._twin = differentiable(session)
         super().start(session, controls)
 
     def observe(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Nothing to see: what the law does not foresee is noise."""
+        """Ignore the batch: the part that the law does not predict is noise."""

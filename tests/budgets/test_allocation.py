@@ -1,4 +1,4 @@
-"""Dividing a budget: what each mode promises, against brute force and the formulas."""
+"""Test the division of a budget against brute force and the formulas."""
 
 from itertools import product
 
@@ -12,7 +12,7 @@ MODES: list[AllocationMode] = ["topk", "proportional", "neyman"]
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_no_mode_ever_spends_more_than_the_budget(mode: AllocationMode, generator: torch.Generator) -> None:
+def test_no_mode_spends_more_than_the_budget(mode: AllocationMode, generator: torch.Generator) -> None:
     for _ in range(200):
         units = int(torch.randint(1, 9, (), generator=generator))
         scores = torch.rand(units, generator=generator) * (torch.rand(units, generator=generator) > 0.2)
@@ -23,28 +23,28 @@ def test_no_mode_ever_spends_more_than_the_budget(mode: AllocationMode, generato
         assert float(shares.double() @ costs.double()) <= budget * (1 + 1e-8)
 
 
-def test_topk_keeps_the_highest_scores_that_can_be_paid_for() -> None:
+def test_topk_keeps_the_highest_scores_within_the_budget() -> None:
     assert allocate([0.1, 3.0, 2.0, 1.0], 1, 2).tolist() == [0, 1, 1, 0]
-    # The second best does not fit beside the best, the third does.
+    # The second best exceeds the rest of the budget, the third does not.
     assert allocate([3.0, 2.0, 1.0], [4, 3, 1], 5).tolist() == [1, 0, 1]
 
 
-def test_topk_draws_the_order_of_ties(generator: torch.Generator) -> None:
+def test_topk_chooses_among_equal_scores_at_random(generator: torch.Generator) -> None:
     kept = torch.stack([allocate([1.0] * 4, 1, 1, generator=generator) for _ in range(400)]).sum(dim=0)
-    # 400 draws among four: 100 each, standard deviation 8.7.
+    # 400 choices among four: 100 each, with a standard deviation of 8.7.
     assert int(kept.sum()) == 400
     assert float((kept - 100).abs().max()) < 5 * 8.7
     assert allocate([1.0] * 4, 1, 1).tolist() == [1, 0, 0, 0]
 
 
-def test_proportional_shares_are_within_one_of_the_ideal(generator: torch.Generator) -> None:
+def test_proportional_shares_differ_from_the_formula_by_less_than_one(generator: torch.Generator) -> None:
     scores = torch.rand(7, generator=generator)
     shares = allocate(scores, 1, 1000, "proportional")
     assert int(shares.sum()) == 1000
     assert float((shares - 1000 * scores / scores.sum()).abs().max()) < 1
 
 
-def test_neyman_follows_its_formula_where_rounding_does_not_matter() -> None:
+def test_neyman_follows_its_formula_for_large_shares() -> None:
     deviations = torch.tensor([1.0, 4.0, 2.5], dtype=torch.float64)
     costs = torch.tensor([1.0, 4.0, 9.0], dtype=torch.float64)
     budget = 1e6
@@ -57,7 +57,7 @@ def test_neyman_follows_its_formula_where_rounding_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("budget", range(3, 14))
-def test_neyman_finds_the_whole_numbers_of_least_variance(budget: int) -> None:
+def test_neyman_finds_the_whole_numbers_with_the_smallest_variance(budget: int) -> None:
     deviations = [0.3, 1.0, 2.2]
     shares = allocate(deviations, 1, budget, "neyman").tolist()
 
@@ -68,18 +68,18 @@ def test_neyman_finds_the_whole_numbers_of_least_variance(budget: int) -> None:
     assert variance(shares) == pytest.approx(best, rel=1e-12)
 
 
-def test_neyman_leaves_nobody_without_a_sample_whom_it_can_pay_one() -> None:
+def test_neyman_gives_every_unit_one_sample_where_the_budget_allows() -> None:
     assert allocate([1e-6, 1.0, 0.0], 1, 50, "neyman").tolist() == [1, 49, 0]
     assert allocate([1.0, 5.0, 2.0], 1, 2, "neyman").tolist() == [0, 1, 1]
 
 
 @pytest.mark.parametrize("mode", ["proportional", "neyman"])
-def test_units_of_score_zero_share_alike(mode: AllocationMode) -> None:
+def test_units_with_score_zero_get_equal_shares(mode: AllocationMode) -> None:
     assert allocate([0.0, 0.0, 0.0], 1, 9, mode).tolist() == [3, 3, 3]
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_no_budget_and_no_units_give_nothing(mode: AllocationMode) -> None:
+def test_an_empty_budget_or_no_units_give_no_shares(mode: AllocationMode) -> None:
     assert allocate([1.0, 2.0], 1, 0, mode).tolist() == [0, 0]
     assert allocate([], 1, 10, mode).tolist() == []
 
@@ -95,6 +95,6 @@ def test_no_budget_and_no_units_give_nothing(mode: AllocationMode) -> None:
         (([1.0], 1, -1), "the budget must be finite and at least 0, not -1"),
     ],
 )
-def test_what_makes_no_sense_is_refused(arguments: tuple[object, ...], complaint: str) -> None:
+def test_invalid_arguments_are_refused(arguments: tuple[object, ...], complaint: str) -> None:
     with pytest.raises(ConfigurationError, match=complaint):
-        allocate(*arguments)  # type: ignore[arg-type]
+        allocate(*arguments)

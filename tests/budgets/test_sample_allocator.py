@@ -1,4 +1,4 @@
-"""Samples that move between device layers: less variance for the same price, and never more than the price."""
+"""Test that moving samples between device layers lowers the variance and never exceeds the budget."""
 
 from collections.abc import Sequence
 from math import sqrt
@@ -20,7 +20,7 @@ SAMPLES = 8
 
 
 class Sum(nn.Module):
-    """Three device layers side by side, of which some matter more."""
+    """Sum the outputs of device layers, with a weight for each."""
 
     def __init__(self, layers: Sequence[al.BlackBoxLinear], weights: Sequence[float]) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Sum(nn.Module):
 def model(
     weights: Sequence[float] = (1.0, 0.03, 0.03), estimator: str = "gaussian", width: int = 6, **chip: Any
 ) -> tuple[Sum, Tensor, Tensor]:
-    """The model, inputs, and the fixed gradient of its loss with respect to its outputs."""
+    """Return the model, inputs, and the constant gradient of the loss with respect to the outputs."""
     generator = torch.Generator().manual_seed(5)
     inputs = torch.empty(12, width).uniform_(-1, 1, generator=generator)
     slope = torch.randn(12, 4, generator=generator)
@@ -70,7 +70,7 @@ def control_usage(net: Sum) -> list[al.Usage]:
     return [layer.session.usage_by_purpose.get("controls", al.Usage()) for layer in net.layers]
 
 
-def test_neyman_lowers_the_total_variance_at_equal_vectors_by_what_theory_predicts() -> None:
+def test_neyman_lowers_the_total_variance_as_predicted_for_equal_vectors() -> None:
     steps = 600
     spent, squared, shares = {}, {}, []
     for ranking in (None, "neyman"):
@@ -101,14 +101,14 @@ def test_neyman_lowers_the_total_variance_at_equal_vectors_by_what_theory_predic
     uniform = sum(a**2 / SAMPLES for a in deviations)
     best = sum(deviations) ** 2 / (3 * SAMPLES)
     expected = sum(sum(a**2 / s for a, s in zip(deviations, each, strict=True)) for each in shares) / len(shares)
-    assert best <= expected < 1.05 * best, "whole numbers and estimated scores come close to the formula"
+    assert best <= expected < 1.05 * best, "whole numbers and estimated scores are close to the formula"
     for ranking, theory in ((None, uniform), ("neyman", expected)):
         error = float(squared[ranking].std()) / sqrt(steps)
         assert abs(float(squared[ranking].mean()) - theory) < 5 * error
-    assert uniform / best > 2, "a factor that is worth it"
+    assert uniform / best > 2, "the gain is large enough to matter"
 
 
-def test_scores_are_free_of_what_directions_and_noise_add(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_exclude_the_contributions_of_directions_and_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     net, inputs, slope = model((1.0, 0.6, 0.3), impairments={"output_noise_fraction": 0.05})
     truth = [float(g.square().sum()) for g in exact_gradients(model((1.0, 0.6, 0.3))[0], inputs, slope)]
     allocator = SampleAllocator(net, "grad_norm", period=400)
@@ -116,19 +116,19 @@ def test_scores_are_free_of_what_directions_and_noise_add(monkeypatch: pytest.Mo
     for layer in net.layers:
         layer.estimator.step = 0.1
         monkeypatch.setattr(
-            layer.estimator, "_look_out_for_noise", lambda _, variance, layer=layer: noise.update({layer: variance})
+            layer.estimator, "_adapt_step", lambda _, variance, layer=layer: noise.update({layer: variance})
         )
     for _ in range(400):
         with allocator.step():
             backward(net, inputs, slope)
-    # Squares of normal numbers of variance |g|^2 + noise, as many as are remembered: weights (1 - 1/400)^k.
-    remembered = SAMPLES * (1 - 1 / 2.718) ** 2 / (1 - 1 / 2.718**2) * 2 * 400
-    for layer, square, (total, weight) in zip(net.layers, truth, allocator._means.values(), strict=True):
+    # A mean of squares of normal numbers with variance |g|^2 + noise and weights (1 - 1/400)^k.
+    effective = SAMPLES * (1 - 1 / 2.718) ** 2 / (1 - 1 / 2.718**2) * 2 * 400
+    for layer, square, mean in zip(net.layers, truth, allocator.means().values(), strict=True):
         added = noise[layer] / 0.1**2
-        assert abs(total / weight - square) <= 5 * sqrt(2 / remembered) * (square + added)
-        assert added > 0.5 * square, "noise that would show"
+        assert abs(mean - square) <= 5 * sqrt(2 / effective) * (square + added)
+        assert added > 0.5 * square, "the noise is large enough to be noticed"
     raw = float(net.layers[0].controls.grad.square().sum())
-    assert raw > 1.5 * truth[0], "as would the directions"
+    assert raw > 1.5 * truth[0], "the contribution of the directions is large as well"
 
 
 @pytest.mark.parametrize("currency", ["vectors", "programs", "hardware_seconds"])
@@ -157,7 +157,7 @@ def test_no_period_spends_more_than_its_budget(ranking: Any, currency: Any, turn
             before = after
 
 
-def test_without_a_budget_the_first_period_sets_it() -> None:
+def test_the_first_period_sets_the_budget_if_none_is_given() -> None:
     net, inputs, slope = model()
     allocator = SampleAllocator(net, period=4, currency="programs")
     for _ in range(4):
@@ -173,7 +173,7 @@ def test_without_a_budget_the_first_period_sets_it() -> None:
 
 @pytest.mark.parametrize("surrogate", ["online", "online_low_rank", "psi"])
 @pytest.mark.usefixtures("a_throwaway_global_random_state")
-def test_a_layer_that_rests_spends_nothing_on_gradients(surrogate: str) -> None:
+def test_a_resting_layer_spends_nothing_on_gradients(surrogate: str) -> None:
     net, inputs, slope = model()
     net.layers = nn.ModuleList(
         al.BlackBoxLinear(layer.session, estimator="gaussian", surrogate=surrogate, samples=SAMPLES)
@@ -214,7 +214,7 @@ def test_a_learning_rate_of_0_moves_nothing(ranking: Any) -> None:
     assert all(torch.equal(old, new) for old, new in zip(before, net.parameters(), strict=True))
 
 
-def test_closing_gives_layers_their_samples_back() -> None:
+def test_close_restores_the_samples_of_the_layers() -> None:
     net, inputs, slope = model()
     allocator = SampleAllocator(net, period=2, turn_on=0.3)
     for _ in range(4):
@@ -226,7 +226,7 @@ def test_closing_gives_layers_their_samples_back() -> None:
     assert all(gradient is not None for gradient in backward(net, inputs, slope))
 
 
-def test_mistakes_get_a_sentence() -> None:
+def test_invalid_options_and_estimators_are_refused() -> None:
     net, *_ = model()
     with pytest.raises(ConfigurationError, match="there are no device layers"):
         SampleAllocator(nn.Identity())
@@ -238,23 +238,23 @@ def test_mistakes_get_a_sentence() -> None:
         ({"budget": -1.0}, "the budget of a period must be at least 0"),
     ):
         with pytest.raises(ConfigurationError, match=complaint):
-            SampleAllocator(net, **options)  # type: ignore[arg-type]
+            SampleAllocator(net, **options)
     device = al.make_device("matvec", in_features=3, out_features=2)
     with pytest.raises(ConfigurationError, match="is 'elementwise', which takes no samples"):
         SampleAllocator({"a": al.BlackBoxLinear(device)})
 
 
-def test_a_device_without_a_price_needs_another_currency(matrix_device: Any) -> None:
+def test_a_device_without_operation_times_needs_another_currency(matrix_device: Any) -> None:
     layer = al.BlackBoxLinear(
         matrix_device(program_seconds=0.0, vector_seconds=0.0), estimator="gaussian", surrogate="online"
     )
-    with pytest.raises(ConfigurationError, match="'bench' does not say what its operations take"):
+    with pytest.raises(ConfigurationError, match="the spec of 'bench' has no operation times"):
         SampleAllocator({"a": layer})
     assert SampleAllocator({"a": layer}, currency="programs").samples == {"a": 100}
 
 
 def process(number: int) -> dict[str, Any]:
-    """One of two, whose batches make different layers matter."""
+    """Train in one of two processes, in which different layers have the largest gradients."""
     net, inputs, slope = model((1.0, 0.3, 0.03) if number else (0.03, 0.3, 1.0))
     wrapped = nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
     allocator = SampleAllocator(net, period=4, turn_on=0.6, currency="vectors", group=torch.distributed.group.WORLD)
@@ -276,12 +276,12 @@ def process(number: int) -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_processes_of_data_parallel_training_share_alike(tmp_path: Path) -> None:
+def test_data_parallel_processes_use_the_same_shares(tmp_path: Path) -> None:
     first, second = in_two_processes(process, tmp_path)
     assert first["samples"] == second["samples"]
     assert any(0 in samples for samples in first["samples"]), "one of three layers rests"
     for found in (first, second):
         assert found["resting"] == [[count == 0 for count in samples] for samples in found["samples"]]
     assert torch.equal(first["controls"], second["controls"])
-    # By itself each would have chosen otherwise.
+    # Each process alone would have chosen differently.
     assert first["scores"].index(max(first["scores"])) != second["scores"].index(max(second["scores"]))

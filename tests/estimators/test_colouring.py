@@ -1,3 +1,5 @@
+"""Test the colouring of controls and the reach that it is made from."""
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -19,7 +21,7 @@ def monarch(n: int, m: int) -> DeviceSpec:
 
 
 def moved(n: int, m: int) -> torch.Tensor:
-    """Which entries of a monarch each control moves, by autograd: (controls, m, n)."""
+    """Return which entries of a monarch each control moves, by autograd, (controls, m, n)."""
     law = Monarch()
     controls = torch.rand(law.num_controls(n, m), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     jacobian = torch.autograd.functional.jacobian(lambda w: law.matrix(w, n, m), controls)
@@ -27,13 +29,13 @@ def moved(n: int, m: int) -> torch.Tensor:
 
 
 def parts(colouring: Colouring, n: int, m: int) -> torch.Tensor:
-    """Which entries each control reads: (controls, m, n)."""
+    """Return which entries each control reads, (controls, m, n)."""
     single = torch.eye(n * m).view(n * m, m, n)
     return colouring.gather(single).T.view(-1, m, n) != 0
 
 
 @pytest.mark.parametrize(("n", "m"), [(4, 4), (16, 16), (16, 4), (12, 10), (7, 5)])
-def test_a_monarch_takes_two_colours_and_every_control_reads_what_it_moves(n: int, m: int) -> None:
+def test_a_monarch_needs_two_colours_and_every_control_reads_the_entries_it_moves(n: int, m: int) -> None:
     colouring = Colouring(monarch(n, m))
     assert colouring.count == 2
     assert torch.equal(parts(colouring, n, m), moved(n, m))
@@ -55,7 +57,7 @@ def test_controls_of_one_colour_move_disjoint_parts() -> None:
         assert int(read[colouring.colour == colour].sum(dim=0).max()) == 1
 
 
-def test_gathers_what_each_control_moves() -> None:
+def test_gather_sums_the_entries_that_each_control_moves() -> None:
     values = torch.arange(24.0).view(1, 4, 6)
     sums = Colouring(spec(6, 4, 7, PATCHES)).gather(values)[0]
     block = float(values[0, :2, :4].sum())
@@ -80,7 +82,7 @@ def test_the_simpler_couplings_are_special_cases(coupling: str, colours: int) ->
         ([{"controls": 3, "outputs": (0, 4), "inputs": (0, 6)}], "have 3 controls, but num_controls is 4"),
     ],
 )
-def test_refuses_a_reach_that_does_not_fit(patches: list[dict[str, object]], complaint: str) -> None:
+def test_a_reach_that_does_not_fit_the_device_is_refused(patches: list[dict[str, object]], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
         spec(6, 4, 4, tuple(Patch.model_validate(patch) for patch in patches))
 

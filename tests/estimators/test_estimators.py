@@ -1,4 +1,4 @@
-"""Estimators against mathematics: unbiasedness, predicted variance, exactness, and what they cost."""
+"""Test estimators against the formulas: bias, variance, exactness and cost."""
 
 from math import sqrt
 from typing import Any
@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from astralora import ESTIMATORS, ConfigurationError
+from astralora import ConfigurationError
 from astralora.devices import Budget, BudgetExceeded, DeviceSpec, RehearsalDevice, Session, Usage, initial_controls
 from astralora.estimators import (
+    ESTIMATORS,
     Coloured,
     Coordinate,
     Elementwise,
@@ -24,7 +25,7 @@ from astralora.simulators import Impairments
 
 
 def problem(session: Any, batch: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
-    """Controls, inputs, outputs and output gradients of one step."""
+    """Return controls, inputs, outputs and output gradients of one step."""
     generator = torch.Generator().manual_seed(seed)
     spec = session.spec
     controls = initial_controls(session.spec, generator).to(dtype)
@@ -55,8 +56,8 @@ def test_gaussian_is_unbiased_with_the_predicted_variance(batch: int, simulated:
     estimates = torch.stack([estimator.estimate(session, *step) for _ in range(repeats)])
     variance = (g.square().sum() + g.square()) / M
     error = (estimates.mean(dim=0) - g) / (variance / repeats).sqrt()
-    assert float(error.abs().max()) < 5, "standard errors off"
-    # The estimate's fourth moment is at most 9 times its squared variance here: 5 standard errors of a variance.
+    assert float(error.abs().max()) < 5, "standard errors"
+    # The fourth moment is at most 9 times the squared variance here: 5 standard errors of a variance.
     ratio = estimates.var(dim=0) / variance
     assert float((ratio - 1).abs().max()) < 5 * sqrt(8 / repeats)
 
@@ -67,7 +68,7 @@ def test_gaussian_costs_samples_programs_and_m_vectors_each(simulated: Any) -> N
     before = session.usage
     Gaussian(samples=100).estimate(session, *step)
     spent = session.usage - before
-    # As published: 101 settings of 64 vectors; the first setting is the one that the forward pass left.
+    # As published: 101 settings of 64 vectors; the device already holds the first setting.
     assert (spent.programs, spent.vectors) == (100, 101 * 64)
 
 
@@ -77,7 +78,7 @@ def test_compressing_the_batch_changes_nothing_but_the_cost(name: str, simulated
     controls, inputs, outputs, grads = problem(session, 12)
     estimates, vectors = [], []
     for rows in (slice(0, 12), slice(0, 3)):
-        # Twelve rows are compressed to four; the same sum in three parts of four at most is not.
+        # Twelve rows are compressed to four. The same sum in parts of three rows is not compressed.
         estimate = torch.zeros_like(controls)
         before = session.usage
         if rows.stop == 12:
@@ -108,7 +109,7 @@ def test_gaussian_works_on_a_device_that_is_not_linear(matrix_device: Any, gener
     assert float(error.abs().max()) < 5
 
 
-def test_a_fraction_of_the_batch_stands_for_all_of_it(simulated: Any) -> None:
+def test_a_fraction_of_the_batch_gives_an_unbiased_estimate(simulated: Any) -> None:
     session = simulated("matvec", 5, 4)
     step = problem(session, 8)
     g, repeats = truth(session, *step), 3000
@@ -120,7 +121,7 @@ def test_a_fraction_of_the_batch_stands_for_all_of_it(simulated: Any) -> None:
     assert float(error.abs().max()) < 5
 
 
-def test_a_fraction_of_the_controls_gets_a_gradient(simulated: Any) -> None:
+def test_only_the_given_fraction_of_the_controls_gets_a_gradient(simulated: Any) -> None:
     session = simulated("matvec", 5, 4)
     step = problem(session, 8)
     estimate = Gaussian(samples=4, control_fraction=0.25).estimate(session, *step)
@@ -133,7 +134,7 @@ def test_splitting_the_perturbations_into_calls_changes_nothing(
 ) -> None:
     session = simulated("matvec", 5, 4)
     step = problem(session, 8)
-    # Directions of one call are drawn together: 16 numbers at a time keep the stream the same.
+    # Directions of one call are drawn together; calls of 4 directions give the same random stream.
     whole = ESTIMATORS.make(name, samples=16, seed=3).estimate(session, *step)
     monkeypatch.setattr("astralora.estimators.base._CHUNK", 4 * 20)
     torch.testing.assert_close(ESTIMATORS.make(name, samples=16, seed=3).estimate(session, *step), whole)
@@ -143,14 +144,14 @@ def test_splitting_the_perturbations_into_calls_changes_nothing(
 
 
 @pytest.mark.parametrize("batch", [3, 40])
-def test_output_is_unbiased_with_the_variance_of_its_own_output_alone(batch: int, simulated: Any) -> None:
+def test_output_is_unbiased_with_the_variance_from_its_own_output_only(batch: int, simulated: Any) -> None:
     session = simulated("matvec", 5, 4)
     step = problem(session, batch)
     g, M, repeats = truth(session, *step), 4, 4000
     estimator = Output(samples=M, step=1e-3)
     estimates = torch.stack([estimator.estimate(session, *step) for _ in range(repeats)])
     rows = g.reshape(4, 5).square()
-    # Eight controls' worth of orthogonal signs for five, and four samples of them: (N - M) / (N - 1).
+    # Five controls use a set of N = 8 rows; four samples of it give the factor (N - M) / (N - 1).
     variance = ((rows.sum(dim=1, keepdim=True) - rows) / M).flatten() * (8 - M) / 7
     error = (estimates.mean(dim=0) - g) / (variance / repeats).sqrt()
     assert float(error.abs().max()) < 5
@@ -159,8 +160,8 @@ def test_output_is_unbiased_with_the_variance_of_its_own_output_alone(batch: int
 
 
 @pytest.mark.parametrize(("name", "variance"), [("gaussian", 4), ("rademacher", 4), ("orthogonal", 4), ("output", 4)])
-def test_zero_order_is_unbiased_at_the_ends_of_the_range_too(name: str, variance: float, simulated: Any) -> None:
-    # There half of the steps are cut short: the variance at most quadruples, the mean must not change.
+def test_zero_order_is_unbiased_at_the_ends_of_the_range(name: str, variance: float, simulated: Any) -> None:
+    # Half of the steps are cut short: the variance grows by at most 4, and the mean must not change.
     session = simulated("matvec", 5, 4)
     _, inputs, _, grads = problem(session, 9)
     controls = torch.ones(20, dtype=torch.float64)
@@ -177,7 +178,7 @@ def test_zero_order_is_unbiased_at_the_ends_of_the_range_too(name: str, variance
 
 @pytest.mark.parametrize(("kind", "left"), [(Rademacher, 1.0), (Orthogonal, (32 - 8) / 31)])
 def test_sign_directions_are_unbiased_with_the_predicted_variance(kind: Any, left: float, simulated: Any) -> None:
-    # (|g|^2 - g_i^2) / M; drawn without repetition from a set of 32 rows, (N - M) / (N - 1) of it.
+    # (|g|^2 - g_i^2) / M, times (N - M) / (N - 1) without repetition from a set of N = 32 rows.
     session = simulated("matvec", 5, 4)
     step = problem(session, 9)
     g, M, repeats = truth(session, *step), 8, 3000
@@ -210,20 +211,20 @@ def test_coordinate_is_exact_with_one_program_a_control(simulated: Any) -> None:
     assert session.usage.programs - before == 20
 
 
-def test_a_few_coordinates_stand_for_all_on_average(simulated: Any) -> None:
+def test_a_few_coordinates_give_an_unbiased_estimate(simulated: Any) -> None:
     session = simulated("matvec", 5, 4)
     step = problem(session, 9)
     g, repeats = truth(session, *step), 2000
     estimator = Coordinate(samples=5)
     estimates = torch.stack([estimator.estimate(session, *step) for _ in range(repeats)])
-    # A quarter of them is seen, four times as large.
+    # A quarter of the controls get a gradient, four times as large.
     assert float((estimates != 0).sum()) == pytest.approx(repeats * 5, abs=5)
     error = (estimates.mean(dim=0) - g).abs() / (g.abs() * sqrt(3 / repeats))
     assert float(error.max()) < 5
 
 
 @pytest.mark.parametrize(("antithetic", "order"), [(False, 1), (True, 2)])
-def test_antithetic_pairs_do_not_feel_even_curvature(antithetic: bool, order: int, simulated: Any) -> None:
+def test_antithetic_pairs_cancel_even_curvature(antithetic: bool, order: int, simulated: Any) -> None:
     session = simulated("slm", 5, 4)
     step = problem(session, 9)
     g = truth(session, *step)
@@ -236,7 +237,7 @@ def test_antithetic_pairs_do_not_feel_even_curvature(antithetic: bool, order: in
 
 @pytest.mark.parametrize("antithetic", [False, True])
 @pytest.mark.parametrize("name", ["gaussian", "rademacher", "orthogonal", "output"])
-def test_samples_are_programs_and_pairs_take_two(name: str, antithetic: bool, simulated: Any) -> None:
+def test_a_sample_takes_one_program_and_an_antithetic_pair_two(name: str, antithetic: bool, simulated: Any) -> None:
     session = simulated("matvec", 8, 8)
     step = problem(session, 4)
     before = session.usage
@@ -245,7 +246,7 @@ def test_samples_are_programs_and_pairs_take_two(name: str, antithetic: bool, si
     assert (spent.programs, spent.vectors) == ((20, 80) if antithetic else (10, 40))
 
 
-# -- how a linear device is asked -----------------------------------------------------------------
+# -- vectors that a linear device is sent ----------------------------------------------------------
 
 
 def test_singular_probes_cost_as_many_vectors_as_the_product_has_rank(simulated: Any) -> None:
@@ -258,7 +259,7 @@ def test_singular_probes_cost_as_many_vectors_as_the_product_has_rank(simulated:
     torch.testing.assert_close(estimate, truth(session, controls, inputs, outputs, grads))
 
 
-def test_a_tail_left_out_costs_that_share_of_the_gradient_and_no_more(simulated: Any) -> None:
+def test_the_error_of_a_tail_is_its_share_of_the_gradient(simulated: Any) -> None:
     session = simulated("matvec", 16, 12)
     step = problem(session, 40)
     product = step[3].T @ step[1]
@@ -268,12 +269,12 @@ def test_a_tail_left_out_costs_that_share_of_the_gradient_and_no_more(simulated:
     before = session.usage
     estimate = Orthogonal(samples=256, tail=0.1).estimate(session, *step)
     assert (session.usage - before).vectors == 257 * rank
-    # On A = W the gradient is G^T X itself, and what is left of it the best matrix of this rank.
+    # On A = W the gradient is G^T X itself, and the estimate its best approximation of this rank.
     lost = (estimate - truth(session, *step)).square().sum() / s.sum()
     assert float(lost) == pytest.approx(float(s[rank:].sum() / s.sum()))
 
 
-def test_the_step_grows_where_the_answers_drown_and_says_why(simulated: Any) -> None:
+def test_the_step_grows_where_noise_hides_the_answers_and_gives_the_reason(simulated: Any) -> None:
     session = simulated("matvec", 16, 12, impairments=Impairments(output_noise_fraction=0.05))
     step = problem(session, 40)
     estimator = Orthogonal(samples=20)
@@ -289,7 +290,7 @@ def test_the_step_grows_where_the_answers_drown_and_says_why(simulated: Any) -> 
 # -- twins ------------------------------------------------------------------------------------
 
 
-def test_twin_is_autograd_through_the_model_whatever_the_device_answers(simulated: Any) -> None:
+def test_twin_is_autograd_through_the_model_and_costs_nothing(simulated: Any) -> None:
     device, twin = simulated("mzi", 4, 4, impairments="lab", seed=1), simulated("mzi", 4, 4)
     step = problem(device, 7)
     before = device.usage
@@ -304,7 +305,7 @@ def test_a_twin_of_another_size_is_refused(simulated: Any) -> None:
 
 
 class Scaled:
-    """A model that is right up to a factor, plus a gradient of its own that is nothing but wrong."""
+    """Model a device with a wrong factor, and with an additional wrong gradient."""
 
     def __init__(self, device: Any, factor: float, wrong: float) -> None:
         self.device, self.factor = device, factor
@@ -318,7 +319,7 @@ class Scaled:
 
 @pytest.mark.parametrize("name", ["gaussian", "rademacher", "output"])
 @pytest.mark.parametrize(("factor", "wrong", "most"), [(3.0, 0.0, 0.02), (1.0, 0.3, 1.0), (0.0, 1.0, 1.3)])
-def test_a_twin_as_control_variate_helps_as_far_as_it_is_right_and_never_biases(
+def test_a_twin_as_control_variate_reduces_the_variance_without_bias(
     name: str, factor: float, wrong: float, most: float, simulated: Any
 ) -> None:
     session = simulated("matvec", 5, 4)
@@ -337,7 +338,7 @@ def test_a_twin_as_control_variate_helps_as_far_as_it_is_right_and_never_biases(
 
 @pytest.mark.parametrize("name", ["orthogonal", "coordinate", "output"])
 def test_a_twin_does_not_bias_directions_that_are_drawn_without_repetition(name: str, simulated: Any) -> None:
-    # All directions asked: exact with any twin, also with the worst.
+    # With all directions the estimate is exact for any twin.
     session = simulated("matvec", 2, 1)
     step = problem(session, 3)
     samples = {"orthogonal": 2, "coordinate": None, "output": 2}[name]
@@ -347,7 +348,7 @@ def test_a_twin_does_not_bias_directions_that_are_drawn_without_repetition(name:
         torch.testing.assert_close(estimator.estimate(session, *step), truth(session, *step))
 
 
-def test_antithetic_coordinates_are_exact_at_the_ends_of_the_range_too(simulated: Any) -> None:
+def test_antithetic_coordinates_are_exact_at_the_ends_of_the_range(simulated: Any) -> None:
     session = simulated("matvec", 3, 1)
     _, inputs, _, grads = problem(session, 5)
     controls = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
@@ -371,7 +372,7 @@ def test_coloured_finds_the_gradient_of_a_monarch_with_two_extra_programs(n: int
 
 
 @pytest.mark.parametrize(("coupling", "programs"), [("elementwise", 1), ("output", 8)])
-def test_coloured_is_exact_for_the_simpler_couplings_too(coupling: str, programs: int, matrix_device: Any) -> None:
+def test_coloured_is_exact_for_the_simpler_couplings(coupling: str, programs: int, matrix_device: Any) -> None:
     session = Session(matrix_device(5, 4, coupling=coupling))
     session.open()
     generator = torch.Generator().manual_seed(3)
@@ -397,7 +398,7 @@ def test_coloured_with_fewer_programs_is_unbiased(matrix_device: Any, simulated:
     assert float(error.abs().max()) < 5
 
 
-def test_coloured_is_unbiased_at_the_ends_of_the_range_too(simulated: Any) -> None:
+def test_coloured_is_unbiased_at_the_ends_of_the_range(simulated: Any) -> None:
     session = simulated("matvec", 5, 4)
     _, inputs, _, grads = problem(session, 9)
     controls = torch.ones(20, dtype=torch.float64)
@@ -413,8 +414,8 @@ def test_coloured_is_unbiased_at_the_ends_of_the_range_too(simulated: Any) -> No
 # -- elementwise ------------------------------------------------------------------------------
 
 
-def walk(session: Any, estimator: Elementwise, moves: int, size: float) -> list[tuple[int, float]]:
-    """Programs of the estimate and cosine to the truth, after each of several random changes of the controls."""
+def estimates_after_moves(session: Any, estimator: Elementwise, moves: int, size: float) -> list[tuple[int, float]]:
+    """Return the programs of an estimate and its cosine to the truth, after each of several random moves."""
     controls, inputs, outputs, grads = problem(session, 64, dtype=torch.float32)
     generator = torch.Generator().manual_seed(8)
     found = []
@@ -428,25 +429,25 @@ def walk(session: Any, estimator: Elementwise, moves: int, size: float) -> list[
     return found
 
 
-def test_elementwise_measures_every_so_many_changes_only(simulated: Any) -> None:
+def test_elementwise_measures_once_in_every_changes(simulated: Any) -> None:
     session = simulated("slm", 64, 32, impairments="lab")
-    found = walk(session, Elementwise(every=4), 9, 0.005)
+    found = estimates_after_moves(session, Elementwise(every=4), 9, 0.005)
     assert [programs for programs, _ in found] == [1, 0, 0, 0] * 2 + [1]
     assert min(cosine for _, cosine in found) > 0.98
 
 
-def test_elementwise_says_how_stale_it_is_and_measures_before_it_is_too_stale(simulated: Any) -> None:
+def test_elementwise_reports_its_staleness_and_measures_again_above_the_limit(simulated: Any) -> None:
     session = simulated("slm", 16, 8)
     patient, careful = Elementwise(every=100, stale=9.9), Elementwise(every=100, stale=0.05)
-    assert [programs for programs, _ in walk(session, patient, 12, 0.2)] == [1] + [0] * 11
+    assert [programs for programs, _ in estimates_after_moves(session, patient, 12, 0.2)] == [1] + [0] * 11
     assert patient.age == 11
     assert patient.staleness > 0.05
-    measured = [programs for programs, _ in walk(session, careful, 12, 0.2)]
+    measured = [programs for programs, _ in estimates_after_moves(session, careful, 12, 0.2)]
     assert 2 <= sum(measured) < 12
     assert careful.staleness <= 0.05
 
 
-def test_elementwise_carries_the_matrix_along_to_first_order(simulated: Any) -> None:
+def test_elementwise_extrapolates_the_matrix_to_first_order(simulated: Any) -> None:
     session = simulated("matvec", 6, 5)
     controls, inputs, outputs, grads = problem(session, 9)
     estimator = Elementwise(every=10)
@@ -472,7 +473,7 @@ def test_elementwise_converges_with_the_step_as_a_one_sided_difference_does(boun
         float((Elementwise(step=step).estimate(session, controls, inputs, outputs, grads) - g).norm() / g.norm())
         for step in (1e-2, 1e-3)
     ]
-    # Curvature enters as mu A'' / 2: a tenth of the step, a tenth of the error.
+    # The error of curvature is mu A'' / 2: a tenth of the step gives a tenth of the error.
     assert errors[1] == pytest.approx(errors[0] / 10, rel=0.05)
 
 
@@ -492,7 +493,7 @@ def test_elementwise_reaches_a_cosine_of_098_on_a_lab_mrr_with_2_programs_and_12
     controls, inputs, outputs, grads = problem(session, 256, seed, torch.float32)
     session.program(controls.flip(0))
     estimator = Elementwise(seed=seed)
-    # The detector's gain is set once, before; a first measurement finds it.
+    # A first measurement finds the amplitude of the probes.
     estimator.estimate(session, controls, inputs, outputs, grads)
     session.program(controls.flip(0))
     before = session.usage
@@ -502,7 +503,7 @@ def test_elementwise_reaches_a_cosine_of_098_on_a_lab_mrr_with_2_programs_and_12
     assert cosine(estimate, truth(session, controls, inputs, outputs, grads)) >= 0.98
 
 
-def test_elementwise_leaves_the_transfer_matrix_behind(simulated: Any) -> None:
+def test_elementwise_stores_the_transfer_matrix(simulated: Any) -> None:
     session = simulated("mrr", 6, 5)
     step = problem(session, 9)
     estimator = Elementwise()
@@ -533,24 +534,24 @@ def test_exact_is_autograd_through_the_law_and_costs_nothing(simulated: Any) -> 
     torch.testing.assert_close(estimate, leaf.grad)
 
 
-# -- what is refused --------------------------------------------------------------------------
+# -- refusals and budgets ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("estimator", "spec", "complaint"),
     [
         (Elementwise(), {"linear": False}, "'elementwise' works on linear devices only.*use 'gaussian'"),
-        (Elementwise(), {"coupling": "dense"}, "needs elementwise coupling, and that of 'bench' is dense"),
+        (Elementwise(), {"coupling": "dense"}, "needs elementwise coupling, and the coupling of 'bench' is dense"),
         (Output(), {"coupling": "dense"}, "needs elementwise or output coupling"),
         (Coloured(), {"coupling": "dense"}, "needs elementwise or output or sparse coupling"),
-        (Twin(), {}, "needs a differentiable model of 'bench'.*which is nothing now"),
+        (Twin(), {}, "needs a differentiable model of 'bench'.*which is missing now"),
         (Exact(), {}, "whose law autograd can follow"),
         (Gaussian(step=0.01), {"control_levels": 101}, "below one control level of 'bench', 0.04 V.*at least 0.08"),
         (Gaussian(step=3.0), {}, "more than half the control range"),
         (Gaussian(step=-1.0), {}, "a step must be positive"),
     ],
 )
-def test_refuses_a_device_that_it_cannot_work_on(
+def test_an_unsuitable_device_is_refused(
     estimator: Any, spec: dict[str, Any], complaint: str, matrix_device: Any
 ) -> None:
     with pytest.raises(ConfigurationError, match=complaint):
@@ -558,7 +559,7 @@ def test_refuses_a_device_that_it_cannot_work_on(
 
 
 @pytest.mark.parametrize("options", [{"samples": 0}, {"batch_fraction": 0.0}, {"control_fraction": 1.5}])
-def test_refuses_options_that_mean_nothing(options: dict[str, Any]) -> None:
+def test_invalid_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(options))):
         Gaussian(**options)
 
@@ -567,7 +568,7 @@ def test_refuses_options_that_mean_nothing(options: dict[str, Any]) -> None:
     "name", ["gaussian", "rademacher", "orthogonal", "coordinate", "output", "coloured", "elementwise"]
 )
 @pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.0, 1.0)])
-def test_a_budget_of_exactly_what_an_estimate_takes_is_enough(name: str, bounds: Any, simulated: Any) -> None:
+def test_a_budget_of_exactly_the_cost_of_an_estimate_is_enough(name: str, bounds: Any, simulated: Any) -> None:
     session = simulated("matvec", 6, 5, input_range=bounds)
     step = problem_positive(session)
 
@@ -578,13 +579,13 @@ def test_a_budget_of_exactly_what_an_estimate_takes_is_enough(name: str, bounds:
         return session.usage - before
 
     spent, so_far = estimate(), session.usage
-    # Once more, the program that brings the first controls back included.
+    # The same estimate again, plus the program that restores the first controls.
     session.budget = Budget(programs=so_far.programs + 1 + spent.programs, vectors=so_far.vectors + spent.vectors)
     estimate()
 
 
 @pytest.mark.parametrize("name", ["gaussian", "output", "elementwise"])
-def test_refuses_to_begin_an_estimate_that_the_budget_does_not_cover(name: str, simulated: Any) -> None:
+def test_an_estimate_beyond_the_budget_is_refused_before_anything_is_spent(name: str, simulated: Any) -> None:
     session = simulated("matvec", 6, 5)
     step = problem(session, 9)
     session.budget = Budget(programs=session.usage.programs + 1, vectors=10**6 if name != "elementwise" else 20)
@@ -600,7 +601,7 @@ def coarse(levels: int | None = None) -> DeviceSpec:
     )
 
 
-def test_a_step_of_auto_is_whole_levels_and_two_at_least() -> None:
+def test_an_automatic_step_is_at_least_two_whole_levels() -> None:
     assert choose_step(coarse(16), "auto", share=1 / 32).size == pytest.approx(0.4)
     assert choose_step(coarse(16), "auto", share=1 / 4).size % 0.2 == pytest.approx(0, abs=1e-9)
 
@@ -616,12 +617,12 @@ def test_a_step_of_auto_is_whole_levels_and_two_at_least() -> None:
         (3001, 0.2, 0.2, "noise"),
     ],
 )
-def test_a_step_of_auto_tells_what_decided_it(levels: int | None, noise: float, size: float, bound: str) -> None:
+def test_an_automatic_step_reports_its_reason(levels: int | None, noise: float, size: float, bound: str) -> None:
     choice = choose_step(coarse(levels), "auto", share=1 / 32, noise=noise)
     assert (choice.size, choice.bound) == (pytest.approx(size), bound)
 
 
-def test_a_given_step_is_taken_as_it_is() -> None:
+def test_a_given_step_is_used_unchanged() -> None:
     assert choose_step(coarse(16), 0.3, share=1 / 32) == StepChoice(0.3, "given")
 
 
@@ -638,7 +639,7 @@ def test_two_control_levels_are_too_few(simulated: Any) -> None:
         Elementwise().check(simulated("matvec", 6, 5, impairments=Impairments(control_levels=2)))
 
 
-def test_an_estimator_goes_on_with_the_same_stream_from_saved_state(simulated: Any) -> None:
+def test_an_estimator_continues_its_random_stream_from_saved_state(simulated: Any) -> None:
     session = simulated("slm", 6, 5)
     step = problem(session, 9)
     for name in ("gaussian", "rademacher", "orthogonal", "coordinate", "coloured", "output", "elementwise"):
@@ -648,8 +649,8 @@ def test_an_estimator_goes_on_with_the_same_stream_from_saved_state(simulated: A
         assert torch.equal(first.estimate(session, *step), second.estimate(session, *step))
 
 
-def test_noise_is_inside_the_device_where_probes_meet_it(simulated: Any) -> None:
-    # The published code adds noise behind the layer, so that its estimator never sees any.
+def test_the_noise_of_the_device_reaches_the_estimator(simulated: Any) -> None:
+    # The published code adds noise after the layer, where the estimator does not see it.
     quiet, noisy = (
         simulated("matvec", 6, 5, impairments=Impairments(output_noise_fraction=fraction)) for fraction in (0.0, 0.05)
     )
@@ -657,7 +658,7 @@ def test_noise_is_inside_the_device_where_probes_meet_it(simulated: Any) -> None
     assert not torch.allclose(*estimates, rtol=1e-3)
 
 
-def test_a_rehearsed_estimate_costs_what_a_real_one_does(simulated: Any) -> None:
+def test_a_rehearsed_estimate_costs_as_much_as_a_real_one(simulated: Any) -> None:
     real = simulated("slm", 8, 5)
     rehearsed = Session(RehearsalDevice(real.spec))
     rehearsed.open()

@@ -1,3 +1,5 @@
+"""Test which layers attach and detach replace, and what the new layers keep."""
+
 from math import sqrt
 from typing import Any
 
@@ -16,42 +18,44 @@ def model() -> nn.Module:
         return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 2, bias=False)))
 
 
-def test_replaces_layers_by_name_in_place(simulated: Any) -> None:
+def test_layers_are_replaced_by_name_in_place(simulated: Any) -> None:
     net = model()
     attached = al.attach(net, {"2.0": simulated("slm", 8, 6), "2.1": simulated("slm", 6, 2)})
     assert attached is net
-    assert isinstance(net[2][0], BlackBoxLinear)  # type: ignore[index]
-    assert isinstance(net[0], nn.Linear)  # type: ignore[index]
-    assert net[2][1].bias is None, "the layer replaced had none"  # type: ignore[index]
+    assert isinstance(net[2][0], BlackBoxLinear)
+    assert isinstance(net[0], nn.Linear)
+    assert net[2][1].bias is None, "the digital layer had no bias"
     net(torch.ones(3, 4)).sum().backward()
     assert all(parameter.grad is not None for parameter in net.parameters())
 
 
-def test_keeps_bias_and_strength_of_the_layer_that_it_replaces(simulated: Any, generator: torch.Generator) -> None:
+def test_a_device_layer_keeps_the_bias_and_output_strength_of_the_digital_one(
+    simulated: Any, generator: torch.Generator
+) -> None:
     net = model()
-    old = net[2][0]  # type: ignore[index]
+    old = net[2][0]
     with torch.no_grad():
         old.weight *= 7
     al.attach(net, {"2.0": simulated("matvec", 8, 6)})
-    new = net[2][0]  # type: ignore[index]
+    new = net[2][0]
     assert torch.equal(new.bias, old.bias)
     x = torch.randint(0, 2, (500, 8), generator=generator) * 2.0 - 1
     with torch.no_grad():
         before, after = ((layer(x) - layer.bias).square().mean().sqrt() for layer in (old, new))
-    # Sixteen vectors set the gain; their spread on an 8 x 6 matrix is some 10 %.
+    # Sixteen vectors set the gain; on an 8 x 6 matrix its spread is about 10 %.
     assert float(after) == pytest.approx(float(before), rel=0.3)
 
 
-def test_a_model_that_is_itself_the_layer_comes_back_new(simulated: Any) -> None:
-    layer = al.attach(model()[0], {"": simulated("slm", 4, 8)})  # type: ignore[index]
+def test_a_model_that_is_the_layer_itself_is_returned_as_a_new_model(simulated: Any) -> None:
+    layer = al.attach(model()[0], {"": simulated("slm", 4, 8)})
     assert isinstance(layer, BlackBoxLinear)
 
 
-def test_keeps_precision_and_mode(simulated: Any) -> None:
+def test_a_device_layer_keeps_precision_and_training_mode(simulated: Any) -> None:
     net = model().double().eval()
     al.attach(net, {"0": simulated("slm", 4, 8)})
-    assert net[0].controls.dtype == torch.float64  # type: ignore[index]
-    assert not net[0].training  # type: ignore[index]
+    assert net[0].controls.dtype == torch.float64
+    assert not net[0].training
 
 
 def pair() -> nn.Sequential:
@@ -68,12 +72,14 @@ def pair() -> nn.Sequential:
         ("0", "layer '0' maps 4 to 8 features, but device 'slm' maps 8 to 6"),
     ],
 )
-def test_checks_all_names_and_widths_before_touching_a_device(name: str, complaint: str, simulated: Any) -> None:
+def test_all_names_and_widths_are_checked_before_a_device_is_operated(
+    name: str, complaint: str, simulated: Any
+) -> None:
     net, good, bad = model(), simulated("slm", 8, 6), simulated("slm", 8, 6)
     with pytest.raises(ConfigurationError, match=complaint):
         al.attach(net, {"2.0": good, name: bad})
     assert good.usage == bad.usage == al.Usage()
-    assert isinstance(net[2][0], nn.Linear)  # type: ignore[index]
+    assert isinstance(net[2][0], nn.Linear)
 
 
 def test_the_readme_example_runs(simulated: Any) -> None:
@@ -87,7 +93,7 @@ def test_the_readme_example_runs(simulated: Any) -> None:
     assert device.usage.programs == 2
 
 
-def test_one_chip_at_two_places_is_guarded_once(simulated: Any) -> None:
+def test_one_chip_at_two_places_has_one_session(simulated: Any) -> None:
     raw = al.make_device("matvec", in_features=8, out_features=8)
     net = pair()
     al.attach(net, {"0": raw, "1": raw})
@@ -114,24 +120,24 @@ def test_a_frozen_layer_stays_frozen(simulated: Any) -> None:
     assert not any(parameter.requires_grad for parameter in net.parameters())
 
 
-def test_layers_of_one_size_start_differently(simulated: Any) -> None:
+def test_layers_of_equal_size_start_with_different_controls(simulated: Any) -> None:
     net = pair()
     al.attach(net, {"0": simulated("slm", 8, 8), "1": simulated("slm", 8, 8)})
     assert not torch.equal(net[0].controls, net[1].controls)
 
 
-def test_a_method_is_checked_for_all_layers_before_the_first_is_touched(simulated: Any) -> None:
+def test_the_method_is_checked_for_all_layers_before_a_device_is_operated(simulated: Any) -> None:
     net, first, second = model(), simulated("slm", 8, 6), simulated("mzi", 6, 2)
     with pytest.raises(ConfigurationError, match="needs elementwise coupling"):
         al.attach(net, {"2.0": first, "2.1": second}, estimator="elementwise")
     assert first.usage == al.Usage()
-    assert isinstance(net[2][0], nn.Linear)  # type: ignore[index]
+    assert isinstance(net[2][0], nn.Linear)
 
 
 def test_one_estimator_cannot_serve_two_layers(simulated: Any) -> None:
     devices = {"2.0": simulated("slm", 8, 6), "2.1": simulated("slm", 6, 2)}
     with pytest.raises(ConfigurationError, match="one surrogate cannot serve several layers"):
-        al.attach(model(), devices, surrogate=al.SURROGATES.make("online"))
+        al.attach(model(), devices, surrogate=al.surrogates.SURROGATES.make("online"))
 
 
 pytestmark = pytest.mark.usefixtures("a_throwaway_global_random_state")
@@ -171,7 +177,7 @@ def attached(net: nn.Module) -> set[str]:
         ({nn.Module: slm}, ("blocks.*", nn.Conv2d), {"head"}),
     ],
 )
-def test_takes_patterns_and_types_and_exclusions(layers: Any, exclude: Any, expected: set[str]) -> None:
+def test_layers_are_chosen_by_pattern_type_and_exclusion(layers: Any, exclude: Any, expected: set[str]) -> None:
     net = al.attach(Blocks(), layers, exclude=exclude)
     assert attached(net) == expected
 
@@ -182,7 +188,7 @@ def test_a_name_goes_before_a_pattern_and_a_pattern_before_a_type() -> None:
 
     layers = {nn.Linear: named("matvec"), "blocks.*": named("slm"), "blocks.1.up": named("mrr")}
     net = al.attach(Blocks(), layers)
-    kinds = {name: net.get_submodule(name).session.spec.name for name in attached(net)}  # type: ignore[union-attr]
+    kinds = {name: net.get_submodule(name).session.spec.name for name in attached(net)}
     assert kinds == {
         "head": "matvec",
         "blocks.0.up": "slm",
@@ -204,7 +210,7 @@ def test_options_may_differ_by_layer() -> None:
         },
     )
     chosen = {
-        name: (type(net.get_submodule(name).estimator).__name__, net.get_submodule(name).estimator.samples)  # type: ignore[union-attr]
+        name: (type(net.get_submodule(name).estimator).__name__, net.get_submodule(name).estimator.samples)
         for name in ("head", "blocks.0.up", "blocks.1.up")
     }
     assert chosen == {"head": ("Gaussian", 7), "blocks.0.up": ("Gaussian", 3), "blocks.1.up": ("Output", 5)}
@@ -217,29 +223,29 @@ def test_options_may_differ_by_layer() -> None:
         ({nn.Conv1d: slm}, {}, "no layer of type Conv1d"),
         ({nn.Conv2d: slm}, {"exclude": ["stem"]}, "no layer of type Conv2d that is not excluded"),
         ({"head": slm}, {"per_layer": {"stem": {}}}, "per_layer has options for 'stem', which is none"),
-        ({"head": lambda n, m: "chip"}, {}, "to make a device for layer 'head' made a str"),
+        ({"head": lambda n, m: "chip"}, {}, "that makes a device for layer 'head' made a str"),
         ({"head": slm}, {"initialize": "magic"}, "initialize must be 'device' or 'fit'"),
         ({"head": slm}, {"digital_fraction": 1.0}, "digital_fraction must be at least 0 and below 1"),
         ({"head": slm}, {"per_layer": {"head": {"step": -1.0}}}, "a step must be positive"),
     ],
 )
-def test_says_what_is_wrong_with_a_choice(layers: Any, options: Any, complaint: str) -> None:
+def test_a_wrong_choice_of_layers_or_options_is_refused(layers: Any, options: Any, complaint: str) -> None:
     net = Blocks()
     with pytest.raises(ConfigurationError, match=complaint):
         al.attach(net, layers, **options)
     assert not attached(net)
 
 
-def test_refuses_a_convolution_in_groups() -> None:
+def test_a_convolution_in_groups_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="in 2 groups"):
         al.attach(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), {"0": slm})
 
 
-# -- back again -----------------------------------------------------------------------------------
+# -- detach ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.0, 1.0)])
-def test_detach_leaves_digital_layers_that_compute_the_same(bounds: Any, generator: torch.Generator) -> None:
+def test_detach_puts_in_digital_layers_that_compute_the_same(bounds: Any, generator: torch.Generator) -> None:
     net = nn.Sequential(nn.Conv2d(2, 4, 3, stride=2, padding=1, bias=False), nn.Flatten(), nn.Linear(16, 5)).double()
 
     def make(n: int, m: int) -> al.Device:
@@ -255,7 +261,7 @@ def test_detach_leaves_digital_layers_that_compute_the_same(bounds: Any, generat
         torch.testing.assert_close(net(x), through)
 
 
-def test_detach_takes_only_what_it_is_told() -> None:
+def test_detach_replaces_the_given_layers_only() -> None:
     net = al.attach(Blocks(), {nn.Linear: slm})
     al.detach(net, ["blocks.*"])
     assert attached(net) == {"head"}
@@ -269,20 +275,20 @@ def test_detach_refuses_a_device_without_a_matrix(matrix_device: Any) -> None:
         al.detach(net)
 
 
-def test_detach_averages_noise(simulated: Any) -> None:
+def test_detach_reduces_noise_by_repeated_measurement(simulated: Any) -> None:
     net = nn.Sequential(nn.Linear(32, 32))
     session = simulated("matvec", 32, 32, impairments=Impairments(output_noise_fraction=0.01))
     al.attach(net, {"0": session}, gain=False)
     true = net[0].controls.detach().view(32, 32)
-    errors = [float((net[0].measure_weight(repeats) - true).std()) for repeats in (1, 16)]  # type: ignore[operator]
+    errors = [float((net[0].measure_weight(repeats) - true).std()) for repeats in (1, 16)]
     assert errors[0] / errors[1] == pytest.approx(4, rel=5 / sqrt(2 * 32 * 32) * sqrt(2))
 
 
-# -- starting from trained weights -----------------------------------------------------------------
+# -- fit to trained weights ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("kind", "most"), [("matvec", 1e-3), ("slm", 1e-3), ("mrr", 1e-2)])
-def test_a_fit_finds_the_weights_that_a_device_can_compute(kind: str, most: float, simulated: Any) -> None:
+def test_a_fit_is_exact_where_the_device_can_compute_the_weights(kind: str, most: float, simulated: Any) -> None:
     net = nn.Sequential(nn.Linear(16, 12))
     session = simulated(kind, 16, 12)
     weight = net[0].weight.detach().clone()
@@ -296,7 +302,7 @@ def test_a_fit_finds_the_weights_that_a_device_can_compute(kind: str, most: floa
     assert session.usage_by_purpose["fit"].programs <= 40
 
 
-def test_a_fit_on_a_lab_chip_is_nearly_as_good_as_what_its_rings_can_reach(simulated: Any) -> None:
+def test_a_fit_on_a_lab_chip_is_nearly_as_good_as_its_rings_allow(simulated: Any) -> None:
     net = nn.Sequential(nn.Linear(64, 32))
     weight = net[0].weight.detach().clone()
     session = simulated("mrr", 64, 32, impairments="lab")
@@ -304,7 +310,7 @@ def test_a_fit_on_a_lab_chip_is_nearly_as_good_as_what_its_rings_can_reach(simul
     layer = net[0]
     assert isinstance(layer, BlackBoxLinear)
     assert layer.gain is not None
-    # Unknown offsets keep some rings from their resonance: the most negative weights are out of their reach.
+    # With unknown offsets some rings cannot reach their resonance, which the most negative weights need.
     gain, settings = layer.gain.detach(), torch.linspace(*session.spec.control_range, 200)
     curves = torch.stack([session.device.transfer(w.expand(2048), torch.eye(64)).T for w in settings])
     reachable = torch.minimum(torch.maximum(weight / gain, curves.amin(dim=0)), curves.amax(dim=0))
@@ -313,7 +319,7 @@ def test_a_fit_on_a_lab_chip_is_nearly_as_good_as_what_its_rings_can_reach(simul
     true = gain * session.device.transfer(layer.controls.detach(), torch.eye(64)).T
     error = float((true - weight).norm() / weight.norm())
     assert error < 1.3 * least
-    # The residual is as measured, with the noise and rounding of the measurement on top.
+    # The residual is measured, so it includes the noise and rounding of the measurement.
     assert layer.fit_residual is not None
     assert error < layer.fit_residual < 1.3 * error
 
@@ -327,10 +333,10 @@ def test_a_fit_on_a_mesh_follows_the_gradient(simulated: Any) -> None:
     with torch.no_grad():
         net[0].weight.copy_(target)
     al.attach(net, {"0": session}, initialize="fit", method="exact", gain=False)
-    assert net[0].fit_residual < 0.3  # type: ignore[operator]
+    assert net[0].fit_residual < 0.3
 
 
-def test_training_goes_on_from_a_fit(simulated: Any, generator: torch.Generator) -> None:
+def test_a_fitted_model_can_be_trained(simulated: Any, generator: torch.Generator) -> None:
     net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     al.attach(net, {nn.Linear: slm}, initialize="fit")
     net(torch.randn(5, 8, generator=generator)).square().sum().backward()
@@ -340,7 +346,7 @@ def test_training_goes_on_from_a_fit(simulated: Any, generator: torch.Generator)
 # -- sparse + device --------------------------------------------------------------------------------
 
 
-def test_the_largest_weights_stay_digital_and_the_device_learns_the_rest(simulated: Any) -> None:
+def test_the_largest_weights_stay_digital_and_the_device_is_fitted_to_the_rest(simulated: Any) -> None:
     net = nn.Sequential(nn.Linear(16, 12))
     weight = net[0].weight.detach().clone()
     session = simulated("slm", 16, 12)
@@ -366,7 +372,7 @@ def test_the_digital_part_has_the_gradients_of_a_linear_layer(simulated: Any, ge
     grad = torch.randn(9, 5, dtype=torch.float64, generator=generator)
     y = layer(x)
     y.backward(grad)
-    full = layer.gain.detach() * layer.controls.detach().view(5, 6) + digital  # type: ignore[union-attr]
+    full = layer.gain.detach() * layer.controls.detach().view(5, 6) + digital
     torch.testing.assert_close(y, x @ full.T)
     torch.testing.assert_close(x.grad, grad @ full)
     assert layer.digital is not None
@@ -376,10 +382,10 @@ def test_the_digital_part_has_the_gradients_of_a_linear_layer(simulated: Any, ge
     assert torch.equal(clone.digital, layer.digital)
 
 
-# -- what people do besides -------------------------------------------------------------------------
+# -- further cases ----------------------------------------------------------------------------------
 
 
-def test_detach_takes_controls_that_an_optimizer_has_moved_out_of_range(simulated: Any) -> None:
+def test_detach_accepts_controls_that_an_optimizer_has_moved_out_of_range(simulated: Any) -> None:
     net = al.attach(nn.Sequential(nn.Linear(8, 6)), {"0": simulated("slm", 8, 6)})
     with torch.no_grad():
         net[0].controls += 100
@@ -400,7 +406,7 @@ def test_a_frozen_layer_can_be_fitted_on_a_mesh(simulated: Any) -> None:
     assert not net[0].controls.requires_grad
 
 
-def test_a_transformer_layer_works_in_evaluation_too() -> None:
+def test_a_transformer_layer_works_in_evaluation_mode() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     al.attach(layer, {"linear?": slm}).eval()
     x = torch.randn(2, 3, 8)
@@ -410,26 +416,26 @@ def test_a_transformer_layer_works_in_evaluation_too() -> None:
         torch.testing.assert_close(layer(x), through, atol=1e-4, rtol=1e-4)
 
 
-def test_one_layer_may_have_an_estimator_object_of_its_own(simulated: Any) -> None:
-    mine = al.ESTIMATORS.make("orthogonal")
+def test_an_estimator_object_can_be_given_to_one_layer(simulated: Any) -> None:
+    mine = al.estimators.ESTIMATORS.make("orthogonal")
     net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     al.attach(net, {nn.Linear: slm}, per_layer={"0": {"estimator": mine, "surrogate": "online"}})
     assert net[0].estimator is mine
 
 
-def test_a_precision_that_devices_do_not_have_is_refused_before_anything_is_touched(simulated: Any) -> None:
+def test_bfloat16_is_refused_before_a_device_is_operated(simulated: Any) -> None:
     net, session = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8).bfloat16()), simulated("slm", 8, 8)
     with pytest.raises(ConfigurationError, match=r"layer '1' is torch\.bfloat16"):
         al.attach(net, {"0": session, "1": slm})
     assert session.usage == al.Usage()
 
 
-def test_a_class_can_make_the_devices(matrix_device: Any) -> None:
+def test_a_device_class_can_be_given_as_the_function_that_makes_devices(matrix_device: Any) -> None:
     net = al.attach(nn.Sequential(nn.Linear(4, 3)), {nn.Linear: matrix_device})
     assert attached(net) == {"0"}
 
 
-def test_a_tied_layer_is_meant_by_all_of_its_names() -> None:
+def test_a_tied_layer_matches_by_all_of_its_names() -> None:
     linear = nn.Linear(8, 8)
 
     def net() -> nn.Module:
@@ -438,5 +444,5 @@ def test_a_tied_layer_is_meant_by_all_of_its_names() -> None:
     with pytest.raises(ConfigurationError, match="that is not excluded"):
         al.attach(net(), {"b": slm}, exclude=["a"])
     tied = al.attach(net(), {"a*": slm, "b": lambda n, m: al.make_device("mrr", in_features=n, out_features=m)})
-    assert tied["a"] is tied["b"]  # type: ignore[index]
-    assert tied["a"].session.spec.name == "mrr"  # type: ignore[index]
+    assert tied["a"] is tied["b"]
+    assert tied["a"].session.spec.name == "mrr"

@@ -1,3 +1,5 @@
+"""Test BlackBoxConv2d against nn.Conv2d."""
+
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ GEOMETRIES: list[dict[str, Any]] = [
 
 
 def pair(simulated: Any, geometry: dict[str, Any]) -> tuple[BlackBoxConv2d, nn.Conv2d]:
-    """A device layer by the exact gradient, and the digital convolution of the very same weights."""
+    """Return a device layer with exact gradients, and a digital convolution with the same weights."""
     digital = nn.Conv2d(2, 5, **geometry).double()
     width = digital.weight[0].numel()
     net = al.attach(nn.Sequential(digital), {"0": simulated("matvec", width, 5)}, method="exact", gain=False)
@@ -32,7 +34,7 @@ def pair(simulated: Any, geometry: dict[str, Any]) -> tuple[BlackBoxConv2d, nn.C
 
 @pytest.mark.usefixtures("a_throwaway_global_random_state")
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-def test_is_the_convolution_with_its_gradients(geometry: dict[str, Any], simulated: Any) -> None:
+def test_output_and_gradients_equal_those_of_the_digital_convolution(geometry: dict[str, Any], simulated: Any) -> None:
     generator = torch.Generator().manual_seed(1)
     layer, digital = pair(simulated, geometry)
     images = torch.randn(3, 2, 7, 6, dtype=torch.float64, generator=generator)
@@ -50,14 +52,14 @@ def test_is_the_convolution_with_its_gradients(geometry: dict[str, Any], simulat
 
 
 @pytest.mark.usefixtures("a_throwaway_global_random_state")
-def test_takes_one_image_without_a_batch(simulated: Any) -> None:
+def test_an_image_without_a_batch_dimension_is_accepted(simulated: Any) -> None:
     layer, digital = pair(simulated, {"kernel_size": 3})
     image = torch.randn(2, 7, 6, dtype=torch.float64)
     torch.testing.assert_close(layer(image), digital(image))
 
 
 @pytest.mark.usefixtures("a_throwaway_global_random_state")
-def test_takes_as_many_vectors_as_there_are_output_pixels_and_one_program(simulated: Any) -> None:
+def test_a_forward_pass_takes_one_vector_for_each_output_pixel(simulated: Any) -> None:
     session = simulated("slm", 18, 5)
     layer = BlackBoxConv2d(session, 3, padding=1)
     before = session.usage
@@ -69,24 +71,24 @@ def test_takes_as_many_vectors_as_there_are_output_pixels_and_one_program(simula
 @pytest.mark.parametrize(
     ("build", "complaint"),
     [
-        (lambda s: BlackBoxConv2d(s, 5), "has 18 inputs, which is no multiple of a kernel's 25"),
+        (lambda s: BlackBoxConv2d(s, 5), "has 18 inputs, not a multiple of the kernel's 25"),
         (lambda s: BlackBoxConv2d(s, 3, padding="wide"), "padding must be a number, a pair, 'same' or 'valid'"),
         (lambda s: BlackBoxConv2d(s, 3)(torch.ones(1, 3, 8, 8)), r"takes \(batch, 2, height, width\), but was given"),
     ],
 )
-def test_says_what_is_wrong(build: Any, complaint: str, simulated: Any) -> None:
+def test_wrong_sizes_and_options_are_refused(build: Any, complaint: str, simulated: Any) -> None:
     with pytest.raises(ConfigurationError, match=complaint):
         build(simulated("slm", 18, 5))
 
 
 @pytest.mark.usefixtures("a_throwaway_global_random_state")
-def test_trains_by_the_default_method(simulated: Any) -> None:
+def test_a_convolution_trains_with_the_default_method(simulated: Any) -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 4, 3))
     al.attach(net, {"2": simulated("mrr", 18, 4, impairments="lab")})
     net(torch.randn(4, 1, 8, 8)).square().mean().backward()
     assert all(parameter.grad is not None for parameter in net.parameters())
 
 
-def test_refuses_a_stride_with_padding_same(simulated: Any) -> None:
-    with pytest.raises(ConfigurationError, match="goes with a stride of 1 only"):
+def test_padding_same_with_a_stride_is_refused(simulated: Any) -> None:
+    with pytest.raises(ConfigurationError, match="needs a stride of 1, not"):
         BlackBoxConv2d(simulated("slm", 18, 5), 3, padding="same", stride=2)

@@ -1,8 +1,10 @@
+"""Test the running average of a surrogate's health, and its warning."""
+
 import warnings
 
 import pytest
 
-from astralora import StaleGradientWarning
+from astralora.nn import StaleGradientWarning
 from astralora.nn.health import Health
 
 
@@ -11,28 +13,28 @@ def feed(health: Health, explained: float, steps: int) -> None:
         health.update(explained)
 
 
-def test_is_the_mean_at_first_and_then_follows() -> None:
+def test_health_is_first_the_mean_and_then_a_running_average() -> None:
     health = Health("chip")
     assert health.value is None
     for explained in (1.0, 0.5, 0.9):
         health.update(explained)
     assert health.value == pytest.approx(0.8)
-    health.update(None)  # an answer that is all noise tells nothing
+    health.update(None)  # a batch of noise only
     assert health.value == pytest.approx(0.8)
 
 
-def test_warns_once_when_gradients_go_stale_and_again_after_they_were_sound() -> None:
+def test_stale_gradients_give_one_warning_until_they_have_recovered() -> None:
     health = Health("chip")
     feed(health, 1.0, 30)
     for _ in range(2):
-        with pytest.warns(StaleGradientWarning, match="foresees 4. % of what 'chip' answers.*surrogate='online'"):
+        with pytest.warns(StaleGradientWarning, match="predicts 4. % of the answers of .chip..*surrogate='online'"):
             feed(health, 0.0, 40)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             feed(health, 1.0, 80)
 
 
-def test_does_not_judge_the_first_steps() -> None:
+def test_the_first_steps_give_no_warning() -> None:
     health = Health("chip")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

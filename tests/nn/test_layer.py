@@ -1,4 +1,4 @@
-"""The layer as a torch module: shapes, dtypes, state, gradients, and what it spends."""
+"""Test the layer as a torch module: shapes, dtypes, gradients, usage and state."""
 
 import copy
 import io
@@ -28,7 +28,7 @@ def spending(layer: BlackBoxLinear) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.parametrize("leading", [(), (5,), (2, 3), (2, 1, 4)])
-def test_takes_any_leading_shape(leading: tuple[int, ...], simulated: Any, generator: torch.Generator) -> None:
+def test_any_leading_shape_is_accepted(leading: tuple[int, ...], simulated: Any, generator: torch.Generator) -> None:
     layer = layer_on(simulated)
     x = torch.randn(*leading, 8, generator=generator)
     y = layer(x)
@@ -36,7 +36,7 @@ def test_takes_any_leading_shape(leading: tuple[int, ...], simulated: Any, gener
     torch.testing.assert_close(y.reshape(-1, 6), layer(x.reshape(-1, 8)))
 
 
-def test_is_gain_times_device_plus_bias(simulated: Any, generator: torch.Generator) -> None:
+def test_output_is_gain_times_device_plus_bias(simulated: Any, generator: torch.Generator) -> None:
     layer = layer_on(simulated)
     x = 10 * torch.randn(5, 8, generator=generator)
     assert layer.gain is not None
@@ -56,19 +56,19 @@ def test_gain_and_bias_can_be_left_out(simulated: Any, generator: torch.Generato
     assert [name for name, _ in layer.named_parameters()] == ["controls"]
 
 
-@pytest.mark.filterwarnings("ignore::astralora.ExpensiveGradientWarning")
+@pytest.mark.filterwarnings("ignore::astralora.nn.ExpensiveGradientWarning")
 @pytest.mark.parametrize("kind", KINDS)
-def test_starts_with_outputs_as_strong_as_those_of_a_fresh_linear(
+def test_initial_outputs_are_as_strong_as_those_of_a_new_linear_layer(
     kind: str, simulated: Any, generator: torch.Generator
 ) -> None:
     layer = layer_on(simulated, kind, 64, 64)
     x = torch.randint(0, 2, (200, 64), generator=generator) * 2.0 - 1
-    # 16 vectors times 64 outputs set the gain: a few per cent, and common modes add some.
+    # 16 vectors times 64 outputs set the gain to a few per cent; correlated outputs add to the error.
     assert float(layer(x).detach().square().mean().sqrt()) == pytest.approx(sqrt(1 / 3), rel=0.35)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_works_in_both_precisions(dtype: torch.dtype, simulated: Any) -> None:
+def test_float32_and_float64_work(dtype: torch.dtype, simulated: Any) -> None:
     layer = layer_on(simulated, dtype=dtype, impairments="lab")
     x = torch.ones(5, 8, dtype=dtype, requires_grad=True)
     y = layer(x)
@@ -80,7 +80,7 @@ def test_works_in_both_precisions(dtype: torch.dtype, simulated: Any) -> None:
     assert x.grad.dtype == dtype
 
 
-def test_autocast_gives_what_it_gives_for_a_linear(simulated: Any) -> None:
+def test_autocast_gives_the_dtype_of_a_linear_layer(simulated: Any) -> None:
     layer, linear = layer_on(simulated), nn.utils.skip_init(nn.Linear, 8, 6)
     x = torch.ones(5, 8, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
@@ -88,10 +88,10 @@ def test_autocast_gives_what_it_gives_for_a_linear(simulated: Any) -> None:
         assert y.dtype == linear(x).dtype == torch.bfloat16
         y.sum().backward()
     assert layer.controls.grad is not None
-    assert layer.controls.grad.dtype == torch.float32, "the device itself is driven in full precision"
+    assert layer.controls.grad.dtype == torch.float32, "the device has full precision"
 
 
-def test_drives_a_device_without_negative_inputs(simulated: Any, generator: torch.Generator) -> None:
+def test_a_device_without_negative_inputs_works(simulated: Any, generator: torch.Generator) -> None:
     layer = layer_on(simulated, input_range=(0.0, 1.0), gain=False, bias=False, method="exact")
     x = torch.randn(5, 8, generator=generator, requires_grad=True)
     A = torch.cos(layer.controls.detach()).reshape(6, 8) / sqrt(8)
@@ -107,10 +107,10 @@ def test_drives_a_device_without_negative_inputs(simulated: Any, generator: torc
 
 @pytest.mark.parametrize("method", ["exact", "auto"])
 @pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.0, 1.0), (0.5, 2.0)])
-def test_all_gradients_are_those_of_the_formula(
+def test_all_gradients_equal_those_of_autograd(
     method: str, bounds: Any, simulated: Any, generator: torch.Generator
 ) -> None:
-    # On A = W, `auto` measures exactly too. The reference is plain autograd, with no device in it.
+    # On A = W, `auto` is exact as well. The reference is plain autograd without a device.
     layer = layer_on(simulated, "matvec", input_range=bounds, method=method, dtype=torch.float64)
     x = torch.randn(3, 5, 8, dtype=torch.float64, generator=generator, requires_grad=True)
     weights = torch.randn(3, 5, 6, dtype=torch.float64, generator=generator)
@@ -138,7 +138,7 @@ def test_accumulated_gradients_are_the_sum_of_the_parts(simulated: Any, generato
 @pytest.mark.parametrize("method", ["exact", "paper", "auto"])
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-def test_input_gradients_are_of_the_controls_as_they_are_now(
+def test_input_gradients_use_the_present_controls(
     method: str, frozen: bool, training: bool, simulated: Any, generator: torch.Generator
 ) -> None:
     options = {"samples": 1, "rank": 6, "probes": None} if method == "paper" else {}
@@ -153,18 +153,18 @@ def test_input_gradients_are_of_the_controls_as_they_are_now(
     torch.testing.assert_close(x.grad, torch.ones(5, 6).double() @ layer.controls.detach().reshape(6, 8))
 
 
-def test_gradients_that_overflowed_spend_nothing(simulated: Any) -> None:
+def test_an_overflow_of_the_gradient_spends_nothing(simulated: Any) -> None:
     layer = layer_on(simulated, "mzi", method="paper", samples=3)
     y = layer(torch.ones(9, 8))
     spent = layer.session.usage
     (y * torch.inf).sum().backward()
     assert layer.controls.grad is not None
-    assert bool(layer.controls.grad.isnan().all()), "for a GradScaler to see, and to skip the step"
+    assert bool(layer.controls.grad.isnan().all()), "a GradScaler finds NaN and skips the step"
     assert layer.session.usage == spent
 
 
 @pytest.mark.parametrize(("kind", "method"), [("mrr", "auto"), ("mzi", "paper")])
-def test_a_backward_pass_inside_autocast_is_in_full_precision(kind: str, method: str, simulated: Any) -> None:
+def test_a_backward_pass_inside_autocast_has_full_precision(kind: str, method: str, simulated: Any) -> None:
     options = {"samples": 3} if method == "paper" else {}
     layer = layer_on(simulated, kind, 8, 8, method=method, **options)
     x = torch.ones(20, 8, requires_grad=True)
@@ -174,21 +174,21 @@ def test_a_backward_pass_inside_autocast_is_in_full_precision(kind: str, method:
     assert x.grad.dtype == torch.float32
 
 
-def test_vectors_too_faint_to_be_scaled_pass_as_they_are(simulated: Any) -> None:
+def test_vectors_too_small_to_be_scaled_are_sent_unscaled(simulated: Any) -> None:
     layer = layer_on(simulated, "slm")
     x = torch.full((3, 8), 1e-39, requires_grad=True)
     assert bool(torch.isfinite(layer(x)).all())
 
 
 @pytest.mark.parametrize("linear", [True, False])
-def test_a_one_sided_input_range_can_be_driven_by_scale(linear: bool, matrix_device: Any) -> None:
+def test_encoding_scale_works_with_a_one_sided_input_range(linear: bool, matrix_device: Any) -> None:
     device = matrix_device(linear=linear, input_range=(0.0, 1.0), coupling="dense")
     layer = BlackBoxLinear(device, encoding="scale")
     layer(torch.rand(5, 4, generator=torch.Generator().manual_seed(0))).sum().backward()
     assert layer.controls.grad is not None
 
 
-def test_a_layer_that_the_budget_cannot_even_start_is_refused_before_anything_is_spent(simulated: Any) -> None:
+def test_a_budget_too_small_for_the_startup_is_refused_before_anything_is_spent(simulated: Any) -> None:
     device = simulated("slm", 8, 6)
     device.budget = Budget(vectors=20)
     with pytest.raises(BudgetExceeded, match="startup: this would come to 24 vectors of a budget of 20"):
@@ -196,7 +196,7 @@ def test_a_layer_that_the_budget_cannot_even_start_is_refused_before_anything_is
     assert device.usage.programs == device.usage.vectors == 0
 
 
-def test_moves_to_another_precision_with_the_model(simulated: Any) -> None:
+def test_a_layer_can_be_converted_to_another_precision(simulated: Any) -> None:
     for method in ("paper", "auto", "exact"):
         layer = layer_on(simulated, "slm", method=method).double()
         x = torch.ones(5, 8, dtype=torch.float64, requires_grad=True)
@@ -205,7 +205,7 @@ def test_moves_to_another_precision_with_the_model(simulated: Any) -> None:
         assert x.grad.dtype == torch.float64
 
 
-def test_one_layer_used_twice_gets_both_gradients(simulated: Any, generator: torch.Generator) -> None:
+def test_a_layer_used_twice_gets_the_sum_of_both_gradients(simulated: Any, generator: torch.Generator) -> None:
     layer = layer_on(simulated, "matvec", 8, 8, dtype=torch.float64, gain=False, bias=False)
     x = torch.randn(5, 8, dtype=torch.float64, generator=generator)
     layer(layer(x)).sum().backward()
@@ -219,7 +219,7 @@ def test_one_layer_used_twice_gets_both_gradients(simulated: Any, generator: tor
     [("mrr", "auto", "lab"), ("slm", "auto", "lab"), ("matvec", "auto", "harsh"), ("matvec", "paper", "ideal"),
      ("mzi", "auto", "lab"), ("mzi", "paper", "lab")],
 )  # fmt: skip
-def test_learns_in_an_ordinary_loop(
+def test_a_layer_learns_in_an_ordinary_training_loop(
     kind: str, method: str, impairments: str, simulated: Any, generator: torch.Generator
 ) -> None:
     layer = layer_on(simulated, kind, impairments=impairments, method=method)
@@ -247,7 +247,7 @@ def test_any_optimizer_and_clipping_work_as_on_a_linear(simulated: Any) -> None:
     assert torch.isfinite(norm)
 
 
-def test_controls_that_an_optimizer_moved_out_are_put_back_at_the_edge(simulated: Any) -> None:
+def test_controls_out_of_range_are_clamped_to_the_range(simulated: Any) -> None:
     layer = layer_on(simulated, "matvec")
     with torch.no_grad():
         layer.controls[0], layer.controls[1] = 5.0, -5.0
@@ -255,7 +255,7 @@ def test_controls_that_an_optimizer_moved_out_are_put_back_at_the_edge(simulated
     assert layer.controls[:2].tolist() == [1.0, -1.0]
 
 
-# -- what it spends ----------------------------------------------------------------------------
+# -- usage -------------------------------------------------------------------------------------
 
 
 def take_four_steps(layer: BlackBoxLinear, generator: torch.Generator) -> None:
@@ -266,7 +266,7 @@ def take_four_steps(layer: BlackBoxLinear, generator: torch.Generator) -> None:
         optimizer.step()
 
 
-def test_auto_measures_at_the_first_step_and_lives_on_that_for_three_more(
+def test_auto_measures_in_the_first_step_and_reuses_it_for_three_more(
     simulated: Any, generator: torch.Generator
 ) -> None:
     layer = layer_on(simulated, "mrr")
@@ -274,13 +274,15 @@ def test_auto_measures_at_the_first_step_and_lives_on_that_for_three_more(
     assert spending(layer) == {"startup": (1, 24), "forward": (3, 80), "controls": (1, 2 * 8)}
 
 
-def test_elementwise_takes_one_program_a_step_besides_the_forward(simulated: Any, generator: torch.Generator) -> None:
+def test_elementwise_takes_one_program_a_step_besides_the_forward_pass(
+    simulated: Any, generator: torch.Generator
+) -> None:
     layer = layer_on(simulated, "mrr", every=1)
     assert spending(layer) == {"startup": (1, 16 + 8)}
     take_four_steps(layer, generator)
     assert spending(layer) == {
         "startup": (1, 24),
-        "forward": (3, 80),  # the first step finds the startup's controls still in place
+        "forward": (3, 80),  # the first step needs no program: the device still holds the controls of the startup
         "controls": (4, 4 * 2 * 8),
     }
 
@@ -304,7 +306,7 @@ def test_frozen_controls_spend_nothing_on_gradients(simulated: Any, generator: t
     assert "controls" not in spending(layer)
     assert x.grad is not None
     assert layer.gain is not None
-    A = layer.session.device.physics.matrix(layer.controls, 8, 6)  # type: ignore[attr-defined]
+    A = layer.session.device.physics.matrix(layer.controls, 8, 6)
     torch.testing.assert_close(x.grad, (torch.ones(5, 6) * layer.gain.detach()) @ A, atol=1e-5, rtol=1e-4)
 
 
@@ -315,7 +317,7 @@ def test_a_first_layer_spends_nothing_on_input_gradients(simulated: Any, generat
 
 
 @pytest.mark.parametrize("mode", ["eval", "no_grad", "inference"])
-def test_an_evaluation_teaches_nothing_and_is_booked_as_one(
+def test_an_evaluation_does_not_change_the_surrogate_and_has_its_own_purpose(
     mode: str, simulated: Any, generator: torch.Generator
 ) -> None:
     layer = layer_on(simulated, "mzi")
@@ -331,7 +333,7 @@ def test_an_evaluation_teaches_nothing_and_is_booked_as_one(
     assert torch.equal(layer.surrogate.state_dict()["matrix"], before["matrix"])
 
 
-def test_a_budget_ends_the_step_before_the_operation_that_would_exceed_it(simulated: Any) -> None:
+def test_an_operation_beyond_the_budget_is_refused_before_it_is_sent(simulated: Any) -> None:
     layer = layer_on(simulated, "mrr")
     layer.session.budget = Budget(programs=layer.session.usage.programs + 1)
     layer(torch.ones(5, 8)).sum().backward()
@@ -346,7 +348,7 @@ def test_a_budget_ends_the_step_before_the_operation_that_would_exceed_it(simula
 
 
 @pytest.mark.parametrize("method", ["auto", "paper", "exact"])
-def test_state_dict_loads_into_a_fresh_model_strictly(method: str, simulated: Any, generator: torch.Generator) -> None:
+def test_a_state_dict_loads_strictly_into_a_new_layer(method: str, simulated: Any, generator: torch.Generator) -> None:
     options: dict[str, Any] = {"method": method, "dtype": torch.float64}
     layer = layer_on(simulated, "slm", **options)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.01)
@@ -369,8 +371,8 @@ def test_state_dict_loads_into_a_fresh_model_strictly(method: str, simulated: An
     torch.testing.assert_close(gradients[:2], gradients[2:])
 
 
-def test_what_was_learned_of_another_chip_is_learned_anew(simulated: Any, generator: torch.Generator) -> None:
-    # `online` is the surrogate that would carry the other chip's matrix along.
+def test_the_surrogate_starts_anew_on_another_chip(simulated: Any, generator: torch.Generator) -> None:
+    # The surrogate `online` would otherwise keep the matrix of the other chip.
     options: dict[str, Any] = {"surrogate": "online", "impairments": Impairments(phase_bias_std=0.5)}
     here, there = (layer_on(simulated, "slm", chip=chip, **options) for chip in (0, 1))
     there.load_state_dict(here.state_dict(), strict=True)
@@ -380,7 +382,7 @@ def test_what_was_learned_of_another_chip_is_learned_anew(simulated: Any, genera
     there(x).sum().backward()
     assert spending(there)["inputs"][1] - spent[1] == 8
     law = there.session.device
-    A = law.transfer(there.controls.detach(), torch.eye(8)).T  # type: ignore[attr-defined]
+    A = law.transfer(there.controls.detach(), torch.eye(8)).T
     assert there.gain is not None
     torch.testing.assert_close(x.grad, there.gain.detach() * torch.ones(1, 6) @ A, atol=1e-4, rtol=1e-3)
 
@@ -388,7 +390,7 @@ def test_what_was_learned_of_another_chip_is_learned_anew(simulated: Any, genera
 def test_a_copy_shares_the_device(simulated: Any) -> None:
     layer = layer_on(simulated)
     other = copy.deepcopy(layer)
-    assert other.session is layer.session, "there is only one chip"
+    assert other.session is layer.session, "a copy of the model uses the same chip"
     assert other.controls is not layer.controls
     assert torch.equal(other(torch.ones(2, 8)), layer(torch.ones(2, 8)))
 
@@ -419,21 +421,23 @@ def test_same_seed_same_run(simulated: Any) -> None:
         (torch.full((5, 8), float("inf")), OutOfRange, "NaN or infinity in row 0"),
     ],
 )
-def test_refuses_bad_input_before_anything_is_spent(x: Any, error: Any, complaint: str, simulated: Any) -> None:
+def test_bad_input_is_refused_before_anything_is_spent(x: Any, error: Any, complaint: str, simulated: Any) -> None:
     layer = layer_on(simulated)
     spent = layer.session.usage
     for _ in range(2):
         with pytest.raises(error, match=complaint):
             layer(x)
         with torch.no_grad():
-            layer.controls += 0.01  # now there would be something to program, too
+            layer.controls += 0.01  # other controls, which the second call would program
     assert layer.session.usage == spent
 
 
-def test_saturation_is_of_bright_outputs_and_not_of_dark_ones(matrix_device: Any) -> None:
-    device = matrix_device(input_range=(0.0, 1.0), output_range=(0.0, 3.0))
-    query = device._query
-    device._query = lambda inputs: query(inputs).clip(0, 3)
+def test_zero_outputs_do_not_count_as_saturated(matrix_device: Any) -> None:
+    class Clipped(matrix_device):
+        def _query(self, inputs: Any) -> Any:
+            return super()._query(inputs).clip(0, 3)
+
+    device = Clipped(input_range=(0.0, 1.0), output_range=(0.0, 3.0))
     layer = BlackBoxLinear(device, encoding="scale")
     with torch.no_grad():
         layer.controls.copy_(torch.tensor([1.0] * 4 + [0.5] * 4 + [0.0] * 4))
@@ -454,7 +458,7 @@ def test_saturation_is_of_bright_outputs_and_not_of_dark_ones(matrix_device: Any
         ({"dtype": torch.float16}, "dtype must be float32 or float64"),
     ],
 )
-def test_refuses_a_method_that_does_not_suit_before_anything_is_spent(
+def test_a_method_that_does_not_suit_is_refused_before_anything_is_spent(
     options: dict[str, Any], complaint: str, simulated: Any
 ) -> None:
     device = simulated("slm", 8, 6, impairments=options.pop("impairments", "ideal"))
@@ -464,7 +468,7 @@ def test_refuses_a_method_that_does_not_suit_before_anything_is_spent(
 
 
 @pytest.mark.parametrize("method", ["paper", "auto"])
-def test_a_linear_only_method_on_a_nonlinear_device(method: str, matrix_device: Any) -> None:
+def test_a_nonlinear_device_takes_auto_and_refuses_psi(method: str, matrix_device: Any) -> None:
     device = matrix_device(linear=False)
     if method == "paper":
         with pytest.raises(ConfigurationError, match="'psi' works on linear devices only"):
@@ -475,14 +479,14 @@ def test_a_linear_only_method_on_a_nonlinear_device(method: str, matrix_device: 
         assert type(layer.estimator).__name__ == "Output"
 
 
-def test_wraps_a_bare_driver_in_a_session(bench: Any) -> None:
+def test_a_layer_makes_a_session_for_a_raw_device(bench: Any) -> None:
     layer = BlackBoxLinear(bench)
     assert isinstance(layer.session, Session)
     layer(torch.ones(2, 4)).sum().backward()
     assert bench.log.count("program") == 2
 
 
-def test_measured_is_healthy_however_far_the_controls_move(simulated: Any, generator: torch.Generator) -> None:
+def test_measured_stays_healthy_for_any_move_of_the_controls(simulated: Any, generator: torch.Generator) -> None:
     layer = layer_on(simulated, "slm", every=1)
     for _ in range(25):
         with torch.no_grad():
@@ -491,7 +495,7 @@ def test_measured_is_healthy_however_far_the_controls_move(simulated: Any, gener
     assert layer.health == pytest.approx(1, abs=1e-3)
 
 
-def test_health_and_step_come_back_with_the_state(simulated: Any, generator: torch.Generator) -> None:
+def test_health_and_step_are_restored_with_the_state(simulated: Any, generator: torch.Generator) -> None:
     first, second = layer_on(simulated, "mrr"), layer_on(simulated, "mrr")
     take_four_steps(first, generator)
     second.load_state_dict(first.state_dict())
@@ -499,13 +503,13 @@ def test_health_and_step_come_back_with_the_state(simulated: Any, generator: tor
     assert second.estimator.step_choice == first.estimator.step_choice is not None
 
 
-def test_an_empty_batch_teaches_nothing(simulated: Any) -> None:
+def test_an_empty_batch_changes_nothing(simulated: Any) -> None:
     layer = layer_on(simulated, "mrr")
     layer(torch.empty(0, 8, requires_grad=True)).sum().backward()
     assert layer.health is None
 
 
-def test_refuses_a_digital_part_of_another_shape_before_anything_is_spent(simulated: Any) -> None:
+def test_a_digital_part_of_another_shape_is_refused_before_anything_is_spent(simulated: Any) -> None:
     session = simulated("slm", 8, 6)
     with pytest.raises(ConfigurationError, match=r"must have shape \(6, 8\), but has \(8, 6\)"):
         BlackBoxLinear(session, digital=torch.ones(8, 6))

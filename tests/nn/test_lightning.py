@@ -1,4 +1,4 @@
-"""A device layer in a loop that is not ours: Lightning's."""
+"""Test a device layer in a training loop by Lightning."""
 
 import warnings
 from pathlib import Path
@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, TensorDataset
 import astralora as al
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of what it imports in turn
+    warnings.simplefilter("ignore")  # warnings of its own imports
     lightning = pytest.importorskip("lightning")
 
-# Lightning's own: about workers, missing loggers, and what it calls of torch.
+# Warnings of Lightning itself.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore::FutureWarning:lightning"),
@@ -26,8 +26,8 @@ pytestmark = [
 WIDTH, OUTPUTS, BATCH = 8, 4, 16
 
 
-class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
-    """A device layer between two digital ones, to follow a linear teacher."""
+class Module(lightning.LightningModule):
+    """Train a digital layer and a device layer to follow a linear teacher."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,14 +40,14 @@ class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
         self.losses: list[float] = []
 
     def training_step(self, batch: list[Tensor], number: int) -> Tensor:
-        """The loss of a batch."""
+        """Return the loss of a batch."""
         x, y = batch
         loss = nn.functional.mse_loss(self.net(x), y)
         self.losses.append(float(loss.detach()))
         return loss
 
     def configure_optimizers(self) -> Any:
-        """Adam on everything, controls included, along a cosine."""
+        """Return Adam for all parameters, controls included, with a cosine schedule."""
         optimizer = torch.optim.Adam(self.parameters(), lr=0.02)
         return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)]
 
@@ -75,15 +75,15 @@ def fit(module: Module, folder: Path, epochs: int, checkpoint: Path | None = Non
 
 def test_a_module_with_a_device_layer_learns(tmp_path: Path) -> None:
     module = Module()
-    before = module.net[2].controls.detach().clone()  # type: ignore[union-attr, operator]
+    before = module.net[2].controls.detach().clone()
     fit(module, tmp_path, 20)
     first, last = sum(module.losses[:4]), sum(module.losses[-4:])
-    # A linear teacher that the model can follow, and no noise: what is left is what 80 steps have not got to.
+    # The model can follow a linear teacher exactly, without noise; 80 steps get close to it.
     assert last < 0.2 * first
-    assert not torch.equal(module.net[2].controls, before)  # type: ignore[arg-type, union-attr]
+    assert not torch.equal(module.net[2].controls, before)
 
 
-def test_no_more_is_asked_of_the_device_than_in_a_loop_of_ones_own(tmp_path: Path) -> None:
+def test_lightning_takes_as_many_operations_as_a_plain_loop(tmp_path: Path) -> None:
     module, own = Module(), Module()
     fit(module, tmp_path, 2)
     optimizer = torch.optim.Adam(own.parameters(), lr=0.02)
@@ -98,13 +98,13 @@ def test_no_more_is_asked_of_the_device_than_in_a_loop_of_ones_own(tmp_path: Pat
     )
 
 
-def test_gradients_are_clipped_and_accumulated_as_those_of_any_layer(tmp_path: Path) -> None:
+def test_gradient_clipping_and_accumulation_work(tmp_path: Path) -> None:
     module = Module()
     fit(module, tmp_path, 10, gradient_clip_val=1.0, accumulate_grad_batches=2)
     assert sum(module.losses[-4:]) < 0.7 * sum(module.losses[:4])
 
 
-def test_a_checkpoint_holds_the_device_layer(tmp_path: Path) -> None:
+def test_a_run_resumed_from_a_checkpoint_gives_the_same_result(tmp_path: Path) -> None:
     module = Module()
     trainer = fit(module, tmp_path, 2)
     trainer.save_checkpoint(tmp_path / "two.ckpt")

@@ -1,4 +1,4 @@
-"""A device layer among the things that people do with torch models."""
+"""Test a device layer with checkpointing, accumulation, autocast, compilation and DDP."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("a_throwaway_global_random_state")
 
 
 def model(device: Any, **options: Any) -> nn.Sequential:
-    """Linear, device, linear: always the same."""
+    """Return a model of a linear, a device and a linear layer, always with the same weights."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 4))
     al.attach(net, {"2": device}, **options)
@@ -39,13 +39,13 @@ def test_gradient_checkpointing_gives_the_same_gradients(reentrant: bool, simula
         y.square().sum().backward()
         found.append([*gradients(net), inputs.grad])
         session = net[2].session
-        # The forward is run twice, with controls that the device holds already.
+        # The forward pass runs twice; the second time the device holds the controls already.
         assert session.usage_by_purpose["controls"].programs <= 1
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_accumulated_gradients_of_parts_are_those_of_the_batch(simulated: Any) -> None:
+def test_gradients_accumulated_over_parts_equal_those_of_the_batch(simulated: Any) -> None:
     x = torch.randn(12, 8)
     found = []
     for parts in (1, 3):
@@ -57,18 +57,18 @@ def test_accumulated_gradients_of_parts_are_those_of_the_batch(simulated: Any) -
         torch.testing.assert_close(whole, accumulated)
 
 
-def test_accumulation_measures_slopes_once_while_the_controls_stay(simulated: Any) -> None:
+def test_accumulation_measures_the_slopes_once(simulated: Any) -> None:
     net = model(simulated("mrr", 16, 12, impairments="lab"))
     session = net[2].session
     before = session.usage.programs
     for _ in range(5):
         net(torch.randn(6, 8)).square().sum().backward()
-    # One measurement, and the program that brings the controls back after it.
+    # One measurement, and one program that restores the controls after it.
     assert session.usage.programs - before == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_leaves_the_device_in_full_precision(dtype: torch.dtype, simulated: Any) -> None:
+def test_the_device_has_full_precision_under_autocast(dtype: torch.dtype, simulated: Any) -> None:
     net = model(simulated("matvec", 16, 12))
     with torch.autocast("cpu", dtype=dtype):
         y = net(torch.randn(5, 8))
@@ -79,7 +79,7 @@ def test_autocast_leaves_the_device_in_full_precision(dtype: torch.dtype, simula
 
 
 class Unrolled(nn.Module):
-    """The same model with its steps written out: the compiler does not go on behind a break in a loop."""
+    """Call the layers one by one: after a graph break inside a loop the compiler stops."""
 
     def __init__(self, layers: nn.Sequential) -> None:
         super().__init__()
@@ -94,9 +94,7 @@ class Unrolled(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_a_compiled_model_breaks_its_graph_at_the_device_and_nowhere_else(simulated: Any) -> None:
-    import torch._dynamo
-
+def test_a_compiled_model_breaks_its_graph_only_at_the_device(simulated: Any) -> None:
     x = torch.randn(5, 8)
     plain, compiled = (Unrolled(model(simulated("matvec", 16, 12))) for _ in range(2))
     graphs: list[set[str]] = []
@@ -105,21 +103,21 @@ def test_a_compiled_model_breaks_its_graph_at_the_device_and_nowhere_else(simula
         graphs.append({node.target.__name__ for node in graph.graph.nodes if node.op == "call_function"})
         return graph.forward
 
-    torch._dynamo.reset()
+    torch.compiler.reset()
     run = torch.compile(compiled, backend=backend)
     for _ in range(2):
         losses = [net(x).square().sum() for net in (plain, run)]
         for loss in losses:
             loss.backward()
     torch.testing.assert_close(*losses)
-    assert graphs == [{"linear", "tanh"}, {"linear", "tanh"}], "one before the device, one behind it"
+    assert graphs == [{"linear", "tanh"}, {"linear", "tanh"}], "one graph before the device, one after it"
     for ours, theirs in zip(gradients(compiled), gradients(plain), strict=True):
         torch.testing.assert_close(ours, theirs)
-    torch._dynamo.reset()
+    torch.compiler.reset()
 
 
 def rank(number: int) -> dict[str, Any]:
-    """One of two processes, each with a chip of its own, on its half of a batch."""
+    """Train in one of two processes, each with its own chip and half of the batch."""
     device = al.open_device("matvec", in_features=16, out_features=12, seed=number)
     net = nn.parallel.DistributedDataParallel(model(device))
     x = torch.randn(8, 8, generator=torch.Generator().manual_seed(1))
@@ -133,12 +131,12 @@ def rank(number: int) -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_ddp_drives_one_chip_a_rank_and_averages_their_gradients(tmp_path: Path) -> None:
+def test_ddp_uses_one_chip_for_each_rank_and_averages_the_gradients(tmp_path: Path) -> None:
     first, second = in_two_processes(rank, tmp_path)
     assert torch.equal(first["controls"], second["controls"])
     assert torch.equal(first["grad"], second["grad"])
     assert first["programs"] == second["programs"] > 1
-    # The same as one process on the whole batch.
+    # The result equals that of one process with the whole batch.
     net = model(al.open_device("matvec", in_features=16, out_features=12))
     x = torch.randn(8, 8, generator=torch.Generator().manual_seed(1))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)

@@ -1,3 +1,5 @@
+"""Test encodings of vectors in a device's input range."""
+
 from typing import Any
 
 import pytest
@@ -24,7 +26,7 @@ def spec(bounds: Any, linear: bool = True) -> DeviceSpec:
         (None, "differential"),
     ],
 )
-def test_a_linear_device_gives_the_exact_product(bounds: Any, name: str, generator: torch.Generator) -> None:
+def test_encoding_is_exact_on_a_linear_device(bounds: Any, name: str, generator: torch.Generator) -> None:
     A = torch.randn(4, 6, dtype=torch.float64, generator=generator)
     x = 100 * torch.randn(9, 6, dtype=torch.float64, generator=generator)
     x[3] = 0
@@ -43,19 +45,19 @@ def test_every_vector_fills_the_range() -> None:
     torch.testing.assert_close(inputs.abs().amax(dim=1), torch.tensor([2.0, 2.0]))
 
 
-def test_the_choice_follows_the_range() -> None:
+def test_the_encoding_is_chosen_by_the_input_range() -> None:
     names = [type(choose_encoding(spec(bounds))).__name__ for bounds in ((-1.0, 1.0), (0.0, 1.0), None)]
     assert names == ["Scale", "Differential", "Scale"]
 
 
-def test_non_negative_inputs_take_one_pass_where_all_are_positive() -> None:
+def test_scale_takes_one_pass_for_vectors_without_negative_entries() -> None:
     encoding = choose_encoding(spec((0.0, 1.0)), "scale")
     assert len(encoding.encode(torch.ones(3, 6))[0]) == 3
     with pytest.raises(ConfigurationError, match=r"negative activation.*use encoding='differential'"):
         encoding.encode(-torch.ones(3, 6))
 
 
-def test_a_nonlinear_device_sees_the_same_scale_whatever_the_batch() -> None:
+def test_the_scale_on_a_nonlinear_device_does_not_depend_on_the_batch() -> None:
     encoding = choose_encoding(spec((-0.5, 0.5), linear=False))
     small, _ = encoding.encode(torch.full((1, 6), 0.2))
     both, _ = encoding.encode(torch.tensor([[0.2] * 6, [9.0] * 6]))
@@ -71,6 +73,6 @@ def test_a_nonlinear_device_sees_the_same_scale_whatever_the_batch() -> None:
         ((-1.0, 1.0), True, "morse", "no encoding named 'morse'; known are auto, scale, differential"),
     ],
 )
-def test_refuses_an_encoding_that_does_not_suit(bounds: Any, linear: bool, name: str, complaint: str) -> None:
+def test_an_unsuitable_encoding_is_refused(bounds: Any, linear: bool, name: str, complaint: str) -> None:
     with pytest.raises(ConfigurationError, match=complaint):
         choose_encoding(spec(bounds, linear), name)

@@ -1,3 +1,5 @@
+"""Test Hadamard matrices, their transform and coded signs."""
+
 import pytest
 import torch
 
@@ -5,25 +7,25 @@ from astralora.probing.hadamard import CodedSigns, hadamard, hadamard_order, had
 
 
 @pytest.mark.parametrize("order", [1, 2, 4, 8, 12, 20, 24, 28, 36, 60, 64, 76, 104, 200, 512])
-def test_makes_matrices_of_ones_with_orthogonal_columns(order: int) -> None:
+def test_hadamard_matrices_have_orthogonal_columns_of_ones(order: int) -> None:
     H = hadamard(order).double()
     assert bool((H.abs() == 1).all())
     assert torch.equal(H.T @ H, order * torch.eye(order, dtype=torch.float64))
 
 
-def test_the_next_order_is_never_far() -> None:
+def test_the_next_order_is_close() -> None:
     assert all(hadamard_order(least) - least < 12 for least in range(1, 513))
     assert [hadamard_order(least) for least in (3, 13, 64, 100, 1000)] == [4, 16, 64, 104, 1000]
 
 
 @pytest.mark.parametrize("order", [3, 10, 92])
-def test_says_which_order_is_the_next_where_there_is_none(order: int) -> None:
-    with pytest.raises(ValueError, match=f"order {order} .* the next is {hadamard_order(order)}"):
+def test_an_impossible_order_is_refused_with_the_next_possible_one(order: int) -> None:
+    with pytest.raises(ValueError, match=f"order {order} .* the next order is {hadamard_order(order)}"):
         hadamard(order)
 
 
 @pytest.mark.parametrize("order", [1, 2, 12, 48, 64, 104, 256])
-def test_the_transform_is_the_product(order: int, generator: torch.Generator) -> None:
+def test_the_transform_equals_the_product(order: int, generator: torch.Generator) -> None:
     values = torch.randn(3, 2, order, dtype=torch.float64, generator=generator)
     torch.testing.assert_close(hadamard_transform(values), values @ hadamard(order).double())
 
@@ -33,7 +35,7 @@ def test_a_whole_set_of_coded_signs_is_exactly_orthogonal(generator: torch.Gener
     assert torch.equal(signs.T @ signs, 64 * torch.eye(50, dtype=torch.float64))
 
 
-def test_more_rows_than_a_set_begin_another(generator: torch.Generator) -> None:
+def test_more_rows_than_one_set_begin_another_set(generator: torch.Generator) -> None:
     signs = CodedSigns(8, generator).take(20).double()
     first, second, rest = signs.split([8, 8, 4])
     for part in (first, second):

@@ -1,4 +1,4 @@
-"""Surrogates that are refreshed as far as their bases have moved."""
+"""Test surrogates that are refreshed as far as their bases have moved."""
 
 from math import sqrt
 from typing import Any
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 import astralora as al
-from astralora import SURROGATES, ConfigurationError
+from astralora import ConfigurationError
 from astralora.benchmarks import refresh
 from astralora.lowrank import Refresh, RefreshController
 from astralora.simulators import Impairments
-from astralora.surrogates import LowRankOnline, Psi, Surrogate
+from astralora.surrogates import SURROGATES, LowRankOnline, Psi, Surrogate
 
 N, M, RANK, PROBES = 32, 16, 4, 20
-"""Of the device, 32 -> 16; of the surrogate; probes of a split."""
+"""Inputs and outputs of the device, rank of the surrogate, probes of a split."""
 
 KINDS = ["psi", "online_low_rank"]
 GRADS = torch.ones(1, 1)
@@ -26,7 +26,7 @@ def basis(rows: int, rank: int, generator: torch.Generator) -> Tensor:
 
 
 def turned(basis: Tensor, angle: float, generator: torch.Generator) -> Tensor:
-    """Every direction turned by this angle, out of the space of all."""
+    """Turn every direction by an angle, out of the space of all directions."""
     away = torch.randn(basis.shape, dtype=torch.float64, generator=generator)
     away = torch.linalg.qr(away - basis @ (basis.T @ away))[0]
     turned: Tensor = basis * torch.cos(torch.tensor(angle)) + away * torch.sin(torch.tensor(angle))
@@ -34,13 +34,13 @@ def turned(basis: Tensor, angle: float, generator: torch.Generator) -> Tensor:
 
 
 def scaled(A: Tensor) -> Tensor:
-    """Controls of a `matvec` with this matrix, which has to have no entry beyond 1."""
+    """Return the controls of a `matvec` with this matrix, whose entries must not exceed 1."""
     assert float(A.abs().max()) <= 1
     return A.flatten()
 
 
 class Drive:
-    """A layer's part: programs, forward and backward passes, and what they cost beyond the forward's batch."""
+    """Call a surrogate as a layer does, and count the vectors beyond the batches of the forward passes."""
 
     def __init__(self, surrogate: Surrogate, session: Any, A: Tensor, batch: int = 48) -> None:
         self.surrogate, self.session = surrogate, session
@@ -48,16 +48,17 @@ class Drive:
         self._batch = batch
         session.program(scaled(A))
         surrogate.start(session, scaled(A))
-        self._known = A
+        self._matrix = A
         self.step(A)
 
     def step(self, A: Tensor) -> int:
+        """Make a training step at this matrix, and return the vectors beyond the batch."""
         session = self.session
         session.program(scaled(A))
         before = session.usage.vectors
-        if not torch.equal(A, self._known):
+        if not torch.equal(A, self._matrix):
             self.surrogate.controls_changed(session, scaled(A))
-            self._known = A
+            self._matrix = A
         X = torch.empty(self._batch, N, dtype=torch.float64).uniform_(
             *session.spec.input_range, generator=self._generator
         )
@@ -67,9 +68,9 @@ class Drive:
         return spent
 
     def error(self) -> float:
-        """Of the surrogate's matrix, to the device's."""
+        """Return the relative error of the surrogate's matrix."""
         found = self.surrogate.vjp(torch.eye(M, dtype=torch.float64))
-        return float((found - self._known).norm() / self._known.norm())
+        return float((found - self._matrix).norm() / self._matrix.norm())
 
 
 def start(kind: str, simulated: Any, A: Tensor, **options: Any) -> Drive:
@@ -79,13 +80,13 @@ def start(kind: str, simulated: Any, A: Tensor, **options: Any) -> Drive:
 
 
 def counts(drive: Drive) -> dict[str, int]:
-    schedule = drive.surrogate.schedule  # type: ignore[attr-defined]
+    schedule = drive.surrogate.schedule
     return {str(kind): count for kind, count in schedule.controller.counts.items()}
 
 
 @pytest.fixture
 def factors(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """U, S and V^T of a matrix of this rank, with singular values from 1 to 1.6."""
+    """Return U, S and V^T of a matrix of this rank, with singular values from 1 to 1.6."""
     S = torch.diag(torch.linspace(1.6, 1, RANK, dtype=torch.float64))
     return basis(M, RANK, generator), S, basis(N, RANK, generator).T
 
@@ -94,7 +95,7 @@ def factors(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_mixing_within_the_bases_takes_a_refit_of_r_vectors(
+def test_a_change_within_the_bases_takes_a_refit_of_r_vectors(
     kind: str, simulated: Any, factors: tuple[Tensor, Tensor, Tensor], generator: torch.Generator
 ) -> None:
     U, S, V = factors
@@ -102,7 +103,7 @@ def test_mixing_within_the_bases_takes_a_refit_of_r_vectors(
     for _ in range(5):
         S = S + 0.05 * torch.randn(RANK, RANK, dtype=torch.float64, generator=generator)
         assert drive.step(U @ S @ V) == RANK
-        assert drive.error() < 1e-6, "in these bases Sigma is all there is"
+        assert drive.error() < 1e-6, "in these bases S is enough"
     assert counts(drive) == {"refit": 5, "split": 0, "rebuild": 0}
 
 
@@ -114,7 +115,7 @@ def test_bases_that_move_take_a_split_of_2r_and_m_vectors(
     drive = start(kind, simulated, U @ S @ V)
     assert drive.step(turned(U, 0.25, generator) @ S @ turned(V.T, 0.25, generator).T) == 2 * RANK + PROBES
     assert counts(drive) == {"refit": 0, "split": 1, "rebuild": 0}
-    # Untouched it would be off by 2 (1 - cos^2 0.25) of the power, and more with a Sigma that does not fit.
+    # Without a refresh the error would be 2 (1 - cos^2 0.25) of the power, and more with the old S.
     assert drive.error() < sqrt(2 * (1 - torch.cos(torch.tensor(0.25)) ** 2)) / 2
 
 
@@ -131,22 +132,22 @@ def test_a_large_drift_takes_a_rebuild_of_n_vectors(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("noise", [0.0, 0.02])
-def test_controls_that_stay_move_nothing_and_cost_nothing(
+def test_unchanged_controls_change_nothing_and_cost_nothing(
     kind: str, noise: float, simulated: Any, factors: tuple[Tensor, Tensor, Tensor]
 ) -> None:
-    # A learning rate of 0, with every reason to grow: the rank is half of what there is.
+    # As with a learning rate of 0. The rank is half of the matrix's rank, so it could grow.
     U, S, V = factors
     options: dict[str, Any] = {"device": {"impairments": Impairments(output_noise_fraction=noise)}}
     drive = start(kind, simulated, U @ S @ V, rank=2, max_rank=None, **options)
     before = drive.surrogate.vjp(torch.eye(M, dtype=torch.float64))
     assert [drive.step(U @ S @ V) for _ in range(5)] == [0] * 5
-    if kind == "psi":  # the other learns from batches, which is what it is for
+    if kind == "psi":  # the other one learns from batches
         assert torch.equal(drive.surrogate.vjp(torch.eye(M, dtype=torch.float64)), before)
     assert counts(drive) == {"refit": 0, "split": 0, "rebuild": 0}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_device_with_inputs_of_one_sign_takes_two_vectors_for_each(
+def test_inputs_of_one_sign_take_two_vectors_for_each(
     kind: str, simulated: Any, factors: tuple[Tensor, Tensor, Tensor], matrix_device: Any
 ) -> None:
     U, S, V = factors
@@ -160,7 +161,7 @@ def test_a_device_with_inputs_of_one_sign_takes_two_vectors_for_each(
 # -- splitting ---------------------------------------------------------------------------------
 
 
-def test_a_split_with_probes_enough_is_exact(
+def test_a_split_with_enough_probes_is_exact(
     simulated: Any, factors: tuple[Tensor, Tensor, Tensor], generator: torch.Generator
 ) -> None:
     U, S, V = factors
@@ -170,10 +171,10 @@ def test_a_split_with_probes_enough_is_exact(
     assert drive.error() < 1e-6
 
 
-def test_errors_of_splits_do_not_add_up_as_those_of_the_published_step_do(
+def test_errors_of_splits_do_not_add_up_unlike_those_of_the_published_step(
     simulated: Any, generator: torch.Generator
 ) -> None:
-    # Thirty turns by 0.1 rad: the bases end up far from where they were.
+    # Thirty turns by 0.1 rad take the bases far from the start.
     found = {}
     for name, options in (("stability", {"refresh": "stability"}), ("published", {"refresh": None, "max_rank": None})):
         moving = torch.Generator().manual_seed(5)
@@ -190,13 +191,13 @@ def test_errors_of_splits_do_not_add_up_as_those_of_the_published_step_do(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_rank_grows_where_the_floor_of_a_refit_is_not_good_enough(
+def test_the_rank_grows_where_a_refit_leaves_too_large_an_error(
     kind: str, simulated: Any, generator: torch.Generator
 ) -> None:
-    A = basis(M, 8, generator) @ basis(N, 8, generator).T  # eight directions that all count
+    A = basis(M, 8, generator) @ basis(N, 8, generator).T  # eight equal singular values
     drive = start(kind, simulated, A, rank=2, max_rank=None)
     spent = [drive.step((1 + 0.01 * step) * A) for step in range(1, 6)]
-    # Two rebuilds double it to 8, and then Sigma is all that is asked for.
+    # Two rebuilds double the rank to 8; then only S is measured.
     assert spent == [N, N, 8, 8, 8]
     assert drive.error() < 1e-6
 
@@ -208,7 +209,7 @@ def test_the_rank_grows_no_further_than_allowed(simulated: Any, generator: torch
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_rank_falls_by_the_cut_where_singular_values_have_vanished(
+def test_the_rank_falls_where_singular_values_vanish(
     kind: str, simulated: Any, factors: tuple[Tensor, Tensor, Tensor]
 ) -> None:
     U, S, V = factors
@@ -221,7 +222,7 @@ def test_the_rank_falls_by_the_cut_where_singular_values_have_vanished(
 # -- the controller ----------------------------------------------------------------------------
 
 
-def test_what_a_refit_leaves_goes_on_counting_until_the_bases_follow() -> None:
+def test_the_error_after_a_refit_counts_until_the_bases_follow() -> None:
     controller = RefreshController(4, max_rank=4)
     controller.judge(Refresh.REBUILD, 0.3, 4)
     assert controller.drift(0.3) == 0
@@ -236,11 +237,11 @@ def test_what_a_refit_leaves_goes_on_counting_until_the_bases_follow() -> None:
     assert [controller.counts[kind] for kind in Refresh] == [1, 1, 1]
 
 
-def test_a_cut_that_the_batch_would_miss_is_not_made() -> None:
+def test_a_cut_that_increases_the_error_of_the_batch_is_not_made() -> None:
     controller = RefreshController(4, tolerance=0.1)
     assert controller.allows(0.01, 0.09)
     assert not controller.allows(0.01, 0.11)
-    assert controller.allows(0.3, 0.3), "it was no better before"
+    assert controller.allows(0.3, 0.3), "the error was as large before"
 
 
 @pytest.mark.parametrize(
@@ -252,7 +253,7 @@ def test_a_cut_that_the_batch_would_miss_is_not_made() -> None:
         ({"rank": 4, "large_drift": 2}, "large_drift must be between 0 and 1"),
     ],
 )
-def test_a_controller_refuses_numbers_that_mean_nothing(options: dict[str, Any], complaint: str) -> None:
+def test_a_controller_refuses_invalid_numbers(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigurationError, match=complaint):
         RefreshController(**options)
 
@@ -266,12 +267,12 @@ def test_a_controller_refuses_numbers_that_mean_nothing(options: dict[str, Any],
     ],
 )
 @pytest.mark.parametrize("kind", [Psi, LowRankOnline])
-def test_surrogates_refuse_what_means_nothing(kind: Any, options: dict[str, Any], complaint: str) -> None:
+def test_surrogates_refuse_invalid_options(kind: Any, options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigurationError, match=complaint):
         kind(**options)
 
 
-def test_psi_is_refreshed_by_one_rule_only() -> None:
+def test_psi_accepts_one_rule_of_refreshing_only() -> None:
     with pytest.raises(ConfigurationError, match="give one of them"):
         Psi(refresh="stability", rebuild_every=5)
 
@@ -280,7 +281,7 @@ def test_psi_is_refreshed_by_one_rule_only() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_goes_on_exactly_from_saved_state_in_the_middle_of_a_step(
+def test_a_schedule_continues_exactly_from_saved_state_in_the_middle_of_a_step(
     kind: str, simulated: Any, factors: tuple[Tensor, Tensor, Tensor], generator: torch.Generator
 ) -> None:
     U, S, V = factors
@@ -300,7 +301,7 @@ def test_goes_on_exactly_from_saved_state_in_the_middle_of_a_step(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_layers_that_are_attached_together_decide_for_themselves(
+def test_layers_that_are_attached_together_have_separate_controllers(
     kind: str, simulated: Any, a_throwaway_global_random_state: Any
 ) -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
@@ -314,12 +315,12 @@ def test_layers_that_are_attached_together_decide_for_themselves(
         optimizer.step()
     first, second = (model[place].surrogate.schedule.controller for place in (1, 2))
     assert first is not second is not controller
-    # The first step is that of the controls that were measured at the start.
+    # The first step needs no refresh: its controls were measured at the start.
     assert sum(first.counts.values()) == sum(second.counts.values()) == 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_layer_whose_controls_were_frozen_catches_up_once(
+def test_a_layer_with_frozen_controls_refreshes_once(
     kind: str, simulated: Any, a_throwaway_global_random_state: Any
 ) -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
@@ -341,7 +342,7 @@ def test_a_layer_whose_controls_were_frozen_catches_up_once(
 def test_on_digits_at_least_half_of_the_vectors_are_saved_at_equal_accuracy() -> None:
     published, ours = refresh(["mrr"], [0], epochs=3)
     assert ours["vectors"] < published["vectors"] / 2
-    # Two shares of 360 images differ by chance by sqrt(2 p (1 - p) / 360), 0.015 at 0.96.
+    # Two accuracies on 360 images differ by chance by sqrt(2 p (1 - p) / 360), 0.015 at 0.96.
     assert ours["test_accuracy"] > published["test_accuracy"] - 2 * 0.015
     assert ours["test_accuracy"] > 0.9
     assert ours["health"] > published["health"]

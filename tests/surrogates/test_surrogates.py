@@ -1,4 +1,4 @@
-"""Surrogates against the devices that they stand in for."""
+"""Test surrogates against the true matrices of their devices."""
 
 from math import sqrt
 from typing import Any
@@ -6,18 +6,18 @@ from typing import Any
 import pytest
 import torch
 
-from astralora import SURROGATES, ConfigurationError
+from astralora import ConfigurationError
 from astralora.devices import Session, initial_controls
 from astralora.estimators import Elementwise, Gaussian
 from astralora.simulators import PRESETS, Impairments
-from astralora.surrogates import Adjoint, Exact, LowRankOnline, Measured, Online, Psi, Twin
+from astralora.surrogates import SURROGATES, Adjoint, Exact, LowRankOnline, Measured, Online, Psi, Twin
 
 GRADS = torch.ones(1, 1)
-"""For surrogates that do not look at them."""
+"""Gradients for surrogates that do not use them."""
 
 
 def dense(session: Any, controls: torch.Tensor) -> torch.Tensor:
-    """The device's true matrix at these controls."""
+    """Return the device's true matrix at these controls."""
     matrix: torch.Tensor = session.device.transfer(controls, torch.eye(session.spec.in_features).to(controls)).T
     return matrix
 
@@ -26,7 +26,7 @@ def dense(session: Any, controls: torch.Tensor) -> torch.Tensor:
 
 
 def low_rank_path(session: Any, rank: int, steps: int) -> list[torch.Tensor]:
-    """Controls of a `matvec` whose matrix moves along a curve of that rank."""
+    """Return controls of a `matvec` whose matrix moves along a curve of this rank."""
     generator = torch.Generator().manual_seed(0)
     n, m = session.spec.in_features, session.spec.out_features
     U0, U1 = (torch.randn(m, rank, dtype=torch.float64, generator=generator) for _ in range(2))
@@ -52,12 +52,12 @@ def test_psi_tracks_a_noiseless_path_of_its_rank(simulated: Any) -> None:
     follow(surrogate, session, path)
     A = dense(session, path[-1])
     assert float((surrogate.U @ surrogate.S @ surrogate.V - A).norm() / A.norm()) < 1e-4
-    # It had to move: the first matrix is far from the last.
+    # The first matrix is far from the last.
     assert float((dense(session, path[0]) - A).norm() / A.norm()) > 0.5
 
 
 def test_psi_with_gaussian_probes_pays_for_their_noise(simulated: Any) -> None:
-    # M' Gaussian probes see dA^T U1 with relative variance of about (n + 1) / M'; the steps' errors add up.
+    # M' Gaussian probes measure dA^T U1 with a relative variance of about (n + 1) / M'; the errors of steps add up.
     session = simulated("matvec", 24, 16)
     path = low_rank_path(session, rank=3, steps=40)
     errors = []
@@ -66,7 +66,7 @@ def test_psi_with_gaussian_probes_pays_for_their_noise(simulated: Any) -> None:
         follow(surrogate, session, path)
         A = dense(session, path[-1])
         errors.append(float((surrogate.U @ surrogate.S @ surrogate.V - A).norm() / A.norm()))
-    assert 1e-4 < errors[1] < errors[0] / 3, "a hundred times the probes, a tenth of the error, within a factor of 3"
+    assert 1e-4 < errors[1] < errors[0] / 3, "100 times the probes give a tenth of the error, within a factor of 3"
 
 
 def test_psi_keeps_its_factors_orthonormal(simulated: Any) -> None:
@@ -87,7 +87,7 @@ def test_psi_starts_from_the_best_matrix_of_its_rank(simulated: Any, generator: 
     A = dense(session, controls)
     dropped = torch.linalg.svdvals(A)[3:]
     error = (surrogate.U @ surrogate.S @ surrogate.V - A).norm()
-    # Eckart and Young: nothing of this rank is closer.
+    # Eckart and Young: no matrix of this rank is closer.
     assert float(error) == pytest.approx(float(dropped.square().sum().sqrt()))
 
 
@@ -102,7 +102,7 @@ def test_psi_spends_vectors_but_no_programs_of_its_own(simulated: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "vectors"), [({"exact_svd": True}, 10 * 24), ({"rebuild_every": 5}, 2 * 24 + 8 * 46)]
 )
-def test_psi_can_start_afresh_instead(options: Any, vectors: int, simulated: Any) -> None:
+def test_psi_can_start_again_from_a_measurement(options: Any, vectors: int, simulated: Any) -> None:
     session = simulated("matvec", 24, 16)
     surrogate = Psi(rank=3, probes=20, **options)
     path = low_rank_path(session, rank=3, steps=11)
@@ -112,8 +112,8 @@ def test_psi_can_start_afresh_instead(options: Any, vectors: int, simulated: Any
         torch.testing.assert_close(surrogate.U @ surrogate.S @ surrogate.V, dense(session, path[-1]))
 
 
-def test_psi_is_clueless_about_a_unitary_beyond_its_rank(simulated: Any, generator: torch.Generator) -> None:
-    # All singular values of a mesh's field are alike: rank r of n explains r / n of the energy, whatever the method.
+def test_psi_cannot_describe_a_unitary_matrix_beyond_its_rank(simulated: Any, generator: torch.Generator) -> None:
+    # All singular values of a mesh's field are equal: rank r of n explains at most r / n of the energy.
     from astralora.simulators import MZI
 
     controls = torch.rand(MZI().num_controls(32, 32), dtype=torch.float64, generator=generator) * 6
@@ -126,7 +126,7 @@ def test_psi_is_clueless_about_a_unitary_beyond_its_rank(simulated: Any, generat
 # -- online -----------------------------------------------------------------------------------
 
 
-def test_online_learns_the_matrix_from_what_passes_anyway(simulated: Any, generator: torch.Generator) -> None:
+def test_online_learns_the_matrix_from_the_training_batches(simulated: Any, generator: torch.Generator) -> None:
     session = simulated("mzi", 16, 16)
     controls = initial_controls(session.spec, generator).double()
     session.program(controls)
@@ -138,14 +138,14 @@ def test_online_learns_the_matrix_from_what_passes_anyway(simulated: Any, genera
         inputs = torch.empty(32, 16, dtype=torch.float64).uniform_(-1, 1, generator=generator)
         surrogate.observe(inputs, session.query(inputs))
         residuals.append(surrogate.residual)
-    assert session.usage.vectors == spent.vectors + 64, "no query of its own"
-    assert residuals[0] == pytest.approx(1.0), "knew nothing"
-    assert residuals[1] < 1e-3, "a batch of 32 sees all sixteen directions"
+    assert session.usage.vectors == spent.vectors + 64, "no query besides the batches"
+    assert residuals[0] == pytest.approx(1.0), "nothing was predicted"
+    assert residuals[1] < 1e-3, "a batch of 32 contains all sixteen directions"
     G = torch.randn(5, 16, dtype=torch.float64, generator=generator)
     torch.testing.assert_close(surrogate.vjp(G), G @ dense(session, controls), atol=1e-3, rtol=1e-3)
 
 
-def test_online_averages_noise_away(simulated: Any, generator: torch.Generator) -> None:
+def test_online_averages_over_noise(simulated: Any, generator: torch.Generator) -> None:
     session = simulated("mzi", 16, 16, impairments=Impairments(output_noise_fraction=0.02))
     controls = initial_controls(session.spec, generator)
     session.program(controls)
@@ -155,7 +155,7 @@ def test_online_averages_noise_away(simulated: Any, generator: torch.Generator) 
         inputs = torch.empty(32, 16).uniform_(-1, 1, generator=generator)
         surrogate.observe(inputs, session.query(inputs))
     error = float((surrogate.matrix - dense(session, controls)).square().mean().sqrt())
-    # One measurement by 16 probes has an error of noise / sqrt(16) an entry; never worse than that.
+    # One measurement by 16 probes has an error of noise / sqrt(16) for each entry.
     assert error < session.spec.noise_std / sqrt(16)
 
 
@@ -174,7 +174,7 @@ def test_online_follows_a_device_that_moves(simulated: Any, generator: torch.Gen
     assert float((surrogate.matrix - A).norm() / A.norm()) < 1e-3
 
 
-def test_online_ignores_a_residual_that_is_all_noise(simulated: Any, generator: torch.Generator) -> None:
+def test_online_ignores_a_residual_of_noise_only(simulated: Any, generator: torch.Generator) -> None:
     session = simulated("matvec", 8, 8, impairments=Impairments(output_noise_fraction=0.05))
     controls = torch.zeros(64)
     session.program(controls)
@@ -185,7 +185,7 @@ def test_online_ignores_a_residual_that_is_all_noise(simulated: Any, generator: 
     assert torch.equal(surrogate.matrix, torch.zeros(8, 8))
 
 
-def test_online_survives_a_batch_of_identical_vectors(simulated: Any) -> None:
+def test_online_accepts_a_batch_of_identical_vectors(simulated: Any) -> None:
     session = simulated("matvec", 8, 8)
     controls = torch.full((64,), 0.5)
     session.program(controls)
@@ -198,17 +198,14 @@ def test_online_survives_a_batch_of_identical_vectors(simulated: Any) -> None:
     assert surrogate.residual < 1e-3
 
 
-# -- measured and exact ------------------------------------------------------------------------
-
-
-def filter_by_hand(X: torch.Tensor, Y: torch.Tensor, variance: float, prior: float) -> torch.Tensor:
-    """What ridge regression makes of all data at once: least squares with a Gaussian prior."""
+def ridge_regression(X: torch.Tensor, Y: torch.Tensor, variance: float, prior: float) -> torch.Tensor:
+    """Return the least-squares fit to all data with a Gaussian prior."""
     ridge = variance / prior
     return torch.linalg.solve(X.T @ X + ridge * torch.eye(X.shape[1], dtype=X.dtype), X.T @ Y).T
 
 
 @pytest.mark.parametrize("batch", [4, 30])
-def test_online_without_forgetting_is_least_squares_on_all_data_ever_seen(
+def test_online_without_forgetting_is_least_squares_on_all_data(
     batch: int, simulated: Any, generator: torch.Generator
 ) -> None:
     session = simulated("matvec", 12, 7, impairments=Impairments(output_noise_fraction=0.02))
@@ -221,13 +218,13 @@ def test_online_without_forgetting_is_least_squares_on_all_data_ever_seen(
     for X, Y in zip(batches, answers, strict=True):
         surrogate.observe(X, Y)
     prior = float(answers[0].square().mean() / batches[0].square().sum(dim=1).mean())
-    expected = filter_by_hand(torch.cat(batches), torch.cat(answers), session.spec.noise_std**2, prior)
+    expected = ridge_regression(torch.cat(batches), torch.cat(answers), session.spec.noise_std**2, prior)
     torch.testing.assert_close(surrogate.matrix, expected)
 
 
 @pytest.mark.parametrize("kind", ["slm", "mzi"])
-def test_online_forgets_as_fast_as_the_chip_wanders(kind: str, simulated: Any, generator: torch.Generator) -> None:
-    # Ten times the wander of a lab chip, over 2,000 steps of 10 ms: twice its correlation time.
+def test_online_forgets_as_fast_as_the_chip_drifts(kind: str, simulated: Any, generator: torch.Generator) -> None:
+    # Ten times the drift of a lab chip, over 2,000 steps of 10 ms: twice its correlation time.
     wandering = PRESETS["lab"].model_copy(update={"wander_std": 0.1})
     session = simulated(kind, 16, 16, impairments=wandering)
     controls = initial_controls(session.spec, generator)
@@ -252,7 +249,7 @@ def test_online_forgets_as_fast_as_the_chip_wanders(kind: str, simulated: Any, g
     assert float(started_once.min()) < 0.9
 
 
-def test_online_asks_for_directions_that_no_batch_shows(simulated: Any, generator: torch.Generator) -> None:
+def test_online_measures_directions_that_no_batch_contains(simulated: Any, generator: torch.Generator) -> None:
     session = simulated("slm", 32, 16, impairments="lab")
     controls = initial_controls(session.spec, generator)
     session.program(controls)
@@ -272,14 +269,14 @@ def test_online_asks_for_directions_that_no_batch_shows(simulated: Any, generato
         gradient = surrogate.vjp(G)
         cosine = float((gradient * true).sum() / gradient.norm() / true.norm())
         found[refresh] = cosine, session.usage.vectors - before - 120
-    # A quarter of all directions is seen: the cosine of a gradient without the others is about a half.
+    # The batches contain a quarter of all directions; without the others the cosine of a gradient is about a half.
     assert found[0][0] < 0.7
     assert found[0][1] == 0
     assert found[8][0] > 0.95
     assert found[8][1] <= 12 * 8
 
 
-def test_online_asks_for_nothing_where_it_is_sure(simulated: Any, generator: torch.Generator) -> None:
+def test_online_measures_nothing_where_it_is_certain(simulated: Any, generator: torch.Generator) -> None:
     session = simulated("matvec", 16, 8, impairments=Impairments(output_noise_fraction=0.002))
     controls = initial_controls(session.spec, generator)
     session.program(controls)
@@ -299,13 +296,13 @@ def test_online_asks_for_nothing_where_it_is_sure(simulated: Any, generator: tor
         ({"tolerance": 0}, "tolerance must be a positive share"),
     ],
 )
-def test_online_refuses_options_that_mean_nothing(options: dict[str, Any], complaint: str) -> None:
+def test_online_refuses_invalid_options(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigurationError, match=complaint):
         Online(**options)
 
 
 def test_online_with_a_fixed_factor_never_stops_learning(simulated: Any, generator: torch.Generator) -> None:
-    # An input that is always dark: its uncertainty must not grow without end.
+    # One input is always zero: its uncertainty must not grow without end.
     session = simulated("matvec", 6, 4)
     controls = initial_controls(session.spec, generator).double()
     surrogate = Online(start="cold", forgetting=0.5, refresh=0)
@@ -325,7 +322,7 @@ def test_online_with_a_fixed_factor_never_stops_learning(simulated: Any, generat
 # -- online, low rank --------------------------------------------------------------------------
 
 
-def test_the_low_rank_form_follows_a_path_of_its_rank(simulated: Any, generator: torch.Generator) -> None:
+def test_low_rank_online_follows_a_path_of_its_rank(simulated: Any, generator: torch.Generator) -> None:
     session = simulated("matvec", 24, 16)
     path = low_rank_path(session, rank=3, steps=40)
     session.program(path[0])
@@ -338,7 +335,7 @@ def test_the_low_rank_form_follows_a_path_of_its_rank(simulated: Any, generator:
         surrogate.observe(X, session.query(X))
     A = dense(session, path[-1])
     assert float((surrogate.U @ surrogate.V - A).norm() / A.norm()) < 1e-4
-    assert session.usage.vectors - before == 39 * 30, "nothing beyond what passes anyway"
+    assert session.usage.vectors - before == 39 * 30, "no vectors besides the batches"
     assert (surrogate.U.shape, surrogate.V.shape) == ((16, 3), (3, 24))
 
 
@@ -347,7 +344,7 @@ def test_the_low_rank_form_follows_a_path_of_its_rank(simulated: Any, generator:
 
 @pytest.mark.parametrize("kind", ["matvec", "mzi"])
 @pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.0, 1.0)])
-def test_adjoint_asks_the_device_itself_for_as_many_vectors_as_there_are_gradients(
+def test_adjoint_sends_as_many_vectors_as_the_gradients_have_rank(
     kind: str, bounds: Any, simulated: Any, generator: torch.Generator
 ) -> None:
     session = simulated(kind, 8, 6, input_range=bounds)
@@ -364,7 +361,7 @@ def test_adjoint_asks_the_device_itself_for_as_many_vectors_as_there_are_gradien
         torch.testing.assert_close(surrogate.vjp(G), G @ dense(session, controls))
 
 
-def test_adjoint_takes_an_empty_batch(simulated: Any) -> None:
+def test_adjoint_accepts_an_empty_batch(simulated: Any) -> None:
     session = simulated("mzi", 8, 6)
     session.program(torch.zeros(session.spec.num_controls))
     surrogate = Adjoint()
@@ -372,7 +369,7 @@ def test_adjoint_takes_an_empty_batch(simulated: Any) -> None:
     assert surrogate.vjp(torch.empty(0, 6)).shape == (0, 8)
 
 
-def test_the_reverse_port_has_noise_of_its_own(simulated: Any, generator: torch.Generator) -> None:
+def test_the_reverse_port_adds_noise(simulated: Any, generator: torch.Generator) -> None:
     session = simulated("mzi", 32, 32, impairments=Impairments(output_noise_fraction=0.01))
     controls = initial_controls(session.spec, generator)
     session.program(controls)
@@ -403,7 +400,7 @@ def test_twin_is_autograd_through_the_model(simulated: Any, generator: torch.Gen
 # -- measured, exact ---------------------------------------------------------------------------
 
 
-def test_measured_is_what_the_estimator_measured(generator: torch.Generator) -> None:
+def test_measured_uses_the_matrix_that_the_estimator_measured(generator: torch.Generator) -> None:
     surrogate, A = Measured(), torch.randn(3, 4, generator=generator)
     surrogate.adopt(A)
     G = torch.randn(5, 3, generator=generator)
@@ -425,7 +422,7 @@ def test_exact_is_autograd_through_the_law(simulated: Any, generator: torch.Gene
 # -- all --------------------------------------------------------------------------------------
 
 
-def test_the_residual_is_about_data_that_was_not_learned_from_yet(simulated: Any, generator: torch.Generator) -> None:
+def test_the_residual_is_computed_before_the_surrogate_learns(simulated: Any, generator: torch.Generator) -> None:
     session = simulated("matvec", 8, 8)
     controls = initial_controls(session.spec, generator)
     inputs = torch.empty(4, 8).uniform_(-1, 1, generator=generator)
@@ -450,7 +447,7 @@ def test_the_residual_is_about_data_that_was_not_learned_from_yet(simulated: Any
         (Exact(), Elementwise(), {}, "whose law autograd can follow"),
     ],
 )
-def test_refuses_what_it_cannot_work_with(
+def test_an_unsuitable_device_or_estimator_is_refused(
     surrogate: Any, estimator: Any, spec: dict[str, Any], complaint: str, matrix_device: Any
 ) -> None:
     with pytest.raises(ConfigurationError, match=complaint):
@@ -458,12 +455,12 @@ def test_refuses_what_it_cannot_work_with(
 
 
 @pytest.mark.parametrize("options", [{"rank": 0}, {"probes": 0}, {"rebuild_every": 0}])
-def test_psi_refuses_options_that_mean_nothing(options: dict[str, Any]) -> None:
+def test_psi_refuses_invalid_options(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(options))):
         Psi(**options)
 
 
-def test_psi_goes_on_exactly_from_saved_state_in_the_middle_of_a_step(simulated: Any) -> None:
+def test_psi_continues_exactly_from_saved_state_in_the_middle_of_a_step(simulated: Any) -> None:
     session = simulated("matvec", 24, 16)
     path = low_rank_path(session, rank=3, steps=5)
     first, second = Psi(rank=3, probes=20), Psi(rank=3, probes=20, seed=9)

@@ -1,0 +1,124 @@
+"""Select layers of a model by name, by pattern or by type."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from ..common.errors import ConfigurationError
+from .conv import BlackBoxConv2d
+from .layer import BlackBoxLinear
+
+__all__ = ["AttachableLayer", "Where", "matches", "name_list", "select_layers", "shown"]
+
+Where = str | type[nn.Module]
+"""A layer's name, a pattern of names such as ``"blocks.*.fc?"``, or a type of layers."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttachableLayer:
+    """Describe a layer that a device can compute, or computes already.
+
+    Attributes:
+        aliases: names of the layer; a tied layer has several.
+        module: the layer itself.
+    """
+
+    aliases: tuple[str, ...]
+    module: nn.Linear | nn.Conv2d | BlackBoxLinear
+
+    @property
+    def name(self) -> str:
+        """Return the first name."""
+        return self.aliases[0]
+
+    def matches(self, where: Where) -> bool:
+        """Return whether a key matches one of the names, or the type."""
+        return any(matches(where, name, self.module) for name in self.aliases)
+
+
+def select_layers(
+    model: nn.Module, keys: Sequence[Where], exclude: Sequence[Where]
+) -> list[tuple[AttachableLayer, Where]]:
+    """Return the layers that keys match, each with the key that decides, in the order of the keys.
+
+    A name goes before a pattern, and a pattern before a type; among equals the first in ``keys`` decides. A key
+    means the digital layers that it matches; only where it matches none of them it means device layers.
+
+    Raises:
+        ConfigurationError: a key matches no layer.
+    """
+    layers = _attachable_layers(model)
+    candidates = [layer for layer in layers if not any(layer.matches(where) for where in exclude)]
+    meant: dict[Where, list[AttachableLayer]] = {}
+    for key in keys:
+        found = [layer for layer in candidates if layer.matches(key)]
+        meant[key] = [layer for layer in found if not isinstance(layer.module, BlackBoxLinear)] or found
+        if not found:
+            names = [alias for layer in layers for alias in layer.aliases]
+            raise ConfigurationError(_no_match(key, names, excluding=bool(exclude)))
+    selected = []
+    for layer in candidates:
+        matching = [key for key in keys if layer in meant[key]]
+        if matching:
+            selected.append((layer, min(matching, key=_rank)))
+    # The order of the keys, so that a further key does not change the seeds of the other layers.
+    order = list(keys)
+    return sorted(selected, key=lambda pair: next(i for i, key in enumerate(order) if pair[0] in meant[key]))
+
+
+def matches(where: Where, name: str, module: nn.Module) -> bool:
+    """Return whether a key matches a layer; a device layer has also the type of the layer that it replaced."""
+    if not isinstance(where, type):
+        return fnmatchcase(name, where) if _is_pattern(where) else name == where
+    if isinstance(module, where):
+        return True
+    replaced = nn.Conv2d if isinstance(module, BlackBoxConv2d) else nn.Linear
+    return isinstance(module, BlackBoxLinear) and issubclass(replaced, where)
+
+
+def shown(where: Where) -> str:
+    """Return a key as messages write it."""
+    return where.__name__ if isinstance(where, type) else repr(where)
+
+
+def name_list(names: Sequence[str], most: int = 20) -> str:
+    """Return names as messages list them, at most so many."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more
+
+
+def _attachable_layers(model: nn.Module) -> list[AttachableLayer]:
+    aliases: dict[nn.Linear | nn.Conv2d | BlackBoxLinear, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        # Subclasses of the digital layers may compute something else.
+        if isinstance(module, BlackBoxLinear) or type(module) in (nn.Linear, nn.Conv2d):
+            assert isinstance(module, nn.Linear | nn.Conv2d | BlackBoxLinear)
+            aliases.setdefault(module, []).append(name)
+    return [AttachableLayer(tuple(names), module) for module, names in aliases.items()]
+
+
+def _rank(where: Where) -> int:
+    if isinstance(where, type):
+        return 2
+    return 1 if _is_pattern(where) else 0
+
+
+def _is_pattern(where: str) -> bool:
+    return any(mark in where for mark in "*?[")
+
+
+def _no_match(where: Where, names: Sequence[str], *, excluding: bool) -> str:
+    but = " that is not excluded" if excluding else ""
+    if isinstance(where, type):
+        return f"the model has no layer of type {where.__name__}{but}; devices replace nn.Linear and nn.Conv2d"
+    near = difflib.get_close_matches(where, names, n=1, cutoff=0.6)
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    return (
+        f"the model has no nn.Linear named {where!r}{but}, nor a nn.Conv2d; "
+        f"{guess}it has {name_list(names) or 'none at all'}"
+    )
