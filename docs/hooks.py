@@ -32,7 +32,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turn links that are right in the repository into links that are right on the site."""
     here = page.file.src_uri
     in_repository = here if not (ROOT / "docs" / here).is_file() else f"docs/{here}"

@@ -40,7 +40,7 @@ class LowRankMethod(ABC):
     rates: ClassVar[tuple[float, ...]] = (2e-3, 4e-3, 8e-3)
     """Learning rates to choose from: as many for every method."""
 
-    def __init__(self, model: nn.Module, rate: float, rank: int, seed: int, steps: int) -> None:  # noqa: ARG002
+    def __init__(self, model: nn.Module, rate: float, rank: int, seed: int, steps: int) -> None:
         self.model = model
         self.optimizer = self.make_optimizer(rate, rank, seed)
 
@@ -55,7 +55,7 @@ class LowRankMethod(ABC):
 class Adam(LowRankMethod):
     """Adam, with both moments in full."""
 
-    def make_optimizer(self, rate: float, rank: int, seed: int) -> optim.Optimizer:  # noqa: ARG002
+    def make_optimizer(self, rate: float, rank: int, seed: int) -> optim.Optimizer:
         """Adam with its defaults."""
         return optim.Adam(self.model.parameters(), lr=rate)
 
@@ -100,7 +100,7 @@ class Settling(LowRankMethod):
             min_rank=rank,
         )
 
-    def after_step(self, step: int) -> None:  # noqa: ARG002
+    def after_step(self, step: int) -> None:
         """An update, when it is time for one."""
         self._oialr.step()
 

@@ -62,7 +62,7 @@ def calibrate(
         Path | None, typer.Option(help="Write a page with pictures, such as chip.cal.html.", dir_okay=False)
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the record, without its tensors.")] = False,
-    debug: o.Debug = False,  # noqa: ARG001
+    debug: o.Debug = False,
 ) -> None:
     """Find the constants of a chip's own law: offsets, efficiencies, couplers, crosstalk, gains and losses.
 

@@ -49,7 +49,7 @@ def check(
         typer.Option(help="Write what was found as a page with pictures, such as check.html.", dir_okay=False),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print {checks, characterisation}.")] = False,
-    debug: o.Debug = False,  # noqa: ARG001
+    debug: o.Debug = False,
 ) -> None:
     """Check a device against the contract and its own spec, and measure what it is like.
 

@@ -13,7 +13,7 @@ __all__ = ["devices"]
 
 
 @one_sentence_errors
-def devices(json: Json = False, debug: Debug = False) -> None:  # noqa: ARG001
+def devices(json: Json = False, debug: Debug = False) -> None:
     """List the registered devices, and those that cannot be loaded, with the reason.
 
     Example: astralora devices

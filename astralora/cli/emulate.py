@@ -59,7 +59,7 @@ def emulate(
         typer.Option("--set", help="Any option of the device, such as response=power.", rich_help_panel=_DEVICE),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Tell where it listens as one line of JSON.")] = False,
-    debug: o.Debug = False,  # noqa: ARG001
+    debug: o.Debug = False,
 ) -> None:
     """Serve a device on a port as its firmware would, until Ctrl-C.
 

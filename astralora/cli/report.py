@@ -30,7 +30,7 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--out", "-o", help="The page. (default: beside the source)", dir_okay=False)
     ] = None,
-    debug: o.Debug = False,  # noqa: ARG001
+    debug: o.Debug = False,
 ) -> None:
     """Write the page of a run, a calibration or a check, anew or elsewhere: one file that needs no network.
 

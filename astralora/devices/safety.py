@@ -55,7 +55,7 @@ def stop_on_signals() -> None:
             signal.signal(number, _exit)
 
 
-def _exit(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+def _exit(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 

@@ -51,7 +51,7 @@ class Coloured(TransferEstimator):
         session: Session,
         controls: Tensor,
         inputs: Tensor,
-        outputs: Tensor,  # noqa: ARG002
+        outputs: Tensor,
         grad_outputs: Tensor,
     ) -> Tensor:
         """Multiply G^T X by the measured changes and sum them for each control; see the class."""

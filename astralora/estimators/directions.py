@@ -56,7 +56,7 @@ class Orthogonal(ZeroOrder):
     Every control moves in every perturbation, so noise matters much less than with `Coordinate`.
     """
 
-    def begin(self, spec: DeviceSpec, controls: Tensor) -> None:  # noqa: ARG002
+    def begin(self, spec: DeviceSpec, controls: Tensor) -> None:
         """Shuffle the Hadamard matrix anew."""
         self._codes = CodedSigns(len(controls), self.generator)
 

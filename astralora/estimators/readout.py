@@ -50,7 +50,7 @@ class Batch(Readout):
         self._variance = answer_variance(spec)
         self._inputs, self._outputs, self._grad = inputs, outputs, grad_outputs
 
-    def base(self, session: Session) -> Tensor:  # noqa: ARG002
+    def base(self, session: Session) -> Tensor:
         """Return the value from the forward pass."""
         return (self._outputs * self._grad).sum(dim=0)
 

@@ -74,7 +74,7 @@ class Twin(Estimator):
         super().check(session)
         check_twin(self._twin, session.spec)
 
-    def law(self, session: Session) -> Differentiable:  # noqa: ARG002
+    def law(self, session: Session) -> Differentiable:
         """Return the model of the device."""
         assert self._twin is not None
         return self._twin
@@ -84,7 +84,7 @@ class Twin(Estimator):
         session: Session,
         controls: Tensor,
         inputs: Tensor,
-        outputs: Tensor,  # noqa: ARG002
+        outputs: Tensor,
         grad_outputs: Tensor,
     ) -> Tensor:
         """Return the vector-Jacobian product of the model at the controls."""

@@ -219,7 +219,7 @@ class ZeroOrder(Estimator):
                 gradient += self.combine(directions, changes)
         return gradient, energy
 
-    def count(self, controls: int) -> int:  # noqa: ARG002
+    def count(self, controls: int) -> int:
         """Return the number of perturbations of one estimate."""
         return self.samples or _SAMPLES
 

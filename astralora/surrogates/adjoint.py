@@ -49,6 +49,6 @@ class Adjoint(Surrogate):
         session.program(controls)
         self.prepare(session, grad_outputs)
 
-    def vjp(self, grad_outputs: Tensor) -> Tensor:  # noqa: ARG002
+    def vjp(self, grad_outputs: Tensor) -> Tensor:
         """Return the answer of the reverse port."""
         return self._gradient

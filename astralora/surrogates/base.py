@@ -60,7 +60,7 @@ class Surrogate(ABC):
                 f"{type(estimator).__name__.lower()!r} does not; use 'online', or estimator='elementwise'"
             )
 
-    def startup_vectors(self, session: Session) -> int:  # noqa: ARG002
+    def startup_vectors(self, session: Session) -> int:
         """Return the number of vectors that `start` will send, so that the budget can be checked first."""
         return 0
 
@@ -92,7 +92,7 @@ class Surrogate(ABC):
     def adopt(self, matrix: Tensor) -> None:
         """Take the transfer matrix that the estimator has measured, (out_features, in_features)."""
 
-    def predict(self, inputs: Tensor) -> Tensor | None:  # noqa: ARG002
+    def predict(self, inputs: Tensor) -> Tensor | None:
         """Predict the device's answer, (batch, out_features); None where the surrogate cannot predict it."""
         return None
 

@@ -69,7 +69,7 @@ class LowRankOnline(Surrogate):
         U, s, V = torch.linalg.svd(measure_transfer_matrix(session, controls), full_matrices=False)
         self.U, self.V = (U[:, : self.rank] * s[: self.rank]).contiguous(), V[: self.rank].contiguous()
 
-    def controls_changed(self, session: Session, controls: Tensor) -> None:  # noqa: ARG002
+    def controls_changed(self, session: Session, controls: Tensor) -> None:
         """Mark a refresh as due, where there is a schedule; otherwise the batches alone must do."""
         if self.schedule is not None:
             self.schedule.controls_changed()
@@ -84,7 +84,7 @@ class LowRankOnline(Surrogate):
         if learned is not None:
             self._set(Factors(*(factor.to(self.V) for factor in learned)))
 
-    def prepare(self, session: Session, grad_outputs: Tensor) -> None:  # noqa: ARG002
+    def prepare(self, session: Session, grad_outputs: Tensor) -> None:
         """Measure what the schedule requires."""
         if self.schedule is not None:
             self._set(self.schedule.refresh(session, self.V, self._factors()))

@@ -29,11 +29,11 @@ class Measured(MatrixSurrogate):
         """Measure the matrix once."""
         self.adopt(measure_transfer_matrix(session, controls))
 
-    def controls_changed(self, session: Session, controls: Tensor) -> None:  # noqa: ARG002
+    def controls_changed(self, session: Session, controls: Tensor) -> None:
         """Mark the matrix as stale until the estimator measures it again."""
         self._stale = True
 
-    def catch_up(self, session: Session, controls: Tensor, grad_outputs: Tensor) -> None:  # noqa: ARG002
+    def catch_up(self, session: Session, controls: Tensor, grad_outputs: Tensor) -> None:
         """Measure a stale matrix, since no estimator will: the controls were changed, then frozen."""
         if self._stale:
             session.program(controls)

@@ -102,7 +102,7 @@ class Psi(Surrogate):
         if self.schedule is not None:
             self.schedule.observe(inputs, outputs, self._factors)
 
-    def prepare(self, session: Session, grad_outputs: Tensor) -> None:  # noqa: ARG002
+    def prepare(self, session: Session, grad_outputs: Tensor) -> None:
         """Measure the probes at the old controls; with a schedule, measure what it requires."""
         if self.schedule is not None:
             self._set(*self.schedule.refresh(session, self.V, self._factors))

@@ -42,11 +42,11 @@ class Twin(Surrogate):
             self._estimator = estimator
             estimator.shares = True
 
-    def start(self, session: Session, controls: Tensor) -> None:  # noqa: ARG002
+    def start(self, session: Session, controls: Tensor) -> None:
         """Store the controls."""
         self._controls = controls.detach().clone()
 
-    def controls_changed(self, session: Session, controls: Tensor) -> None:  # noqa: ARG002
+    def controls_changed(self, session: Session, controls: Tensor) -> None:
         """Store the new controls."""
         self._controls = controls.detach().clone()
 

@@ -258,7 +258,7 @@ def _stoppable() -> Generator[threading.Event]:
     signals = (signal.SIGINT, signal.SIGTERM)
     earlier = {number: signal.getsignal(number) for number in signals}
 
-    def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    def ask(number: int, frame: FrameType | None) -> None:
         asked.set()
         for each in signals:
             signal.signal(each, earlier[each])

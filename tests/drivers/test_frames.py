@@ -19,7 +19,16 @@ from astralora.devices import errors as device_errors
 from astralora.drivers import frames
 from astralora.drivers.frame_link import FrameLink
 from astralora.drivers.frame_server import FrameServer
-from astralora.drivers.frames import ANSWER, ERROR, OVERHEAD, Buffers, encode_frame, find_header, read_payload, skip_payload
+from astralora.drivers.frames import (
+    ANSWER,
+    ERROR,
+    OVERHEAD,
+    Buffers,
+    encode_frame,
+    find_header,
+    read_payload,
+    skip_payload,
+)
 from astralora.drivers.messages import Format, decode_error, decode_values, encode_error, encode_values
 from astralora.drivers.transports import Transport
 

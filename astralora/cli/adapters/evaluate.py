@@ -21,7 +21,7 @@ def evaluate(
         Path | None, typer.Option("--data", help="File to test on. (default: the run's own test set)", dir_okay=False)
     ] = None,
     json: o.Json = False,
-    debug: o.Debug = False,  # noqa: ARG001
+    debug: o.Debug = False,
 ) -> None:
     """Test the adapters of a finished run.
 

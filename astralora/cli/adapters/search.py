@@ -36,7 +36,7 @@ def search(
         Path, typer.Option("--out", "-o", help="The adapters, for 'train --adapters'.", dir_okay=False)
     ] = Path("adapters.toml"),
     json: o.Json = False,
-    debug: o.Debug = False,  # noqa: ARG001
+    debug: o.Debug = False,
 ) -> None:
     """Choose adapters by their scores, and write which are on and which are off, layer by layer.
 

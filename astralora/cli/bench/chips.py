@@ -37,7 +37,7 @@ def simulators(
     batch: Annotated[int, typer.Option(help="Vectors a pass.", min=1)] = 256,
     repeats: Annotated[int, typer.Option(help="Passes of each; the median counts.", min=3)] = 30,
     json: o.Json = False,
-    debug: o.Debug = False,  # noqa: ARG001
+    debug: o.Debug = False,
 ) -> None:
     """Time a simulated device, forward and backward, as a multiple of nn.Linear.
 
@@ -79,7 +79,7 @@ def identification(
     budget_programs: Annotated[int, typer.Option(help="The most programs of a calibration.", min=3)] = 64,
     budget_vectors: Annotated[int, typer.Option(help="The most vectors of it.", min=3)] = 4100,
     json: o.Json = False,
-    debug: o.Debug = False,  # noqa: ARG001
+    debug: o.Debug = False,
 ) -> None:
     """Calibrate flawed chips, and compare what was found with what they were made with.
 
@@ -144,7 +144,7 @@ def drift(
     columns: Annotated[int, typer.Option(help="Outputs given up a chip, of 'columns'.", min=1)] = 4,
     output: Out = None,
     json: o.Json = False,
-    debug: o.Debug = False,  # noqa: ARG001
+    debug: o.Debug = False,
 ) -> None:
     """Use chips of phase-change memory for a simulated day, with and without compensation of their drift.
 

@@ -51,7 +51,7 @@ def efficiency(
     jobs: Annotated[int, typer.Option(help="Runs at a time.", min=1)] = 1,
     output: Out = None,
     json: o.Json = False,
-    debug: o.Debug = False,  # noqa: ARG001
+    debug: o.Debug = False,
 ) -> None:
     """Count the hardware operations that digits take to a test accuracy, method by method.
 
@@ -98,7 +98,7 @@ def fidelity(
     batch: Annotated[int, typer.Option(help="Vectors of the problem.", min=1)] = 256,
     output: Out = None,
     json: o.Json = False,
-    debug: o.Debug = False,  # noqa: ARG001
+    debug: o.Debug = False,
 ) -> None:
     """Compare both gradients with the exact ones, against what was spent on them.
 
@@ -151,7 +151,7 @@ def overhead(
     samples: Annotated[int, typer.Option(help="Perturbations a step, for 'paper'.", min=1)] = 100,
     output: Out = None,
     json: o.Json = False,
-    debug: o.Debug = False,  # noqa: ARG001
+    debug: o.Debug = False,
 ) -> None:
     """Time a training step of a simulated layer as a multiple of that of nn.Linear.
 
@@ -202,7 +202,7 @@ def refresh(
     epochs: Annotated[int, typer.Option(help="Passes over the digits.", min=1)] = 10,
     sizes: Annotated[str, typer.Option("--sizes", help="Inputs x outputs of the device layer.")] = "256x128",
     json: o.Json = False,
-    debug: o.Debug = False,  # noqa: ARG001
+    debug: o.Debug = False,
 ) -> None:
     """Count the vectors that keep a low-rank surrogate true to its device, moved at every step and by stability.
 

@@ -27,7 +27,7 @@ def lowrank(
     rank: Annotated[int | None, typer.Option(help="(default: an eighth of the width)", min=1)] = None,
     output: Out = None,
     json: o.Json = False,
-    debug: o.Debug = False,  # noqa: ARG001
+    debug: o.Debug = False,
 ) -> None:
     """Train a small OPT on English text with little optimizer state or few trained numbers, and with Adam.
 
@@ -80,7 +80,7 @@ def adapters(
     turn_on: Annotated[float, typer.Option(help="Share of the adapters that are on.", min=0.0, max=1.0)] = 0.25,
     output: Out = None,
     json: o.Json = False,
-    debug: o.Debug = False,  # noqa: ARG001
+    debug: o.Debug = False,
 ) -> None:
     """Adapt a small OPT from English to source code, with a few chosen adapters and with LoRA everywhere.
 

@@ -22,7 +22,7 @@ def session(
     batch: Annotated[int, typer.Option(help="Vectors per query.", min=1)] = 256,
     rounds: Annotated[int, typer.Option(help="Pairs of measurements.", min=10)] = 2000,
     json: o.Json = False,
-    debug: o.Debug = False,  # noqa: ARG001
+    debug: o.Debug = False,
 ) -> None:
     """Time a query through a session against the same query on the bare device.
 
@@ -50,7 +50,7 @@ def transport(
     batch: Annotated[int, typer.Option(help="Vectors per query.", min=1)] = 4096,
     rounds: Annotated[int, typer.Option(help="Pairs of measurements.", min=10)] = 500,
     json: o.Json = False,
-    debug: o.Debug = False,  # noqa: ARG001
+    debug: o.Debug = False,
 ) -> None:
     """Time a query along a wire protocol against a bare socket that copies the same bytes.
 

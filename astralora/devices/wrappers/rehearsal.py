@@ -44,7 +44,7 @@ class RehearsalDevice:
     def close(self) -> None:
         """Do nothing."""
 
-    def program(self, controls: Tensor) -> None:  # noqa: ARG002
+    def program(self, controls: Tensor) -> None:
         """Advance the clock; the controls have no effect."""
         self._spend(programs=1)
 

@@ -56,7 +56,7 @@ class Emulator:
         self._thread = threading.Thread(target=self._run, name=f"astralora emulator {self.uri}", daemon=True)
 
     @classmethod
-    def possible_faults(cls, plan: FaultPlan) -> tuple[FaultKind, ...]:  # noqa: ARG003
+    def possible_faults(cls, plan: FaultPlan) -> tuple[FaultKind, ...]:
         """Faults of the line that the protocol can notice."""
         return LINK_FAULTS
 
