@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.errors import ConfigurationError
-from ..devices import DeviceSpec, Session
+from ..devices import DeviceSpec, Purpose, Session
 from ..probing.probes import TransferProbe, orthogonal_probes
 
 __all__ = ["MatrixFit", "fit_matrix"]
@@ -84,7 +84,7 @@ def fit_matrix(
     weight = weight.detach().to(controls)
     with session.transaction():
         if spec.coupling == "elementwise" and spec.control_range is not None:
-            with torch.no_grad(), session.purpose("fit"):
+            with torch.no_grad(), session.purpose(Purpose.FIT):
                 return _sweep(session, weight, controls.detach(), gain)
         return _descend(session, weight, controls, product, gain, steps)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo  # torch.compiler.disable would import the whole compiler at once
 
 from ..common.errors import ConfigurationError
-from ..devices import Device, Session
+from ..devices import Device, Purpose, Session
 from ..estimators import Estimator
 from ..probing.probes import TransferProbe
 from ..surrogates import Surrogate
@@ -167,7 +167,7 @@ class BlackBoxLinear(DeviceModule):
         self._clamp_controls()
         session, controls = self.session, self.controls.detach()
         probe = TransferProbe(session.spec, controls.dtype, controls.device, repeats=repeats)
-        with torch.no_grad(), session.purpose("measure"), session.transaction():
+        with torch.no_grad(), session.purpose(Purpose.MEASURE), session.transaction():
             session.program(controls)
             matrix = probe.matrix(probe.ask(session))
             if self.gain is not None:

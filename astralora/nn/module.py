@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..common.errors import ConfigurationError
-from ..devices import Device, Session, derive_generator, initial_controls
+from ..devices import Device, Purpose, Session, derive_generator, initial_controls
 from ..devices.checks import check_inputs
 from ..estimators import Estimator
 from ..probing.encoding import choose_encoding
@@ -116,16 +116,16 @@ class DeviceModule(nn.Module):
         """
         session = self.session
         if not tracked:
-            with session.purpose("evaluation"):
+            with session.purpose(Purpose.EVALUATION):
                 return session.apply(controls, inputs)
         # In evaluation mode the surrogate must not learn, and the usage must not count as training.
-        purpose = "forward" if self.training else "evaluation"
+        purpose = Purpose.FORWARD if self.training else Purpose.EVALUATION
         check_inputs(session.spec, inputs, "forward")  # before the program is paid for
         with session.transaction():
             with session.purpose(purpose):
                 session.program(controls)
             if wants_inputs and not self._surrogate_describes(controls) and not self._surrogate_stays():
-                with session.purpose("inputs"):
+                with session.purpose(Purpose.INPUTS):
                     if self._surrogate_controls is None:
                         self.surrogate.start(session, controls)
                         self._surrogate_started = True
@@ -175,16 +175,16 @@ class DeviceModule(nn.Module):
             )
         with session.transaction(), torch.autocast(inputs.device.type, enabled=False):
             if wants_inputs and wants_controls:
-                with session.purpose("inputs"):
+                with session.purpose(Purpose.INPUTS):
                     session.program(controls)
                     self.surrogate.prepare(session, grad_outputs)
             if wants_controls:
-                with session.purpose("controls"):
+                with session.purpose(Purpose.CONTROLS):
                     grad_controls = self.estimator.estimate(session, controls, inputs, outputs, grad_outputs)
                 if self.estimator.transfer_matrix is not None:
                     self.surrogate.adopt(self.estimator.transfer_matrix)
             elif wants_inputs and not self._surrogate_stays():
-                with session.purpose("inputs"):
+                with session.purpose(Purpose.INPUTS):
                     self.surrogate.catch_up(session, controls, grad_outputs)
             if wants_inputs:
                 self.surrogate.recall(inputs)
@@ -236,7 +236,7 @@ class DeviceModule(nn.Module):
         bits = torch.randint(0, 2, (_LEVEL_VECTORS, self.in_features), generator=generator).to(controls)
         vectors = bits * 2 - 1 if self.encoding.signed else bits
         inputs, factors = self.encoding.encode(vectors)
-        with session.purpose("startup"), session.transaction():
+        with session.purpose(Purpose.STARTUP), session.transaction():
             batches = (len(inputs), self.surrogate.startup_vectors(session))
             session.afford("startup", programs=1, batches=batches, first=controls)
             answers = self.encoding.decode(session.apply(controls, inputs), factors)
