@@ -20,7 +20,7 @@ COUNT = []
 
 def make_chip(in_features=4, out_features=3, *, seed=0, scale=SCALE):
     '''Make the chip of this file.'''
-    spec = d.DeviceSpec(name="mine", in_features=in_features, out_features=out_features, num_controls=1)
+    spec = d.DeviceSpec(name="mine", in_features=in_features, out_features=out_features, num_controls=1, linear=True)
     return d.wrap_device(spec, program=lambda w: None, query=lambda x: scale * x[:, :out_features])
 
 class Chip(d.HardwareDevice):
