@@ -34,6 +34,7 @@ def check(
             metavar="NAME",
             help="Check or measurement to make; may be repeated. Checks: {checks}. Measurements: {measurements}. "
             "(default: all)",
+            rich_help_panel="Checks",
         ),
     ] = None,
     drift_seconds: Annotated[

@@ -106,6 +106,6 @@ def _help(option: TyperOption, options: type[ConfigOptions]) -> str:
         text = text.replace("{keys}", ", ".join(top_keys(options.model())))
     text = fill_in(text)
     default = default_of(options, str(option.name)) if option.default is None else option.default
-    if default in (None, False) or option.required or "(default:" in text:
+    if default is None or default is False or option.required or "(default:" in text:
         return text
     return f"{text} (default: {'yes' if default is True else default})"

@@ -208,7 +208,7 @@ Steps = Annotated[
 ]
 BatchSize = Annotated[
     Value,
-    typer.Option("--batch-size", metavar="N", help="Vectors or texts per step.", min=1, rich_help_panel=RUN),
+    typer.Option("--batch-size", metavar="N", help="Vectors (or texts) per step or query.", min=1, rich_help_panel=RUN),
 ]
 LearningRate = Annotated[
     float | None,
