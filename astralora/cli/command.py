@@ -108,4 +108,6 @@ def _help(option: TyperOption, options: type[ConfigOptions]) -> str:
     default = default_of(options, str(option.name)) if option.default is None else option.default
     if default is None or default is False or option.required or "(default:" in text:
         return text
-    return f"{text} (default: {'yes' if default is True else default})"
+    # Spaces let a long list break at the end of a line.
+    shown = "yes" if default is True else str(default).replace(",", ", ")
+    return f"{text} (default: {shown})"
