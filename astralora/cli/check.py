@@ -74,10 +74,7 @@ def check(
     measured = None
     if measure and (measurements is None or measurements):
         measured = _measure(config, measurements, drift_seconds, json)
-    found = {
-        "checks": [asdict(result) for result in results],
-        "characterisation": None if measured is None else measured.model_dump(mode="json"),
-    }
+    found = _as_dict(results, measured)
     if output is not None:
         _write(output, found, results, measured)
     if json:
@@ -109,6 +106,13 @@ def _measure(config: MeasuredChipConfig, only: list[str] | None, drift_seconds: 
             seed=config.seed,
             listener=None if json else _show_finding,
         )
+
+
+def _as_dict(results: list[CheckResult], measured: Characterisation | None) -> dict[str, Any]:
+    return {
+        "checks": [asdict(result) for result in results],
+        "characterisation": None if measured is None else measured.model_dump(mode="json"),
+    }
 
 
 def _write(path: Path, found: dict[str, Any], results: list[CheckResult], measured: Characterisation | None) -> None:

@@ -121,8 +121,9 @@ def default_of(options: type[ConfigOptions], name: str) -> str | None:
 
 
 def top_keys(model: type[BaseModel]) -> list[str]:
-    """Return the keys of a configuration as help shows them: sections as ``section.*``."""
-    return [f"{name}.*" if _section(model, name) is not None else name for name in model.model_fields]
+    """Return the keys of a configuration as messages show them: sections and tables as ``section.*``."""
+    sections = {name for name in model.model_fields if _section(model, name) is not None or _is_table(model, name)}
+    return [f"{name}.*" if name in sections else name for name in model.model_fields]
 
 
 def _check_key(key: str, model: type[BaseModel]) -> None:
@@ -131,7 +132,7 @@ def _check_key(key: str, model: type[BaseModel]) -> None:
     parts = key.split(".")
     for place, part in enumerate(parts):
         if part not in section.model_fields:
-            known = ", ".join(section.model_fields)
+            known = ", ".join(top_keys(section))
             raise ConfigurationError(f"{key} in the configuration is not known; known are {known}")
         below = _section(section, part)
         if below is None:
@@ -139,7 +140,9 @@ def _check_key(key: str, model: type[BaseModel]) -> None:
                 raise ConfigurationError(f"{key} cannot be set: {part} has a value of its own")
             return
         section = below
-    raise ConfigurationError(f"{key} in the configuration has no value; known are {', '.join(section.model_fields)}")
+    raise ConfigurationError(
+        f"{key} in the configuration has no value of its own; known are {', '.join(top_keys(section))}"
+    )
 
 
 def _section(model: type[BaseModel], name: str) -> type[BaseModel] | None:
