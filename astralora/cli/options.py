@@ -244,7 +244,7 @@ Baseline = Annotated[
 TurnOn = Annotated[
     Value,
     typer.Option(
-        "--turn-on", metavar="X", help="Share of the adapters that are on.", min=0.0, max=1.0, rich_help_panel=METHOD
+        "--turn-on", metavar="X", help="Share of the adapters that are on, from 0 to 1.", rich_help_panel=METHOD
     ),
 ]
 WarmupSteps = Annotated[
