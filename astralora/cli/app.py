@@ -1,4 +1,4 @@
-"""The command line."""
+"""Assemble the command line."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from .adapters import adapters
 from .bench import bench
 from .calibrate import calibrate
 from .check import check
+from .command import add_command
 from .devices import devices
 from .emulate import emulate
 from .plan import plan
@@ -25,18 +26,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(train)
-app.command()(plan)
-app.command()(devices)
-app.command()(emulate)
-app.command()(check)
-app.command()(calibrate)
-app.command()(report)
+for function in (train, plan, devices, emulate, check, calibrate, report):
+    add_command(app, function)
 app.add_typer(adapters, name="adapters")
 app.add_typer(bench, name="bench")
 
 
-def _version(value: bool) -> None:
+def _print_version(value: bool) -> None:
     if value:
         from .. import __version__
 
@@ -47,7 +43,7 @@ def _version(value: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     pass

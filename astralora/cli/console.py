@@ -1,48 +1,38 @@
-"""What all commands share: two consoles, errors in one sentence, and JSON for machines."""
+"""Print results for people and for machines."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
-from functools import wraps
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
-import typer
 from rich.console import Console
-from rich.text import Text
+from rich.table import Table
 
-from ..common.errors import ConfigurationError
-from ..devices import DeviceError
-
-__all__ = ["errors", "one_sentence_errors", "out", "print_json"]
+__all__ = ["errors", "out", "print_json", "print_rows"]
 
 out = Console()
-"""For results."""
+"""Console for results."""
 
 errors = Console(stderr=True)
-"""For progress and complaints: results stay clean for pipes."""
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-
-def one_sentence_errors(command: _Command) -> _Command:
-    """Let a command with a ``debug`` parameter fail in one sentence, unless that is set."""
-
-    @wraps(command)
-    def guarded(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except (DeviceError, ConfigurationError) as error:
-            if kwargs.get("debug"):
-                raise
-            # The message may hold brackets of its own, which are not markup.
-            errors.print("[bold red]error:[/]", Text(str(error)), soft_wrap=True)
-            raise typer.Exit(1) from None
-
-    return guarded  # type: ignore[return-value]
+"""Console for progress and errors, which keeps results clean for pipes."""
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output."""
+    """Print one JSON document on standard output."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def print_rows(rows: Mapping[str, str | None], bold: str | None = None) -> None:
+    """Print names and values in two columns.
+
+    Args:
+        rows: values by name; those that are None are left out.
+        bold: name of a row to emphasize.
+    """
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for name, value in rows.items():
+        if value is not None:
+            table.add_row(name, value, style="bold" if name == bold else "")
+    out.print(table)

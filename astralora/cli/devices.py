@@ -1,4 +1,4 @@
-"""``astralora devices``: what there is to train through."""
+"""Provide ``astralora devices``, which lists the registered devices."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from rich.table import Table
 from rich.text import Text
 
 from ..devices import list_devices
-from .console import one_sentence_errors, out, print_json
-from .options import Debug, Json
+from . import options as o
+from .command import command
+from .console import out, print_json
 
 __all__ = ["devices"]
 
 
-@one_sentence_errors
-def devices(json: Json = False, debug: Debug = False) -> None:
+@command
+def devices(json: o.Json = False) -> None:
     """List the registered devices, and those that cannot be loaded, with the reason.
 
     Example: astralora devices
@@ -23,8 +24,8 @@ def devices(json: Json = False, debug: Debug = False) -> None:
         fields = ("name", "source", "summary", "problem")
         print_json([{field: getattr(entry, field) for field in fields} for entry in entries])
         return
-    table = Table("device", "from", "what it is", box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table = Table("device", "from", "description", box=None, header_style="bold", padding=(0, 2, 0, 0))
     for entry in entries:
-        what = Text(f"cannot be loaded: {entry.problem}", "red") if entry.problem else Text(entry.summary)
-        table.add_row(entry.name, entry.source, what)
+        text = Text(f"cannot be loaded: {entry.problem}", "red") if entry.problem else Text(entry.summary)
+        table.add_row(entry.name, entry.source, text)
     out.print(table)

@@ -1,200 +1,323 @@
-"""The options that `train` and `plan` share, and how they become a configuration."""
+"""Define each option of the command line once: its name, type and help text.
+
+Names in braces, such as ``{methods}``, are replaced by the names in a table when help is shown; see `choices`. An
+option of a configuration is None unless it is given, and help shows the default of the configuration; see `settings`.
+"""
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, TypeVar
 
 import typer
 
-from ..common.errors import ConfigurationError
-from ..training import RunConfig
-
 __all__ = [
+    "CONFIGURATION",
+    "DEVICE",
+    "METHOD",
+    "OUTPUT",
+    "RUN",
     "Allocate",
+    "Baseline",
     "BatchSize",
     "BudgetPrograms",
     "BudgetVectors",
     "Calibration",
     "Config",
     "Debug",
-    "DeviceName",
+    "Device",
+    "Devices",
+    "DriftTasks",
     "Epochs",
     "Impairments",
     "InFeatures",
     "Json",
+    "Layers",
     "LearningRate",
     "Method",
+    "Methods",
     "OutFeatures",
+    "OutFile",
+    "OutFolder",
     "Rank",
+    "Resume",
+    "Rounds",
     "Samples",
+    "SamplesList",
     "Seed",
+    "Seeds",
     "Set",
+    "Size",
     "Step",
-    "TaskName",
-    "given_options",
-    "nested_overrides",
-    "parse_settings",
-    "run_config",
+    "Steps",
+    "Task",
+    "TrainingFolder",
+    "TurnOn",
+    "WarmupSteps",
+    "Width",
 ]
 
-_DEVICE, _METHOD, _TRAINING = "Device", "Method", "Training"
+Value = TypeVar("Value")
+"""Type of an option that some commands require and others leave to a configuration, as in ``Device[str | None]``."""
 
-TaskName = Annotated[
-    str | None, typer.Option("--task", help="What to train. (default: digits)", rich_help_panel=_TRAINING)
-]
-DeviceName = Annotated[
-    str | None,
+CONFIGURATION, DEVICE, METHOD, RUN, OUTPUT = "Configuration", "Device", "Method", "Run", "Output"
+"""Panels that group the options in help."""
+
+Device = Annotated[
+    Value,
     typer.Option(
         "--device",
-        help="Registered device, or a bench file; see 'astralora devices'. (default: mrr)",
-        rich_help_panel=_DEVICE,
+        metavar="NAME",
+        help="Registered device (see 'astralora devices'), bench file such as bench.toml, or FILE.py:FACTORY.",
+        rich_help_panel=DEVICE,
+    ),
+]
+Devices = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="NAMES",
+        help="Registered devices, bench files or FILE.py:FACTORY, with commas between them.",
+        rich_help_panel=DEVICE,
     ),
 ]
 Impairments = Annotated[
-    str | None,
-    typer.Option(help="Of a simulated device: ideal, lab or harsh. (default: lab)", rich_help_panel=_DEVICE),
+    Value,
+    typer.Option(
+        "--impairments",
+        metavar="NAME",
+        help="Impairments of a simulated device: {impairments}.",
+        rich_help_panel=DEVICE,
+    ),
 ]
 InFeatures = Annotated[
-    int | None, typer.Option(help="Inputs of the device layer. (default: 256)", rich_help_panel=_DEVICE)
+    int | None,
+    typer.Option(
+        "--in-features", metavar="N", help="Inputs of a device that can have any size.", rich_help_panel=DEVICE
+    ),
 ]
 OutFeatures = Annotated[
-    int | None, typer.Option(help="Outputs of the device layer. (default: 128)", rich_help_panel=_DEVICE)
+    int | None,
+    typer.Option(
+        "--out-features", metavar="N", help="Outputs of a device that can have any size.", rich_help_panel=DEVICE
+    ),
 ]
 Calibration = Annotated[
     Path | None,
     typer.Option(
-        help="The chip's calibration, as 'astralora calibrate' wrote it.", rich_help_panel=_DEVICE, dir_okay=False
+        "--calibration",
+        metavar="FILE",
+        help="Calibration of the chip, as 'astralora calibrate' wrote it.",
+        rich_help_panel=DEVICE,
     ),
 ]
-BudgetPrograms = Annotated[int | None, typer.Option(help="The most programs to spend.", rich_help_panel=_DEVICE)]
-BudgetVectors = Annotated[int | None, typer.Option(help="The most vectors to spend.", rich_help_panel=_DEVICE)]
+BudgetPrograms = Annotated[
+    Value,
+    typer.Option("--budget-programs", metavar="N", help="Most programs to spend.", rich_help_panel=DEVICE),
+]
+BudgetVectors = Annotated[
+    Value,
+    typer.Option("--budget-vectors", metavar="N", help="Most vectors to spend.", rich_help_panel=DEVICE),
+]
+Size = Annotated[
+    str,
+    typer.Option(
+        "--size",
+        metavar="SIZES",
+        help="Inputs and outputs of the device, such as 256; where they differ, such as 256x128. Commands that compare "
+        "sizes take several with commas between them.",
+        rich_help_panel=DEVICE,
+    ),
+]
+
 Method = Annotated[
     str | None,
-    typer.Option(help="How gradients are found: auto, paper or exact. (default: auto)", rich_help_panel=_METHOD),
+    typer.Option("--method", metavar="NAME", help="How gradients are computed: {methods}.", rich_help_panel=METHOD),
+]
+Methods = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        metavar="NAMES",
+        help="With commas between them: methods ({methods}), estimators ({estimators}), surrogates ({surrogates}), or "
+        "pairs such as orthogonal+online.",
+        rich_help_panel=METHOD,
+    ),
 ]
 Samples = Annotated[
-    int | None,
-    typer.Option(help="Perturbations a step, of zero-order estimators. (default: 100)", rich_help_panel=_METHOD),
+    Value,
+    typer.Option(
+        "--samples",
+        metavar="N",
+        help="Perturbations per step of zero-order estimators. (default: 100)",
+        rich_help_panel=METHOD,
+    ),
 ]
-Rank = Annotated[int | None, typer.Option(help="Of the 'psi' surrogate. (default: 10)", rich_help_panel=_METHOD)]
+SamplesList = Annotated[
+    str,
+    typer.Option(
+        "--samples",
+        metavar="N,...",
+        help="Perturbations per step of zero-order estimators, with commas between them.",
+        rich_help_panel=METHOD,
+    ),
+]
+Rank = Annotated[
+    int | None,
+    typer.Option("--rank", metavar="N", help="Rank of the 'psi' surrogate. (default: 10)", rich_help_panel=METHOD),
+]
 Step = Annotated[
     float | None,
     typer.Option(
+        "--step",
+        metavar="X",
         help="Size of a perturbation, in control units. (default: from the device's levels and range)",
-        rich_help_panel=_METHOD,
+        rich_help_panel=METHOD,
     ),
 ]
 Allocate = Annotated[
     str | None,
     typer.Option(
-        help="Move samples between device layers for the same budget, by neyman, grad_norm or snip.",
-        rich_help_panel=_METHOD,
+        "--allocate",
+        metavar="NAME",
+        help="Move samples between device layers at the same budget, ranked by {rankings}. (default: off)",
+        rich_help_panel=METHOD,
     ),
 ]
-Epochs = Annotated[int | None, typer.Option(help="Passes over the data. (default: 10)", rich_help_panel=_TRAINING)]
-BatchSize = Annotated[int | None, typer.Option(help="Samples per step. (default: 50)", rich_help_panel=_TRAINING)]
+
+Task = Annotated[
+    Value,
+    typer.Option("--task", metavar="NAME", help="Task to train: {tasks}.", rich_help_panel=RUN),
+]
+DriftTasks = Annotated[
+    str,
+    typer.Option(
+        "--task",
+        metavar="NAMES",
+        help="Tasks to train, with commas between them: {drift_tasks}.",
+        rich_help_panel=RUN,
+    ),
+]
+Epochs = Annotated[
+    Value,
+    typer.Option("--epochs", metavar="N", help="Passes over the data.", rich_help_panel=RUN),
+]
+Steps = Annotated[
+    Value,
+    typer.Option("--steps", metavar="N", help="Most training steps.", min=1, rich_help_panel=RUN),
+]
+BatchSize = Annotated[
+    Value,
+    typer.Option("--batch-size", metavar="N", help="Vectors (or texts) per step or query.", min=1, rich_help_panel=RUN),
+]
 LearningRate = Annotated[
     float | None,
-    typer.Option("--lr", help="Adam's, at the start. (default: 0.01)", rich_help_panel=_TRAINING),
+    typer.Option("--lr", metavar="X", help="Learning rate at the start.", rich_help_panel=RUN),
 ]
 Seed = Annotated[
-    int | None,
-    typer.Option(help="Of weights, data order and chip. (default: 0)", rich_help_panel=_TRAINING),
+    Value,
+    typer.Option(
+        "--seed",
+        metavar="N",
+        help="Seed of everything random, a simulated chip included.",
+        min=0,
+        rich_help_panel=RUN,
+    ),
 ]
+Seeds = Annotated[
+    str,
+    typer.Option(
+        "--seeds",
+        metavar="N,...",
+        help="Seeds of everything random, with commas between them: one run each.",
+        rich_help_panel=RUN,
+    ),
+]
+Baseline = Annotated[
+    bool | None,
+    typer.Option(
+        "--baseline/--no-baseline",
+        help="Train the digital model beside the device.",
+        rich_help_panel=RUN,
+    ),
+]
+TurnOn = Annotated[
+    Value,
+    typer.Option(
+        "--turn-on", metavar="X", help="Share of the adapters that are on, from 0 to 1.", rich_help_panel=METHOD
+    ),
+]
+WarmupSteps = Annotated[
+    Value,
+    typer.Option(
+        "--warmup-steps",
+        metavar="N",
+        help="Steps with all adapters on before their first scores.",
+        min=0,
+        rich_help_panel=METHOD,
+    ),
+]
+Width = Annotated[
+    int,
+    typer.Option("--width", metavar="N", help="Width of the model, a multiple of 16.", min=16, rich_help_panel=RUN),
+]
+Layers = Annotated[int, typer.Option("--layers", metavar="N", help="Layers of the model.", min=1, rich_help_panel=RUN)]
+Rounds = Annotated[int, typer.Option("--rounds", metavar="N", help="Pairs of measurements.", min=10)]
+
 Config = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="A TOML file; options given here override it.", dir_okay=False),
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="TOML file of the configuration; other options override it.",
+        rich_help_panel=CONFIGURATION,
+    ),
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Any key of the configuration, such as device.options.response=power."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set a key of the configuration, such as seed=1; may be repeated. Keys: {keys}.",
+        rich_help_panel=CONFIGURATION,
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-
-
-# Where each option that was given goes in the configuration, by the name of its parameter.
-_KEYS = {
-    "task": "task",
-    "device": "device.name",
-    "impairments": "device.impairments",
-    "calibration": "device.calibration",
-    "in_features": "in_features",
-    "out_features": "out_features",
-    "budget_programs": "budget.programs",
-    "budget_vectors": "budget.vectors",
-    "method": "method.name",
-    "samples": "method.options.samples",
-    "rank": "method.options.rank",
-    "step": "method.options.step",
-    "allocate": "allocate.ranking",
-    "epochs": "epochs",
-    "batch_size": "batch_size",
-    "lr": "learning_rate",
-    "seed": "seed",
-    "baseline": "baseline",
-}
-
-
-def given_options(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a command's parameters that belong to the configuration and were given, by dotted key."""
-    return {
-        _KEYS[name]: str(value) if isinstance(value, Path) else value
-        for name, value in parameters.items()
-        if name in _KEYS and value is not None
-    }
-
-
-def run_config(config: Path | None, settings: list[str] | None, given: dict[str, Any]) -> RunConfig:
-    """Defaults, overridden by the file, overridden by what was given on the command line.
-
-    Args:
-        config: TOML file.
-        settings: of ``--set``, as KEY=VALUE.
-        given: values by dotted key; see `given_options`.
-    """
-    return RunConfig.load(config, nested_overrides(given, settings))
-
-
-def nested_overrides(given: dict[str, Any], settings: list[str] | None) -> dict[str, Any]:
-    """What was given on the command line, as nested tables.
-
-    Args:
-        given: values by dotted key.
-        settings: of ``--set``, which override them.
-    """
-    overrides: dict[str, Any] = {}
-    for key, value in (given | parse_settings(settings)).items():
-        _put(overrides, key, value)
-    return overrides
-
-
-def parse_settings(settings: list[str] | None) -> dict[str, Any]:
-    """The values of ``--set KEY=VALUE`` by key, which may have dots."""
-    values = {}
-    for setting in settings or ():
-        key, equals, value = setting.partition("=")
-        if not equals or not key:
-            raise ConfigurationError(f"--set takes KEY=VALUE, not {setting!r}")
-        values[key.strip()] = _parse(value.strip())
-    return values
-
-
-def _put(tree: dict[str, Any], key: str, value: Any) -> None:
-    *path, last = key.split(".")
-    for part in path:
-        below = tree.setdefault(part, {})
-        if not isinstance(below, dict):
-            raise ConfigurationError(f"{key} cannot be set: {part} has a value of its own")
-        tree = below
-    tree[last] = value
-
-
-def _parse(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text  # a word without quotes
+OutFile = Annotated[
+    Value,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="FILE",
+        help="File for the result; one that exists is replaced.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+OutFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="FOLDER",
+        help="Folder for the result; files that exist are replaced. (default: a new one in runs/)",
+        rich_help_panel=OUTPUT,
+    ),
+]
+TrainingFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="FOLDER",
+        help="Folder for the run, new or empty. (default: a new one in runs/)",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        "--resume", metavar="FOLDER", help="Resume the interrupted run in this folder.", rich_help_panel=OUTPUT
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT)]

@@ -1,73 +1,76 @@
-"""``astralora plan``: the price of a run, before it is paid."""
+"""Provide ``astralora plan``, which prices a run before it starts."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from rich.table import Table
 
-from ..reports.text import duration
+from ..devices import Usage
+from ..reports import duration
+from ..training import Plan, RunConfig
 from ..training import plan as make_plan
 from . import options as o
-from .console import one_sentence_errors, out, print_json
+from .command import command
+from .console import out, print_json
+from .output import check_file, write_json
+from .runs import RunOptions
 
 __all__ = ["plan"]
 
+_TOTAL = "total"
 
-@one_sentence_errors
-def plan(
-    task: o.TaskName = None,
-    device: o.DeviceName = None,
-    impairments: o.Impairments = None,
-    calibration: o.Calibration = None,
-    in_features: o.InFeatures = None,
-    out_features: o.OutFeatures = None,
-    method: o.Method = None,
-    samples: o.Samples = None,
-    rank: o.Rank = None,
-    step: o.Step = None,
-    allocate: o.Allocate = None,
-    epochs: o.Epochs = None,
-    batch_size: o.BatchSize = None,
-    seed: o.Seed = None,
-    config: o.Config = None,
-    settings: o.Set = None,
-    json: o.Json = False,
-    debug: o.Debug = False,
-) -> None:
+
+@command
+def plan(options: RunOptions, output: o.OutFile[Path | None] = None, json: o.Json = False) -> None:
     """Price a training run in programs, vectors and hours on hardware, without running it.
 
-    Example: astralora plan --device mzi --in-features 64 --out-features 64 --method paper
+    The options are those of 'astralora train'. --out writes the result as JSON.
+
+    Example: astralora plan --device mzi --in-features 64 --method paper
     """
-    given = o.given_options(locals())
-    run = o.run_config(config, settings, given)
+    run = options.load()
+    check_file(output)
     priced = make_plan(run)
-    rows = [*sorted(priced.by_purpose.items()), ("total", priced.total)]
+    rows = [*sorted(priced.by_purpose.items()), (_TOTAL, priced.total)]
+    result = _as_dict(priced, rows)
+    if output is not None:
+        write_json(output, result)
     if json:
-        parts = {
-            name: {
-                "programs": usage.programs,
-                "queries": usage.queries,
-                "vectors": usage.vectors,
-                "hardware_seconds": priced.seconds(None if name == "total" else name),
-            }
-            for name, usage in rows
+        print_json(result)
+    else:
+        _print_plan(run, priced, rows)
+
+
+def _seconds(priced: Plan, name: str) -> float:
+    return priced.seconds(None if name == _TOTAL else name)
+
+
+def _as_dict(priced: Plan, rows: list[tuple[str, Usage]]) -> dict[str, Any]:
+    parts = {
+        name: {
+            "programs": usage.programs,
+            "queries": usage.queries,
+            "vectors": usage.vectors,
+            "hardware_seconds": _seconds(priced, name),
         }
-        print_json({"steps": priced.steps, "expense": priced.expense, **parts.pop("total"), "by_purpose": parts})
-        return
+        for name, usage in rows
+    }
+    return {"steps": priced.steps, "expense": priced.expense, **parts.pop(_TOTAL), "by_purpose": parts}
+
+
+def _print_plan(run: RunConfig, priced: Plan, rows: list[tuple[str, Usage]]) -> None:
     out.print(f"{run.task} through {run.device.name}, method {run.method.name}: {priced.steps:,} steps")
     table = Table("purpose", box=None, header_style="bold", padding=(0, 2, 0, 0))
     for column in ("programs", "vectors", "on hardware"):
         table.add_column(column, justify="right")
     for name, usage in rows:
-        if name == "total":
+        if name == _TOTAL:
             table.add_section()
-        seconds = priced.seconds(None if name == "total" else name)
-        table.add_row(
-            name,
-            f"{usage.programs:,}",
-            f"{usage.vectors:,}",
-            duration(seconds),
-            style="bold" if name == "total" else "",
-        )
+        seconds = duration(_seconds(priced, name))
+        style = "bold" if name == _TOTAL else ""
+        table.add_row(name, f"{usage.programs:,}", f"{usage.vectors:,}", seconds, style=style)
     out.print(table)
     if priced.expense is not None:
         out.print(f"[yellow]note:[/] {priced.expense}.", highlight=False)

@@ -1,4 +1,4 @@
-"""``astralora report``: pages of what was found earlier."""
+"""Provide ``astralora report``, which writes the page of an earlier result."""
 
 from __future__ import annotations
 
@@ -13,43 +13,53 @@ from ..characterisation import Characterisation
 from ..common.errors import ConfigurationError
 from ..devices import Calibration
 from ..devices.testing import CheckResult
-from ..reports import calibration_report, check_report, run_report, write_report
+from ..reports import calibration_report, check_report, run_report
 from ..training import RunFolder, recall_run
 from . import options as o
-from .console import one_sentence_errors, out
+from .command import command
+from .console import out, print_json
+from .output import check_file, write_file
 
 __all__ = ["report"]
 
 
-@one_sentence_errors
+@command
 def report(
     source: Annotated[
         Path,
-        typer.Argument(help="A run's folder, a calibration such as chip.cal.json, or what 'check --json' printed."),
+        typer.Argument(
+            metavar="SOURCE",
+            help="Folder of a run, a calibration such as chip.cal.json, or the JSON that 'astralora check' writes.",
+        ),
     ],
-    output: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The page. (default: beside the source)", dir_okay=False)
-    ] = None,
-    debug: o.Debug = False,
+    output: o.OutFile[Path | None] = None,
+    json: o.Json = False,
 ) -> None:
-    """Write the page of a run, a calibration or a check, anew or elsewhere: one file that needs no network.
+    """Write the page of a run, a calibration or a check again: one file that needs no network.
 
-    Example: astralora report chip.cal.json -o chip.html
+    The page is written beside the source unless --out is given.
+
+    Example: astralora report chip.cal.json --out chip.html
     """
-    place = output or (source / "report.html" if source.is_dir() else source.with_suffix(".html"))
-    write_report(place, _page(source))
-    out.print(f"report: {place}", highlight=False, soft_wrap=True)
+    path = output or (source / "report.html" if source.is_dir() else source.with_suffix(".html"))
+    check_file(path)
+    write_file(path, _page(source))
+    if json:
+        print_json({"report": str(path)})
+    else:
+        out.print(f"report: {path}", highlight=False, soft_wrap=True)
 
 
 def _page(source: Path) -> bytes:
+    """Make the page of a source, by its kind."""
     if source.is_dir():
         folder = RunFolder.reopen(source)
         return run_report(recall_run(folder), folder.config.to_toml())["report.html"]
-    content = _json(source)
+    content = _load_json(source)
     if "tensors_file" in content:
         return calibration_report(Calibration.load(source))
     if "characterisation" not in content or "checks" not in content:
-        raise ConfigurationError(f"{source} holds neither a calibration nor what 'astralora check --json' prints")
+        raise ConfigurationError(f"{source} holds neither a calibration nor the JSON that 'astralora check' writes")
     try:
         measured = content["characterisation"]
         return check_report(
@@ -60,7 +70,7 @@ def _page(source: Path) -> bytes:
         raise ConfigurationError(f"{source} holds a check that cannot be read: {str(error).splitlines()[0]}") from None
 
 
-def _json(source: Path) -> dict[str, Any]:
+def _load_json(source: Path) -> dict[str, Any]:
     try:
         content = json_module.loads(source.read_text(encoding="utf-8"))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Benches: files that say which device there is, and how it is reached."""
+"""Read and write bench files, which name a device and how to reach it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from .device_files import absolute_name
 from .errors import DeviceError
 from .files import write_atomically
 
@@ -16,9 +17,9 @@ __all__ = ["Bench"]
 
 
 class Bench(BaseModel):
-    """What stands on the bench: a registered device, and the options that its factory takes.
+    """Describe the device on a lab's bench: its name and the options for its factory.
 
-    A file of it is TOML, and takes the place of a device's name wherever one is asked for::
+    A bench file is TOML. Its path can be given wherever the name of a device can::
 
         device = "frame-mvm"
 
@@ -26,8 +27,9 @@ class Bench(BaseModel):
         port = "serial:///dev/ttyUSB0?baudrate=921600"
 
     Attributes:
-        device: a registered name.
-        options: for the device's factory.
+        device: a registered name, or a factory in a Python file, such as ``mychip.py:make_chip``. In a file, a relative
+            path begins at the folder of that file.
+        options: options for the device's factory.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,10 +39,10 @@ class Bench(BaseModel):
 
     @field_validator("device")
     @classmethod
-    def _is_no_bench(cls, device: str) -> str:
-        # Else a bench could lead to itself.
+    def _refuse_bench(cls, device: str) -> str:
+        # A bench could otherwise name itself.
         if device.endswith(".toml"):
-            raise ValueError("a bench names a registered device, not another bench")
+            raise ValueError("a bench names a registered device or FILE.py:FACTORY, not another bench")
         return device
 
     @classmethod
@@ -48,10 +50,11 @@ class Bench(BaseModel):
         """Read a file.
 
         Raises:
-            DeviceError: there is none, or it says something else, in one sentence.
+            DeviceError: no such file, or its content is not a bench; in one sentence.
         """
         try:
-            return cls.model_validate(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+            bench = cls.model_validate(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+            return bench.model_copy(update={"device": absolute_name(bench.device, Path(path).parent)})
         except OSError as error:
             raise DeviceError(f"the bench {path} cannot be read: {error.strerror or error}") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -63,5 +66,5 @@ class Bench(BaseModel):
             raise DeviceError(f"the bench {path}: {place}: {first['msg']}{known}") from None
 
     def save(self, path: str | Path) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file, completely or not at all."""
         write_atomically(Path(path), tomli_w.dumps(self.model_dump()))

@@ -1,4 +1,4 @@
-"""One call from a name to a device that is ready for use."""
+"""Open a device by name, in one call."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ def open_device(
     calibration: Calibration | str | Path | None = None,
     **options: Any,
 ) -> Session:
-    """Make the device of this name, connect to it, and put a session in front of it.
+    """Make a device, connect to it, and return a session on it.
 
     Args:
-        name: a registered name, or a bench file; see `astralora.devices.find_device`.
+        name: a registered name, a bench file, or a factory in a Python file such as ``path/to/mychip.py:make_chip``,
+            which is imported; see `astralora.devices.find_device`.
         budget: the most that may be spent through the session.
         retry: how often to try again after a fault of the link, and how soon.
-        calibration: of this very chip, or a path: controls are then those of a flawless one, and inputs and outputs are
-            corrected; see `astralora.devices.CalibratedDevice`.
-        **options: for the device's factory, such as ``in_features``.
+        calibration: calibration of this very chip, or its path: controls are then those of a flawless chip, and inputs
+            and outputs are corrected; see `CalibratedDevice`.
+        **options: options for the device's factory, such as ``in_features``.
 
     Returns:
         An open session.
 
     Raises:
         DeviceError: unknown name, options that the factory refuses, or the device cannot be opened.
-        CalibrationMismatch: the calibration is another chip's.
+        CalibrationMismatch: the calibration was taken on another chip.
     """
     device: Device = make_device(name, **options)
     if calibration is not None:

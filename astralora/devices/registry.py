@@ -1,4 +1,4 @@
-"""Finding devices by name: installed ones by entry point, a notebook's own by one call."""
+"""Find devices by name: installed ones by entry point, those of a process by one call, those of a file by its path."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from .bench import Bench
 from .device import Device
+from .device_files import load_factory, split_name
 from .errors import DeviceError
 
 __all__ = [
@@ -28,24 +29,24 @@ __all__ = [
 
 ENTRY_POINT_GROUP = "astralora.devices"
 
-# Options that astralora's own commands offer to any device.
-_OFFERED = frozenset({"in_features", "out_features", "impairments", "seed"})
+# Options that the trainer and the commands offer to every device.
+_OFFERED_TO_ALL = frozenset({"in_features", "out_features", "impairments", "seed"})
 
 DeviceFactory = Callable[..., Device]
-"""Makes a closed device from keyword options."""
+"""Function or class that makes a closed device from keyword options."""
 
 _registered: dict[str, DeviceFactory] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceEntry:
-    """One registered device.
+    """Describe where a device comes from and how it is made.
 
     Attributes:
-        name: what `open_device` calls it.
-        source: who registered it: a distribution, or ``"this process"``.
-        factory: makes the device; None where it cannot be loaded.
-        problem: why it cannot be loaded, in one sentence.
+        name: name for `open_device`.
+        source: origin of the factory: a distribution, a Python file, or ``"this process"``.
+        factory: function or class that makes the device; None where it cannot be loaded.
+        problem: reason why it cannot be loaded, in one sentence.
     """
 
     name: str
@@ -55,12 +56,12 @@ class DeviceEntry:
 
     @property
     def summary(self) -> str:
-        """First line of what the factory says of itself."""
+        """Return the first line of the factory's docstring."""
         doc = inspect.getdoc(self.factory) if self.factory else None
         return doc.splitlines()[0].rstrip(".") if doc else ""
 
     def accepts(self, option: str) -> bool:
-        """Whether the factory takes a keyword of this name, as far as it tells."""
+        """Report whether the factory takes a keyword of this name, as far as its signature shows."""
         parameters = _parameters(self.factory) if self.factory else {}
         return parameters is not None and (
             option in parameters or any(item.kind is item.VAR_KEYWORD for item in parameters.values())
@@ -68,38 +69,44 @@ class DeviceEntry:
 
 
 def register_device(name: str, factory: DeviceFactory, *, replace: bool = False) -> None:
-    """Make a device known by name in this process.
+    """Register a device by name in this process.
 
-    A package registers its devices for everyone with an entry point in the group ``astralora.devices``.
+    A package registers its devices for every process with an entry point in the group ``astralora.devices``.
+
+    The same factory may be registered again under its name, as happens when a notebook cell runs twice: a factory with
+    the module and the qualified name of the earlier one replaces it. Lambdas have no name of their own, so a second one
+    is refused.
 
     Args:
-        name: what `open_device` will call it.
-        factory: called with the options given to `open_device`, returns a `Device`. astralora's own trainer
-            offers ``in_features``, ``out_features``, ``impairments`` and ``seed``, and passes those
-            that the factory accepts.
-        replace: allow taking over a name that is in use.
+        name: name for `open_device`.
+        factory: called with the options given to `open_device`, returns a `Device`. The trainer offers
+            ``in_features``, ``out_features``, ``impairments`` and ``seed``, and passes those that the factory accepts.
+        replace: replace any other factory that has this name.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name belongs to an installed device or to another factory.
     """
-    if not replace and name in _known():
-        raise ValueError(f"a device named {name!r} exists already; pass replace=True to take it over")
+    taken = name in _all_factories() and not (name in _registered and _same_factory(_registered[name], factory))
+    if taken and not replace:
+        raise ValueError(f"a device named {name!r} exists already; pass replace=True to replace it")
     _registered[name] = factory
 
 
 def list_devices() -> list[DeviceEntry]:
-    """Every registered device by name, also those that cannot be loaded, with the reason."""
-    return [_entry(name, point) for name, point in sorted(_known().items())]
+    """Return every registered device in the order of names, also those that cannot be loaded, with the reason."""
+    return [_entry(name, factory) for name, factory in sorted(_all_factories().items())]
 
 
 def find_device(name: str) -> DeviceEntry:
-    """The registered device of this name, or the one that a `astralora.devices.Bench` file tells of.
+    """Return the device of this name.
 
     Args:
-        name: a registered name, or a path that ends in ``.toml``.
+        name: a registered name; a `Bench` file, whose path ends in ``.toml``; or a factory in a Python file, such as
+            ``path/to/mychip.py:make_chip``. That file is imported, so it must be code that the user trusts, like a
+            script. A relative path begins at the current folder.
 
     Raises:
-        DeviceError: there is none, with the nearest names; or it cannot be loaded, with the reason.
+        DeviceError: no such device, with the nearest names; or it cannot be loaded, with the reason.
     """
     if name.endswith(".toml"):
         bench = Bench.load(name)
@@ -108,16 +115,18 @@ def find_device(name: str) -> DeviceEntry:
         factory = partial(entry.factory, **bench.options)
         factory.__doc__ = entry.factory.__doc__
         return DeviceEntry(name, f"{bench.device} of {entry.source}", factory)
-    known = _known()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if split_name(name) is not None:
+        return DeviceEntry(name, "a Python file", load_factory(name))
+    factories = _all_factories()
+    if name not in factories:
+        near = difflib.get_close_matches(name, factories, n=3, cutoff=0.5)
         hint = (
             f"did you mean {' or '.join(map(repr, near))}?"
             if near
-            else f"known are {', '.join(sorted(known)) or 'none'}"
+            else f"known are {', '.join(sorted(factories)) or 'none'}"
         )
         raise DeviceError(f"there is no device named {name!r}; {hint}")
-    entry = _entry(name, known[name])
+    entry = _entry(name, factories[name])
     if entry.factory is None:
         raise DeviceError(f"cannot be loaded from {entry.source}: {entry.problem}", device=name, operation="open")
     return entry
@@ -127,7 +136,7 @@ def make_device(name: str, **options: Any) -> Device:
     """Make the device of this name, without connecting to it.
 
     Args:
-        name: a registered name, or a bench file; see `find_device`.
+        name: a registered name, a bench file or a factory in a Python file; see `find_device`.
         **options: for the device's factory, such as ``in_features``.
 
     Raises:
@@ -144,8 +153,8 @@ def make_device(name: str, **options: Any) -> Device:
         try:
             inspect.Signature(list(parameters.values())).bind(**options)
         except TypeError as error:
-            known = [key for key, item in parameters.items() if item.kind is not item.VAR_KEYWORD]
-            raise refused(f"{error}; its options are {', '.join(known) or 'none'}") from None
+            options_taken = [key for key, item in parameters.items() if item.kind is not item.VAR_KEYWORD]
+            raise refused(f"{error}; its options are {', '.join(options_taken) or 'none'}") from None
     try:
         device = factory(**options)
     except DeviceError:
@@ -158,23 +167,23 @@ def make_device(name: str, **options: Any) -> Device:
     except ValueError as error:
         raise refused(str(error)) from error
     except Exception as error:
-        # Somebody else's code, which may fail in any way at all.
+        # The factory is the user's code and may fail in any way at all.
         raise refused(f"its factory failed with {_one_line(error)}") from error
     if not isinstance(device, Device):
         raise refused(
-            f"its factory made a {type(device).__name__}, which is no Device: "
+            f"its factory made a {type(device).__name__}, which is not a Device: "
             f"it needs spec, open, close, program and query"
         )
     return device
 
 
 def offer_device(name: str, offered: Mapping[str, Any], **options: Any) -> Device:
-    """Make a device with options of its own, and those of a common offer that it takes.
+    """Make a device with the given options and with those of the offered ones that its factory takes.
 
     Args:
-        name: a registered name, or a bench file.
-        offered: options that devices may or may not take, such as ``impairments``.
-        **options: that it has to take.
+        name: a registered name, a bench file or a factory in a Python file; see `find_device`.
+        offered: options that a factory may or may not take, such as ``impairments``.
+        **options: options that the factory has to take.
 
     Raises:
         DeviceError: as `make_device`, or an option is both offered and given.
@@ -186,48 +195,61 @@ def offer_device(name: str, offered: Mapping[str, Any], **options: Any) -> Devic
 
 
 def make_inner(name: str, options: Mapping[str, Any]) -> Device:
-    """Make the device that another one's options name.
+    """Make the inner device of a wrapper, which the wrapper's options name.
 
-    What is offered to every device (sizes, impairments, seed) has been offered to the outer one, which takes
-    anything on behalf of the inner one: it is passed on to those that know it. All else has to be taken.
+    A wrapper takes any option for its inner device. Options that are offered to every device (sizes, impairments, seed)
+    reach the inner device only if its factory takes them; it has to take all the others.
 
     Args:
-        name: a registered name, or a bench file.
-        options: as they came to the outer device.
+        name: a registered name, a bench file or a factory in a Python file; see `find_device`.
+        options: options that the wrapper received.
 
     Raises:
         DeviceError: as `make_device`.
     """
-    offered = {key: value for key, value in options.items() if key in _OFFERED}
-    return offer_device(name, offered, **{key: value for key, value in options.items() if key not in _OFFERED})
+    offered = {key: value for key, value in options.items() if key in _OFFERED_TO_ALL}
+    return offer_device(name, offered, **{key: value for key, value in options.items() if key not in _OFFERED_TO_ALL})
 
 
-def _known() -> dict[str, DeviceFactory | EntryPoint]:
+def _all_factories() -> dict[str, DeviceFactory | EntryPoint]:
+    """Return the installed and the registered devices by name."""
     installed = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
     return {**installed, **_registered}
 
 
+def _same_factory(earlier: DeviceFactory, later: DeviceFactory) -> bool:
+    """Report whether both are one factory, or two definitions of one name in one module."""
+    if earlier is later:
+        return True
+    names = [(getattr(item, "__module__", None), getattr(item, "__qualname__", None)) for item in (earlier, later)]
+    (_, name), _ = names
+    return names[0] == names[1] and name is not None and not name.endswith("<lambda>")
+
+
 def _entry(name: str, point: DeviceFactory | EntryPoint) -> DeviceEntry:
+    """Load a device, and keep the reason where that fails."""
     if not isinstance(point, EntryPoint):
         return DeviceEntry(name, "this process", point)
     source = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
     try:
         factory = point.load()
     except (Exception, SystemExit) as error:
-        # A plugin may fail in any way at all, and must not take the others with it.
+        # A plugin may fail in any way at all, and the other devices must stay usable.
         return DeviceEntry(name, source, None, _one_line(error))
     if not callable(factory):
-        problem = f"{point.value} is a {type(factory).__name__}, not something that makes a device"
+        problem = f"{point.value} is of type {type(factory).__name__}; it must be a function or a class"
         return DeviceEntry(name, source, None, problem)
     return DeviceEntry(name, source, factory)
 
 
 def _parameters(factory: DeviceFactory) -> Mapping[str, inspect.Parameter] | None:
+    """Return the parameters of a factory, or None where it does not report them."""
     try:
         return inspect.signature(factory).parameters
     except (TypeError, ValueError):
-        return None  # compiled code need not tell
+        return None  # compiled code may have no signature
 
 
 def _one_line(error: BaseException) -> str:
+    """Return type and message of an error without its further lines."""
     return f"{type(error).__name__}: {error}".split("\n")[0]

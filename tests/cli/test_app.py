@@ -1,4 +1,4 @@
-"""The command as a user types it: a process of its own, its streams and its exit code."""
+"""Test the commands as a user types them: processes with their streams and exit codes."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def test_every_command_explains_itself(command: tuple[str, ...], tmp_path: Path)
         assert f"Example: astralora {' '.join(command)}" in run.stdout
 
 
-def test_train_leaves_a_run_folder_and_says_where(tmp_path: Path) -> None:
+def test_train_writes_a_run_folder_and_prints_its_path(tmp_path: Path) -> None:
     run = astralora("train", *SMALL, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     (folder,) = (tmp_path / "runs").iterdir()
@@ -48,10 +48,10 @@ def test_train_leaves_a_run_folder_and_says_where(tmp_path: Path) -> None:
     }  # fmt: skip
     for word in ("test accuracy", "digital baseline", "programs", "vectors", "time on hardware"):
         assert word in run.stdout
-    assert re.search(r"epoch +2 +test +[\d.]+ % +10 programs", run.stderr), "progress is for people: on stderr"
+    assert re.search(r"epoch +2 +test +[\d.]+ % +10 programs", run.stderr), "progress belongs on standard error"
 
 
-def test_json_is_all_there_is_on_standard_output(tmp_path: Path) -> None:
+def test_json_is_the_only_text_on_standard_output(tmp_path: Path) -> None:
     run = astralora("train", *SMALL, "--json", "--out", "a run", cwd=tmp_path)
     assert json.loads(run.stdout) == json.loads((tmp_path / "a run" / "summary.json").read_text())
     planned = json.loads(astralora("plan", *SMALL, "--json", cwd=tmp_path).stdout)
@@ -80,7 +80,7 @@ def test_a_run_can_be_repeated_from_its_own_config(tmp_path: Path) -> None:
         (["train", "--config", "nowhere.toml"], "nowhere.toml cannot be read"),
         (["train", "--set", "colour=[red]"], "colour"),
         (["train", "--resume", "nowhere"], "nowhere holds no run"),
-        (["train", "--resume", "nowhere", "--epochs", "3"], "--resume goes on with the run exactly as it was begun"),
+        (["train", "--resume", "nowhere", "--epochs", "3"], "--resume continues the run exactly as it was begun"),
     ],
 )
 def test_a_mistake_gets_one_sentence_and_no_traceback(arguments: list[str], complaint: str, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_debug_shows_where_a_mistake_came_from(tmp_path: Path) -> None:
     assert "Traceback" in astralora("plan", "--device", "mmr", "--debug", cwd=tmp_path).stderr
 
 
-def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path: Path) -> None:
+def test_an_interrupted_run_prints_how_to_resume_and_resumes(tmp_path: Path) -> None:
     long = ["--epochs", "60", "--batch-size", "100", "--in-features", "16", "--out-features", "8", "--no-baseline"]
     whole = astralora("train", *long, "--json", "--out", "whole", cwd=tmp_path)
     process = subprocess.Popen(
@@ -114,7 +114,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     _, complaints = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "Go on with: astralora train --resume 'part 1'" in complaints
+    assert "Resume with: astralora train --resume 'part 1'" in complaints
     assert not (tmp_path / "part 1" / "summary.json").exists()
     resumed = astralora("train", "--resume", "part 1", "--json", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
@@ -142,7 +142,7 @@ def test_a_broken_plugin_is_listed_and_the_others_still_work(tmp_path: Path) -> 
 
 
 def test_the_session_benchmark_reports_a_ratio(tmp_path: Path) -> None:
-    run = astralora("bench", "session", "--size", "16", "--batch", "4", "--rounds", "20", "--json", cwd=tmp_path)
+    run = astralora("bench", "session", "--size", "16", "--batch-size", "4", "--rounds", "20", "--json", cwd=tmp_path)
     (record,) = json.loads(run.stdout)
     expected: dict[str, Any] = {"device": "matvec", "impairments": "ideal", "size": 16, "batch": 4, "rounds": 20}
     assert expected.items() <= record.items()
@@ -152,13 +152,13 @@ def test_the_session_benchmark_reports_a_ratio(tmp_path: Path) -> None:
 RECORDS = {
     "efficiency": (
         [
-            "--devices",
+            "--device",
             "slm",
             "--seeds",
             "3",
             "--epochs",
             "1",
-            "--sizes",
+            "--size",
             "16x8",
             "--task",
             "digits",
@@ -169,12 +169,12 @@ RECORDS = {
         3,
     ),
     "fidelity": (
-        ["--devices", "slm,mzi", "--methods", "auto,paper", "--sizes", "8", "--seeds", "1", "--samples", "2"],
+        ["--device", "slm,mzi", "--method", "auto,paper", "--size", "8", "--seeds", "1", "--samples", "2"],
         "device impairments size method programs vectors cosine_controls cosine_inputs",
         4,
     ),
     "overhead": (
-        ["--devices", "slm", "--methods", "auto,exact", "--sizes", "8,16", "--batch", "4", "--cycles", "1"],
+        ["--device", "slm", "--method", "auto,exact", "--size", "8,16", "--batch-size", "4", "--cycles", "1"],
         "device impairments size batch method ratio_to_linear",
         4,
     ),
@@ -182,7 +182,7 @@ RECORDS = {
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_a_benchmark_prints_flat_records_and_leaves_them_with_a_picture(name: str, tmp_path: Path) -> None:
+def test_a_benchmark_prints_flat_records_and_writes_them_with_a_picture(name: str, tmp_path: Path) -> None:
     options, keys, count = RECORDS[name]
     run = astralora("bench", name, *options, "--json", "--out", "b", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
@@ -195,27 +195,27 @@ def test_a_benchmark_prints_flat_records_and_leaves_them_with_a_picture(name: st
     assert (tmp_path / "b" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_refresh_benchmark_sets_both_ways_side_by_side(tmp_path: Path) -> None:
-    options = ["--devices", "slm", "--seeds", "0", "--sizes", "16x8", "--epochs", "1", "--json"]
+def test_the_refresh_benchmark_compares_both_ways(tmp_path: Path) -> None:
+    options = ["--device", "slm", "--seeds", "0", "--size", "16x8", "--epochs", "1", "--json"]
     run = astralora("bench", "refresh", *options, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     published, ours = json.loads(run.stdout)
     assert (published["refresh"], ours["refresh"]) == (None, "stability")
     assert {"test_accuracy", "vectors", "health"} <= published.keys()
-    # Steps of an epoch: whatever is found anew is one of three things.
+    # Every update of the surrogate in an epoch is one of these three.
     assert ours["refits"] + ours["splits"] + ours["rebuilds"] > 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["efficiency", "--methods", "magic"], "no method, estimator or surrogate named 'magic'"),
+        (["efficiency", "--method", "magic"], "no method, estimator or surrogate named 'magic'"),
         (["efficiency", "--seeds", "one"], "--seeds takes whole numbers of at least 0, not 'one'"),
-        (["efficiency", "--sizes", "4x4x4"], "--sizes takes INPUTSxOUTPUTS"),
-        (["fidelity", "--devices", "mmr"], "did you mean 'mrr'"),
-        (["fidelity", "--methods", "orthogonal+nothing"], "no surrogate named 'nothing'"),
-        (["fidelity", "--devices", "mzi", "--methods", "elementwise"], "none of these methods suits"),
-        (["overhead", "--sizes", ""], "--sizes takes whole numbers of at least 1"),
+        (["efficiency", "--size", "4x4x4"], "--size takes INPUTSxOUTPUTS"),
+        (["fidelity", "--device", "mmr"], "did you mean 'mrr'"),
+        (["fidelity", "--method", "orthogonal+nothing"], "no surrogate named 'nothing'"),
+        (["fidelity", "--device", "mzi", "--method", "elementwise"], "none of these methods suits"),
+        (["overhead", "--size", ""], "--size takes whole numbers of at least 1"),
         (["refresh", "--surrogate", "exact"], "takes an option 'refresh'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""From the command line: calibrate, train with what was found, report."""
+"""Test calibration on the command line: calibrate, train with the calibration, report."""
 
 import json
 from pathlib import Path
@@ -19,33 +19,37 @@ def invoke(*arguments: object) -> "tuple[int, str, str]":
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("calibration") / "chip.cal.json"
-    code, said, _ = invoke("calibrate", "mzi", *SMALL, "--budget-programs", 30, "-o", path)
+    code, printed, _ = invoke("calibrate", "--device", "mzi", *SMALL, "--budget-programs", 30, "-o", path)
     assert code == 0
-    assert "The law fits" in said
+    assert "The law fits" in printed
     return path
 
 
-def test_a_calibration_is_told_as_json(tmp_path: Path) -> None:
-    code, said, _ = invoke("calibrate", "slm", *SMALL, "--budget-programs", 20, "--json", "-o", tmp_path / "c.json")
+def test_a_calibration_is_printed_as_json(tmp_path: Path) -> None:
+    code, printed, _ = invoke(
+        "calibrate", "--device", "slm", *SMALL, "--budget-programs", 20, "--json", "-o", tmp_path / "c.json"
+    )
     assert code == 0
-    told = json.loads(said)
-    assert told["fit"]["fits"]
-    assert told["spent"]["programs"] == 20
+    found = json.loads(printed)
+    assert found["fit"]["fits"]
+    assert found["spent"]["programs"] == 20
 
 
 def test_a_law_that_does_not_fit_makes_the_exit_code_one(tmp_path: Path) -> None:
-    code, _, said = invoke(
-        "calibrate", "slm", *SMALL, "--model", "matvec", "--budget-programs", 20, "-o", tmp_path / "c.json"
+    code, _, complaint = invoke(
+        "calibrate", "--device", "slm", *SMALL, "--model", "matvec", "--budget-programs", 20, "-o", tmp_path / "c.json"
     )
     assert code == 1
-    assert "The law does not fit" in said
+    assert "The law does not fit" in complaint
 
 
 def test_a_chip_of_unknown_law_is_measured_without_one(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
-    code, said, _ = invoke("calibrate", "slm", *SMALL, "--model", "none", "--budget-programs", 60, "-o", path)
+    code, printed, _ = invoke(
+        "calibrate", "--device", "slm", *SMALL, "--model", "none", "--budget-programs", 60, "-o", path
+    )
     assert code == 0
-    assert "One output of one query has a noise of" in said
+    assert "One output of one query has a noise of" in printed
     assert json.loads(path.read_text())["fit"] is None
     assert invoke("report", path)[0] == 0
     page = (tmp_path / "c.html").read_text()
@@ -53,31 +57,31 @@ def test_a_chip_of_unknown_law_is_measured_without_one(tmp_path: Path) -> None:
     assert "One output of one query has a noise of" in page
 
 
-def test_what_a_check_has_measured_is_taken_over(tmp_path: Path) -> None:
-    _, said, _ = invoke("check", "slm", "--only", "ramp", "--json", *SMALL)
-    (tmp_path / "check.json").write_text(said)
+def test_measurements_of_a_check_are_not_repeated(tmp_path: Path) -> None:
+    _, printed, _ = invoke("check", "--device", "slm", "--only", "ramp", "--json", *SMALL)
+    (tmp_path / "check.json").write_text(printed)
     known = ("--known", tmp_path / "check.json", "--budget-programs", 20, "-o", tmp_path / "c.json", "--json")
-    code, said, _ = invoke("calibrate", "slm", *SMALL, *known)
+    code, printed, _ = invoke("calibrate", "--device", "slm", *SMALL, *known)
     assert code == 0
-    assert json.loads(said)["spent"]["programs"] == 20
-    assert {finding["name"] for finding in json.loads(said)["findings"]} >= {"noise_std", "input_levels"}
+    assert json.loads(printed)["spent"]["programs"] == 20
+    assert {finding["name"] for finding in json.loads(printed)["findings"]} >= {"noise_std", "input_levels"}
 
 
 def test_a_calibration_has_a_page(record: Path, tmp_path: Path) -> None:
-    code, said, _ = invoke("report", record, "-o", tmp_path / "page.html")
+    code, printed, _ = invoke("report", record, "-o", tmp_path / "page.html")
     assert code == 0
-    assert "page.html" in said
+    assert "page.html" in printed
     assert "The law fits" in (tmp_path / "page.html").read_text()
 
 
 def test_a_check_has_a_page(tmp_path: Path) -> None:
-    _, said, _ = invoke("check", "slm", "--only", "noise", "--only", "spec", "--json", *SMALL)
-    (tmp_path / "check.json").write_text(said)
+    _, printed, _ = invoke("check", "--device", "slm", "--only", "noise", "--only", "spec", "--json", *SMALL)
+    (tmp_path / "check.json").write_text(printed)
     assert invoke("report", tmp_path / "check.json")[0] == 0
     assert "One output of one query" in (tmp_path / "check.html").read_text()
 
 
-def test_a_run_has_its_page_again(tmp_path: Path) -> None:
+def test_the_page_of_a_run_can_be_written_again(tmp_path: Path) -> None:
     options = ("--in-features", 16, "--out-features", 8, "--epochs", 1, "--batch-size", 400, "--no-baseline")
     assert invoke("train", *options, "-o", tmp_path / "run")[0] == 0
     first = (tmp_path / "run" / "report.html").read_bytes()
@@ -89,35 +93,35 @@ def test_a_run_has_its_page_again(tmp_path: Path) -> None:
     ("arguments", "sentence"),
     [
         (("report", "nothing.json"), "nothing.json cannot be read: No such file or directory"),
-        (("calibrate", "mzi", "--budget-programs", 8, "--budget-vectors", 4), "needs at least 3 programs"),
+        (("calibrate", "--device", "mzi", "--budget-programs", 8, "--budget-vectors", 4), "needs at least 3 programs"),
         (
-            ("calibrate", "mzi", "--known", "pyproject.toml"),
-            "pyproject.toml does not hold what 'astralora check --json'",
+            ("calibrate", "--device", "mzi", "--known", "pyproject.toml"),
+            "pyproject.toml does not hold the JSON that 'astralora check' writes",
         ),
-        (("calibrate", "mzi", "--model", "colour"), "there is no device named 'colour'"),
-        (("calibrate", "mzi", "--model", "slm"), "has 256 controls at 16 x 16, and 'mzi' has 240"),
+        (("calibrate", "--device", "mzi", "--model", "colour"), "there is no device named 'colour'"),
+        (("calibrate", "--device", "mzi", "--model", "slm"), "has 256 controls at 16 x 16, and 'mzi' has 240"),
         (("train", "--calibration", "nothing.json"), "the calibration nothing.json cannot be read"),
     ],
 )
-def test_mistakes_are_told_in_one_sentence(arguments: tuple[object, ...], sentence: str) -> None:
-    code, _, said = invoke(*arguments)
+def test_a_mistake_is_reported_in_one_sentence(arguments: tuple[object, ...], sentence: str) -> None:
+    code, _, complaint = invoke(*arguments)
     assert code == 1
-    assert sentence in said
-    assert said.count("error:") == 1
+    assert sentence in complaint
+    assert complaint.count("error:") == 1
 
 
-def test_another_chips_calibration_is_refused_before_a_run_begins(record: Path, tmp_path: Path) -> None:
-    code, _, said = invoke(
+def test_the_calibration_of_another_chip_is_refused_before_a_run_begins(record: Path, tmp_path: Path) -> None:
+    code, _, complaint = invoke(
         "train", "--device", "mzi", *SMALL, "--seed", 1, "--calibration", record, "-o", tmp_path / "r"
     )
     assert code == 1
-    assert "the calibration was taken on sim-mzi-16x16-0" in said
+    assert "the calibration was taken on sim-mzi-16x16-0" in complaint
     assert not (tmp_path / "r").exists()
 
 
-def test_a_plan_tells_what_a_calibration_would_save() -> None:
-    code, said, _ = invoke(
+def test_a_plan_reports_what_a_calibration_would_save() -> None:
+    code, printed, _ = invoke(
         "plan", "--device", "mzi", "--in-features", 32, "--out-features", 32, "--epochs", 1, "--json"
     )
     assert code == 0
-    assert "'astralora calibrate' takes some 64 programs once" in json.loads(said)["expense"]
+    assert "'astralora calibrate' takes some 64 programs once" in json.loads(printed)["expense"]

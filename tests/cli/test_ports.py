@@ -1,4 +1,4 @@
-"""Emulating, checking and training over real ports, by the commands as a user types them."""
+"""Test emulation, checks and training over real ports, with the commands as a user types them."""
 
 import json
 import os
@@ -27,14 +27,14 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def emulate(folder: Path, *arguments: str) -> Generator[dict[str, Any]]:
-    """The command in a process of its own, from its first line to Ctrl-C."""
+    """Run the command in a process of its own, from its first line to Ctrl-C."""
     process = subprocess.Popen(
         [*COMMAND, "emulate", *arguments, "--json"],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell's background jobs ignore Ctrl-C, and what they start does too.
+        # Background jobs of a shell ignore Ctrl-C, and so do the processes that they start.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
@@ -59,7 +59,7 @@ def weights(run_folder: Path) -> dict[str, Any]:
 
 def test_training_over_a_pseudo_terminal_ends_with_the_weights_of_training_in_process(tmp_path: Path) -> None:
     training = ["--epochs", "1", "--no-baseline", "--json"]
-    with emulate(tmp_path, "mrr", "--pty", "--impairments", "ideal", "--bench", "bench.toml") as place:
+    with emulate(tmp_path, "--device", "mrr", "--pty", "--impairments", "ideal", "--out", "bench.toml") as place:
         done = run(tmp_path, "train", "--device", "bench.toml", *training, "-o", "port")
         assert done.returncode == 0, done.stderr
     assert place["code"] == 0
@@ -76,14 +76,17 @@ def test_training_over_a_pseudo_terminal_ends_with_the_weights_of_training_in_pr
     )
 
 
-def test_check_passes_over_tcp_and_tells_it_as_json(tmp_path: Path) -> None:
-    with emulate(tmp_path, "slm", "--tcp", "127.0.0.1:0", "--in-features", "8", "--out-features", "6") as place:
+def test_check_passes_over_tcp_and_prints_json(tmp_path: Path) -> None:
+    with emulate(
+        tmp_path, "--device", "slm", "--tcp", "127.0.0.1:0", "--in-features", "8", "--out-features", "6"
+    ) as place:
         done = run(
             tmp_path,
             "check",
+            "--device",
             place["device"],
             "--set",
-            f"port={place['options']['port']}",
+            f"device.options.port={place['options']['port']}",
             "--json",
             "--budget-programs",
             "60",
@@ -104,6 +107,7 @@ def test_check_passes_over_tcp_and_tells_it_as_json(tmp_path: Path) -> None:
 def test_measures_a_chip_behind_scpi_within_its_budget(tmp_path: Path) -> None:
     with emulate(
         tmp_path,
+        "--device",
         "matvec",
         "--scpi",
         "127.0.0.1:0",
@@ -117,9 +121,10 @@ def test_measures_a_chip_behind_scpi_within_its_budget(tmp_path: Path) -> None:
         done = run(
             tmp_path,
             "check",
+            "--device",
             place["device"],
             "--set",
-            f"port={place['options']['port']}",
+            f"device.options.port={place['options']['port']}",
             "--json",
             "--only",
             "noise",
@@ -141,8 +146,10 @@ def test_measures_a_chip_behind_scpi_within_its_budget(tmp_path: Path) -> None:
     assert found["output_levels"]["value"] == 255
 
 
-def test_faults_on_purpose_are_counted_at_the_end(tmp_path: Path) -> None:
-    with emulate(tmp_path, "matvec", "--pty", "--faults", "corrupt=0.5,seed=1", "--bench", "bench.toml") as place:
+def test_injected_faults_are_counted_at_the_end(tmp_path: Path) -> None:
+    with emulate(
+        tmp_path, "--device", "matvec", "--pty", "--faults", "corrupt=0.5,seed=1", "--out", "bench.toml"
+    ) as place:
         import astralora.devices as d
 
         with d.open_device(str(tmp_path / "bench.toml"), retry=d.Retry(attempts=20, wait_seconds=0)) as session:
@@ -150,11 +157,11 @@ def test_faults_on_purpose_are_counted_at_the_end(tmp_path: Path) -> None:
                 session.program(torch.full((session.spec.num_controls,), number / 10))
             retries = session.usage.retries
     assert retries > 0
-    assert place["said"].endswith(f"faults on purpose: {retries} corrupt\n")
+    assert place["said"].endswith(f"injected faults: {retries} corrupt\n")
 
 
-def test_a_link_of_a_name_of_ones_own_is_taken_away_at_the_end(tmp_path: Path) -> None:
-    with emulate(tmp_path, "matvec", "--link", "chip") as place:
+def test_the_link_to_the_port_is_removed_at_the_end(tmp_path: Path) -> None:
+    with emulate(tmp_path, "--device", "matvec", "--link", "chip") as place:
         assert place["options"]["port"] == f"serial://{tmp_path / 'chip'}"
         assert os.path.islink(tmp_path / "chip")
     assert not os.path.lexists(tmp_path / "chip")
@@ -167,32 +174,53 @@ def invoke(*arguments: str) -> Any:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["emulate", "nope"], "there is no device named 'nope'"),
-        (["emulate", "mrr", "--tcp", "0.0.0.0:0"], "could drive the device without a password; listen on 127.0.0.1"),
-        (["emulate", "mrr", "--tcp", "5000"], "write HOST:PORT"),
-        (["emulate", "mrr", "--pty", "--scpi", "127.0.0.1:0"], "--pty and --scpi are different ports; choose one"),
-        (["emulate", "mrr", "--faults", "colour=1"], "colour: Extra inputs are not permitted; known are timeout,"),
-        (["emulate", "mrr", "--faults", "often"], "'often' is no fault plan"),
-        (["emulate", "mrr", "--scpi", "127.0.0.1:0", "--faults", "corrupt=0.1"], "SCPI cannot notice a corrupt answer"),
-        (["emulate", "mrr", "--link", "/nowhere/chip"], "no pseudo-terminal can be opened at /nowhere/chip"),
-        (["check", "nope.toml"], "the bench nope.toml cannot be read: No such file or directory"),
-        (["check", "mrr", "--only", "colour"], "there is no check 'colour'; known are spec,"),
-        (["check", "frame-mvm", "--set", "port=serial:///dev/nothing"], "does not exist; check the cable and the name"),
-        (["check", "frame-mvm", "--set", "port=com3"], "'com3' is no address of a port; write, for example,"),
+        (["emulate", "--device", "nope"], "there is no device named 'nope'"),
+        (
+            ["emulate", "--device", "mrr", "--tcp", "0.0.0.0:0"],
+            "could drive the device without a password; listen on 127.0.0.1",
+        ),
+        (["emulate", "--device", "mrr", "--tcp", "5000"], "write HOST:PORT"),
+        (
+            ["emulate", "--device", "mrr", "--pty", "--scpi", "127.0.0.1:0"],
+            "--pty and --scpi are different ports; choose one",
+        ),
+        (
+            ["emulate", "--device", "mrr", "--faults", "colour=1"],
+            "colour: Extra inputs are not permitted; known are timeout,",
+        ),
+        (["emulate", "--device", "mrr", "--faults", "often"], "'often' is no fault plan"),
+        (
+            ["emulate", "--device", "mrr", "--scpi", "127.0.0.1:0", "--faults", "corrupt=0.1"],
+            "SCPI cannot notice a corrupt answer",
+        ),
+        (
+            ["emulate", "--device", "mrr", "--link", "/nowhere/chip"],
+            "no pseudo-terminal can be opened at /nowhere/chip",
+        ),
+        (["check", "--device", "nope.toml"], "the bench nope.toml cannot be read: No such file or directory"),
+        (["check", "--device", "mrr", "--only", "colour"], "there is no check 'colour'; known are spec,"),
+        (
+            ["check", "--device", "frame-mvm", "--set", "device.options.port=serial:///dev/nothing"],
+            "does not exist; check the cable and the name",
+        ),
+        (
+            ["check", "--device", "frame-mvm", "--set", "device.options.port=com3"],
+            "'com3' is no address of a port; write, for example,",
+        ),
         (["train", "--device", "nope.toml"], "the bench nope.toml cannot be read"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_sentence(arguments: list[str], complaint: str) -> None:
+def test_a_mistake_is_reported_in_one_sentence(arguments: list[str], complaint: str) -> None:
     result = invoke(*arguments)
     assert result.exit_code == 1
     assert complaint in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_an_address_in_use_is_told(tmp_path: Path) -> None:
+def test_an_address_in_use_is_reported(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
-        result = invoke("emulate", "matvec", "--tcp", f"127.0.0.1:{number}")
+        result = invoke("emulate", "--device", "matvec", "--tcp", f"127.0.0.1:{number}")
     assert result.exit_code == 1
     assert f"tcp://127.0.0.1:{number} cannot be listened at: Address already in use" in result.stderr
 
@@ -200,22 +228,22 @@ def test_an_address_in_use_is_told(tmp_path: Path) -> None:
 def test_a_failed_check_makes_the_exit_code_one(monkeypatch: pytest.MonkeyPatch) -> None:
     import astralora.devices as d
 
-    def liar() -> d.Device:
-        spec = d.DeviceSpec(name="liar", in_features=3, out_features=2, num_controls=6, linear=True)
+    def wrong_chip() -> d.Device:
+        spec = d.DeviceSpec(name="wrong", in_features=3, out_features=2, num_controls=6, linear=True)
         return d.wrap_device(spec, program=lambda w: None, query=lambda x: x[:, :2] ** 2)
 
-    monkeypatch.setattr("astralora.devices.registry._registered", {"liar": liar})
-    result = invoke("check", "liar", "--only", "linearity", "--only", "shapes")
+    monkeypatch.setattr("astralora.devices.registry._registered", {"wrong": wrong_chip})
+    result = invoke("check", "--device", "wrong", "--only", "linearity", "--only", "shapes")
     assert result.exit_code == 1
     assert "linearity" in result.stdout
     assert "1 of 2 checks failed." in result.stderr
-    as_json = invoke("check", "liar", "--only", "linearity", "--json")
+    as_json = invoke("check", "--device", "wrong", "--only", "linearity", "--json")
     assert as_json.exit_code == 1
     assert json.loads(as_json.stdout)["checks"][0]["passed"] is False
 
 
 def test_the_wire_adds_less_than_one_percent() -> None:
-    result = invoke("bench", "transport", "--batch", "256", "--rounds", "10", "--json")
+    result = invoke("bench", "transport", "--batch-size", "256", "--rounds", "10", "--json")
     assert result.exit_code == 0, result.stderr
     (record,) = json.loads(result.stdout)
     assert record["bytes_of_values"] == 2 * 256 * 256 * 4

@@ -1,4 +1,4 @@
-"""A file in the place of a device's name."""
+"""Test bench files in the place of a device's name."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def test_options_given_beside_it_are_added(tmp_path: Path) -> None:
     assert device.spec.out_features == 2
 
 
-def test_offers_are_taken_by_those_who_know_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offered_options_reach_devices_that_take_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("astralora.devices.registry._registered", {})
     (tmp_path / "bench.toml").write_text('device = "matvec"\n[options]\nin_features = 4\nout_features = 3\n')
     device = d.offer_device(str(tmp_path / "bench.toml"), {"impairments": "lab"})
@@ -34,7 +34,7 @@ def test_offers_are_taken_by_those_who_know_them(tmp_path: Path, monkeypatch: py
         d.offer_device("matvec", {"seed": 1}, seed=2, in_features=4, out_features=3)
 
 
-def test_tells_where_the_device_comes_from(tmp_path: Path) -> None:
+def test_an_entry_names_the_source_of_the_device(tmp_path: Path) -> None:
     (tmp_path / "bench.toml").write_text('device = "matvec"\n')
     entry = d.find_device(str(tmp_path / "bench.toml"))
     assert entry.source.startswith("matvec of astralora")
@@ -49,11 +49,11 @@ def test_tells_where_the_device_comes_from(tmp_path: Path) -> None:
         ("[options]\n", "device: Field required"),
         ('device = "mrr"\nport = "x"\n', "port: Extra inputs are not permitted; known are device, options"),
         ('device = "nope"\n', "there is no device named 'nope'"),
-        ('device = "bench.toml"\n', "a bench names a registered device, not another bench"),
+        ('device = "bench.toml"\n', "a bench names a registered device or FILE.py:FACTORY, not another bench"),
         ('device = "mrr"\n[options]\ncolour = 1\n', "colour"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_sentence(tmp_path: Path, content: str | None, complaint: str) -> None:
+def test_a_mistake_is_reported_in_one_sentence(tmp_path: Path, content: str | None, complaint: str) -> None:
     path = tmp_path / "bench.toml"
     if content is not None:
         path.write_text(content)
@@ -63,7 +63,7 @@ def test_what_is_wrong_is_told_in_one_sentence(tmp_path: Path, content: str | No
     assert "\n" not in str(error.value)
 
 
-def test_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_is_written_completely_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "bench.toml"
     Bench(device="matvec").save(path)
     before = path.read_text()

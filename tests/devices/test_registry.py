@@ -1,6 +1,9 @@
+"""Test registration of devices and the search for them by name."""
+
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ from astralora.devices import DeviceError, find_device, list_devices, open_devic
 
 
 @pytest.fixture(autouse=True)
-def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+def empty_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_registered", {})
 
 
@@ -29,11 +32,56 @@ def test_opens_a_device_registered_in_a_notebook(matrix_device: Any) -> None:
         assert session.device.log == ["open"]  # type: ignore[attr-defined]
 
 
-def test_does_not_take_a_name_over_by_accident(matrix_device: Any) -> None:
+def test_a_taken_name_is_refused_unless_replace_is_set(matrix_device: Any) -> None:
     with pytest.raises(ValueError, match="exists already"):
         register_device("mrr", matrix_device)
     register_device("mrr", matrix_device, replace=True)
     assert find_device("mrr").source == "this process"
+
+
+CELL = """
+def make():
+    '''{summary}'''
+class Chip:
+    '''{summary}'''
+"""
+
+
+@pytest.mark.parametrize("factory", ["make", "Chip"])
+def test_a_notebook_cell_may_run_twice(factory: str) -> None:
+    for summary in ("First", "Second"):
+        cell: dict[str, Any] = {"__name__": "__main__"}
+        exec(CELL.format(summary=summary), cell)
+        register_device("my-chip", cell[factory])
+    assert find_device("my-chip").summary == "Second"
+
+
+def test_another_factory_does_not_replace_a_registered_one() -> None:
+    cell: dict[str, Any] = {"__name__": "__main__"}
+    exec(CELL.format(summary=""), cell)
+    register_device("my-chip", cell["make"])
+    elsewhere: dict[str, Any] = {"__name__": "other"}
+    exec(CELL.format(summary=""), elsewhere)
+    for another in (cell["Chip"], elsewhere["make"], partial(cell["make"])):
+        with pytest.raises(ValueError, match="'my-chip' exists already; pass replace=True to replace it"):
+            register_device("my-chip", another)
+
+
+def test_lambdas_and_partials_are_the_same_only_as_one_object() -> None:
+    for number, factory in enumerate((lambda: None, partial(dict))):
+        register_device(f"chip-{number}", factory)
+        register_device(f"chip-{number}", factory)
+        for another in (lambda: None, partial(dict)):
+            with pytest.raises(ValueError, match="exists already"):
+                register_device(f"chip-{number}", another)
+
+
+def test_an_installed_name_is_refused_however_often() -> None:
+    factory = find_device("mrr").factory
+    assert factory is not None
+    for _ in range(2):
+        with pytest.raises(ValueError, match="exists already"):
+            register_device("mrr", factory)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +95,7 @@ def test_does_not_take_a_name_over_by_accident(matrix_device: Any) -> None:
         ("mrr", {"in_features": 4, "out_features": 4, "impairments": "lap"}, "known are ideal, lab, harsh"),
     ],
 )
-def test_says_in_one_sentence_why_a_device_cannot_be_made(name: str, options: Any, complaint: str) -> None:
+def test_reports_in_one_sentence_why_a_device_cannot_be_made(name: str, options: Any, complaint: str) -> None:
     with pytest.raises(DeviceError, match=complaint) as error:
         open_device(name, **options)
     assert "\n" not in str(error.value)
@@ -57,27 +105,27 @@ def test_says_in_one_sentence_why_a_device_cannot_be_made(name: str, options: An
     ("factory", "complaint"),
     [
         (lambda: 1 / 0, "its factory failed with ZeroDivisionError: division by zero"),
-        (lambda: None, "its factory made a NoneType, which is no Device"),
-        (dict, "its factory made a dict, which is no Device"),
+        (lambda: None, "its factory made a NoneType, which is not a Device"),
+        (dict, "its factory made a dict, which is not a Device"),
     ],
 )
-def test_somebody_elses_factory_may_fail_in_any_way(factory: Any, complaint: str) -> None:
+def test_any_failure_of_a_factory_is_reported_in_one_sentence(factory: Any, complaint: str) -> None:
     register_device("odd", factory)
     with pytest.raises(DeviceError, match=complaint):
         open_device("odd")
 
 
-def test_a_broken_plugin_is_listed_with_its_reason_and_harms_nobody(tmp_path: Path) -> None:
+def test_a_broken_plugin_is_listed_with_its_reason_and_the_others_work(tmp_path: Path) -> None:
     # A real installed distribution, as pip would leave it.
     (tmp_path / "broken_chip.py").write_text("import no_such_vendor_sdk\n")
-    (tmp_path / "rude_chip.py").write_text("raise SystemExit(3)\n")
+    (tmp_path / "exiting_chip.py").write_text("raise SystemExit(3)\n")
     (tmp_path / "odd_chip.py").write_text("device = 42\n")
     info = tmp_path / "lab_chips-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lab-chips\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
         "[astralora.devices]\nbroken = broken_chip:Chip\n"
-        "rude = rude_chip:x\nodd = odd_chip:device\nmissing = odd_chip:nothing\n"
+        "exiting = exiting_chip:x\nodd = odd_chip:device\nmissing = odd_chip:nothing\n"
     )
     code = (
         "import devices as d\n"
@@ -95,8 +143,8 @@ def test_a_broken_plugin_is_listed_with_its_reason_and_harms_nobody(tmp_path: Pa
     )
     lines = run.stdout.splitlines()
     assert "broken | lab-chips 1.0 | ModuleNotFoundError: No module named 'no_such_vendor_sdk'" in lines
-    assert "rude | lab-chips 1.0 | SystemExit: 3" in lines
-    assert "odd | lab-chips 1.0 | odd_chip:device is a int, not something that makes a device" in lines
+    assert "exiting | lab-chips 1.0 | SystemExit: 3" in lines
+    assert "odd | lab-chips 1.0 | odd_chip:device is of type int; it must be a function or a class" in lines
     assert any(line.startswith("missing | lab-chips 1.0 | AttributeError") for line in lines)
     assert any(line.startswith("slm | astralora") and line.endswith("None") for line in lines)
     assert "cannot be loaded from lab-chips 1.0: ModuleNotFoundError" in lines[-1]

@@ -1,7 +1,8 @@
-"""``astralora adapters``: which low-rank adapters of a transformer deserve the budget?"""
+"""Provide ``astralora adapters``, which trains, scores and chooses low-rank adapters of transformers."""
 
 import typer
 
+from ..command import add_command
 from .evaluate import evaluate
 from .score import score
 from .search import search
@@ -9,9 +10,9 @@ from .train import train
 
 __all__ = ["adapters"]
 
-# What these commands stand on is imported in them: transformers takes longer than all of astralora.
+# The commands import what they need when they run, because transformers takes longer to import than all of astralora.
 adapters = typer.Typer(help="Train low-rank adapters of transformers where they matter.", no_args_is_help=True)
-adapters.command()(train)
-adapters.command("test")(evaluate)
-adapters.command()(score)
-adapters.command()(search)
+add_command(adapters, train)
+add_command(adapters, evaluate, "test")
+add_command(adapters, score)
+add_command(adapters, search)

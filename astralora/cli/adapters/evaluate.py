@@ -1,4 +1,4 @@
-"""``astralora adapters test``."""
+"""Provide ``astralora adapters test``."""
 
 from __future__ import annotations
 
@@ -8,30 +8,36 @@ from typing import Annotated
 import typer
 
 from .. import options as o
-from ..console import one_sentence_errors, out, print_json
-from .notes import noted
+from ..command import command
+from ..console import out, print_json
+from ..output import check_file, write_json
+from .notes import print_warnings
 
 __all__ = ["evaluate"]
 
 
-@one_sentence_errors
+@command
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.", file_okay=False)],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
     data: Annotated[
-        Path | None, typer.Option("--data", help="File to test on. (default: the run's own test set)", dir_okay=False)
+        Path | None,
+        typer.Option("--data", metavar="FILE", help="File to test on. (default: the run's own test set)"),
     ] = None,
+    output: o.OutFile[Path | None] = None,
     json: o.Json = False,
-    debug: o.Debug = False,
 ) -> None:
-    """Test the adapters of a finished run.
+    """Test the adapters of a finished run. --out writes the result as JSON.
 
     Example: astralora adapters test runs/adapters-tiny-opt --data other.txt
     """
     from ...adapters.folder import AdapterFolder
     from ...adapters.run import evaluate_run
 
-    with noted():
+    check_file(output)
+    with print_warnings():
         found = evaluate_run(AdapterFolder(run), {"test": str(data)} if data is not None else None)
+    if output is not None:
+        write_json(output, found)
     if json:
         print_json(found)
         return

@@ -1,4 +1,4 @@
-"""What the libraries below say meanwhile."""
+"""Print the warnings that matter and silence the messages of libraries."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rich.text import Text
 
 from ..console import errors
 
-__all__ = ["noted"]
+__all__ = ["print_warnings"]
 
 
 @contextmanager
-def noted() -> Generator[None]:
-    """Say what was warned of in a line each, and keep quiet what libraries chat about."""
+def print_warnings() -> Generator[None]:
+    """Print the warnings about tied scores at the end, a line each, and silence everything else."""
     from ...adapters.scoring import TiedScoresWarning
     from ...common.extras import require
 

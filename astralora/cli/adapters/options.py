@@ -1,144 +1,212 @@
-"""Options that the commands for adapters share, and the run that they make."""
+"""Define the options of the commands for adapters, and make their configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from ..options import nested_overrides
+from .. import options as o
+from ..settings import ConfigOptions
 
 if TYPE_CHECKING:
     from ...adapters.settings import AdapterRun
 
-RUN, DATA, SCORES = "Run", "Data", "Scores"
+__all__ = ["AdapterFile", "AdapterOptions", "Groups", "TrainOptions"]
+
+_MODEL, _DATA, _SCORES = "Model", "Data", o.METHOD
+
+_FILE_ENDINGS = (".jsonl", ".json", ".csv", ".txt")
 
 Model = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="tiny-opt, tiny-roberta, tiny-gemma, a folder, or a name on the hub. (default: tiny-opt)",
-        rich_help_panel=RUN,
+        metavar="NAME",
+        help="Transformer: {models}, a folder, or a name on the hub.",
+        rich_help_panel=_MODEL,
     ),
 ]
 Objective = Annotated[
     str | None,
-    typer.Option(help="causal, masked or classification. (default: by the data)", rich_help_panel=RUN),
+    typer.Option("--objective", metavar="NAME", help="What to learn: {objectives}.", rich_help_panel=_MODEL),
+]
+AdapterFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--adapters",
+        metavar="FILE",
+        help="TOML file that says which adapters there are. (default: all)",
+        rich_help_panel=_MODEL,
+    ),
 ]
 Data = Annotated[
     str | None,
     typer.Option(
         "--data",
-        help="A file (JSONL, CSV or text), or a data set: glue/sst2, super_glue/boolq, alpaca, wikitext ...",
-        rich_help_panel=DATA,
+        metavar="NAME",
+        help="File (JSONL, CSV or text) or public data set: {collections}; a part of it as in glue/sst2.",
+        rich_help_panel=_DATA,
     ),
 ]
 TestData = Annotated[
     Path | None,
-    typer.Option("--test-data", help="File to test on. (default: a tenth is held out)", rich_help_panel=DATA),
+    typer.Option(
+        "--test-data",
+        metavar="FILE",
+        help="File to test on. (default: a tenth of the data)",
+        rich_help_panel=_DATA,
+    ),
 ]
-TextKey = Annotated[str | None, typer.Option("--text", help="Column of the text.", rich_help_panel=DATA)]
-PairKey = Annotated[str | None, typer.Option("--pair", help="Column of the second text.", rich_help_panel=DATA)]
-LabelKey = Annotated[str | None, typer.Option("--label", help="Column of the label.", rich_help_panel=DATA)]
-Length = Annotated[int | None, typer.Option(help="Tokens of a text, at most. (default: 64)", rich_help_panel=DATA)]
-AdapterFile = Annotated[
-    Path | None,
-    typer.Option("--adapters", help="TOML file of which adapters there are; all unless given.", dir_okay=False),
+TextKey = Annotated[
+    str | None, typer.Option("--text", metavar="NAME", help="Column of the text.", rich_help_panel=_DATA)
 ]
-Epochs = Annotated[float | None, typer.Option(help="Passes over the data. (default: 1)", rich_help_panel=RUN)]
-Steps = Annotated[int | None, typer.Option(help="The most steps to make.", rich_help_panel=RUN)]
-BatchSize = Annotated[int | None, typer.Option(help="Texts a step. (default: 8)", rich_help_panel=RUN)]
-LearningRate = Annotated[
-    float | None, typer.Option("--lr", help="Of AdamW, at the start. (default: 0.001)", rich_help_panel=RUN)
+PairKey = Annotated[
+    str | None, typer.Option("--pair", metavar="NAME", help="Column of the second text.", rich_help_panel=_DATA)
 ]
-Seed = Annotated[int | None, typer.Option(help="Of everything random. (default: 0)", rich_help_panel=RUN)]
+LabelKey = Annotated[
+    str | None, typer.Option("--label", metavar="NAME", help="Column of the label.", rich_help_panel=_DATA)
+]
+Length = Annotated[
+    int | None, typer.Option("--length", metavar="N", help="Most tokens of a text.", rich_help_panel=_DATA)
+]
 Proxy = Annotated[
     str | None,
-    typer.Option(help="constant, grad_norm, snip, synflow or alpha_test. (default: grad_norm)", rich_help_panel=SCORES),
+    typer.Option("--proxy", metavar="NAME", help="How adapters are scored: {proxies}.", rich_help_panel=_SCORES),
 ]
-Batches = Annotated[int | None, typer.Option(help="That adapters are scored on. (default: 32)", rich_help_panel=SCORES)]
+Batches = Annotated[
+    int | None,
+    typer.Option("--batches", metavar="N", help="Batches on which adapters are scored.", rich_help_panel=_SCORES),
+]
 Perturb = Annotated[
-    float | None, typer.Option(help="Noise on every B while scoring. (default: none)", rich_help_panel=SCORES)
+    float | None,
+    typer.Option("--perturb", metavar="X", help="Noise on every B during scoring.", rich_help_panel=_SCORES),
 ]
-TurnOn = Annotated[
-    float | None, typer.Option(help="Share of the adapters that are on. (default: 0.25)", rich_help_panel=SCORES)
+ReallocN = Annotated[
+    float | None,
+    typer.Option(
+        "--realloc-n",
+        metavar="X",
+        help="Share of an epoch after which adapters are chosen again.",
+        rich_help_panel=_SCORES,
+    ),
 ]
 Groups = Annotated[
     str | None,
     typer.Option(
-        help="Rank LoRA and shortcuts combined or separated, or leave shortcuts off. (default: combined)",
-        rich_help_panel=SCORES,
+        "--groups",
+        metavar="NAME",
+        help="How LoRA and shortcuts are ranked, or off for no shortcuts: {groups}.",
+        rich_help_panel=_SCORES,
     ),
 ]
-Config = Annotated[
-    Path | None, typer.Option("--config", "-c", help="A TOML file; options given here override it.", dir_okay=False)
+Dynamic = Annotated[
+    bool,
+    typer.Option(
+        "--dynamic", help="Train a share of the adapters at a time, chosen by scores.", rich_help_panel=_SCORES
+    ),
 ]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", help="Any key of the configuration, such as model.options.hidden_size=64.")
-]
-
-_KEYS = {
-    "model": "model.name",
-    "objective": "objective",
-    "test_data": "data.test",
-    "text": "data.text",
-    "pair": "data.pair",
-    "label": "data.label",
-    "length": "data.length",
-    "epochs": "training.epochs",
-    "steps": "training.steps",
-    "batch_size": "training.batch_size",
-    "lr": "training.learning_rate",
-    "seed": "seed",
-    "proxy": "scoring.proxy",
-    "batches": "scoring.batches",
-    "perturb": "scoring.perturb",
-    "turn_on": "dynamic.turn_on",
-    "realloc_n": "dynamic.realloc_n",
-    "groups": "dynamic.groups",
-    "warmup": "dynamic.warmup_steps",
-}
 
 
-def given_options(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a command's parameters that belong to the configuration and were given, by dotted key."""
-    given = {
-        _KEYS[name]: str(value) if isinstance(value, Path) else value
-        for name, value in parameters.items()
-        if name in _KEYS and value is not None
-    }
-    data = parameters.get("data")
-    if data is not None:
-        # A name on the hub has no ending, and a file may be missing.
-        is_file = Path(data).exists() or Path(data).suffix.lower() in (".jsonl", ".json", ".csv", ".txt")
-        given["data.train" if is_file else "data.name"] = data
-    return given
+@dataclass(frozen=True, kw_only=True)
+class AdapterOptions(ConfigOptions):
+    """Hold the options that set keys of an `AdapterRun`, as the command ``score`` has them.
 
-
-def adapter_run(
-    config: Path | None,
-    settings: list[str] | None,
-    given: dict[str, Any],
-    adapter_file: Path | None,
-    *,
-    dynamic: bool = False,
-) -> AdapterRun:
-    """Defaults, overridden by the file, overridden by what was given on the command line.
-
-    Args:
-        config: TOML file.
-        settings: of ``--set``, as KEY=VALUE.
-        given: values by dotted key; see `given_options`.
-        adapter_file: TOML file of which adapters there are.
-        dynamic: let them take turns, as the file says where it says anything.
+    Attributes:
+        config: TOML file, which the other options override.
+        adapters: TOML file that says which adapters there are.
+        data: file or public data set.
     """
-    from ...adapters.config import AdapterConfig
-    from ...adapters.settings import AdapterRun
 
-    overrides = nested_overrides(given, settings)
-    if dynamic:
-        overrides.setdefault("dynamic", {})
-    run = AdapterRun.load(config, overrides)
-    return run if adapter_file is None else run.model_copy(update={"adapters": AdapterConfig.load(adapter_file)})
+    keys: ClassVar[Mapping[str, str]] = {
+        "model_name": "model.name",
+        "objective": "objective",
+        "text": "data.text",
+        "pair": "data.pair",
+        "label": "data.label",
+        "length": "data.length",
+        "batch_size": "training.batch_size",
+        "lr": "training.learning_rate",
+        "seed": "seed",
+        "proxy": "scoring.proxy",
+        "batches": "scoring.batches",
+        "perturb": "scoring.perturb",
+    }
+    open_keys: ClassVar[frozenset[str]] = frozenset({"adapters"})
+
+    config: o.Config = None
+    model_name: Model = None
+    objective: Objective = None
+    adapters: AdapterFile = None
+    data: Data = None
+    text: TextKey = None
+    pair: PairKey = None
+    label: LabelKey = None
+    length: Length = None
+    proxy: Proxy = None
+    batches: Batches = None
+    perturb: Perturb = None
+    batch_size: o.BatchSize[int | None] = None
+    lr: o.LearningRate = None
+    seed: o.Seed[int | None] = None
+
+    @classmethod
+    def model(cls) -> type[AdapterRun]:
+        """Return the class of the configuration."""
+        from ...adapters.settings import AdapterRun
+
+        return AdapterRun
+
+    def given(self) -> dict[str, Any]:
+        """Return the options that were given, without ``--set``, by dotted key."""
+        given = super().given()
+        if self.data is not None:
+            # A name on the hub has no ending, and a file may be missing.
+            is_file = Path(self.data).exists() or Path(self.data).suffix.lower() in _FILE_ENDINGS
+            given["data.train" if is_file else "data.name"] = self.data
+        return given
+
+    def load(self) -> AdapterRun:
+        """Make the configuration: defaults, overridden by the file, overridden by the command line."""
+        from ...adapters.config import AdapterConfig
+
+        run = self.model().load(self.config, self.overrides())
+        if self.adapters is None:
+            return run
+        return run.model_copy(update={"adapters": AdapterConfig.load(self.adapters)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(AdapterOptions):
+    """Hold the options of ``train`` that set keys of an `AdapterRun`.
+
+    Attributes:
+        dynamic: train a share of the adapters at a time, with the settings of the file where it has any.
+    """
+
+    keys: ClassVar[Mapping[str, str]] = {
+        **AdapterOptions.keys,
+        "test_data": "data.test",
+        "epochs": "training.epochs",
+        "steps": "training.steps",
+        "turn_on": "dynamic.turn_on",
+        "realloc_n": "dynamic.realloc_n",
+        "groups": "dynamic.groups",
+        "warmup_steps": "dynamic.warmup_steps",
+    }
+
+    test_data: TestData = None
+    epochs: o.Epochs[float | None] = None
+    steps: o.Steps[int | None] = None
+    dynamic: Dynamic = False
+    turn_on: o.TurnOn[float | None] = None
+    realloc_n: ReallocN = None
+    groups: Groups = None
+    warmup_steps: o.WarmupSteps[int | None] = None
+
+    def overrides(self) -> dict[str, Any]:
+        """Return all options that were given as nested tables."""
+        return {**({"dynamic": {}} if self.dynamic else {}), **super().overrides()}

@@ -1,71 +1,83 @@
-"""``astralora adapters search``."""
+"""Provide ``astralora adapters search``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...common.errors import ConfigurationError
-from ...devices.files import write_atomically
 from .. import options as o
-from ..console import one_sentence_errors, out, print_json
+from ..command import command
+from ..console import out, print_json
+from ..output import check_file, write_file
+from .options import AdapterFile, Groups
+
+if TYPE_CHECKING:
+    from ...adapters.config import AdapterConfig
 
 __all__ = ["search"]
 
 
-@one_sentence_errors
+@command
 def search(
     scores: Annotated[
-        Path, typer.Argument(help="As 'astralora adapters score' wrote them, or a dynamic run's frequency.toml.")
+        Path,
+        typer.Argument(
+            metavar="SCORES", help="File of 'astralora adapters score', or frequency.toml of a dynamic run."
+        ),
     ],
-    base: Annotated[
-        Path | None, typer.Option("--adapters", help="TOML file whose defaults to keep.", dir_okay=False)
+    base: AdapterFile = None,
+    turn_on: o.TurnOn[float] = 0.25,
+    rank: Annotated[
+        int | None,
+        typer.Option("--rank", metavar="N", help="Rank of adapters that are on. (default: as in --adapters)", min=1),
     ] = None,
-    turn_on: Annotated[float, typer.Option(help="Share of the adapters that are on.", min=0.0, max=1.0)] = 0.25,
-    rank: Annotated[int | None, typer.Option("--rank", "-r", help="Of those on. (default: the base's)", min=1)] = None,
-    groups: Annotated[
-        str, typer.Option(help="Rank LoRA and shortcuts combined or separated, or leave shortcuts off.")
-    ] = "combined",
+    groups: Groups = "combined",
     mode: Annotated[
-        str, typer.Option(help="topk: the best at one rank; proportional: ranks by scores, for as many numbers.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="topk: the best adapters at one rank; proportional: ranks in proportion to scores, for as many "
+            "numbers.",
+        ),
     ] = "topk",
-    seed: Annotated[int, typer.Option(help="Of the order of equal scores.", min=0)] = 0,
-    output: Annotated[
-        Path, typer.Option("--out", "-o", help="The adapters, for 'train --adapters'.", dir_okay=False)
-    ] = Path("adapters.toml"),
+    seed: o.Seed[int] = 0,
+    output: o.OutFile[Path] = Path("adapters.toml"),
     json: o.Json = False,
-    debug: o.Debug = False,
 ) -> None:
     """Choose adapters by their scores, and write which are on and which are off, layer by layer.
 
-    Example: astralora adapters search scores.toml --turn-on 0.25 --rank 8 -o adapters.toml
+    --adapters is a file whose defaults are kept. --out is a file for 'astralora adapters train --adapters'.
+
+    Example: astralora adapters search scores.toml --turn-on 0.25 --rank 8
     """
     from ...adapters.config import AdapterConfig
     from ...adapters.scoring import Scores
     from ...adapters.search import search as run_search
 
+    check_file(output)
     found = run_search(
         Scores.load(scores),
         None if base is None else AdapterConfig.load(base),
         turn_on=turn_on,
         rank=rank,
-        groups=groups,  # type: ignore[arg-type]  # checked there
+        groups=groups,  # type: ignore[arg-type]  # the search checks both
         mode=mode,  # type: ignore[arg-type]
         seed=seed,
     )
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(output, found.to_toml())
-    except OSError as error:
-        raise ConfigurationError(f"{output} cannot be written: {error.strerror or error}") from None
-    layers = {key: table for key, table in found.to_tables().items() if key.startswith("model_layer_")}
-    rows = {f"{layer}.{name}": row for layer, table in layers.items() for name, row in table.items()}
-    ranks = {key: row["r"] for key, row in rows.items() if "r" in row}
+    write_file(output, found.to_toml())
+    ranks, count = _ranks(found)
     if json:
-        print_json({"on": ranks, "off": len(rows) - len(ranks)})
+        print_json({"on": ranks, "off": count - len(ranks)})
         return
     for key, value in ranks.items():
         out.print(f"{key}  rank {value}", highlight=False)
     out.print(f"adapters: {output}", soft_wrap=True)
+
+
+def _ranks(found: AdapterConfig) -> tuple[dict[str, int], int]:
+    """Return the ranks of the adapters that are on, by key, and the number of all adapters."""
+    layers = {key: table for key, table in found.to_tables().items() if key.startswith("model_layer_")}
+    rows = {f"{layer}.{name}": row for layer, table in layers.items() for name, row in table.items()}
+    return {key: row["r"] for key, row in rows.items() if "r" in row}, len(rows)

@@ -1,22 +1,22 @@
-"""``astralora adapters train``."""
+"""Provide ``astralora adapters train``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
-from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from ...common.errors import ConfigurationError
+from ...devices.safety import stop_on_signals
 from ...reports import duration
 from .. import options as o
-from ..console import errors, one_sentence_errors, out, print_json
-from . import options as a
-from .notes import noted
+from ..command import command
+from ..console import print_json, print_rows
+from ..output import check_folder, new_folder
+from ..progress import Bars
+from ..resuming import print_complete_run, refuse_other_options, reports_how_to_resume
+from .notes import print_warnings
+from .options import TrainOptions
 
 if TYPE_CHECKING:
     from ...adapters.settings import AdapterRun
@@ -24,146 +24,83 @@ if TYPE_CHECKING:
 __all__ = ["train"]
 
 
-@one_sentence_errors
+@command
 def train(
-    data: a.Data = None,
-    test_data: a.TestData = None,
-    text: a.TextKey = None,
-    pair: a.PairKey = None,
-    label: a.LabelKey = None,
-    length: a.Length = None,
-    model: a.Model = None,
-    objective: a.Objective = None,
-    adapter_file: a.AdapterFile = None,
-    epochs: a.Epochs = None,
-    steps: a.Steps = None,
-    batch_size: a.BatchSize = None,
-    lr: a.LearningRate = None,
-    seed: a.Seed = None,
-    dynamic: Annotated[
-        bool, typer.Option("--dynamic", help="Let adapters take turns, by their scores.", rich_help_panel=a.SCORES)
-    ] = False,
-    turn_on: a.TurnOn = None,
-    realloc_n: Annotated[
-        float | None,
-        typer.Option(help="Share of an epoch from one choice to the next. (default: 0.1)", rich_help_panel=a.SCORES),
-    ] = None,
-    groups: a.Groups = None,
-    warmup: Annotated[
-        int | None,
-        typer.Option(help="Steps with all on, before the first choice. (default: 0)", rich_help_panel=a.SCORES),
-    ] = None,
-    proxy: a.Proxy = None,
-    batches: a.Batches = None,
-    perturb: a.Perturb = None,
-    config: a.Config = None,
-    settings: a.Set = None,
-    output: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Run folder. (default: a new one in runs/)", file_okay=False)
-    ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option("--resume", help="Go on with the interrupted run in this folder.", file_okay=False),
-    ] = None,
+    options: TrainOptions,
+    output: o.TrainingFolder = None,
+    resume: o.Resume = None,
     json: o.Json = False,
-    debug: o.Debug = False,
 ) -> None:
-    """Train adapters of a transformer, all of them or a share that takes turns, and leave a run folder.
+    """Train adapters of a transformer, all of them or a changing share, and write a run folder.
 
     Example: astralora adapters train --data corpus.txt --dynamic --turn-on 0.25
     """
     from ...adapters.folder import AdapterFolder
     from ...adapters.run import train_run
 
-    given = a.given_options(locals())
     if resume is not None:
-        if config or settings or output or adapter_file or dynamic or given:
-            raise ConfigurationError(
-                "--resume goes on with the run exactly as it was begun: no other options than --json and --debug"
-            )
+        refuse_other_options(options, output)
         folder = AdapterFolder(resume)
         run = folder.config()
         finished = folder.summary()
         if finished is not None:
-            errors.print(f"The run in {resume} is complete; there is nothing to go on with.")
-            if json:
-                print_json(finished)
+            print_complete_run(resume, finished, json)
             return
-    elif not dynamic and any(key.startswith("dynamic.") for key in given):
-        raise ConfigurationError(
-            "--turn-on, --realloc-n, --groups and --warmup are about adapters that take turns; add --dynamic"
-        )
     else:
-        run = a.adapter_run(config, settings, given, adapter_file, dynamic=dynamic)
+        run = _load(options)
+        check_folder(output)
         folder = AdapterFolder(output or _new_folder(run))
-    with noted(), _Steps() as view:
-        summary = train_run(run, folder, resume=resume is not None, listener=view.show)
+    # SIGTERM then ends the run as Ctrl-C does.
+    stop_on_signals()
+    with reports_how_to_resume("astralora adapters train", folder.path), print_warnings(), Bars() as bars:
+
+        def show(record: dict[str, Any]) -> None:
+            _show_progress(bars, record)
+
+        summary = train_run(run, folder, resume=resume is not None, listener=show)
     if json:
         print_json(summary)
-        return
-    _print_summary(summary, folder.path)
+    else:
+        _print_summary(summary, folder.path)
+
+
+def _load(options: TrainOptions) -> AdapterRun:
+    """Make the configuration of a new run.
+
+    Raises:
+        ConfigurationError: an option of dynamic runs without ``--dynamic``, or the configuration is not legal.
+    """
+    if not options.dynamic and any(key.startswith("dynamic.") for key in options.given()):
+        raise ConfigurationError(
+            "--turn-on, --realloc-n, --groups and --warmup-steps choose a share of the adapters; add --dynamic"
+        )
+    return options.load()
 
 
 def _new_folder(run: AdapterRun) -> Path:
-    model = Path(run.model.name).name
     kind = "uniform" if run.dynamic is None else "dynamic"
-    name = f"adapters-{model}-{kind}-seed{run.seed}-{datetime.now():%Y%m%d-%H%M%S}"
-    folder, again = Path("runs") / name, 1
-    while folder.exists():
-        again += 1
-        folder = Path("runs") / f"{name}-{again}"
-    return folder
+    return new_folder(f"adapters-{Path(run.model.name).name}-{kind}-seed{run.seed}")
 
 
-class _Steps:
-    """Live progress on standard error, and a line for every epoch."""
-
-    def __init__(self) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=12),
-            TextColumn("{task.fields[note]}"),
-            console=errors,
-            transient=True,
-        )
-        self._started = False
-
-    def __enter__(self) -> _Steps:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._started:
-            self._progress.stop()
-
-    def show(self, record: dict[str, Any]) -> None:
-        """Show one record."""
-        if not self._started:
-            # Only now: a run that is refused before its start shows its one sentence and nothing else.
-            self._started = True
-            self._progress.start()
-            self._bar = self._progress.add_task("", total=None, note="")
-        match record["event"]:
-            case "step":
-                self._progress.update(
-                    self._bar, description=f"step {record['step']}", note=f"loss {record['loss']:.3f}"
-                )
-            case "epoch":
-                scores = "  ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in record.items() if k.startswith("test_"))
-                line = f"epoch {record['epoch']:.2f}  {scores}"
-                self._progress.console.print(line, highlight=False, soft_wrap=True)
+def _show_progress(bars: Bars, record: dict[str, Any]) -> None:
+    """Show the step of a run, and print a line for every epoch."""
+    match record["event"]:
+        case "step":
+            bars.update(f"step {record['step']}", note=f"loss {record['loss']:.3f}")
+        case "epoch":
+            scores = "  ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in record.items() if k.startswith("test_"))
+            bars.print(f"epoch {record['epoch']:.2f}  {scores}")
 
 
 def _print_summary(summary: Mapping[str, Any], folder: Path) -> None:
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    rows = {
-        "run": f"{summary['model']}, {summary['objective']}, {summary['method']}, seed {summary['seed']}",
-        **{name.replace("_", " "): f"{summary[name]:.4f}" for name in summary if name.startswith("test_")},
-        "adapters on": f"{summary['adapters_on']} of {summary['adapters']}",
-        "trained": f"{summary['trained_parameters']:,} of {summary['parameters']:,} numbers",
-        "steps": f"{summary['steps']:,}",
-        "time here": duration(summary["wall_seconds"]),
-        "run folder": str(folder),
-    }
-    for name, value in rows.items():
-        table.add_row(name, value)
-    out.print(table)
+    print_rows(
+        {
+            "run": f"{summary['model']}, {summary['objective']}, {summary['method']}, seed {summary['seed']}",
+            **{name.replace("_", " "): f"{summary[name]:.4f}" for name in summary if name.startswith("test_")},
+            "adapters on": f"{summary['adapters_on']} of {summary['adapters']}",
+            "trained": f"{summary['trained_parameters']:,} of {summary['parameters']:,} numbers",
+            "steps": f"{summary['steps']:,}",
+            "time here": duration(summary["wall_seconds"]),
+            "run folder": str(folder),
+        }
+    )

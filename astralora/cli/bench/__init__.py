@@ -1,7 +1,8 @@
-"""``astralora bench``: measurements of astralora itself."""
+"""Provide ``astralora bench``, which measures astralora itself."""
 
 import typer
 
+from ..command import add_command
 from .chips import drift, identification, simulators
 from .gradients import efficiency, fidelity, overhead, refresh
 from .lowrank import adapters, lowrank
@@ -10,7 +11,7 @@ from .wires import session, transport
 __all__ = ["bench"]
 
 bench = typer.Typer(help="Measure astralora itself.", no_args_is_help=True)
-for command in (
+for function in (
     efficiency,
     fidelity,
     overhead,
@@ -23,4 +24,4 @@ for command in (
     session,
     transport,
 ):
-    bench.command()(command)
+    add_command(bench, function)

@@ -1,7 +1,8 @@
-"""Benchmarks of simulated chips: their time, their identification, their drift."""
+"""Provide the benchmarks of simulated chips: their time, their identification, their drift."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Annotated
 
@@ -10,51 +11,54 @@ import typer
 from ... import benchmarks
 from ...reports import duration
 from .. import options as o
-from ..console import one_sentence_errors, out, print_json
+from ..command import command
+from ..console import out, print_json
+from ..output import check_folder
+from ..progress import Count
 from .common import (
-    Devices,
-    Impairments,
-    Out,
-    Seeds,
-    Steps,
-    grouped,
+    Record,
+    group_records,
     make_table,
-    numbers,
-    percent,
+    mean_and_deviation,
+    parse_numbers,
+    parse_sizes,
+    parse_square,
+    print_folder,
     save,
-    say_where,
-    words,
+    split_words,
 )
 
 __all__ = ["drift", "identification", "simulators"]
 
 
-@one_sentence_errors
+@command
 def simulators(
-    devices: Devices = "matvec,slm,mrr,mzi,mzi3,monarch,lowrank,identity,diffractive",
-    sizes: Annotated[str, typer.Option("--sizes", help="Inputs and outputs, with commas between them.")] = "64,256",
-    impairments: Impairments = "lab",
-    batch: Annotated[int, typer.Option(help="Vectors a pass.", min=1)] = 256,
-    repeats: Annotated[int, typer.Option(help="Passes of each; the median counts.", min=3)] = 30,
+    devices: o.Devices = "matvec,slm,mrr,mzi,mzi3,monarch,lowrank,identity,diffractive",
+    sizes: o.Size = "64,256",
+    impairments: o.Impairments[str] = "lab",
+    batch_size: o.BatchSize[int] = 256,
+    repeats: Annotated[int, typer.Option(metavar="N", help="Passes of each, whose median counts.", min=3)] = 30,
+    output: o.OutFolder = None,
     json: o.Json = False,
-    debug: o.Debug = False,
 ) -> None:
     """Time a simulated device, forward and backward, as a multiple of nn.Linear.
 
-    A pass asks for a batch through all impairments and takes both gradients from the device's law; with a program, it
-    sets new controls before.
+    A pass queries a batch through all impairments and computes both gradients from the device's law. A pass with a
+    program sets new controls first.
 
-    Example: astralora bench simulators --devices slm,mzi --sizes 64
+    Example: astralora bench simulators --device slm,mzi --size 64
     """
-    with Steps("timings") as steps:
+    check_folder(output)
+    with Count("timings") as count:
         records = benchmarks.simulators(
-            words(devices),
-            numbers("--sizes", sizes, least=1),
+            split_words(devices),
+            parse_sizes(sizes),
             impairments=impairments,
-            batch=batch,
+            batch=batch_size,
             repeats=repeats,
-            listener=lambda _: steps.advance(None),
+            listener=count.advance,
         )
+    folder = save("simulators", output, records)
     if json:
         print_json(records)
         return
@@ -69,38 +73,87 @@ def simulators(
             f"{record['multiple_of_256_with_program']:.1f}",
         )
     out.print(table)
+    print_folder(folder)
 
 
-@one_sentence_errors
+@command
 def identification(
-    devices: Devices = "mzi",
-    sizes: Annotated[str, typer.Option("--sizes", help="Inputs and outputs, with commas between them.")] = "64",
-    seeds: Seeds = "0,1,2",
-    budget_programs: Annotated[int, typer.Option(help="The most programs of a calibration.", min=3)] = 64,
-    budget_vectors: Annotated[int, typer.Option(help="The most vectors of it.", min=3)] = 4100,
+    devices: o.Devices = "mzi",
+    sizes: o.Size = "64",
+    seeds: o.Seeds = "0,1,2",
+    budget_programs: o.BudgetPrograms[int] = 64,
+    budget_vectors: o.BudgetVectors[int] = 4100,
+    output: o.OutFolder = None,
     json: o.Json = False,
-    debug: o.Debug = False,
 ) -> None:
-    """Calibrate flawed chips, and compare what was found with what they were made with.
+    """Calibrate flawed chips, and compare the constants that were found with the true ones.
 
-    Meshes are off by 0.2 rad and 5 % of their efficiency, other chips by 0.1 rad, 2 % and a crosstalk of 0.5 %; all
-    have 8 bits in and out, and 2 % noise. Cosines are those of the control gradient to the chip's own, the least of 5
-    settings.
+    Meshes are off by 0.2 rad and 5 % of their efficiency, other chips by 0.1 rad, 2 % and a crosstalk of 0.5 %. All
+    have 8 bits in and out, and 2 % noise. Cosines compare the control gradient with that of the chip itself; the least
+    of 5 settings is shown. The budget is that of one calibration.
 
-    Example: astralora bench identification --devices mzi --sizes 64 --seeds 0
+    Example: astralora bench identification --device mzi --size 64 --seeds 0
     """
-    with Steps("calibrations") as steps:
+    check_folder(output)
+    with Count("calibrations") as count:
         records = benchmarks.identification(
-            words(devices),
-            numbers("--sizes", sizes, least=2),
-            numbers("--seeds", seeds),
+            split_words(devices),
+            parse_sizes(sizes, least=2),
+            parse_numbers("--seeds", seeds),
             programs=budget_programs,
             vectors=budget_vectors,
-            listener=lambda _: steps.advance(None),
+            listener=count.advance,
         )
+    folder = save("identification", output, records)
+    if json:
+        print_json(records)
+    else:
+        _show_identification(records)
+        print_folder(folder)
+
+
+@command
+def drift(
+    seeds: o.Seeds = "0,1,2",
+    size: o.Size = "64",
+    epochs: o.Epochs[int] = 10,
+    tasks: o.DriftTasks = "digits,digits-normed",
+    vectors: Annotated[int, typer.Option(metavar="N", help="Reference vectors of 'global' and 'output'.", min=2)] = 16,
+    columns: Annotated[
+        int, typer.Option(metavar="N", help="Outputs of a chip that 'columns' uses as references.", min=1)
+    ] = 4,
+    output: o.OutFolder = None,
+    json: o.Json = False,
+) -> None:
+    """Use chips of phase-change memory for a simulated day, with and without compensation of their drift.
+
+    Digits are learned on chips that do not drift, and programmed once on chips that do. A common decay does no harm
+    through one device layer ('digits'). Two layers with batch normalisation behind each ('digits-normed') are
+    sensitive to it.
+
+    Example: astralora bench drift --seeds 0,1,2
+    """
+    check_folder(output)
+    with Count("times") as count:
+        records = benchmarks.drift(
+            parse_numbers("--seeds", seeds),
+            tasks=split_words(tasks),
+            size=parse_square(size, least=16),
+            epochs=epochs,
+            vectors=vectors,
+            columns=columns,
+            listener=count.advance,
+        )
+    folder = save("drift", output, records, benchmarks.drift_png(records))
     if json:
         print_json(records)
         return
+    _show_accuracy(records)
+    _show_compensation(records)
+    print_folder(folder)
+
+
+def _show_identification(records: Sequence[Record]) -> None:
     table = make_table(
         "device",
         "size",
@@ -110,7 +163,7 @@ def identification(
         "s",
         "fits",
         "unexplained",
-        "drawing",
+        "nominal",
         "twin",
         "beyond 3 errors",
     )
@@ -132,67 +185,35 @@ def identification(
     out.print(table)
 
 
-@one_sentence_errors
-def drift(
-    seeds: Annotated[str, typer.Option("--seeds", help="Of weights and chip, with commas between them.")] = "0,1,2",
-    size: Annotated[int, typer.Option(help="Inputs and outputs of the device layer.", min=16)] = 64,
-    epochs: Annotated[int, typer.Option(help="Of training, on chips that hold still.", min=1)] = 10,
-    task: Annotated[
-        str, typer.Option("--task", help="digits, digits-normed, or both with a comma.")
-    ] = "digits,digits-normed",
-    vectors: Annotated[int, typer.Option(help="Reference vectors, of 'global' and 'output'.", min=2)] = 16,
-    columns: Annotated[int, typer.Option(help="Outputs given up a chip, of 'columns'.", min=1)] = 4,
-    output: Out = None,
-    json: o.Json = False,
-    debug: o.Debug = False,
-) -> None:
-    """Use chips of phase-change memory for a simulated day, with and without compensation of their drift.
-
-    Digits are learned on chips that hold still, and written once to those that drift. Through one device layer
-    ('digits') a common fading does no harm; two with batch normalisation behind each ('digits-normed') are sensitive.
-
-    Example: astralora bench drift --seeds 0,1,2
-    """
-    with Steps("looks") as steps:
-        records = benchmarks.drift(
-            numbers("--seeds", seeds),
-            tasks=words(task),
-            size=size,
-            epochs=epochs,
-            vectors=vectors,
-            columns=columns,
-            listener=lambda _: steps.advance(None),
-        )
-    folder = save("drift", output, records, benchmarks.drift_png(records))
-    if json:
-        print_json(records)
-        return
+def _show_accuracy(records: Sequence[Record]) -> None:
     kinds = list(dict.fromkeys(record["compensation"] for record in records))
     table = make_table("task", "time", *kinds)
-    for key, group in grouped(records, ("task", "seconds")):
+    for key, group in group_records(records, ("task", "seconds")):
         cells = [[r["test_accuracy"] for r in group if r["compensation"] == kind] for kind in kinds]
-        table.add_row(key[0], duration(key[1]), *map(percent, cells))
+        table.add_row(key[0], duration(key[1]), *map(mean_and_deviation, cells))
     out.print(table)
     out.print("Test accuracy since the program, mean and standard deviation over the seeds, in percent.\n", style="dim")
+
+
+def _show_compensation(records: Sequence[Record]) -> None:
     first, last = (pick(record["seconds"] for record in records) for pick in (min, max))
     table = make_table("task", "kind", "error", "programs", "vectors", "time", "columns")
-    for key, group in grouped(records, ("task", "compensation")):
-        errors_then = [fmean(r["output_error"] for r in group if r["seconds"] == end) for end in (first, last)]
-        programs, vectors, taken, columns = (
+    for key, group in group_records(records, ("task", "compensation")):
+        errors = [fmean(r["output_error"] for r in group if r["seconds"] == end) for end in (first, last)]
+        programs, vectors, seconds, columns = (
             max(r[what] for r in group) for what in ("programs", "vectors", "hardware_seconds", "columns")
         )
         table.add_row(
             *key,
-            " to ".join(f"{100 * error:.1f}" for error in errors_then),
+            " to ".join(f"{100 * error:.1f}" for error in errors),
             f"{programs:,}",
             f"{vectors:,}",
-            duration(taken),
+            duration(seconds),
             f"{columns:,}",
         )
     out.print(table)
     out.print(
-        "Error of the layers' outputs, at first and at last, in percent; and what one seed's chips took: programs, "
-        "vectors for reference and their time on hardware, and outputs given up.",
+        "Error of the layers' outputs at the first and the last time, in percent; and the cost for the chips of one "
+        "seed: programs, reference vectors and their time on hardware, and outputs used as references.",
         style="dim",
     )
-    say_where(folder)

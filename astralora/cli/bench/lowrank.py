@@ -1,86 +1,95 @@
-"""The benchmarks of low-rank training and of adapters."""
+"""Provide the benchmarks of low-rank training and of adapters."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from ... import benchmarks
 from .. import options as o
-from ..console import one_sentence_errors, out, print_json
-from .common import Out, Steps, grouped, make_table, numbers, save, say_where, span, spread, words
+from ..command import command
+from ..console import out, print_json
+from ..output import check_folder
+from ..progress import Count
+from .common import (
+    Record,
+    format_range,
+    group_records,
+    make_table,
+    mean_and_range,
+    parse_numbers,
+    print_folder,
+    save,
+    split_words,
+)
 
 __all__ = ["adapters", "lowrank"]
 
 
-@one_sentence_errors
+@command
 def lowrank(
     methods: Annotated[
         str,
-        typer.Option("--methods", help="Known are adam, flora, flora-8bit, flora-published, oialr and oialr-flora."),
+        typer.Option(
+            "--method", metavar="NAMES", help="Methods to compare, with commas between them: {lowrank_methods}."
+        ),
     ] = "adam,flora,oialr",
-    seeds: Annotated[str, typer.Option("--seeds", help="Of weights and data, with commas between them.")] = "0,1,2",
-    steps: Annotated[int, typer.Option(help="Of training, for every method.", min=1)] = 1500,
-    width: Annotated[int, typer.Option(help="Of the model, a multiple of 16.", min=16)] = 64,
-    layers: Annotated[int, typer.Option(help="Of the model.", min=1)] = 2,
-    rank: Annotated[int | None, typer.Option(help="(default: an eighth of the width)", min=1)] = None,
-    output: Out = None,
+    seeds: o.Seeds = "0,1,2",
+    steps: o.Steps[int] = 1500,
+    width: o.Width = 64,
+    layers: o.Layers = 2,
+    rank: Annotated[
+        int | None, typer.Option(metavar="N", help="Rank of the method. (default: an eighth of the width)", min=1)
+    ] = None,
+    output: o.OutFolder = None,
     json: o.Json = False,
-    debug: o.Debug = False,
 ) -> None:
     """Train a small OPT on English text with little optimizer state or few trained numbers, and with Adam.
 
     Learning rates are chosen first, on another seed, from as many for every method.
 
-    Example: astralora bench lowrank --methods adam,flora --seeds 0
+    Example: astralora bench lowrank --method adam,flora --seeds 0
     """
-    with Steps("runs") as progress:
+    check_folder(output)
+    with Count("runs") as count:
         records = benchmarks.lowrank(
-            words(methods),
-            numbers("--seeds", seeds),
+            split_words(methods),
+            parse_numbers("--seeds", seeds),
             steps=steps,
             width=width,
             layers=layers,
             rank=rank,
-            listener=lambda _, total: progress.advance(total),
+            listener=count.advance,
         )
     folder = save("lowrank", output, records, benchmarks.lowrank_png(records))
     if json:
         print_json(records)
-        return
-    table = make_table("method", "rate", "test loss", "state bytes", "trainable", "total")
-    for (name, rate), group in grouped([r for r in records if r["part"] == "run"], ("method", "rate")):
-        table.add_row(
-            name,
-            f"{rate:g}",
-            spread([r["test_loss"] for r in group]),
-            span([record["state_bytes"] for record in group]),
-            span([record["trainable"] for record in group]),
-            span([record["total"] for record in group]),
-        )
-    out.print(table)
-    out.print("Nats a byte, mean and range over the seeds; numbers are those at the end.", style="dim")
-    say_where(folder)
+    else:
+        _show_lowrank(records)
+        print_folder(folder)
 
 
-@one_sentence_errors
+@command
 def adapters(
     methods: Annotated[
-        str, typer.Option("--methods", help="Known are uniform, dynamic, dynamic-lora, static and random.")
+        str,
+        typer.Option(
+            "--method", metavar="NAMES", help="Methods to compare, with commas between them: {adapter_methods}."
+        ),
     ] = "uniform,dynamic,dynamic-lora,static,random",
-    seeds: Annotated[
-        str, typer.Option("--seeds", help="Of models, adapters and data, with commas between them.")
-    ] = "0,1,2,3,4",
-    steps: Annotated[int, typer.Option(help="Of adaptation.", min=1)] = 400,
-    pretraining: Annotated[int, typer.Option(help="Steps before it, of the whole model on other text.", min=1)] = 1000,
-    width: Annotated[int, typer.Option(help="Of the model, a multiple of 16.", min=16)] = 64,
-    layers: Annotated[int, typer.Option(help="Of the model.", min=1)] = 2,
-    rank: Annotated[int, typer.Option(help="Of an adapter that is on, a multiple of 5.", min=5)] = 10,
-    turn_on: Annotated[float, typer.Option(help="Share of the adapters that are on.", min=0.0, max=1.0)] = 0.25,
-    output: Out = None,
+    seeds: o.Seeds = "0,1,2,3,4",
+    steps: o.Steps[int] = 400,
+    pretraining: Annotated[
+        int, typer.Option(metavar="N", help="Steps before them, of the whole model on other text.", min=1)
+    ] = 1000,
+    width: o.Width = 64,
+    layers: o.Layers = 2,
+    rank: Annotated[int, typer.Option(metavar="N", help="Rank of adapters that are on, a multiple of 5.", min=5)] = 10,
+    turn_on: o.TurnOn[float] = 0.25,
+    output: o.OutFolder = None,
     json: o.Json = False,
-    debug: o.Debug = False,
 ) -> None:
     """Adapt a small OPT from English to source code, with a few chosen adapters and with LoRA everywhere.
 
@@ -88,28 +97,48 @@ def adapters(
 
     Learning rates are chosen first, on another seed, from as many for every method.
 
-    Example: astralora bench adapters --methods uniform,dynamic --seeds 0,1
+    Example: astralora bench adapters --method uniform,dynamic --seeds 0,1
     """
-    with Steps("runs") as progress:
+    check_folder(output)
+    with Count("runs") as count:
         records = benchmarks.adapters(
-            words(methods),
-            numbers("--seeds", seeds),
+            split_words(methods),
+            parse_numbers("--seeds", seeds),
             steps=steps,
             pretraining=pretraining,
             width=width,
             layers=layers,
             rank=rank,
             turn_on=turn_on,
-            listener=lambda _, total: progress.advance(total),
+            listener=count.advance,
         )
     rows = benchmarks.summarize(records)
-    sentence = benchmarks.verdict(rows)
-    folder = save(
-        "adapters", output, records, benchmarks.adapters_png(rows), summary={"rows": rows, "verdict": sentence}
-    )
+    verdict = benchmarks.verdict(rows)
+    summary = {"rows": rows, "verdict": verdict}
+    folder = save("adapters", output, records, benchmarks.adapters_png(rows), summary=summary)
     if json:
         print_json(records)
         return
+    _show_adapters(rows)
+    if verdict is not None:
+        out.print(verdict, soft_wrap=True)
+    print_folder(folder)
+
+
+def _show_lowrank(records: Sequence[Record]) -> None:
+    table = make_table("method", "rate", "test loss", "state bytes", "trainable", "total")
+    for (name, rate), group in group_records([r for r in records if r["part"] == "run"], ("method", "rate")):
+        table.add_row(
+            name,
+            f"{rate:g}",
+            mean_and_range([r["test_loss"] for r in group]),
+            *(format_range([record[what] for record in group]) for what in ("state_bytes", "trainable", "total")),
+        )
+    out.print(table)
+    out.print("Nats per byte, mean and range over the seeds; the numbers are those at the end.", style="dim")
+
+
+def _show_adapters(rows: Sequence[Record]) -> None:
     table = make_table("method", "rate", "on", "used", "trained", "test loss", "over uniform")
     for row in rows:
         table.add_row(
@@ -123,13 +152,10 @@ def adapters(
         )
     out.print(table)
     out.print(
-        "Nats a byte, mean and standard error over the seeds; differences are to uniform on the same seeds. On and "
-        "trained are the most at any time, used is how many adapters were ever on.",
+        "Nats per byte, mean and standard error over the seeds; differences are to uniform on the same seeds. 'on' and "
+        "'trained' are the greatest numbers at any time; 'used' counts the adapters that were ever on.",
         style="dim",
     )
-    if sentence is not None:
-        out.print(sentence, soft_wrap=True)
-    say_where(folder)
 
 
 def _with_error(value: float, error: float | None, sign: str = "") -> str:

@@ -1,71 +1,80 @@
-"""Benchmarks of what stands between a program and a chip."""
+"""Provide the benchmarks of the session and of wire protocols."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from ... import benchmarks
 from .. import options as o
-from ..console import one_sentence_errors, out, print_json
+from ..command import command
+from ..console import print_json, print_rows
+from ..output import check_folder
+from .common import parse_square, print_folder, save
 
 __all__ = ["session", "transport"]
 
 
-@one_sentence_errors
+@command
 def session(
-    device: Annotated[str, typer.Option(help="Registered device.")] = "matvec",
-    impairments: Annotated[str, typer.Option(help="Of a simulated device.")] = "ideal",
-    size: Annotated[int, typer.Option(help="Inputs and outputs.", min=1)] = 256,
-    batch: Annotated[int, typer.Option(help="Vectors per query.", min=1)] = 256,
-    rounds: Annotated[int, typer.Option(help="Pairs of measurements.", min=10)] = 2000,
+    device: o.Device[str] = "matvec",
+    impairments: o.Impairments[str] = "ideal",
+    size: o.Size = "256",
+    batch_size: o.BatchSize[int] = 256,
+    rounds: o.Rounds = 2000,
+    output: o.OutFolder = None,
     json: o.Json = False,
-    debug: o.Debug = False,
 ) -> None:
     """Time a query through a session against the same query on the bare device.
 
     Example: astralora bench session --device mrr --impairments lab
     """
-    result = benchmarks.session_overhead(device, impairments, size, batch, rounds)
+    check_folder(output)
+    result = benchmarks.session_overhead(device, impairments, parse_square(size), batch_size, rounds)
+    folder = save("session", output, [result])
     if json:
         print_json([result])
         return
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_row("bare query, median", f"{result['raw_us']:.1f} us")
-    table.add_row("through a session, median", f"{result['session_us']:.1f} us")
-    table.add_row(
-        "overhead",
-        f"{100 * result['overhead']:.1f} %  (quartiles "
-        f"{100 * result['overhead_low']:.1f} to {100 * result['overhead_high']:.1f} %)",
+    quartiles = f"{100 * result['overhead_low']:.1f} to {100 * result['overhead_high']:.1f} %"
+    print_rows(
+        {
+            "bare query, median": f"{result['raw_us']:.1f} us",
+            "through a session, median": f"{result['session_us']:.1f} us",
+            "overhead": f"{100 * result['overhead']:.1f} %  (quartiles {quartiles})",
+        }
     )
-    out.print(table)
+    print_folder(folder)
 
 
-@one_sentence_errors
+@command
 def transport(
-    protocol: Annotated[str, typer.Option(help="Wire protocol: frames or scpi.")] = "frames",
-    size: Annotated[int, typer.Option(help="Inputs and outputs.", min=1)] = 256,
-    batch: Annotated[int, typer.Option(help="Vectors per query.", min=1)] = 4096,
-    rounds: Annotated[int, typer.Option(help="Pairs of measurements.", min=10)] = 500,
+    protocol: Annotated[str, typer.Option("--protocol", metavar="NAME", help="Wire protocol: {protocols}.")] = "frames",
+    size: o.Size = "256",
+    batch_size: o.BatchSize[int] = 4096,
+    rounds: o.Rounds = 500,
+    output: o.OutFolder = None,
     json: o.Json = False,
-    debug: o.Debug = False,
 ) -> None:
     """Time a query along a wire protocol against a bare socket that copies the same bytes.
 
     Example: astralora bench transport --protocol frames
     """
-    result = benchmarks.transport(protocol, size, batch, rounds)
+    check_folder(output)
+    result = benchmarks.transport(protocol, parse_square(size), batch_size, rounds)
+    folder = save("transport", output, [result])
     if json:
         print_json([result])
         return
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_row("bare socket, median", f"{result['socket_us']:.0f} us")
     speed = f"{result['driver_megabytes_per_second']:.0f} MB/s"
-    table.add_row("driver and emulator, median", f"{result['driver_us']:.0f} us  ({speed})")
     quartiles = f"{100 * result['share_low']:.0f} to {100 * result['share_high']:.0f} %"
-    table.add_row("share of the socket's throughput", f"{100 * result['share']:.0f} %  (quartiles {quartiles})")
     added, share = result["bytes_added"], 100 * result["bytes_added_share"]
-    table.add_row("bytes added by the protocol", f"{added} of {result['bytes_of_values']:,}  ({share:.3f} %)")
-    out.print(table)
+    print_rows(
+        {
+            "bare socket, median": f"{result['socket_us']:.0f} us",
+            "driver and emulator, median": f"{result['driver_us']:.0f} us  ({speed})",
+            "share of the socket's throughput": f"{100 * result['share']:.0f} %  (quartiles {quartiles})",
+            "bytes added by the protocol": f"{added} of {result['bytes_of_values']:,}  ({share:.3f} %)",
+        }
+    )
+    print_folder(folder)

@@ -1,4 +1,4 @@
-"""What ``astralora check --json`` printed, read again."""
+"""Read the measurements in a file that ``astralora check`` has written."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["load_characterisation"]
 
 
 def load_characterisation(path: Path) -> Characterisation:
-    """What was measured of a chip.
+    """Read what was measured on a chip.
 
     Raises:
-        ConfigurationError: nothing, or it cannot be read; in one sentence.
+        ConfigurationError: the file holds no measurements or cannot be read; in one sentence.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -25,4 +25,4 @@ def load_characterisation(path: Path) -> Characterisation:
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, ValidationError):
-        raise ConfigurationError(f"{path} does not hold what 'astralora check --json' prints of a device") from None
+        raise ConfigurationError(f"{path} does not hold the JSON that 'astralora check' writes") from None

@@ -1,0 +1,79 @@
+"""Check and write the files and folders that ``--out`` names.
+
+A file that exists is replaced at once and completely. Its folder must exist. A folder is made where there is none.
+Commands check the path before they spend anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ..common.errors import ConfigurationError
+from ..devices.files import write_atomically
+
+__all__ = ["check_file", "check_folder", "new_folder", "write_file", "write_json"]
+
+
+def check_file(path: Path | None) -> None:
+    """Refuse a file that cannot be written.
+
+    Raises:
+        ConfigurationError: its folder does not exist or cannot be written to, or the path is a folder.
+    """
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"{path} cannot be written: there is no folder {path.parent}")
+    if path.is_dir():
+        raise ConfigurationError(f"{path} cannot be written: it is a folder; name a file")
+    _check_permission(path, path.parent)
+
+
+def check_folder(path: Path | None) -> None:
+    """Refuse a folder that cannot be made or written to.
+
+    Raises:
+        ConfigurationError: the path or a part of it is a file, or the folder cannot be written to.
+    """
+    if path is None:
+        return
+    existing = next(part for part in (path, *path.absolute().parents) if part.exists())
+    if not existing.is_dir():
+        raise ConfigurationError(f"{path} cannot be made: {existing} is a file; name a folder")
+    _check_permission(path, existing)
+
+
+def new_folder(name: str) -> Path:
+    """Return a folder in ``runs/`` that does not exist yet, named by the time of day."""
+    name = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder, number = Path("runs") / name, 1
+    while folder.exists():
+        number += 1
+        folder = Path("runs") / f"{name}-{number}"
+    return folder
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file, or replace it, completely or not at all.
+
+    Raises:
+        ConfigurationError: it cannot be written.
+    """
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file; see `write_file`."""
+    write_file(path, json.dumps(value, indent=2) + "\n")
+
+
+def _check_permission(path: Path, folder: Path) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"{path} cannot be written: no permission to write in {folder}")

@@ -1,0 +1,121 @@
+"""Load a device factory from a Python file, named as ``path/to/mychip.py:make_chip``."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from .errors import DeviceError
+
+__all__ = ["absolute_name", "load_factory", "split_name"]
+
+# The module of each file that was imported, with the file's modification time at that moment.
+_imported: dict[Path, tuple[int, ModuleType]] = {}
+
+
+def split_name(name: str) -> tuple[Path, str] | None:
+    r"""Split a device name into a Python file and the name of a factory in it.
+
+    The last colon separates the two, because a path may hold colons: ``C:\lab\mychip.py:make_chip``.
+
+    Returns:
+        Path as given, and name of the factory, empty where it is missing; None where the name is not a Python file's.
+    """
+    path, _, factory = name.rpartition(":")
+    if path.endswith(".py"):
+        return Path(path).expanduser(), factory
+    return (Path(name).expanduser(), "") if name.endswith(".py") else None
+
+
+def absolute_name(name: str, folder: str | Path = ".") -> str:
+    """Make the path in a device name absolute; return every other name unchanged.
+
+    Args:
+        name: any device name.
+        folder: where a relative path begins.
+    """
+    parts = split_name(name)
+    if parts is None:
+        return name
+    path, factory = parts
+    return f"{os.path.abspath(folder / path)}:{factory}"
+
+
+def load_factory(name: str) -> Callable[..., Any]:
+    """Import a Python file and return the factory in it.
+
+    The file is the user's own code and runs without restrictions, like a script that is started by name. Its folder is
+    appended to ``sys.path``, so that it can import the files beside it. A file is imported once in a process, and again
+    only after it has changed.
+
+    Args:
+        name: path and factory, such as ``path/to/mychip.py:make_chip``; a relative path begins at the current folder.
+            The factory is a function or a class.
+
+    Raises:
+        DeviceError: no such file, the import fails, or there is no such factory in it.
+    """
+    parts = split_name(name)
+    assert parts is not None
+    path, attribute = Path(os.path.abspath(parts[0])), parts[1]
+    if not path.is_file():
+        raise DeviceError(f"there is no file {path}", device=name, operation="open")
+    try:
+        module = _import(path)
+    except (Exception, SystemExit) as error:
+        # The user's code may fail in any way at all.
+        reason = f"{type(error).__name__}: {error}".split("\n")[0]
+        raise DeviceError(f"{path.name} cannot be imported: {reason}", device=name, operation="open") from error
+    if not attribute or not hasattr(module, attribute):
+        present = ", ".join(_factories(module)) or "none"
+        complaint = f"{path.name} has no {attribute!r}" if attribute else "the name of the factory is missing"
+        raise DeviceError(
+            f"{complaint}; write FILE.py:FACTORY, and the functions and classes of this file are {present}",
+            device=name,
+            operation="open",
+        )
+    factory = getattr(module, attribute)
+    if not callable(factory):
+        kind = type(factory).__name__
+        raise DeviceError(
+            f"{attribute} in {path.name} is of type {kind}; it must be a function or a class that makes a device",
+            device=name,
+            operation="open",
+        )
+    return factory  # type: ignore[no-any-return]
+
+
+def _import(path: Path) -> ModuleType:
+    """Import a file under a module name of its own, unless it is imported already and has not changed."""
+    changed = path.stat().st_mtime_ns
+    earlier = _imported.get(path)
+    if earlier is not None and earlier[0] == changed:
+        return earlier[1]
+    module = ModuleType(f"astralora_device_file_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}")
+    module.__file__ = str(path)
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    # Dataclasses and pickle look classes up by the name of their module.
+    sys.modules[module.__name__] = module
+    try:
+        # Compiled here, because Python's cache of compiled files misses a second change within one second.
+        exec(compile(path.read_bytes(), path, "exec"), module.__dict__)
+    except BaseException:
+        del sys.modules[module.__name__]
+        raise
+    _imported[path] = (changed, module)
+    return module
+
+
+def _factories(module: ModuleType) -> list[str]:
+    """List the functions and classes that the module itself defines."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if callable(value) and not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
+    ]
