@@ -144,16 +144,16 @@ def test_a_complete_run_is_not_changed(uninterrupted: Callable[[str], Path]) -> 
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     found = resume("run")
     assert found.exit_code == 0
-    assert "there is nothing to go on with" in found.stderr
+    assert "there is nothing to resume" in found.stderr
     assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("run", "--lr", "0.1"), "--resume goes on with the run exactly as it was begun"),
-        (("run", "--dynamic"), "--resume goes on with the run exactly as it was begun"),
-        (("run", "-o", "other"), "--resume goes on with the run exactly as it was begun"),
+        (("run", "--lr", "0.1"), "--resume continues the run exactly as it was begun"),
+        (("run", "--dynamic"), "--resume continues the run exactly as it was begun"),
+        (("run", "-o", "other"), "--resume continues the run exactly as it was begun"),
         (("run",), "run holds no run: it has no config.toml"),
     ],
 )

@@ -168,15 +168,15 @@ def test_every_model_is_trained_on_its_objectives(
 
 
 def test_only_the_adapters_of_a_search_are_trained(command: Command) -> None:
-    shown = command("score", "--data", "corpus.txt", "--batches", "2", "-o", "out/scores.toml").stdout
-    scores = Scores.load(Path("out/scores.toml"))
+    shown = command("score", "--data", "corpus.txt", "--batches", "2", "-o", "scores.toml").stdout
+    scores = Scores.load(Path("scores.toml"))
     assert (scores.proxy, scores.batches, len(scores.values)) == ("grad_norm", 2, ADAPTERS)
     ranked = sorted(scores.values, key=lambda key: -scores.values[key])
     assert [line.split()[0] for line in shown.splitlines()[1:-1]] == ranked
-    command("search", "out/scores.toml", "--turn-on", "0.25", "--rank", "3", "-o", "new/adapters.toml")
-    config = AdapterConfig.load(Path("new/adapters.toml"))
+    command("search", "scores.toml", "--turn-on", "0.25", "--rank", "3", "-o", "adapters.toml")
+    config = AdapterConfig.load(Path("adapters.toml"))
     best = set(ranked[: round(0.25 * ADAPTERS)])
-    command("train", "--data", "corpus.txt", "--adapters", "new/adapters.toml", *STEPS, "-o", "run")
+    command("train", "--data", "corpus.txt", "--adapters", "adapters.toml", *STEPS, "-o", "run")
     adapted = fresh(config=config)
     assert {unit.key for unit in adapted.units} == moved("run", config) == best
     assert {unit.rank for unit in adapted.units} == {3}
@@ -251,7 +251,7 @@ MODES = {
     "separated": (*DYNAMIC, "--groups", "separated"),
     "off": (*DYNAMIC, "--groups", "off"),
     "reuse": (*DYNAMIC, "--set", "dynamic.reuse=true"),
-    "warmed up": (*DYNAMIC, "--warmup", "2", "--proxy", "snip"),
+    "warmed up": (*DYNAMIC, "--warmup-steps", "2", "--proxy", "snip"),
     "none on": (*DYNAMIC, "--turn-on", "0"),
     "all on": (*DYNAMIC, "--turn-on", "1"),
     "decaying": ("--set", "training.weight_decay=0.1"),

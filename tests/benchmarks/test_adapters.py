@@ -176,7 +176,7 @@ def test_what_cannot_be_run_is_refused() -> None:
 
 
 def test_the_command_refuses_an_unknown_method_in_one_sentence() -> None:
-    run = CliRunner().invoke(app, ["bench", "adapters", "--methods", "best", "--seeds", "0"])
+    run = CliRunner().invoke(app, ["bench", "adapters", "--method", "best", "--seeds", "0"])
     assert run.exit_code != 0
     assert "there is no adapter method named 'best'; known are uniform, dynamic" in " ".join(run.stderr.split())
     assert "Traceback" not in run.stderr
@@ -189,7 +189,7 @@ def test_the_command_leaves_records_and_a_picture_and_says_who_wins(
     monkeypatch.chdir(tmp_path)
     options = [f"--{name}={value}" for name, value in TINY.items()]
     run = CliRunner().invoke(
-        app, ["bench", "adapters", "--methods", "uniform,dynamic", "--seeds", "0,1", *options, "-o", "b"]
+        app, ["bench", "adapters", "--method", "uniform,dynamic", "--seeds", "0,1", *options, "-o", "b"]
     )
     assert run.exit_code == 0, run.stderr
     assert "over uniform" in run.stdout

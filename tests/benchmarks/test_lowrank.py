@@ -102,7 +102,7 @@ def test_what_cannot_be_run_is_refused() -> None:
 
 def test_the_command_leaves_records_and_a_picture(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    arguments = ["--methods", "adam", "--seeds", "0", "--steps", "1", "--width", "16", "--layers", "1", "--out", "it"]
+    arguments = ["--method", "adam", "--seeds", "0", "--steps", "1", "--width", "16", "--layers", "1", "--out", "it"]
     run = subprocess.run(
         [sys.executable, "-m", "astralora", "bench", "lowrank", *arguments],
         cwd=tmp_path,

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from astralora import ConfigurationError
-from astralora.cli.options import run_config
+from astralora.cli.runs import run_config
 from astralora.training import RunConfig
 
 
