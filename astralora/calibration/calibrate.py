@@ -25,7 +25,7 @@ from ..devices import (
     make_device,
     make_model,
 )
-from .direct import (
+from .direct_measurements import (
     SHARE,
     DirectMeasurements,
     check_same_device,

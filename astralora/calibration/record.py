@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..devices import DeviceSpec, FitQuality, Identifiable
-from .direct import dead_outputs
+from .direct_measurements import dead_outputs
 from .identification import Identification
 from .pairs import Pairs
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 from ..devices import DeviceSpec
 from .html import html_table
 
-__all__ = ["Characterisation", "Finding", "finding_row"]
+__all__ = ["Characterisation", "Finding", "finding_row", "first_numbers"]
 
 _LABELS = {
     "noise_std": "noise of outputs",
@@ -151,6 +151,11 @@ def finding_row(finding: Mapping[str, Any]) -> dict[str, str]:
         "promised": _number(finding["promised"]),
         "kind": "broken" if finding["agrees"] is False else "",
     }
+
+
+def first_numbers(which: Sequence[int]) -> str:
+    """List the first eight numbers, such as those of stuck controls."""
+    return ", ".join(map(str, which[:8])) + (", ..." if len(which) > 8 else "")
 
 
 def _number(value: float | None) -> str:

@@ -58,7 +58,7 @@ class Noise(Measurement):
                 unit="output units",
                 promised=spec.noise_std,
                 agrees=low <= spec.noise_std * 1.05 and spec.noise_std <= high * 1.05 + 1e-12,
-                sentence=f"The noise of one output of one query is {noise:.3g}, rounding excluded.",
+                sentence=f"One output of one query has a noise of {noise:.3g}, rounding excluded.",
                 data={
                     "outputs": list(range(outputs)),
                     "std": variances.sqrt().tolist(),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..devices import DeviceError, FittedModel, make_model
 from .context import MeasurementContext
-from .findings import Finding
+from .findings import Finding, first_numbers
 from .measurement import Cost, Measurement
 
 __all__ = ["Survey"]
@@ -119,7 +119,7 @@ class Survey(Measurement):
             value=len(dead),
             low=len(dead),
             high=len(dead),
-            sentence=f"There are no {what}." if not dead else f"{len(dead)} {what}: {_shortened(dead)}.",
+            sentence=f"There are no {what}." if not dead else f"{len(dead)} {what}: {first_numbers(dead)}.",
             data={"which": dead, "power": power.clamp_min(0).tolist()},
         )
 
@@ -148,7 +148,7 @@ class Survey(Measurement):
         resolvable = bool(typical > 40 * size)
         stuck = (stuck_like & ~moves & alive).nonzero()[:, 0].tolist() if resolvable else []
         undecided = int((~stuck_like & ~moves & alive).sum())
-        sentence = "No control is stuck" if not stuck else f"{len(stuck)} controls are stuck: {_shortened(stuck)}"
+        sentence = "No control is stuck" if not stuck else f"{len(stuck)} controls are stuck: {first_numbers(stuck)}"
         sentence += f", but {undecided} more may be stuck." if undecided else "."
         return Finding(
             name="stuck_controls",
@@ -230,8 +230,3 @@ def _nominal_entries(context: MeasurementContext, controls: list[float]) -> list
     unit[0, 0] = 1.0
     entries: list[float] = model.law({}, settings, unit)[:, 0, 0].tolist()
     return entries
-
-
-def _shortened(which: list[int]) -> str:
-    """List the first eight numbers."""
-    return ", ".join(map(str, which[:8])) + (", ..." if len(which) > 8 else "")
