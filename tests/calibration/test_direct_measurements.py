@@ -119,7 +119,7 @@ def test_a_known_characterisation_is_not_measured_again() -> None:
     record = al.calibrate(session, al.Budget(programs=20, vectors=164), known=known, steps=20)
     assert (session.usage.programs, session.usage.vectors) == (20, 164)
     assert record.measured.control_levels == 64
-    with pytest.raises(al.CalibrationMismatch, match=r"serial_number .*-1-.*, and this has .*-2-"):
+    with pytest.raises(al.CalibrationMismatch, match=r"serial_number .*-1-.*, and this device has .*-2-"):
         al.calibrate(Unspecified(chip(seed=2)), known=known)
 
 
