@@ -73,7 +73,7 @@ def adapters(
     if rank < 1 or rank % 5:
         raise ConfigurationError(f"the rank must be a multiple of 5, so that all adapters cost the same; {rank} is not")
     if not 0 < turn_on <= 1:
-        raise ConfigurationError(f"turn_on must be more than 0 and at most_enabled 1, not {turn_on!r}")
+        raise ConfigurationError(f"turn_on must be more than 0 and at most 1, not {turn_on!r}")
     kinds = {name: ADAPTER_METHODS.find(name) for name in methods}
     for library in ("transformers", "peft"):
         require(library, "'astralora bench adapters'", extra="lowrank")

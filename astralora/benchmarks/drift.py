@@ -80,6 +80,14 @@ class _LeadingOutputs:
     """Use the first outputs of a chip, and program its last ones like reference columns without using them.
 
     Chips then have the same cells, with or without reference columns.
+
+    Args:
+        chip: chip with all outputs.
+        columns: number of its last outputs that are not used.
+        seed: seed of the reference columns.
+
+    Attributes:
+        chip: chip with all outputs.
     """
 
     def __init__(self, chip: Device, columns: int, seed: int) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..characterisation.findings import finding_row, first_numbers
 from ..devices import Calibration
 from .page import Verdict, draw, render
-from .plots import ACCENT, BASELINE, DEVICE
+from .plots import ACCENT, BASELINE, DEVICE, ERROR_BAR, plot_transfer_curve
 from .text import duration
 
 __all__ = ["calibration_report"]
@@ -206,7 +206,7 @@ def _histogram(ax: Axes, name: str, values: Tensor, errors: Tensor, nominal: flo
 def _single_values(ax: Axes, name: str, values: Tensor, errors: Tensor, nominal: float) -> None:
     """Plot a few values one by one, with their standard errors."""
     flat = values.flatten().numpy()
-    ax.errorbar(range(len(flat)), flat, errors.flatten().numpy(), fmt="o", ms=4, color=DEVICE, ecolor="#9fbfd8")
+    ax.errorbar(range(len(flat)), flat, errors.flatten().numpy(), fmt="o", ms=4, color=DEVICE, ecolor=ERROR_BAR)
     ax.axhline(nominal, color=BASELINE, ls="--", label="nominal")
     title = name.replace("_", " ")
     ax.set(xlabel=_AXES.get(name, "number"), ylabel=title, title=_of_chip(title))
@@ -220,6 +220,5 @@ def _of_chip(title: str) -> str:
 
 def _curve(ax: Axes, record: Calibration) -> None:
     """Plot the transfer curve."""
-    x, y, spread = (record.tensors[f"curve/{name}"].numpy() for name in ("control", "entry", "spread"))
-    ax.errorbar(x, y, spread, fmt="o", ms=4, color=DEVICE, ecolor="#9fbfd8")
-    ax.set(xlabel="control", ylabel="transfer matrix entry", title="Transfer curve of the controls")
+    control, entry, spread = (record.tensors[f"curve/{name}"].numpy() for name in ("control", "entry", "spread"))
+    plot_transfer_curve(ax, control, entry, spread)

@@ -14,7 +14,7 @@ from ..characterisation import Characterisation, Finding
 from ..characterisation.findings import finding_row
 from ..devices.testing import CheckResult
 from .page import Verdict, draw, render
-from .plots import ACCENT, BASELINE, DEVICE
+from .plots import ACCENT, BASELINE, DEVICE, ERROR_BAR, plot_transfer_curve
 
 __all__ = ["check_report"]
 
@@ -77,13 +77,7 @@ def _spec(measured: Characterisation) -> str:
 def _transfer_curve(ax: Axes, finding: Finding) -> None:
     """Plot the transfer curve beside the nominal one."""
     data = _arrays(finding)
-    ax.errorbar(
-        data["control"], data["entry"], data["spread"], fmt="o", ms=4, color=DEVICE, ecolor="#9fbfd8", label="measured"
-    )
-    if "promised" in data:
-        ax.plot(data["control"], data["promised"], "--", color=ACCENT, label="nominal")
-    ax.set(xlabel="control", ylabel="transfer matrix entry", title="Transfer curve of the controls")
-    ax.legend(frameon=False)
+    plot_transfer_curve(ax, data["control"], data["entry"], data["spread"], data.get("promised"))
 
 
 def _crosstalk(ax: Axes, finding: Finding) -> None:
@@ -180,7 +174,7 @@ def _settling(ax: Axes, finding: Finding) -> None:
     # A logarithmic axis cannot show the first answer, at time 0.
     time = 1e3 * np.maximum(data["time"], data["time"][1] / 2)
     error = 0.0 if finding.high is None or finding.value is None else (finding.high - finding.value) / 3
-    ax.errorbar(time, 100 * data["share"], 100 * error, fmt="o", ms=4, color=DEVICE, ecolor="#9fbfd8")
+    ax.errorbar(time, 100 * data["share"], 100 * error, fmt="o", ms=4, color=DEVICE, ecolor=ERROR_BAR)
     ax.axhline(0, color=BASELINE, lw=1)
     ax.set_xscale("log")
     ax.set(xlabel="time after the program, ms", ylabel="% of the jump not settled", title="Settling")
@@ -196,7 +190,7 @@ def _drift(ax: Axes, finding: Finding) -> None:
         fmt="o",
         ms=4,
         color=DEVICE,
-        ecolor="#9fbfd8",
+        ecolor=ERROR_BAR,
         label="measured",
     )
     if finding.value is not None:

@@ -13,16 +13,30 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..characterisation.html import html_table
 from .text import duration, percent
 
-__all__ = ["ACCENT", "BASELINE", "DEVICE", "PLOTS", "RunData", "as_png", "overview_png", "plot_png", "prepare"]
+__all__ = [
+    "ACCENT",
+    "BASELINE",
+    "DEVICE",
+    "ERROR_BAR",
+    "PLOTS",
+    "RunData",
+    "as_png",
+    "overview_png",
+    "plot_png",
+    "plot_transfer_curve",
+    "prepare",
+]
 
 DEVICE = "#1b5e91"
 BASELINE = "#8a8a8a"
 ACCENT = "#d9730d"
+ERROR_BAR = "#9fbfd8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +196,17 @@ def _draw(ax: Axes, name: str, run: RunData) -> None:
     """Draw a plot by name."""
     prepare(ax)
     PLOTS[name](ax, run)
+
+
+def plot_transfer_curve(
+    ax: Axes, control: ArrayLike, entry: ArrayLike, spread: ArrayLike, nominal: ArrayLike | None = None
+) -> None:
+    """Plot entries of the transfer matrix against their control, beside the nominal curve if it is known."""
+    ax.errorbar(control, entry, spread, fmt="o", ms=4, color=DEVICE, ecolor=ERROR_BAR, label="measured")
+    if nominal is not None:
+        ax.plot(control, nominal, "--", color=ACCENT, label="nominal")
+    ax.set(xlabel="control", ylabel="transfer matrix entry", title="Transfer curve of the controls")
+    ax.legend(frameon=False)
 
 
 def prepare(ax: Axes) -> None:

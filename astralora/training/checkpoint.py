@@ -59,7 +59,7 @@ def load_state(folder: Path) -> dict[str, Any] | None:
             raise ConfigurationError(f"{index} has format {content['format']}, and this astralora reads format 1")
         data = (folder / Path(content["tensors"]).name).read_bytes()
         if hashlib.sha256(data).hexdigest() != content["sha256"]:
-            raise ValueError("the tensors are not those that were written")
+            raise ValueError("the tensors differ from those that were saved")
         state: dict[str, Any] = _unpack(content["state"], load_tensors(data))
     except ConfigurationError:
         raise

@@ -20,6 +20,8 @@ Option = bool | int | float | str | list[float]
 
 
 class _Section(BaseModel):
+    """Refuse unknown keys and later changes."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
