@@ -101,7 +101,7 @@ def test_the_published_method_stops_early_when_it_has_spent_too_much() -> None:
     )
     auto, paper = results
     assert auto.reached
-    assert paper.result.epochs == 20
+    assert paper.case.epochs == 20
     assert paper.reached or paper.outdone
 
 
