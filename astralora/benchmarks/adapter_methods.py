@@ -66,7 +66,7 @@ class AdapterMethod(ABC):
     """
 
     rates: ClassVar[tuple[float, ...]] = (3e-3, 1e-2, 3e-2)
-    """Learning rates to choose from: as many for every method."""
+    """Learning rates to choose from: the same number for every method."""
 
     def __init__(self, model: nn.Module, budget: Budget, batches: Iterator[Batch], steps: int, seed: int) -> None:
         self.budget, self.batches, self.steps, self.seed = budget, batches, steps, seed
@@ -129,7 +129,7 @@ class Dynamic(AdapterMethod):
 
 
 class DynamicLora(Dynamic):
-    """Choose among LoRA adapters only, without shortcuts, for as many parameters."""
+    """Choose among LoRA adapters only, without shortcuts, for the same number of parameters."""
 
     options: ClassVar[dict[str, Any]] = {"proxy": "grad_norm", "groups": "off"}
 

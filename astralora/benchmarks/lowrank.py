@@ -46,7 +46,7 @@ class LowRankMethod(ABC):
     """
 
     rates: ClassVar[tuple[float, ...]] = (2e-3, 4e-3, 8e-3)
-    """Learning rates to choose from: as many for every method."""
+    """Learning rates to choose from: the same number for every method."""
 
     def __init__(self, model: nn.Module, rate: float, rank: int, seed: int, steps: int) -> None:
         self.model, self.rate, self.rank, self.seed, self.steps = model, rate, rank, seed, steps

@@ -115,7 +115,7 @@ def _pair(calls: tuple[Callable[[], object], Callable[[], object]], turn: int) -
 
 
 def _exchange(connection: socket.socket, sent: bytes, back: bytearray) -> None:
-    """Send bytes, and wait for as many."""
+    """Send bytes, and receive the same number."""
     connection.sendall(sent)
     _fill(connection, memoryview(back))
 

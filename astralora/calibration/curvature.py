@@ -106,8 +106,8 @@ class Curvature:
         answers = law_outputs(self._model, self._split(values), self._pairs, chosen)
         measured = self._pairs.outputs[chosen]
         valid = unsaturated_mask(measured, answers.detach(), self._spec, self._noise)
-        left: Tensor = ((measured - answers) * valid / self._noise).flatten()
-        return left
+        residual: Tensor = ((measured - answers) * valid / self._noise).flatten()
+        return residual
 
     def _normal_equations(self) -> tuple[Tensor, Tensor]:
         """Return the information matrix and the gradient of the log posterior."""
@@ -117,11 +117,11 @@ class Curvature:
         for part in torch.arange(len(self._pairs.settings)).split(4):
             # Compute J t as the derivative of J^T u by u: two backward passes, which every law supports.
             forth: Any = torch.func.vjp(lambda values, part=part: self._residual(values, part), self.flat)
-            left, backwards = forth
-            back: Any = torch.func.vjp(lambda weights, pull=backwards: pull(weights)[0], torch.zeros_like(left))
+            residual, backwards = forth
+            back: Any = torch.func.vjp(lambda weights, pull=backwards: pull(weights)[0], torch.zeros_like(residual))
             slopes = -torch.func.vmap(lambda tangent, pull=back[1]: pull(tangent)[0], chunk_size=64)(basis)
             information += slopes @ slopes.mT
-            slope = slope + slopes @ left
+            slope = slope + slopes @ residual
         return information, slope
 
     def _diagonal(self, rounds: int = 8) -> Tensor:
@@ -131,8 +131,8 @@ class Curvature:
         for _ in range(rounds):
             for part in torch.arange(len(self._pairs.settings)).split(16):
                 leaf = self.flat.clone().requires_grad_()
-                left = self._residual(leaf, part)
-                signs = torch.randint(0, 2, left.shape, generator=generator).to(left) * 2 - 1
-                (gradient,) = torch.autograd.grad(left, leaf, signs)
+                residual = self._residual(leaf, part)
+                signs = torch.randint(0, 2, residual.shape, generator=generator).to(residual) * 2 - 1
+                (gradient,) = torch.autograd.grad(residual, leaf, signs)
                 curvature += gradient.square() / rounds
         return curvature

@@ -73,11 +73,11 @@ def unexplained(
     predicted = predict(model, constants, pairs)
     valid = unsaturated_mask(pairs.outputs, predicted, spec, noise)
     count = float(valid.sum().clamp_min(1))
-    left = float(((pairs.outputs - predicted).square() * valid).sum()) / count
+    mean_square = float(((pairs.outputs - predicted).square() * valid).sum()) / count
     # Subtract the mean, so that a constant offset does not count as predicted power.
-    about = pairs.outputs - (pairs.outputs * valid).sum() / count
-    power = max(float((about.square() * valid).sum()) / count - noise**2, 1e-12)
+    centred = pairs.outputs - (pairs.outputs * valid).sum() / count
+    power = max(float((centred.square() * valid).sum()) / count - noise**2, 1e-12)
     # The noise variance from few repeats is less certain than the residual.
-    known = max(float(pairs.again.numel()), 1.0)
-    error = sqrt(2 / count * left**2 + 2 / known * noise**4) / power
-    return max(left - noise**2, 0.0) / power, error
+    repeats = max(float(pairs.again.numel()), 1.0)
+    error = sqrt(2 / count * mean_square**2 + 2 / repeats * noise**4) / power
+    return max(mean_square - noise**2, 0.0) / power, error

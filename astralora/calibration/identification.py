@@ -115,9 +115,9 @@ def identify(
         listener: called with steps done, steps in all, and the mean squared residual over the noise.
     """
     fit = _Fit(model, pairs, spec, held_out, noise, steps, seed, listener)
-    left, constants, starts = fit.descend()
+    share, constants, starts = fit.descend()
     stuck, with_stuck = fit.find_stuck(constants)
-    if stuck is not None and fit.unexplained(stuck, with_stuck)[0] <= max(left, _UNEXPLAINED):
+    if stuck is not None and fit.unexplained(stuck, with_stuck)[0] <= max(share, _UNEXPLAINED):
         constants = with_stuck
     else:
         stuck = None
@@ -179,11 +179,11 @@ class _Fit:
                     descent.descend(self._steps * (start + 1), rate, self._listener)
             descent.polish()
             constants = descent.constants()
-            left = self.unexplained(self._model, constants)[0]
+            share = self.unexplained(self._model, constants)[0]
             start += 1
-            if best is None or left < best[0]:
-                best = left, constants
-            if left <= _UNEXPLAINED:
+            if best is None or share < best[0]:
+                best = share, constants
+            if share <= _UNEXPLAINED:
                 break
         assert best is not None
         return *best, start

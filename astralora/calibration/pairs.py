@@ -161,12 +161,12 @@ def measure_pairs(
     outputs, amplitudes, again = _load_part(part, design, identity) if part is not None else ([], [], None)
     amplitude = amplitudes[-1] if amplitudes else _HEADROOM
     total = len(design.settings)
-    left = total - len(outputs)
+    remaining = total - len(outputs)
     with session.purpose("calibration"), session.transaction():
         session.afford(
             "calibrate",
-            programs=left,
-            vectors=left * len(design.inputs),
+            programs=remaining,
+            vectors=remaining * len(design.inputs),
             batches=(design.repeats,) if again is None else (),
         )
         for index in range(len(outputs), total):

@@ -114,9 +114,9 @@ def find_stuck(
         for _ in range(_HALVINGS):
             step /= 2
             for shift in (-step, step):
-                beside = (at + shift).clamp(low, high)
-                rise = comparison.stuck(local, beside)
-                at, best = at.where(rise >= best, beside), torch.minimum(best, rise)
+                neighbour = (at + shift).clamp(low, high)
+                rise = comparison.stuck(local, neighbour)
+                at, best = at.where(rise >= best, neighbour), torch.minimum(best, rise)
         odds = best + 2 * log(_PRIOR_ODDS)
         odds = odds - sum((_surprise(known, constants[name][which]) for name, known in local.items()), torch.zeros(()))
         for name, known in local.items():
@@ -172,9 +172,9 @@ class _EntryComparison(_Comparison):
         self._model, self._constants, self._pairs = model, constants, pairs
         predicted = predict(model, constants, pairs)
         valid = unsaturated_mask(pairs.outputs, predicted, spec, noise)
-        left = (pairs.outputs - predicted) * valid / noise
+        residual = (pairs.outputs - predicted) * valid / noise
         self._unit = torch.eye(spec.in_features)
-        self._slope = left.mT @ pairs.inputs / noise  # (settings, out_features, in_features)
+        self._slope = residual.mT @ pairs.inputs / noise  # (settings, out_features, in_features)
         self._curvature = valid.mT @ pairs.inputs.square() / noise**2
         rows = torch.arange(spec.num_controls) // spec.in_features
         self._colour = ((rows + torch.arange(spec.num_controls) % spec.in_features) % 2).bool()
@@ -232,17 +232,17 @@ class _OutputComparison(_Comparison):
 
     def _each_alone(self, local: Mapping[str, float], stuck: Tensor | None) -> Tensor:
         """Return the rise with changed constants, one control at a time."""
-        left = []
+        squares = []
         for place, control in enumerate(self._which):
             mixed = {name: self._constants[name].index_fill(0, control, value) for name, value in local.items()}
             model = self._model if stuck is None else StuckModel(self._model, control.view(1), stuck[place : place + 1])
-            left.append(self._squares(model, {**self._constants, **mixed}))
-        return self._rise(left)
+            squares.append(self._squares(model, {**self._constants, **mixed}))
+        return self._rise(squares)
 
-    def _rise(self, left: list[float]) -> Tensor:
+    def _rise(self, squares: list[float]) -> Tensor:
         # Scale the rise to all settings.
         """Return the rise of squared residuals, scaled to all settings."""
-        return self._share * (torch.tensor(left) - self._before)
+        return self._share * (torch.tensor(squares) - self._before)
 
     def _squares(self, model: Identifiable, constants: Mapping[str, Tensor]) -> float:
         """Return the sum of squared residuals over the noise."""

@@ -79,8 +79,8 @@ class Wobble(Measurement):
     def _crosstalk(self, fit: CrosstalkFit, fine: bool) -> Finding:
         """Average the kernel over the four nearest neighbours."""
         kernel, errors = fit.kernel, fit.errors
-        beside = [(REACH - 1, REACH), (REACH + 1, REACH), (REACH, REACH - 1), (REACH, REACH + 1)]
-        resolved = [place for place in beside if torch.isfinite(errors[place])]
+        neighbours = [(REACH - 1, REACH), (REACH + 1, REACH), (REACH, REACH - 1), (REACH, REACH + 1)]
+        resolved = [place for place in neighbours if torch.isfinite(errors[place])]
         data: dict[str, JsonValue] = {"kernel": kernel.tolist(), "errors": errors.nan_to_num(posinf=0.0).tolist()}
         if not resolved or not fine:
             return Finding(

@@ -80,7 +80,7 @@ def scan_levels(
     Args:
         name: name of the finding.
         measurement: measurement that the finding belongs to.
-        gains: decrease of the sum of squared residuals with as many levels as the index, from 2 on.
+        gains: decrease of the sum of squared residuals by number of levels, which is the index; from 2 on.
         total: sum of squared residuals without any steps.
         error: smallest possible standard error of one sample.
         freedom: number of samples less the number of fitted parameters.

@@ -232,8 +232,8 @@ class Drift(Measurement):
         rounding = 2 * factor * self.context.repeated_variance
         power = max(float(scaled.mean(dim=0).square().mean()), 1e-300)
         value, low, high = (
-            sqrt(max(left, 0.0) / power)
-            for left in (excess - rounding / 2, excess - rounding - 3 * error, excess + 3 * error)
+            sqrt(max(squares, 0.0) / power)
+            for squares in (excess - rounding / 2, excess - rounding - 3 * error, excess + 3 * error)
         )
         return Finding(
             name="wander",
@@ -336,7 +336,7 @@ def _log_slope(times: list[float], gains: Tensor, noise: float) -> tuple[float, 
     about = x - x.mean()
     size = float(about.square().sum())
     slope = float((about * y).sum()) / size
-    left = y - y.mean() - slope * about
+    residual = y - y.mean() - slope * about
     # Other changes scatter about the line by more than the noise.
-    scatter = max(noise, float((left.square().sum() / (len(times) - 2)).sqrt()))
+    scatter = max(noise, float((residual.square().sum() / (len(times) - 2)).sqrt()))
     return slope, scatter / sqrt(size)

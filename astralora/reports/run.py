@@ -21,9 +21,9 @@ def verdicts(run: RunData) -> list[str]:
     """Summarise the run in sentences: the result first, then problems."""
     summary = run.summary
     accuracy, baseline = summary["test_accuracy"], summary["baseline_test_accuracy"]
-    beside = f", against {percent(baseline)} for the digital baseline" if baseline is not None else ""
+    comparison = f", against {percent(baseline)} for the digital baseline" if baseline is not None else ""
     found = [
-        f"Test accuracy {percent(accuracy)}{beside}, with {summary['programs']:,} programs and "
+        f"Test accuracy {percent(accuracy)}{comparison}, with {summary['programs']:,} programs and "
         f"{summary['vectors']:,} vectors: about {duration(summary['hardware_seconds'])} on hardware."
     ]
     if summary["stopped_early"]:
