@@ -281,9 +281,7 @@ def test_a_twin_far_from_its_chip_requests_a_calibration() -> None:
             controls, x = 6 * torch.rand(56, generator=generator), 2 * torch.rand(32, 8, generator=generator) - 1
             drift.observe(controls, x, torch.randn(32, 8, generator=generator))
 
-    with pytest.warns(
-        al.surrogates.StaleCalibrationWarning, match=r"'mzi' has .* calibrate it again"
-    ):
+    with pytest.warns(al.surrogates.StaleCalibrationWarning, match=r"'mzi' has .* calibrate it again"):
         mismatch()
     assert drift.needs_calibration
 
