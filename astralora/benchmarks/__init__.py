@@ -1,9 +1,10 @@
-"""Measurements of astralora itself: always per hardware operation, or as ratios within one process."""
+"""Benchmark astralora, per hardware operation or as ratios within one process."""
 
+from .adapter_methods import ADAPTER_METHODS, AdapterMethod, Budget
 from .adapter_summary import summarize, verdict
-from .adapters import ADAPTER_METHODS, AdapterMethod, Budget, adapters
+from .adapters import adapters
 from .drift import drift
-from .efficiency import Efficiency, Race, efficiency
+from .efficiency import Efficiency, EfficiencyCase, efficiency
 from .fidelity import fidelity
 from .identification import identification
 from .lowrank import LOWRANK, LowRankMethod, lowrank
@@ -21,8 +22,8 @@ __all__ = [
     "AdapterMethod",
     "Budget",
     "Efficiency",
+    "EfficiencyCase",
     "LowRankMethod",
-    "Race",
     "adapters",
     "adapters_png",
     "drift",

@@ -1,4 +1,4 @@
-"""What records of the benchmark of adapters say: means, standard errors, and who is better than uniform LoRA."""
+"""Summarise the benchmark of adapters: means, standard errors, and a verdict on uniform LoRA."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ __all__ = ["summarize", "verdict"]
 
 Record = Mapping[str, Any]
 
+# A difference counts if it exceeds this many standard errors.
 _ERRORS = 2
-"""Standard errors from which on a difference counts."""
 
 
 def summarize(records: Sequence[Record], reference: str = "uniform") -> list[dict[str, Any]]:
-    """Mean test losses with their standard errors, and paired differences to a reference on the same seeds.
+    """Return mean test losses with standard errors, and paired differences to a reference on the same seeds.
 
     A standard error is the sample standard deviation over the root of the number of seeds.
 
     Args:
-        records: of `astralora.benchmarks.adapters`; those of tuning are left out.
-        reference: name of a method.
+        records: records of `astralora.benchmarks.adapters`; tuning runs are ignored.
+        reference: name of the reference method.
 
     Returns:
-        A row for each method: method, rate, seeds (how many), trained_parameters, adapters_on, adapters_used (mean),
-        test_loss, standard_error, difference and difference_error; None for what is not known, as errors of one seed
-        and differences to what was not run are.
+        A row for each method: method, rate, seeds (their number), trained_parameters, adapters_on, adapters_used
+        (mean), test_loss, standard_error, difference and difference_error. A value is None where it is not defined,
+        such as the error of one seed.
     """
     runs: dict[str, dict[int, Record]] = {}
     for record in records:
@@ -57,12 +57,12 @@ def summarize(records: Sequence[Record], reference: str = "uniform") -> list[dic
 
 
 def verdict(rows: Sequence[Record], method: str = "dynamic") -> str | None:
-    """Whether a method beats uniform LoRA, in one sentence; None where it was not compared with it.
+    """State in one sentence whether a method beats uniform LoRA; None where the two were not compared.
 
-    A difference counts where it is more than two of its standard errors.
+    A difference counts where it exceeds two of its standard errors.
 
     Args:
-        rows: of `summarize`.
+        rows: rows of `summarize`.
         method: name of a method.
     """
     row = next((row for row in rows if row["method"] == method), None)
@@ -71,18 +71,20 @@ def verdict(rows: Sequence[Record], method: str = "dynamic") -> str | None:
     name = "dynamic HeteroLoRA" if method == "dynamic" else repr(method)
     gap, error = row["difference"], row["difference_error"]
     if error is None:
-        return f"One seed does not tell whether {name} beats uniform LoRA of the same budget ({gap:+.3f} nats a byte)."
+        return f"One seed cannot show whether {name} beats uniform LoRA of the same budget ({gap:+.3f} nats a byte)."
     found = f"{gap:+.3f} ± {error:.3f} nats a byte, {row['seeds']} seeds"
     if gap < -_ERRORS * error:
-        return f"{_begun(name)} beats uniform LoRA of the same budget ({found})."
+        return f"{_capitalised(name)} beats uniform LoRA of the same budget ({found})."
     if gap > _ERRORS * error:
-        return f"{_begun(name)} loses to uniform LoRA of the same budget ({found})."
-    return f"These seeds do not tell whether {name} beats uniform LoRA of the same budget ({found})."
+        return f"{_capitalised(name)} loses to uniform LoRA of the same budget ({found})."
+    return f"These seeds do not show whether {name} beats uniform LoRA of the same budget ({found})."
 
 
-def _begun(name: str) -> str:
+def _capitalised(name: str) -> str:
+    """Capitalise the first letter."""
     return name[0].upper() + name[1:]
 
 
 def _standard_error(values: Sequence[float]) -> float | None:
+    """Return the standard error of the mean; None for one value."""
     return stdev(values) / sqrt(len(values)) if len(values) > 1 else None

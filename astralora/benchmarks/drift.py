@@ -1,4 +1,4 @@
-"""A day of inference on chips that drift, with and without compensation."""
+"""Measure inference on drifting chips for a day, with and without compensation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _Capability = TypeVar("_Capability")
 DAY = (*(10.0 ** (power / 2) for power in range(10)), 86400.0)
 """Seconds after the program, half a decade apart, up to a day."""
 
-# Converters and detectors as in the preset "lab", in front of cells of phase-change memory.
+# Converters and detectors of the preset "lab" with cells of phase-change memory.
 _MEMORY = {
     "pcm": True,
     "control_levels": 256,
@@ -47,15 +47,15 @@ _MEMORY = {
 
 
 class _NormedDigits(Digits):
-    """The digits through two crossbars, with what batch normalisation has found in training behind each.
+    """Classify digits through two crossbars, each followed by a batch normalisation with stored statistics.
 
-    This is what drift does harm to: stored means and variances do not fade along with what they are taken from.
+    Drift harms this model, since stored means and variances do not fade like the signals.
     """
 
     device_layers = ("classifier.1", "classifier.4")
 
     def classifier(self) -> nn.Sequential:
-        """From the features to ten numbers, by two hidden layers."""
+        """Return the layers from the features to ten logits, with two hidden layers."""
         return nn.Sequential(
             nn.Flatten(),
             nn.Linear(self.in_features, self.out_features),
@@ -69,36 +69,47 @@ class _NormedDigits(Digits):
 
 
 MODELS: Mapping[str, type[Digits]] = {"digits": Digits, "digits-normed": _NormedDigits}
-"""``"digits"``, one crossbar before a rectifier and a classifier, to which a common factor is next to nothing; and
-``"digits-normed"``, two with batch normalisation behind each."""
+"""Models by name.
+
+``"digits"`` has one crossbar before a rectifier and a classifier, which tolerate a common factor. ``"digits-normed"``
+has two crossbars, each followed by a batch normalisation.
+"""
 
 
-class _Leading:
-    """The first outputs of a chip, whose last ones are set to what reference columns are, and not listened to.
+class _LeadingOutputs:
+    """Use the first outputs of a chip, and program its last ones like reference columns without using them.
 
-    So chips have the same cells, whether or not their columns are used.
+    Chips then have the same cells, with or without reference columns.
+
+    Args:
+        chip: chip with all outputs.
+        columns: number of its last outputs that are not used.
+        seed: seed of the reference columns.
+
+    Attributes:
+        chip: chip with all outputs.
     """
 
     def __init__(self, chip: Device, columns: int, seed: int) -> None:
-        self._chip = chip
+        self.chip = chip
         self._fixed = reference_controls(chip.spec, columns, seed)
         left = chip.spec.out_features - columns
         self.spec = chip.spec.model_copy(update={"out_features": left, "num_controls": left * chip.spec.in_features})
 
     def open(self) -> None:
-        self._chip.open()
+        self.chip.open()
 
     def close(self) -> None:
-        self._chip.close()
+        self.chip.close()
 
     def program(self, controls: Tensor) -> None:
-        self._chip.program(torch.cat([controls, self._fixed.to(controls)]))
+        self.chip.program(torch.cat([controls, self._fixed.to(controls)]))
 
     def query(self, inputs: Tensor) -> Tensor:
-        return self._chip.query(inputs)[:, : self.spec.out_features].clone()
+        return self.chip.query(inputs)[:, : self.spec.out_features].clone()
 
     def capability(self, protocol: type[_Capability]) -> _Capability | None:
-        own = self._chip if protocol is Clock else self
+        own = self.chip if protocol is Clock else self
         return own if isinstance(own, protocol) else None
 
 
@@ -113,30 +124,30 @@ def drift(
     columns: int = 4,
     listener: Callable[[Record], None] | None = None,
 ) -> list[Record]:
-    """Train digits through crossbars that hold still, program drifting ones once, and use those for a day.
+    """Train digits through crossbars without drift, program drifting ones once, and use those for a day.
 
-    The former have the flaws of the preset "lab", the latter those of phase-change memory: programming noise and drift
-    as measured on such cells. One trained model meets all kinds of compensation, each on chips with the same cells,
-    written with the same errors and fading by the same exponents. Time passes on the chips' own clocks, and references
-    are looked at with every evaluation.
+    The former have the impairments of the preset "lab", the latter those of phase-change memory: programming noise and
+    drift as measured on such cells. One trained model is tested with every kind of compensation, on chips with the same
+    cells, programming errors and drift exponents. Time passes on the chips' own clocks, and references are measured
+    with every evaluation.
 
     Args:
-        seeds: of weights, data order and chips.
-        tasks: of `MODELS`.
-        size: inputs, and as many outputs, of each device layer.
-        epochs: of training.
-        times: rising, seconds after the program at which the test images are classified.
-        vectors: references, for compensation that asks any.
+        seeds: seeds of weights, data order and chips.
+        tasks: names from `MODELS`.
+        size: number of inputs, and of outputs, of each device layer.
+        epochs: epochs of training.
+        times: increasing times after the program at which the test images are classified, in seconds.
+        vectors: reference vectors, for compensation that uses them.
         columns: outputs beside those of each layer, for compensation by columns.
-        listener: told every record as it comes.
+        listener: called with every record.
 
     Returns:
-        Flat records of task, seed, compensation, seconds and test_accuracy; output_error, the layers' root mean square
-        distance from what flawless chips would answer to the same, as a share of that; and what it has taken so far, of
-        all chips together: programs; vectors and hardware_seconds of references; and columns given up.
+        Flat records of task, seed, compensation, seconds and test_accuracy; output_error, the root mean square error of
+        the layers' outputs relative to nominal chips; and the operations so far, of all chips together: programs,
+        vectors and hardware_seconds of references, and columns used for references.
 
     Raises:
-        ConfigurationError: there is no such task here.
+        ConfigurationError: there is no such model.
     """
     for task in tasks:
         if task not in MODELS:
@@ -146,7 +157,7 @@ def drift(
         for seed in seeds:
             fit = _trained(MODELS[task], seed, size, epochs)
             for kind in (None, *get_args(Compensation)):
-                for record in _used(fit, seed, kind, times, vectors, columns):
+                for record in _evaluate_day(fit, seed, kind, times, vectors, columns):
                     records.append({"task": task, "seed": seed, "compensation": kind or "none", **record})
                     if listener is not None:
                         listener(records[-1])
@@ -156,22 +167,23 @@ def drift(
 def drifting_chip(
     in_features: int, out_features: int, kind: Compensation | None, *, vectors: int, columns: int, seed: int
 ) -> Device:
-    """A crossbar of phase-change memory behind a kind of compensation, or none.
+    """Make a crossbar of phase-change memory with a kind of compensation, or none.
 
-    Of one seed and size all kinds have the same cells, and what is programmed first comes to the same conductances.
+    Chips of one seed and size have the same cells for all kinds, and the first program leads to the same conductances.
     """
     chip: Device = make_device(
         "matvec", in_features=in_features, out_features=out_features + columns, impairments=_MEMORY, seed=seed
     )
     if kind != "columns":
-        chip = _Leading(chip, columns, seed)
+        chip = _LeadingOutputs(chip, columns, seed)
     if kind is None:
         return chip
-    # So often that every evaluation finds a look of its own, but for what follows at once.
+    # Measure the references before every evaluation, but not between consecutive queries.
     return CompensatedDevice(chip, kind, every_seconds=0.5, vectors=vectors, columns=columns, seed=seed)
 
 
 def _trained(kind: type[Digits], seed: int, size: int, epochs: int) -> Fit:
+    """Train a model through crossbars without drift."""
     config = RunConfig.load(
         None,
         {
@@ -191,21 +203,21 @@ def _trained(kind: type[Digits], seed: int, size: int, epochs: int) -> Fit:
     return fit
 
 
-def _used(
+def _evaluate_day(
     fit: Fit, seed: int, kind: Compensation | None, times: Sequence[float], vectors: int, columns: int
 ) -> list[Record]:
-    """A day with one kind of compensation, on new chips in the places of those that the model was trained on."""
+    """Evaluate a model for a day with one kind of compensation, on new chips in place of those of the training."""
     sessions = []
     for place, layer in enumerate(fit.layers):
         own = derive_seed(seed, "drift", place)
         options: dict[str, int] = {"vectors": vectors, "columns": columns, "seed": own}
         sessions.append(Session(drifting_chip(layer.in_features, layer.out_features, kind, **options)))
-    trained = [layer.session for layer in fit.layers]
+    trained_sessions = [layer.session for layer in fit.layers]
     try:
         for layer, session in zip(fit.layers, sessions, strict=True):
             layer.session = session
             session.open()
-            # Here for the only time: what an evaluation programs is what the chip holds already.
+            # This is the only program: an evaluation programs the setting that the chip already holds.
             session.program(layer.controls.detach())
         clocks = [clock_of(session) for session in sessions]
         starts = [clock.clock_seconds for clock in clocks]
@@ -214,7 +226,7 @@ def _used(
             for clock, start in zip(clocks, starts, strict=True):
                 clock.wait(max(0.0, start + seconds - clock.clock_seconds))
             accuracy, error = _evaluated(fit)
-            asked = [(session.spec, _references(session)) for session in sessions]
+            asked = [(session.spec, _reference_usage(session)) for session in sessions]
             records.append(
                 {
                     "seconds": seconds,
@@ -227,24 +239,24 @@ def _used(
                 }
             )
     finally:
-        for layer, session, before in zip(fit.layers, sessions, trained, strict=True):
+        for layer, session, before in zip(fit.layers, sessions, trained_sessions, strict=True):
             layer.session = before
             session.close()
     return records
 
 
 def _evaluated(fit: Fit) -> tuple[float, float]:
-    """Test accuracy, and how far the layers' answers are from those of flawless chips."""
-    missed, meant = 0.0, 0.0
+    """Return the test accuracy, and the relative error of the layers' outputs to nominal chips."""
+    error_power, signal_power = 0.0, 0.0
 
     def compare(layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
-        nonlocal missed, meant
+        nonlocal error_power, signal_power
         assert isinstance(layer, BlackBoxLinear)
-        wanted = inputs[0] @ layer.controls.view(layer.out_features, layer.in_features).mT
-        wanted = wanted if layer.gain is None else layer.gain * wanted
+        ideal = inputs[0] @ layer.controls.view(layer.out_features, layer.in_features).mT
+        ideal = ideal if layer.gain is None else layer.gain * ideal
         answers = outputs if layer.bias is None else outputs - layer.bias
-        missed += float((answers - wanted).square().sum())
-        meant += float(wanted.square().sum())
+        error_power += float((answers - ideal).square().sum())
+        signal_power += float(ideal.square().sum())
 
     handles = [layer.register_forward_hook(compare) for layer in fit.layers]
     try:
@@ -253,10 +265,10 @@ def _evaluated(fit: Fit) -> tuple[float, float]:
     finally:
         for handle in handles:
             handle.remove()
-    return accuracy, sqrt(missed / meant)
+    return accuracy, sqrt(error_power / signal_power)
 
 
-def _references(session: Session) -> Usage:
-    """What a compensated chip was asked for reference."""
+def _reference_usage(session: Session) -> Usage:
+    """Return the operations for references of a compensated chip."""
     compensated = session.capability(CompensatedDevice)
     return Usage() if compensated is None else compensated.session.usage_by_purpose.get("drift", Usage())

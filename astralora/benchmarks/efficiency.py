@@ -1,4 +1,4 @@
-"""What a training run costs in hardware operations until it is good enough."""
+"""Count the hardware operations that a training needs to reach a test accuracy."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import chain
 from multiprocessing import get_context
 from typing import Any
 
@@ -21,32 +22,32 @@ from ..training.plan import usage_by_purpose
 from ..training.setup import make_devices, make_task
 from .methods import best_step, parse_method
 
-__all__ = ["Efficiency", "Race", "efficiency"]
+__all__ = ["Efficiency", "EfficiencyCase", "efficiency"]
 
 Point = tuple[int, int, int, float]
 """Epoch, programs and vectors so far, and test accuracy."""
 
-# The published method gets this many times the epochs of the others.
+# Factor on the epochs of the published method.
 _EPOCHS = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Race:
-    """One run towards a target.
+class EfficiencyCase:
+    """Describe one training towards a target accuracy.
 
     Attributes:
-        device: registered name.
-        impairments: its preset.
-        method: what `parse_method` takes.
-        seed: of weights, data order, chip and estimator.
+        device: name of a registered device.
+        impairments: preset of the device.
+        method: name for `parse_method`.
+        seed: seed of weights, data order, chip and estimator.
         target: test accuracy to reach.
-        epochs: the most to run.
-        task: what to train.
-        in_features: of the device layer.
-        out_features: of the device layer.
-        batch: vectors a step.
-        samples: perturbations a step, for those that perturb; None for the method's own.
-        step: of the perturbations, in control units; None for the method's own.
+        epochs: largest number of epochs.
+        task: name of the task.
+        in_features: inputs of the device layer.
+        out_features: outputs of the device layer.
+        batch: vectors per step.
+        samples: perturbations per step, for methods that perturb; None for the method's default.
+        step: size of a perturbation, in control units; None for the method's default.
     """
 
     device: str
@@ -65,36 +66,36 @@ class Race:
 
 @dataclass(frozen=True, slots=True)
 class Efficiency:
-    """How a race went.
+    """Hold the result of one training.
 
     Attributes:
-        race: which.
-        curve: epoch by epoch, up to the one in which the target was reached.
-        outdone: given up before, with more programs and more vectors spent than can matter; see `efficiency`.
+        case: description of the training.
+        curve: points epoch by epoch, up to the epoch that reached the target.
+        outdone: whether the training was stopped because it had spent too many programs and vectors; see `efficiency`.
     """
 
-    race: Race
+    case: EfficiencyCase
     curve: tuple[Point, ...]
     outdone: bool = False
 
     @property
     def reached(self) -> bool:
-        """Whether the target was."""
-        return self.curve[-1][3] >= self.race.target
+        """Return whether the target was reached."""
+        return self.curve[-1][3] >= self.case.target
 
     def record(self) -> dict[str, Any]:
-        """One flat record: what was spent up to the target or, where it was not reached, in all."""
+        """Return a flat record, with the operations up to the target or, where it was not reached, in all."""
         epochs, programs, vectors, _ = self.curve[-1]
-        race = self.race
+        case = self.case
         return {
-            "task": race.task,
-            "device": race.device,
-            "impairments": race.impairments,
-            "method": race.method,
-            "samples": race.samples,
-            "step": race.step,
-            "seed": race.seed,
-            "target": race.target,
+            "task": case.task,
+            "device": case.device,
+            "impairments": case.impairments,
+            "method": case.method,
+            "samples": case.samples,
+            "step": case.step,
+            "seed": case.seed,
+            "target": case.target,
             "reached": self.reached,
             "epochs": epochs,
             "programs": programs,
@@ -119,111 +120,117 @@ def efficiency(
     jobs: int = 1,
     listener: Callable[[Efficiency, int], None] | None = None,
 ) -> list[Efficiency]:
-    """Train digits through each device by each method, and count what it takes to reach the target.
+    """Train digits through each device by each method, and count the operations up to the target accuracy.
 
-    The test accuracy is looked at after every epoch, at no charge. The published method gets ten times the epochs
-    of the others, each of the numbers of samples, and the step that suits the device best. A race is given up when
-    it has spent more than another number of samples needed for the same method, device and seed, or ``patience``
-    times as much as another method needed, both of programs and of vectors.
+    The test accuracy is evaluated after every epoch, and evaluations are not counted. The published method gets ten
+    times the epochs of the others, each number of samples, and the best step for the device. A training stops early
+    when another number of samples of the same method, device and seed needed fewer programs and fewer vectors, or
+    another method needed ``patience`` times fewer of both.
 
     Args:
-        devices: registered names.
-        methods: see `parse_method`.
-        seeds: a run for each.
-        impairments: of the simulated devices.
-        target: test accuracy.
-        patience: how many times another method's spending is waited for.
-        epochs: the most to run; ten times as many for ``"paper"``.
-        samples: perturbations a step of ``"paper"``.
-        task: what to train.
+        devices: names of registered devices.
+        methods: names for `parse_method`.
+        seeds: seeds of the runs.
+        impairments: preset of the simulated devices.
+        target: test accuracy to reach.
+        patience: factor on the operations of another method before a training stops early.
+        epochs: largest number of epochs; ten times as many for ``"paper"``.
+        samples: perturbations per step of ``"paper"``.
+        task: name of the task.
         size: inputs and outputs of the device layer.
-        jobs: runs at a time, each in a process of its own; what a notebook has registered is known with 1 only.
-        listener: told every result as it comes, and how many races there are.
+        jobs: number of parallel processes; with more than 1, devices registered in a notebook are unknown.
+        listener: called with every result and the number of results in all.
 
     Raises:
-        ConfigurationError, DeviceError: before anything is run.
+        ConfigurationError, DeviceError: a name is invalid; nothing is run.
     """
     for method in methods:
         parse_method(method)
-    heats = []
+    groups = []
     for device in devices:
         step = best_step(device, impairments, size, batch=50) if "paper" in methods else None
         for seed in seeds:
-            races: list[Race] = []
-            for method in methods:
-                race = Race(device, impairments, method, seed, target, epochs, task, *size)
-                if method == "paper":
-                    longer = replace(race, step=step, epochs=_EPOCHS * epochs)
-                    races += [replace(longer, samples=count) for count in samples]
-                else:
-                    races.append(race)
-            heats.append((tuple(races), patience))
-    total = sum(len(heat) for heat, _ in heats)
+            cases = [
+                EfficiencyCase(device, impairments, method, seed, target, epochs, task, *size) for method in methods
+            ]
+            groups.append((tuple(chain.from_iterable(_variants(case, samples, step) for case in cases)), patience))
+    total = sum(len(group) for group, _ in groups)
     results = []
-    for heat in _run(heats, jobs):
-        for result in heat:
+    for group in _run(groups, jobs):
+        for result in group:
             results.append(result)
             if listener is not None:
                 listener(result, total)
     return results
 
 
-Heat = tuple[tuple[Race, ...], float]
-"""Races of one device and seed, one after the other, and how many times another method's spending is waited for."""
+def _variants(case: EfficiencyCase, samples: Sequence[int], step: float | None) -> list[EfficiencyCase]:
+    """Return the cases of a method: one for each number of samples of the published method, else one."""
+    if case.method != "paper":
+        return [case]
+    longer = replace(case, step=step, epochs=_EPOCHS * case.epochs)
+    return [replace(longer, samples=count) for count in samples]
 
 
-def _run(heats: Sequence[Heat], jobs: int) -> Iterable[list[Efficiency]]:
+Group = tuple[tuple[EfficiencyCase, ...], float]
+"""Cases of one device and seed, which run one after the other, and the patience."""
+
+
+def _run(groups: Sequence[Group], jobs: int) -> Iterable[list[Efficiency]]:
+    """Run all groups, in parallel processes if there are several jobs."""
     if jobs == 1:
-        yield from map(_heat, heats)
+        yield from map(_train_group, groups)
         return
     context = get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from pool.map(_heat, heats)
+        yield from pool.map(_train_group, groups)
 
 
-def _heat(heat: Heat) -> list[Efficiency]:
-    races, patience = heat
+def _train_group(group: Group) -> list[Efficiency]:
+    """Run the cases of a group, each with the limits that the earlier ones set."""
+    cases, patience = group
     results: list[Efficiency] = []
-    for race in races:
+    for case in cases:
         limits = []
         for other in results:
             if other.reached:
                 _, programs, vectors, _ = other.curve[-1]
-                factor = 1.0 if other.race.method == race.method else patience
+                factor = 1.0 if other.case.method == case.method else patience
                 limits.append((factor * programs, factor * vectors))
-        results.append(_race(race, limits))
+        results.append(_train(case, limits))
     return results
 
 
-def _race(race: Race, limits: Sequence[tuple[float, float]]) -> Efficiency:
-    options = {key: value for key in ("samples", "step") if (value := getattr(race, key)) is not None}
+def _train(case: EfficiencyCase, limits: Sequence[tuple[float, float]]) -> Efficiency:
+    """Run one case until it reaches the target or a limit."""
+    options = {key: value for key in ("samples", "step") if (value := getattr(case, key)) is not None}
     config = RunConfig.model_validate(
         {
-            "task": race.task,
-            "seed": race.seed,
-            "epochs": race.epochs,
-            "batch_size": race.batch,
-            "in_features": race.in_features,
-            "out_features": race.out_features,
-            "device": {"name": race.device, "impairments": race.impairments},
+            "task": case.task,
+            "seed": case.seed,
+            "epochs": case.epochs,
+            "batch_size": case.batch,
+            "in_features": case.in_features,
+            "out_features": case.out_features,
+            "device": {"name": case.device, "impairments": case.impairments},
         }
     )
     task = make_task(config)
     curve: list[Point] = []
     with ExitStack() as stack, warnings.catch_warnings():
-        # That a surrogate is poor shows in the result.
+        # The result shows whether a surrogate is poor.
         warnings.simplefilter("ignore", StaleGradientWarning)
         devices = make_devices(config, task)
         sessions = {name: stack.enter_context(Session(device)) for name, device in devices.items()}
-        model = attach(task.model(race.seed), sessions, seed=race.seed, **parse_method(race.method), **options)
+        model = attach(task.model(case.seed), sessions, seed=case.seed, **parse_method(case.method), **options)
         fit = Fit(config, task, task.splits(), model)
         for record in fit.run():
             if record["event"] == "epoch":
                 by_purpose = usage_by_purpose(sessions.values())
                 spent = sum(by_purpose.values(), Usage()) - by_purpose.get("evaluation", Usage())
                 curve.append((record["epoch"], spent.programs, spent.vectors, record["test_accuracy"]))
-                if curve[-1][3] >= race.target:
+                if curve[-1][3] >= case.target:
                     break
                 if any(spent.programs > programs and spent.vectors > vectors for programs, vectors in limits):
-                    return Efficiency(race, tuple(curve), outdone=True)
-    return Efficiency(race, tuple(curve))
+                    return Efficiency(case, tuple(curve), outdone=True)
+    return Efficiency(case, tuple(curve))

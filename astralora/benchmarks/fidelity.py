@@ -1,4 +1,4 @@
-"""How close gradients come to the true ones, against what is spent on them."""
+"""Compare estimated gradients with the exact ones, per hardware operation."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ __all__ = ["Record", "fidelity"]
 
 Record = dict[str, Any]
 
-# Random directions along which curvature is looked at.
-_BENDS = 64
+# Number of random directions for the estimate of the curvature.
+_CURVATURE_DIRECTIONS = 64
 
 
 def fidelity(
@@ -46,31 +46,31 @@ def fidelity(
     batch: int = 256,
     listener: Callable[[Record], None] | None = None,
 ) -> list[Record]:
-    """The cosine of both gradients to the exact ones, on chips at their start and in a first epoch of digits.
+    """Compute the cosine of both gradients to the exact ones, on new chips and after an epoch of digits.
 
-    On data ``"uniform"``, one gradient is taken of a batch of uniform inputs and normal output gradients; the surrogate
-    has been started and has seen that batch. On data ``"digits"``, for widths that the task can have, the surrogate
-    starts cold where it can, and the gradients are those of the last batch of one epoch.
+    With data ``"uniform"``, the gradients are those of a batch of uniform inputs and normal output gradients; the
+    surrogate has been started and has observed this batch. With data ``"digits"``, for sizes that the task supports,
+    the surrogate starts cold where it can, and the gradients are those of the last batch of one epoch.
 
     Args:
-        devices: registered names of devices with a law (simulators).
-        methods: see `parse_method`; those that do not suit a device are left out.
-        sizes: inputs, and as many outputs.
-        seeds: a chip, a problem and an estimator for each.
-        impairments: of the simulated devices.
-        samples: perturbations, for methods that perturb.
+        devices: names of devices with a law (simulators).
+        methods: names for `parse_method`; methods that do not suit a device are left out.
+        sizes: number of inputs, and of outputs.
+        seeds: seeds of chip, problem and estimator.
+        impairments: preset of the simulated devices.
+        samples: numbers of perturbations, for methods that perturb.
         batch: vectors of the uniform problem.
-        listener: told every record as it comes.
+        listener: called with every record.
 
     Returns:
         Flat records of device, impairments, size, method, samples, seed, data, programs, vectors, cosine_controls,
-        cosine_inputs and predicted_controls. ``programs`` and ``vectors`` are those of the gradients, forward pass
-        and surrogate's start aside; ``predicted_controls`` is what theory says of the cosine of control gradients
-        where it says something.
+        cosine_inputs and predicted_controls. ``programs`` and ``vectors`` are those of the gradients, without forward
+        pass and startup. ``predicted_controls`` is the theoretical cosine of the control gradients; None where there is
+        no theory.
     """
     records = []
-    for about, measure in _cases(devices, methods, sizes, seeds, impairments, samples, batch):
-        records.append({**about, **measure()})
+    for description, measure in _cases(devices, methods, sizes, seeds, impairments, samples, batch):
+        records.append({**description, **measure()})
         if listener is not None:
             listener(records[-1])
     return records
@@ -85,6 +85,7 @@ def _cases(
     samples: Sequence[int],
     batch: int,
 ) -> Iterator[tuple[Record, Callable[[], Record]]]:
+    """Yield every case with the function that measures it."""
     for device in devices:
         for size in sizes:
             step = best_step(device, impairments, (size, size), batch) if "paper" in methods else None
@@ -94,8 +95,8 @@ def _cases(
                 try:
                     estimator, surrogate = choose_method(session, **parsed)
                 except ConfigurationError:
-                    continue  # does not suit this device
-                about = {"device": device, "impairments": impairments, "size": size, "method": method}
+                    continue  # the method does not suit this device
+                description = {"device": device, "impairments": impairments, "size": size, "method": method}
                 for count in samples if isinstance(estimator, ZeroOrder) else (None,):
                     options = dict(parsed)
                     if count is not None:
@@ -103,22 +104,23 @@ def _cases(
                     if step is not None and method == "paper":
                         options |= {"step": step}
                     for seed in seeds:
-                        case = {**about, "samples": count, "seed": seed}
+                        case = {**description, "samples": count, "seed": seed}
                         yield case, partial(_at_start, case, options, batch)
                 if "start" in signature(type(surrogate)).parameters and size % 16 == 0:
                     for seed in seeds:
-                        case = {**about, "samples": None, "seed": seed}
+                        case = {**description, "samples": None, "seed": seed}
                         yield case, partial(_after_an_epoch, case, parsed)
 
 
 def _at_start(case: Record, options: dict[str, Any], batch: int) -> Record:
+    """Measure the gradients of a new chip."""
     seed, size = case["seed"], (case["size"], case["size"])
     session, controls = open_chip(case["device"], case["impairments"], size, seed)
     estimator, surrogate = choose_method(session, seed=seed, **options)
     inputs, outputs, grad_outputs = problem(session, controls, batch, seed)
     surrogate.start(session, controls)
     surrogate.observe(inputs, outputs)
-    session.program(controls.flip(0))  # so that the program of the controls themselves is counted
+    session.program(controls.flip(0))  # the session then counts the program of the controls
     before = session.usage
     session.program(controls)
     surrogate.prepare(session, grad_outputs)
@@ -143,12 +145,11 @@ def _at_start(case: Record, options: dict[str, Any], batch: int) -> Record:
 def _predicted(
     estimator: Estimator, session: Session, truth: Tensor, controls: Tensor, data: tuple[Tensor, Tensor, Tensor]
 ) -> float | None:
-    """What theory says of the cosine: cos^2 = 1 / (1 + (D + N + C) / S) for S perturbations of P controls.
+    """Return the theoretical cosine: cos^2 = 1 / (1 + (D + N + C) / S) for S perturbations of P controls.
 
-    D = P + 1 for Gaussian directions, P - 1 for signs, and (P - 1) (H - S) / (H - 1) for rows of a Hadamard matrix
-    of order H; N = P v / |g|^2 with the variance v of a derivative along a direction, from declared noise and
-    rounding; C = P c / |g|^2 with the mean square c of what the device's own law, free of noise, bends along random
-    directions.
+    D = P + 1 for Gaussian directions, P - 1 for signs, and (P - 1) (H - S) / (H - 1) for rows of a Hadamard matrix of
+    order H. N = P v / |g|^2 with the variance v of a derivative along a direction, from claimed noise and rounding. C =
+    P c / |g|^2 with the mean square curvature c of the device's noiseless law along random directions.
     """
     if not isinstance(estimator, ZeroOrder) or estimator.step_choice is None:
         return None
@@ -171,16 +172,16 @@ def _predicted(
         return ((moved - law.transfer(controls, inputs)) * grad_outputs).sum(dim=(1, 2)) / step
 
     generator = derive_generator(0, "bench", "curvature")
-    draw = torch.randn(_BENDS, size, generator=generator)
+    draw = torch.randn(_CURVATURE_DIRECTIONS, size, generator=generator)
     moves = draw if type(estimator) is Gaussian else draw.sign()
     with torch.no_grad():
-        seen = (change(moves) - change(-moves)) / 2 if estimator.antithetic else change(moves)
-    bend = float((seen - moves @ truth).square().mean())
-    return 1 / sqrt(1 + (directions + size * (noise + bend) / float(truth.square().sum())) / count)
+        slopes = (change(moves) - change(-moves)) / 2 if estimator.antithetic else change(moves)
+    curvature = float((slopes - moves @ truth).square().mean())
+    return 1 / sqrt(1 + (directions + size * (noise + curvature) / float(truth.square().sum())) / count)
 
 
-class _Witness(Estimator):
-    """Notes what the estimator that it stands for was asked last, and what it answered."""
+class _RecordingEstimator(Estimator):
+    """Forward to an estimator, and keep its latest arguments and estimate."""
 
     def __init__(self, estimator: Estimator) -> None:
         super().__init__()
@@ -196,6 +197,7 @@ class _Witness(Estimator):
 
 
 def _after_an_epoch(case: Record, parsed: dict[str, Any]) -> Record:
+    """Measure the gradients of the last batch of an epoch."""
     size, seed = case["size"], case["seed"]
     config = RunConfig(seed=seed, in_features=size, out_features=size)
     task = make_task(config)
@@ -206,26 +208,27 @@ def _after_an_epoch(case: Record, parsed: dict[str, Any]) -> Record:
         model = attach(task.model(seed), layers, seed=seed, start="cold", **parsed)
         fit = Fit(config, task, task.splits(), model)
         (layer,) = fit.layers
-        witness = layer.estimator = _Witness(layer.estimator)
+        recorder = layer.estimator = _RecordingEstimator(layer.estimator)
         before = after = session.usage_by_purpose
         for record in fit.run():
             if record["event"] == "epoch":
                 break
             before, after = after, session.usage_by_purpose
-    controls, inputs, outputs, grad_outputs = witness.data
+    controls, inputs, outputs, grad_outputs = recorder.data
     spent = sum((after[name] - before.get(name, Usage()) for name in ("controls", "inputs") if name in after), Usage())
     gradient = layer.surrogate.vjp(grad_outputs)
     return {
         "data": "digits",
         "programs": spent.programs,
         "vectors": spent.vectors,
-        "cosine_controls": cosine(witness.answer, Exact().estimate(session, controls, inputs, outputs, grad_outputs)),
+        "cosine_controls": cosine(recorder.answer, Exact().estimate(session, controls, inputs, outputs, grad_outputs)),
         "cosine_inputs": cosine(gradient, _true_inputs(session, controls, inputs, grad_outputs)),
         "predicted_controls": None,
     }
 
 
 def _true_inputs(session: Session, controls: Tensor, inputs: Tensor, grad_outputs: Tensor) -> Tensor:
+    """Return the exact gradient of the inputs."""
     law = surrogates.Exact()
     law.start(session, controls)
     law.recall(inputs)

@@ -1,4 +1,4 @@
-"""How well a calibration finds out what a chip is like, and what it costs."""
+"""Measure the accuracy and cost of calibrations."""
 
 from __future__ import annotations
 
@@ -11,15 +11,25 @@ from torch import Tensor
 
 from ..calibration import calibrate
 from ..common.errors import ConfigurationError
-from ..devices import Budget, CalibratedTwin, Device, Differentiable, Session, derive_generator, make_device, pull_back
+from ..devices import (
+    Budget,
+    CalibratedTwin,
+    Device,
+    Differentiable,
+    Identifiable,
+    Session,
+    derive_generator,
+    make_device,
+    pull_back,
+)
 
 __all__ = ["identification"]
 
 Record = dict[str, Any]
 
-# Converters of 8 bits and noise of 2 % of full scale, as on every chip here.
+# Converters of 8 bits, and noise of 2 % of full scale, of every chip.
 _CONVERTERS = {"input_levels": 255, "output_levels": 255, "output_noise_fraction": 0.02}
-# What is wrong with a mesh, and with chips whose controls each set an entry of their own.
+# Flaws of a mesh, and of elementwise chips.
 _MESH = {"phase_bias_std": 0.2, "gamma_std": 0.05}
 _ENTRIES = {"phase_bias_std": 0.1, "gamma_std": 0.02, "crosstalk": 0.005}
 
@@ -35,26 +45,26 @@ def identification(
     batch: int = 256,
     listener: Callable[[Record], None] | None = None,
 ) -> list[Record]:
-    """Calibrate simulated chips, and compare what was found with what they were made with.
+    """Calibrate simulated chips, and compare the constants with the true ones.
 
-    A mesh is off by 0.2 rad and 5 % of its phase shifters' efficiency, other chips by 0.1 rad, 2 % and a crosstalk of
-    0.5 %; all have 8 bits in and out, and 2 % of noise.
+    A mesh has phase errors of 0.2 rad and 5 % of the phase shifters' efficiency, other chips have 0.1 rad, 2 %, and a
+    crosstalk of 0.5 %. All have 8 bits in and out, and 2 % of noise.
 
     Args:
-        devices: registered names of simulated kinds.
-        sizes: inputs, and as many outputs.
-        seeds: of chip and settings.
-        programs: the most that a calibration may spend.
-        vectors: the same.
-        settings: random ones at which gradients are compared.
+        devices: names of simulated devices.
+        sizes: number of inputs, and of outputs.
+        seeds: seeds of chip and settings.
+        programs: most programs of a calibration.
+        vectors: most vectors of a calibration.
+        settings: number of random settings at which gradients are compared.
         batch: vectors of each comparison.
-        listener: told every record as it comes.
+        listener: called with every record.
 
     Returns:
-        Flat records of device, size, seed; of what was spent, programs, vectors and seconds; of fits, starts and
-        unexplained, as in `FitQuality`; of the cosine of the control gradient to the chip's own, with the drawing,
-        ``before``, and with the twin, ``after``, the least and the mean over settings; and of the constants that lie
-        ``beyond`` three of their standard errors from the truth, among ``constants``, None where errors are bounds.
+        Flat records of device, size, seed; of the cost: programs, vectors and seconds; of fits, starts and unexplained,
+        as in `FitQuality`; of the cosine of the control gradient to the chip's own, mean and least over settings, with
+        the nominal device (``before``) and with the twin (``after``); and of the number of ``constants``, and those
+        ``beyond`` three standard errors from the truth, None where the errors are lower bounds.
     """
     records = []
     for seed in seeds:
@@ -67,12 +77,13 @@ def identification(
 
 
 def _identify(name: str, size: int, seed: int, budget: Budget, settings: int, batch: int) -> Record:
-    drawing = make_device(name, in_features=size, out_features=size)
-    law = _CONVERTERS | (_MESH if drawing.spec.coupling == "dense" else _ENTRIES)
+    """Calibrate one chip, and return the record."""
+    nominal = make_device(name, in_features=size, out_features=size)
+    law = _CONVERTERS | (_MESH if nominal.spec.coupling == "dense" else _ENTRIES)
     chip = make_device(name, in_features=size, out_features=size, impairments=law, seed=seed)
     truth: dict[str, Tensor] | None = getattr(chip, "true_constants", None)
-    if truth is None or not isinstance(chip, Differentiable):
-        raise ConfigurationError(f"{name!r} is no simulated kind: nobody knows what it was made with")
+    if truth is None or not isinstance(chip, Differentiable) or not isinstance(chip, Identifiable):
+        raise ConfigurationError(f"{name!r} is no simulated kind, so its true constants are unknown; choose another")
     start = perf_counter()
     with Session(chip) as session:
         record = calibrate(session, budget, seed=seed)
@@ -80,14 +91,14 @@ def _identify(name: str, size: int, seed: int, budget: Budget, settings: int, ba
     fit = record.fit
     assert fit is not None
     beyond = total = 0
-    declared = chip.constants()  # type: ignore[attr-defined]
+    declared = chip.constants()
     for constant, found in record.constants.items():
         true = truth.get(constant, torch.full(found.shape, declared[constant].nominal))
         beyond += int(((found - true).abs() > 3 * record.errors[constant]).sum())
         total += found.numel()
     before = after = torch.full((settings,), torch.nan)
     if fit.fits:
-        before, after = _cosines(drawing, chip, CalibratedTwin(record), settings, batch, seed)
+        before, after = _cosines(nominal, chip, CalibratedTwin(record), settings, batch, seed)
     return {
         "device": name,
         "size": size,
@@ -108,13 +119,13 @@ def _identify(name: str, size: int, seed: int, budget: Budget, settings: int, ba
 
 
 def _cosines(
-    drawing: Device, chip: Differentiable, twin: CalibratedTwin, settings: int, batch: int, seed: int
+    nominal: Device, chip: Differentiable, twin: CalibratedTwin, settings: int, batch: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Of the control gradients of the drawing and of the twin, to those of the chip without and with calibration."""
-    assert isinstance(drawing, Differentiable)
+    """Return the cosines of control gradients: nominal device to chip, and twin to calibrated chip."""
+    assert isinstance(nominal, Differentiable)
     generator = derive_generator(seed, "bench", "identification")
     spec = twin.spec
-    low, high = drawing.spec.control_range or (-1.0, 1.0)
+    low, high = nominal.spec.control_range or (-1.0, 1.0)
     reach = spec.input_range or (-1.0, 1.0)
     cosines = []
     for _ in range(settings):
@@ -122,8 +133,8 @@ def _cosines(
         inputs = reach[0] + (reach[1] - reach[0]) * torch.rand(batch, spec.in_features, generator=generator)
         grads = torch.randn(batch, spec.out_features, generator=generator)
         row = []
-        # The drawing beside the chip as it comes, and the twin beside the chip behind its calibration.
-        for law, truth in ((drawing, chip), (twin, _Behind(chip, twin))):
+        # Compare the nominal device with the raw chip, and the twin with the calibrated chip.
+        for law, truth in ((nominal, chip), (twin, _CalibratedChip(chip, twin))):
             found, _ = pull_back(law, controls, inputs, grads, by_inputs=False)
             true, _ = pull_back(truth, controls, inputs, grads, by_inputs=False)
             assert found is not None
@@ -134,8 +145,8 @@ def _cosines(
     return before, after
 
 
-class _Behind:
-    """A chip behind its calibration, without noise, for autograd."""
+class _CalibratedChip:
+    """Apply a calibration to a chip without noise, for autograd."""
 
     def __init__(self, chip: Differentiable, twin: CalibratedTwin) -> None:
         self._chip, self._twin = chip, twin

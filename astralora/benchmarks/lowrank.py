@@ -1,4 +1,4 @@
-"""What low-rank training costs in quality, and saves in memory, on a small language model."""
+"""Measure the quality and memory of low-rank training on a small language model."""
 
 from __future__ import annotations
 
@@ -9,83 +9,98 @@ from typing import Any, ClassVar
 
 from torch import nn, optim
 
-from ..common.errors import ConfigurationError
 from ..common.extras import require
 from ..common.table import Table
 from ..lowrank import OIALR
 from ..optim import Flora, state_bytes
 from ..tasks import Text, topics
-from .language import BATCH, evaluate, make_opt, mean_loss, stretches, warmed_cosine
+from .language import (
+    BATCH,
+    Record,
+    check_width,
+    evaluate,
+    make_opt,
+    mean_loss,
+    stretches,
+    tuned_runs,
+    warmed_cosine,
+)
 
 __all__ = ["LOWRANK", "LowRankMethod", "lowrank"]
 
-Record = dict[str, Any]
-
 _WARMUP = 100
-# Learning rates are chosen on this seed, which no reported run has.
-_TUNING_SEED = 1_000_003
 
 
 class LowRankMethod(ABC):
-    """A way to train a model with less: an optimizer, and what else happens along the way.
+    """Train a model with less state or fewer parameters.
 
     Args:
-        model: to train; may be changed.
+        model: model to train, which may be changed.
         rate: largest learning rate of the run.
-        rank: what the method keeps of each matrix.
-        seed: of everything random in it.
-        steps: of the run.
+        rank: rank that the method keeps of each matrix.
+        seed: seed of everything random in the method.
+        steps: number of steps.
+
+    Attributes:
+        optimizer: optimizer of the model.
     """
 
     rates: ClassVar[tuple[float, ...]] = (2e-3, 4e-3, 8e-3)
-    """Learning rates to choose from: as many for every method."""
+    """Learning rates to choose from: the same number for every method."""
 
     def __init__(self, model: nn.Module, rate: float, rank: int, seed: int, steps: int) -> None:
-        self.model = model
-        self.optimizer = self.make_optimizer(rate, rank, seed)
+        self.model, self.rate, self.rank, self.seed, self.steps = model, rate, rank, seed, steps
+        self.optimizer = self.make_optimizer()
 
     @abstractmethod
-    def make_optimizer(self, rate: float, rank: int, seed: int) -> optim.Optimizer:
-        """The optimizer of the model's parameters."""
+    def make_optimizer(self) -> optim.Optimizer:
+        """Make the optimizer of the model's parameters."""
 
-    def after_step(self, step: int) -> None:
-        """Something is done between steps, counted from 1."""
+    def after_step(self) -> None:
+        """Act after a step."""
 
 
 class Adam(LowRankMethod):
-    """Adam, with both moments in full."""
+    """Use Adam, with both moments in full."""
 
-    def make_optimizer(self, rate: float, rank: int, seed: int) -> optim.Optimizer:
-        """Adam with its defaults."""
-        return optim.Adam(self.model.parameters(), lr=rate)
+    def make_optimizer(self) -> optim.Optimizer:
+        """Make Adam with its default options."""
+        return optim.Adam(self.model.parameters(), lr=self.rate)
 
 
-class Projected(LowRankMethod):
-    """Flora, with a momentum that looks back on few steps: what it adds in noise stays below what it averages away."""
+class FloraMethod(LowRankMethod):
+    """Use Flora with a momentum over few steps, which adds less noise than it averages out."""
 
     options: ClassVar[dict[str, Any]] = {"beta1": 0.3, "kappa": 20, "projection": "orthonormal"}
 
-    def make_optimizer(self, rate: float, rank: int, seed: int) -> optim.Optimizer:
-        """Flora whose learning rate means what Adam's does."""
-        return Flora(self.model.parameters(), lr=rate, rank=rank, seed=seed, scale_parameter=False, **self.options)
+    def make_optimizer(self) -> optim.Optimizer:
+        """Make Flora with a learning rate on the scale of Adam's."""
+        return Flora(
+            self.model.parameters(),
+            lr=self.rate,
+            rank=self.rank,
+            seed=self.seed,
+            scale_parameter=False,
+            **self.options,
+        )
 
 
-class QuantizedProjected(Projected):
-    """The same, in eight bits."""
+class QuantizedFlora(FloraMethod):
+    """Use Flora with its state in eight bits."""
 
-    options: ClassVar[dict[str, Any]] = {**Projected.options, "quantization": True}
+    options: ClassVar[dict[str, Any]] = {**FloraMethod.options, "quantization": True}
 
 
-class PublishedProjected(Projected):
-    """Flora with the momentum and the subspaces of its paper."""
+class PublishedFlora(FloraMethod):
+    """Use Flora with the momentum and the subspaces of its paper."""
 
     options: ClassVar[dict[str, Any]] = {"beta1": 0.9, "kappa": 1000}
 
 
-class Settling(LowRankMethod):
-    """OIALR: whole weights for two thirds of the run, and what is between their orthogonal bases after that.
+class OialrMethod(LowRankMethod):
+    """Use OIALR: train whole weights for two thirds of the run, then only the cores between their orthogonal bases.
 
-    All weights are cut at the first updates, so that there is a third of the run left to make up for it.
+    All weights are cut at the first updates, so that a third of the run remains to compensate for it.
     """
 
     def __init__(self, model: nn.Module, rate: float, rank: int, seed: int, steps: int) -> None:
@@ -100,28 +115,28 @@ class Settling(LowRankMethod):
             min_rank=rank,
         )
 
-    def after_step(self, step: int) -> None:
-        """An update, when it is time for one."""
+    def after_step(self) -> None:
+        """Update the bases if an update is due."""
         self._oialr.step()
 
 
-class SettlingAdam(Settling, Adam):
-    """OIALR on Adam."""
+class OialrAdam(OialrMethod, Adam):
+    """Use OIALR with Adam."""
 
 
-class SettlingProjected(Settling, Projected):
-    """OIALR on Flora."""
+class OialrFlora(OialrMethod, FloraMethod):
+    """Use OIALR with Flora."""
 
 
 LOWRANK: Table[LowRankMethod] = Table("low-rank method", LowRankMethod)
 """Every method of this benchmark by name."""
 
 LOWRANK.add("adam", Adam)
-LOWRANK.add("flora", Projected)
-LOWRANK.add("flora-8bit", QuantizedProjected)
-LOWRANK.add("flora-published", PublishedProjected)
-LOWRANK.add("oialr", SettlingAdam)
-LOWRANK.add("oialr-flora", SettlingProjected)
+LOWRANK.add("flora", FloraMethod)
+LOWRANK.add("flora-8bit", QuantizedFlora)
+LOWRANK.add("flora-published", PublishedFlora)
+LOWRANK.add("oialr", OialrAdam)
+LOWRANK.add("oialr-flora", OialrFlora)
 
 
 def lowrank(
@@ -134,50 +149,39 @@ def lowrank(
     rank: int | None = None,
     listener: Callable[[Record, int], None] | None = None,
 ) -> list[Record]:
-    """Train a small OPT on English text, byte by byte, with each method and as many steps of as many bytes.
+    """Train a small OPT on English text, byte by byte, with each method on the same batches.
 
-    Every method first chooses its learning rate, from as many as the others have, by the validation loss of one run on
-    a seed of its own. The model is OPT (Zhang et al., arXiv 2205.01068) as transformers builds it from a configuration.
+    The model is OPT (Zhang et al., arXiv 2205.01068) as transformers builds it from a configuration. The learning rate
+    is chosen by `tuned_runs`.
 
     Args:
-        methods: names in `LOWRANK`.
-        seeds: of weights, data order and projections.
-        steps: of training.
-        width: of the model, a multiple of 16.
-        layers: of the model.
-        rank: of what is low-rank; an eighth of the width unless given.
-        listener: told every record as it comes, and how many there will be.
+        methods: names from `LOWRANK`.
+        seeds: seeds of weights, data order and projections.
+        steps: steps of training.
+        width: width of the model, a multiple of 16.
+        layers: number of layers of the model.
+        rank: rank of the methods; an eighth of the width unless given.
+        listener: called with every record and the number of records in all.
 
     Returns:
         Flat records of part ("tuning" or "run"), method, seed, rate, rank, steps, validation_loss and test_loss in nats
-        a byte, state_bytes, seconds_per_step; parameters that the model begins with, and those that it ends with:
-        trainable, and total with bases that are fixed.
+        per byte, state_bytes and seconds_per_step; and the number of parameters: at the start, trainable at the end,
+        and total with fixed bases at the end.
 
     Raises:
-        ConfigurationError: transformers is not installed, or there is no such method.
+        ConfigurationError: transformers is not installed, or a method or the width is invalid.
     """
-    if width % 16:
-        raise ConfigurationError(f"the model's width must be a multiple of 16, and {width} is not")
+    check_width(width)
     kinds = {name: LOWRANK.find(name) for name in methods}
     require("transformers", "'astralora bench lowrank'", extra="lowrank")
     rank = rank or width // 8
     text = topics()
-    total = sum(len(kind.rates) + len(seeds) for kind in kinds.values())
-    records: list[Record] = []
 
-    def run(part: str, name: str, rate: float, seed: int) -> Record:
+    def measure(name: str, rate: float, seed: int) -> Record:
         found = _train(kinds[name], text, rate, rank, seed, steps=steps, width=width, layers=layers)
-        records.append({"part": part, "method": name, "seed": seed, "rate": rate, "rank": rank, **found})
-        if listener is not None:
-            listener(records[-1], total)
-        return records[-1]
+        return {"rank": rank, **found}
 
-    for name, kind in kinds.items():
-        tried = [run("tuning", name, rate, _TUNING_SEED) for rate in kind.rates]
-        best = min(tried, key=lambda record: record["validation_loss"])["rate"]
-        for seed in seeds:
-            run("run", name, best, seed)
-    return records
+    return tuned_runs({name: kind.rates for name, kind in kinds.items()}, seeds, measure, listener)
 
 
 def _train(
@@ -191,18 +195,19 @@ def _train(
     width: int,
     layers: int,
 ) -> Record:
+    """Train a model with one method, and return the results."""
     model = make_opt(width, layers, seed)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     method = kind(model, rate, rank, seed, steps)
     schedule = optim.lr_scheduler.LambdaLR(method.optimizer, warmed_cosine(steps, _WARMUP))
     start = perf_counter()
-    for step, (inputs, targets) in enumerate(stretches(text.train, steps, BATCH, seed), start=1):
+    for inputs, targets in stretches(text.train, steps, BATCH, seed):
         loss = mean_loss(model, inputs, targets)
         method.optimizer.zero_grad()
         loss.backward()
         method.optimizer.step()
         schedule.step()
-        method.after_step(step)
+        method.after_step()
     seconds = (perf_counter() - start) / steps
     return {
         "steps": steps,

@@ -1,4 +1,4 @@
-"""Naming what is to be compared, and giving the published method its best step."""
+"""Parse method names, and set up gradient comparisons."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from ..surrogates import SURROGATES
 
 __all__ = ["best_step", "cosine", "open_chip", "parse_method", "problem"]
 
-# Of the control range; two control levels are tried beside them.
+# Steps to try as shares of the control range; two control levels are tried as well.
 _SHARES = (1 / 256, 1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8)
 _DRAWS = 3
 
 
 def parse_method(name: str) -> dict[str, Any]:
-    """What `al.attach` is to be told for a name on the command line.
+    """Return the options of `attach` for a method name from the command line.
 
     Args:
-        name: a method, an estimator, a surrogate, or an estimator and a surrogate with a plus sign between them;
-            registered
-            by anyone. What is not named is chosen as by ``auto``.
+        name: name of a registered method, estimator or surrogate, or an estimator and a surrogate with a plus sign
+            between them. The part that is not named is chosen as by ``auto``.
 
     Raises:
         ConfigurationError: nothing of this name is registered.
@@ -51,7 +50,7 @@ def parse_method(name: str) -> dict[str, Any]:
 
 
 def open_chip(device: str, impairments: str, size: tuple[int, int], seed: int) -> tuple[Session, Tensor]:
-    """An open session on a chip of this seed, and the controls to start from."""
+    """Open a session on a chip of this seed, and return it with initial controls."""
     session = Session(
         make_device(device, in_features=size[0], out_features=size[1], impairments=impairments, seed=seed)
     )
@@ -60,7 +59,7 @@ def open_chip(device: str, impairments: str, size: tuple[int, int], seed: int) -
 
 
 def problem(session: Session, controls: Tensor, batch: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """One step's data: inputs uniform over the input range, what the device answers, and normal output gradients."""
+    """Return the data of one step: inputs uniform over the input range, the outputs, and normal output gradients."""
     spec = session.spec
     generator = derive_generator(seed, "bench", "problem")
     low, high = spec.input_range or (-1.0, 1.0)
@@ -70,19 +69,19 @@ def problem(session: Session, controls: Tensor, batch: int, seed: int) -> tuple[
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
-    """Of two gradients of any shape; 0 where one of them is nothing."""
+    """Return the cosine between two gradients of any shape; 0 where one of them is 0."""
     scale = float(a.norm() * b.norm())
     return float((a * b).sum()) / scale if scale else 0.0
 
 
 def best_step(device: str, impairments: str, size: tuple[int, int], batch: int) -> float | None:
-    """The step with which `Gaussian` comes closest to the exact gradient on a device, of all that are worth trying.
+    """Return the step with which `Gaussian` comes closest to the exact gradient on a device.
 
-    The published method is not to be handicapped by a step that does not suit a chip's levels and noise. What the
-    search spends is not counted against it.
+    The published method must not suffer from a step that does not suit the chip's levels and noise. The operations of
+    this search are not counted.
 
     Returns:
-        In control units; None for a device without a law to compare with, where the method's own has to do.
+        The step in control units; None for a device without a law, which uses the method's default.
     """
     session, controls = open_chip(device, impairments, size, seed=0)
     if session.capability(Differentiable) is None:

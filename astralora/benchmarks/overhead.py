@@ -1,4 +1,4 @@
-"""How long a training step of a device layer takes here, as a multiple of that of a linear layer."""
+"""Time a training step of a device layer as a multiple of that of a linear layer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["overhead"]
 
 Record = dict[str, Any]
 
-# Steps of a cycle, at least.
+# Smallest number of steps in a cycle.
 _CYCLE = 8
 
 
@@ -34,21 +34,20 @@ def overhead(
     samples: int = 100,
     listener: Callable[[Record], None] | None = None,
 ) -> list[Record]:
-    """Forward and backward of a simulated device layer, with new controls in every step, over those of `nn.Linear`.
+    """Time forward and backward of a simulated device layer with new controls in every step, relative to `nn.Linear`.
 
-    Both layers are timed in turn within one process, over whole cycles of eight steps, since methods need not do
-    the same in every step. ``"exact"`` runs on a chip without impairments, whatever the others get: what is left is
-    astralora itself.
+    Both layers are timed alternately within one process, over whole cycles of eight steps, since the steps of a method
+    may differ. ``"exact"`` always uses a chip without impairments, so that its time is that of astralora itself.
 
     Args:
-        devices: registered names of simulated devices.
-        methods: see `parse_method`.
-        sizes: inputs, and as many outputs.
-        impairments: of the devices.
-        batch: vectors a step.
-        cycles: as above, after some steps that warm up.
-        samples: perturbations a step, for methods that perturb; those are timed over single steps.
-        listener: told every record as it comes.
+        devices: names of simulated devices.
+        methods: names for `parse_method`.
+        sizes: number of inputs, and of outputs.
+        impairments: preset of the devices.
+        batch: vectors per step.
+        cycles: number of timed cycles, after some steps that warm up.
+        samples: perturbations per step of the published method, which is timed over single steps.
+        listener: called with every record.
 
     Returns:
         Flat records of device, impairments, size, batch, method and ratio_to_linear.
@@ -75,6 +74,7 @@ def overhead(
 
 
 def _ratio(device: str, impairments: str, size: int, method: str, batch: int, cycles: int, samples: int) -> float:
+    """Return the time of a step relative to that of `nn.Linear`."""
     session, _ = open_chip(device, impairments, (size, size), seed=0)
     options = parse_method(method)
     if method == "paper":
@@ -89,7 +89,7 @@ def _ratio(device: str, impairments: str, size: int, method: str, batch: int, cy
 
     def step(module: nn.Module) -> float:
         if module is layer:
-            # As an optimizer would; not on the clock, since a linear layer's is not either.
+            # Change the controls as an optimizer would. Optimizers are not timed for either layer.
             with torch.no_grad():
                 layer.controls.add_(move)
         module.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""Pictures of benchmarks, in the style of all reports."""
+"""Plot results of benchmarks, in the style of all reports."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ Record = Mapping[str, Any]
 
 
 def efficiency_png(results: Sequence[Efficiency]) -> bytes:
-    """The best accuracy so far against programs and against vectors, a row for each device and a line for each run."""
-    devices = list(dict.fromkeys(result.race.device for result in results))
-    colours = _coloured([_label(result.race.method, result.race.samples) for result in results])
+    """Plot the best accuracy so far against programs and vectors: a row for each device, a line for each run."""
+    devices = list(dict.fromkeys(result.case.device for result in results))
+    colours = _coloured([_label(result.case.method, result.case.samples) for result in results])
     figure = Figure(figsize=(11, 3.2 * len(devices) + 0.6), layout="constrained")
     axes = figure.subplots(len(devices), 2, squeeze=False, sharey=True)
-    target = results[0].race.target
+    target = results[0].case.target
     for row, device in zip(axes, devices, strict=True):
         for ax, (place, what) in zip(row, ((1, "programs"), (2, "vectors")), strict=True):
             prepare(ax)
             for result in results:
-                if result.race.device != device:
+                if result.case.device != device:
                     continue
-                label = _label(result.race.method, result.race.samples)
+                label = _label(result.case.method, result.case.samples)
                 spent = [point[place] for point in result.curve]
                 best = list(accumulate((point[3] for point in result.curve), max))
                 ax.plot(spent, best, color=colours[label], lw=1.4, alpha=0.85)
@@ -55,7 +55,7 @@ def efficiency_png(results: Sequence[Efficiency]) -> bytes:
 
 
 def fidelity_png(records: Sequence[Record]) -> bytes:
-    """Cosine of both gradients against programs, a row for each device."""
+    """Plot the cosine of both gradients against programs, with a row for each device."""
     devices = list(dict.fromkeys(record["device"] for record in records))
     colours = _coloured([record["method"] for record in records])
     figure = Figure(figsize=(11, 3.6 * len(devices) + 0.4), layout="constrained")
@@ -75,7 +75,7 @@ def fidelity_png(records: Sequence[Record]) -> bytes:
                     [fmean(points[programs]) for programs in spent],
                     "o-" if data == "uniform" else "s",
                     color=colours[method],
-                    # Rings of falling size: methods that agree do not hide one another.
+                    # Rings of decreasing size keep coinciding points visible.
                     mfc="none",
                     mew=1.6,
                     ms=max(11 - 2 * list(colours).index(method), 4),
@@ -92,7 +92,7 @@ def fidelity_png(records: Sequence[Record]) -> bytes:
 
 
 def overhead_png(records: Sequence[Record]) -> bytes:
-    """A step's time over that of a linear layer, against the width."""
+    """Plot the time of a step relative to a linear layer against the width."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     ax = figure.add_subplot()
     prepare(ax)
@@ -122,9 +122,9 @@ def overhead_png(records: Sequence[Record]) -> bytes:
 
 
 def drift_png(records: Sequence[Record]) -> bytes:
-    """Accuracy and error of the outputs against time after the program, a column for each task.
+    """Plot accuracy and error of the outputs against time after the program, with a column for each task.
 
-    Lines are means over the seeds, and the bands reach from the least to the most.
+    Lines are means over the seeds, and bands show the range.
     """
     tasks = list(dict.fromkeys(record["task"] for record in records))
     colours = _coloured([record["compensation"] for record in records])
@@ -141,7 +141,7 @@ def drift_png(records: Sequence[Record]) -> bytes:
                     if (record["task"], record["compensation"]) == (task, kind):
                         groups[record["seconds"]].append(record[what])
                 means = [fmean(values) for values in groups.values()]
-                # Rings of falling size: kinds that agree do not hide one another.
+                # Rings of decreasing size keep coinciding lines visible.
                 ax.plot(list(groups), means, "o-", color=colour, lw=1.4, mfc="none", mew=1.4, ms=max(10 - 2 * place, 4))
                 band = [[pick(values) for values in groups.values()] for pick in (min, max)]
                 ax.fill_between(list(groups), *band, color=colour, alpha=0.12, lw=0)
@@ -157,13 +157,13 @@ def drift_png(records: Sequence[Record]) -> bytes:
         ax.set(xlabel="since the program", ylim=(0, None))
     axes[0][0].set_ylabel("test accuracy")
     axes[1][0].set_ylabel("error of the outputs")
-    for ax, ends in named:  # once all is drawn, and the limits are what they will be
+    for ax, ends in named:  # after the limits of the axes are final
         _name_ends(ax, ends, colours)
     return as_png(figure)
 
 
 def _name_ends(ax: Axes, ends: Mapping[str, tuple[float, float]], colours: Mapping[str, str]) -> None:
-    """Write each line's name behind its end, one below the other where they would meet."""
+    """Write each line's name beside its end, without overlaps."""
     low, high = ax.get_ylim()
     apart = 0.065 * (high - low)
     below = high + apart
@@ -188,15 +188,17 @@ def _name_ends(ax: Axes, ends: Mapping[str, tuple[float, float]], colours: Mappi
 
 
 def _label(method: str, samples: int | None) -> str:
+    """Return the legend of a method."""
     return method if samples is None else f"{method}, {samples} {'sample' if samples == 1 else 'samples'}"
 
 
 def _coloured(names: Sequence[Any]) -> dict[Any, str]:
+    """Assign colours to names."""
     return {name: _COLOURS[place % len(_COLOURS)] for place, name in enumerate(dict.fromkeys(names))}
 
 
 def lowrank_png(records: Sequence[Record]) -> bytes:
-    """Test loss against what the optimizer remembers, a mark for each seed of each method."""
+    """Plot the test loss against the size of the optimizer state, with a mark for each seed of each method."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     ax = figure.add_subplot()
     prepare(ax)
@@ -223,7 +225,7 @@ def lowrank_png(records: Sequence[Record]) -> bytes:
 
 
 def adapters_png(rows: Sequence[Record]) -> bytes:
-    """Mean test loss of every method with its standard error; rows are those of `astralora.benchmarks.summarize`."""
+    """Plot the mean test loss of every method with its standard error, from the rows of `summarize`."""
     figure = Figure(figsize=(6.4, 0.5 * len(rows) + 1.6), layout="constrained")
     ax = figure.add_subplot()
     prepare(ax)

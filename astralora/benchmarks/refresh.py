@@ -1,4 +1,4 @@
-"""What it takes to keep a low-rank surrogate true to its device while digits are trained through it."""
+"""Measure the cost of a low-rank surrogate that follows its device during training."""
 
 from __future__ import annotations
 
@@ -30,36 +30,39 @@ def refresh(
     size: tuple[int, int] = (256, 128),
     listener: Callable[[Record, int], None] | None = None,
 ) -> list[Record]:
-    """Train digits with a surrogate that is moved at every step as published, and with one that is when it has to be.
+    """Train digits with a surrogate that is updated at every step, as published, and with one updated when needed.
 
-    Gradients of the controls are measured, so that what is compared is the surrogate alone.
+    The gradients of the controls are measured, so that only the surrogates differ.
 
     Args:
-        devices: registered names.
-        seeds: of weights, data order, chip and surrogate.
-        surrogate: with a ``refresh`` option.
-        impairments: of the simulated devices.
-        epochs: of training.
+        devices: names of registered devices.
+        seeds: seeds of weights, data order, chip and surrogate.
+        surrogate: surrogate with a ``refresh`` option.
+        impairments: preset of the simulated devices.
+        epochs: epochs of training.
         size: inputs and outputs of the device layer.
-        listener: told every record as it comes, and how many there will be.
+        listener: called with every record and the number of records in all.
 
     Returns:
-        Flat records of device, seed, surrogate, refresh, test_accuracy, vectors spent on the surrogate after its start,
-        health, and of the schedule also rank, refits, splits and rebuilds.
+        Flat records of device, seed, surrogate, refresh, test_accuracy, vectors (of the surrogate after startup),
+        health, and for the schedule also rank, refits, splits and rebuilds.
     """
     records: list[Record] = []
     for device in devices:
         for seed in seeds:
             config = _config(device, impairments, seed, epochs, size)
-            for how in (None, "stability"):
-                found = _run(config, surrogate, how)
-                records.append({"device": device, "seed": seed, "surrogate": surrogate, "refresh": how, **found})
+            for refresh_mode in (None, "stability"):
+                found = _run(config, surrogate, refresh_mode)
+                records.append(
+                    {"device": device, "seed": seed, "surrogate": surrogate, "refresh": refresh_mode, **found}
+                )
                 if listener is not None:
                     listener(records[-1], 2 * len(devices) * len(seeds))
     return records
 
 
 def _config(device: str, impairments: str, seed: int, epochs: int, size: tuple[int, int]) -> RunConfig:
+    """Return the configuration of a run."""
     return RunConfig.model_validate(
         {
             "task": "digits",
@@ -73,11 +76,12 @@ def _config(device: str, impairments: str, seed: int, epochs: int, size: tuple[i
     )
 
 
-def _run(config: RunConfig, surrogate: str, how: str | None) -> Record:
+def _run(config: RunConfig, surrogate: str, refresh_mode: str | None) -> Record:
+    """Train once, and return the results."""
     task = make_task(config)
-    options: dict[str, Any] = {} if how is None else {"refresh": how}
+    options: dict[str, Any] = {} if refresh_mode is None else {"refresh": refresh_mode}
     with ExitStack() as stack, warnings.catch_warnings():
-        # That a surrogate is poor shows in the result.
+        # The result shows whether a surrogate is poor.
         warnings.simplefilter("ignore", StaleGradientWarning)
         sessions = {name: stack.enter_context(Session(it)) for name, it in make_devices(config, task).items()}
         model = attach(

@@ -1,4 +1,4 @@
-"""Measurements of astralora itself, as ratios within one process."""
+"""Measure the overhead of a session."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ __all__ = ["session_overhead"]
 
 
 def session_overhead(device: str, impairments: str, size: int, batch: int, rounds: int) -> dict[str, Any]:
-    """What the guard costs: a query through a session as against the bare device.
+    """Time a query through a session against the same query on the bare device.
 
-    The two are timed in turn, in alternating order, so that whatever else the machine does hits both.
+    The two are timed alternately, so that other load on the machine affects both.
 
     Args:
-        device: registered name of a simulated device.
-        impairments: its preset.
-        size: inputs and outputs.
+        device: name of a simulated device.
+        impairments: preset of the device.
+        size: number of inputs, and of outputs.
         batch: vectors per query.
         rounds: pairs of measurements.
 
     Returns:
-        Medians in microseconds, and the median and quartiles over blocks of rounds of the relative overhead.
+        Medians in microseconds, and median and quartiles of the relative overhead over blocks of rounds.
     """
     raw = make_device(device, in_features=size, out_features=size, impairments=impairments)
     session = Session(raw)
@@ -55,11 +55,12 @@ def session_overhead(device: str, impairments: str, size: int, batch: int, round
 
 def _pair(
     raw: Callable[[torch.Tensor], torch.Tensor],
-    guarded: Callable[[torch.Tensor], torch.Tensor],
+    session_query: Callable[[torch.Tensor], torch.Tensor],
     inputs: torch.Tensor,
     turn: int,
 ) -> tuple[float, float]:
-    calls = (raw, guarded) if turn % 2 else (guarded, raw)
+    """Time both queries, in alternating order."""
+    calls = (raw, session_query) if turn % 2 else (session_query, raw)
     spans = []
     for call in calls:
         start = perf_counter()

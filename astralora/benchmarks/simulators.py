@@ -1,4 +1,4 @@
-"""What simulating a device costs, as a multiple of the digital layer of the same size."""
+"""Time simulated devices as a multiple of a digital layer of the same size."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ def simulators(
     repeats: int = 30,
     listener: Callable[[Record], None] | None = None,
 ) -> list[Record]:
-    """Time a simulated device beside `nn.Linear`, forward and backward.
+    """Time a simulated device against `nn.Linear`, forward and backward.
 
-    One pass asks the device for a batch, through all impairments, and takes the gradients of controls and inputs from
-    its own law: without and with new controls that are programmed before. Digital passes are timed in turns with those
-    of the device, in the same process.
+    A pass queries the device with a batch, with all impairments, and computes the gradients of controls and inputs from
+    its law, with and without a program of new controls before. Passes of device and digital layer alternate in one
+    process.
 
     Args:
-        devices: registered names of devices with a law.
-        sizes: inputs, and as many outputs.
-        impairments: of the simulated devices.
-        batch: vectors.
-        repeats: passes; the median counts.
-        listener: told every record as it comes.
+        devices: names of devices with a law.
+        sizes: number of inputs, and of outputs.
+        impairments: preset of the simulated devices.
+        batch: vectors per pass.
+        repeats: number of passes, of which the median is taken.
+        listener: called with every record.
 
     Returns:
-        Flat records of device, impairments, size, batch; of seconds without a program, with_program and linear_seconds;
-        and of ``multiple`` and ``multiple_with_program`` of `nn.Linear`, ``multiple_of_256`` and
-        ``multiple_of_256_with_program`` of one of 256 x 256 whatever the size.
+        Flat records of device, impairments, size, batch; of seconds (without a program), with_program and
+        linear_seconds; and of ``multiple`` and ``multiple_with_program`` of `nn.Linear`, ``multiple_of_256`` and
+        ``multiple_of_256_with_program`` of an `nn.Linear` of 256 x 256.
     """
     records = []
     widest = _Digital(256, batch)
@@ -77,7 +77,7 @@ def simulators(
 
 
 class _Digital:
-    """One pass of the digital layer."""
+    """Run a pass of the digital layer."""
 
     def __init__(self, size: int, batch: int) -> None:
         generator = derive_generator(0, "bench")
@@ -94,7 +94,7 @@ class _Digital:
 
 
 class _Simulated:
-    """One pass of a simulated device: query, and gradients of its law."""
+    """Run a pass of a simulated device: a query, and the gradients of its law."""
 
     def __init__(self, name: str, impairments: str, size: int, batch: int) -> None:
         device = make_device(name, in_features=size, out_features=size, impairments=impairments)
@@ -116,22 +116,22 @@ class _Simulated:
         pull_back(self._law, self._controls[0], self._inputs, self._grad)
 
     def programmed(self) -> None:
-        """The same at another setting than the last time."""
+        """Run a pass at another setting than the last one."""
         self._controls.reverse()
         self._session.program(self._controls[0])
         self()
 
 
 def _medians(passes: Sequence[Callable[[], None]], repeats: int) -> list[float]:
-    """Median times of several passes, taken in turns so that a busy moment hits all alike."""
-    # The C library gives memory back to the system, and has it zeroed again, after every pass, until something as large
-    # as this has been freed once: which in a process that trains has happened long ago.
+    """Return the median times of several passes, which alternate so that other load affects all of them."""
+    # Until a block of this size has been freed once, the C library returns memory to the system after every pass, which
+    # costs time. In a training this has happened long before.
     torch.ones(1 << 22)
     times: list[list[float]] = [[] for _ in passes]
     for turn in range(repeats + 5):
         for place, work in enumerate(passes):
             start = perf_counter()
             work()
-            if turn >= 5:  # the first ones find caches empty
+            if turn >= 5:  # the first passes start with empty caches
                 times[place].append(perf_counter() - start)
     return [median(each) for each in times]

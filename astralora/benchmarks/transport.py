@@ -1,4 +1,4 @@
-"""What a wire protocol costs: a query along it as against a bare socket that copies the same bytes."""
+"""Measure the overhead of a wire protocol against a bare socket that copies the same bytes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LONGEST_START = 60.0
 
 
 class _Echo:
-    """Answers every vector with itself, so that only the way there and back is timed."""
+    """Answer every vector with itself, so that only the transport is timed."""
 
     def __init__(self, size: int) -> None:
         self.spec = DeviceSpec(
@@ -44,23 +44,23 @@ class _Echo:
 
 
 def transport(protocol: str, size: int, batch: int, rounds: int) -> dict[str, Any]:
-    """Throughput of a driver over TCP loopback, as a share of what a bare socket does with the same bytes.
+    """Measure the throughput of a driver over TCP loopback, as a share of that of a bare socket with the same bytes.
 
-    The other end is a process of its own, as a device would be: an emulator of an echo, and beside it a socket that
-    sends back what it gets. Both are timed in turn, in alternating order.
+    A process of its own runs an emulator of an echo device and a socket that returns its input. Both are timed
+    alternately.
 
     Args:
-        protocol: that the emulator speaks; see `astralora.devices.list_emulators`.
-        size: inputs, and as many outputs.
+        protocol: protocol of the emulator; see `list_emulators`.
+        size: number of inputs, and of outputs.
         batch: vectors per query.
         rounds: pairs of measurements.
 
     Returns:
-        Medians in microseconds and megabytes per second, the median and quartiles over blocks of rounds of the share,
-        and the bytes that the protocol adds to those of the values.
+        Medians in microseconds and megabytes per second, median and quartiles of the share over blocks of rounds, and
+        the bytes that the protocol adds to the values.
     """
     payload = 4 * batch * size
-    with _other_end(protocol, size, payload) as (driver, uri, port):
+    with _servers(protocol, size, payload) as (driver, uri, port):
         device: Any = make_device(driver, port=uri)
         device.open()
         bare = socket.create_connection(("127.0.0.1", port))
@@ -79,6 +79,7 @@ def transport(protocol: str, size: int, batch: int, rounds: int) -> dict[str, An
 
 
 def _measure(device: Any, bare: socket.socket, size: int, batch: int, rounds: int) -> dict[str, Any]:
+    """Time driver and socket alternately, and count the bytes."""
     inputs = torch.empty(batch, size).uniform_(-1, 1, generator=derive_generator(0, "bench", "transport"))
     sent, back = inputs.numpy().tobytes(), bytearray(4 * batch * size)
     device.program(torch.zeros(1))
@@ -104,6 +105,7 @@ def _measure(device: Any, bare: socket.socket, size: int, batch: int, rounds: in
 
 
 def _pair(calls: tuple[Callable[[], object], Callable[[], object]], turn: int) -> tuple[float, float]:
+    """Time both calls, in alternating order."""
     spans = [0.0, 0.0]
     for place in (0, 1) if turn % 2 else (1, 0):
         start = perf_counter()
@@ -113,11 +115,13 @@ def _pair(calls: tuple[Callable[[], object], Callable[[], object]], turn: int) -
 
 
 def _exchange(connection: socket.socket, sent: bytes, back: bytearray) -> None:
+    """Send bytes, and receive the same number."""
     connection.sendall(sent)
     _fill(connection, memoryview(back))
 
 
 def _fill(connection: socket.socket, view: memoryview) -> bool:
+    """Receive until the view is full; return False where the connection ends before."""
     while view:
         count = connection.recv_into(view)
         if not count:
@@ -127,16 +131,16 @@ def _fill(connection: socket.socket, view: memoryview) -> bool:
 
 
 @contextmanager
-def _other_end(protocol: str, size: int, payload: int) -> Generator[tuple[str, str, int]]:
-    """A process with both servers: the driver and the address of one, and the port of the other."""
-    # A fork would inherit the threads of torch in the middle of whatever they do.
+def _servers(protocol: str, size: int, payload: int) -> Generator[tuple[str, str, int]]:
+    """Start a process with both servers; yield name and address for the driver, and the port of the socket."""
+    # A fork would copy torch's threads in an undefined state.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, protocol, size, payload), daemon=True)
     process.start()
     try:
         if not ours.poll(_LONGEST_START):
-            raise TimeoutError("the other end of the benchmark did not start")
+            raise TimeoutError("the server process of the benchmark did not start")
         yield ours.recv()
     finally:
         ours.close()
@@ -145,6 +149,7 @@ def _other_end(protocol: str, size: int, payload: int) -> Generator[tuple[str, s
 
 
 def _serve(parent: Connection, protocol: str, size: int, payload: int) -> None:
+    """Run both servers until the parent closes the connection."""
     torch.set_num_threads(1)
     echo: Device = _Echo(size)
     emulator = make_emulator(protocol, echo, "tcp://127.0.0.1:0").start()
@@ -160,6 +165,7 @@ def _serve(parent: Connection, protocol: str, size: int, payload: int) -> None:
 
 
 def _send_back(listener: socket.socket, payload: int) -> None:
+    """Send all received bytes back."""
     connection, _ = listener.accept()
     buffer = bytearray(payload)
     with connection:

@@ -1,4 +1,4 @@
-"""Finding out what a chip is really like: system identification, and the records of it."""
+"""Calibrate chips: identify the constants of a chip's law, and record them."""
 
 from .calibrate import calibrate, calibration_design
 

@@ -1,59 +1,56 @@
-"""System identification: the constants of a chip's own law, from measured pairs."""
+"""Identify a chip: fit the constants of its law to measured pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from math import cos, pi
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..devices import Constant, DeviceSpec, Identifiable, derive_generator
-from .evaluation import answers_of, foresee, rms_by_output, rms_left, unexplained, within_range
+from ..devices import DeviceSpec, Identifiable
+from .curvature import Curvature
+from .descent import Descent
+from .evaluation import predict, residual_rms, residual_rms_by_output, unexplained
 from .pairs import Pairs
-from .stuck import HeldModel, find_held
+from .stuck import StuckModel, find_stuck
 
 __all__ = ["Identification", "identify"]
 
 Constants = dict[str, Tensor]
+Listener = Callable[[int, int, float], None]
 
-# What is left of held-out answers, noise aside, may be at most this share of their power for a law to fit.
+# A law fits if at most this share of the power of held-out answers, without noise, remains unexplained.
 _UNEXPLAINED = 0.02
-# Degrees of freedom of Student's t, the prior of every constant: most are as good as the drawing, a stuck control is
-# not.
-_FREEDOM = 4.0
 _STARTS = 3
-# Step lengths of the descents, one after the other while more is left than noise, by mean squares.
+# Step sizes of successive descents. The next one runs only while the mean squared residual exceeds the noise by this
+# factor.
 _RATES = (0.1, 0.05, 0.03)
 _SETTLED = 1.1
-# Looks for controls that do not move: what the first finds may have hidden others.
-_LOOKS = 3
-# Unknowns up to which standard errors allow for all correlations.
-_DENSE = 1200
+# Number of searches for stuck controls: those of the first search may have hidden others.
+_SEARCHES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Identification:
-    """What a fit came to.
+    """Hold the result of a fit.
 
     Attributes:
-        constants: by name.
-        errors: their standard errors, by name.
-        dense: the errors allow for correlations; else each takes the other constants for known.
-        unexplained: share of the held-out answers' power that is neither foreseen nor noise.
-        unexplained_error: standard error of it.
-        held_out_rms: what is left of held-out answers, in output units.
-        training_rms: what is left of fitted ones.
-        noise_std: of an answer.
-        starts: fits that were tried.
-        held_out: measured and foreseen answers that were not fitted, (settings, vectors, out_features) each.
-        noise_by_output: root mean square of what is left of the fitted answers of each output, rounding aside,
+        constants: constants by name.
+        errors: standard errors of the constants by name.
+        dense: whether the errors include correlations; otherwise each takes the other constants as exact.
+        unexplained: share of the held-out answers' power that is neither predicted nor noise.
+        unexplained_error: standard error of that share.
+        held_out_rms: root mean square residual of held-out answers, in output units.
+        training_rms: root mean square residual of fitted answers, in output units.
+        noise_std: noise of an answer, in output units.
+        starts: number of fits that were tried.
+        held_out: measured and predicted held-out answers, (settings, vectors, out_features) each.
+        noise_by_output: root mean square residual of the fitted answers of each output, rounding excluded,
             (out_features,).
-        fixed: what controls that do not move are held at, as it would be written; nan for all others, (num_controls,).
-            None where all move.
-        fixed_errors: standard errors of that.
+        fixed: value in control units that each stuck control is stuck at; nan for all others, (num_controls,). None
+            where no control is stuck.
+        fixed_errors: standard errors of ``fixed``.
     """
 
     constants: Constants
@@ -72,18 +69,18 @@ class Identification:
 
     @property
     def fits(self) -> bool:
-        """Whether the law foresees what it has not seen."""
+        """Return whether the law predicts held-out answers."""
         return self.unexplained <= _UNEXPLAINED
 
     @property
     def verdict(self) -> str:
-        """The same in a sentence."""
+        """Return whether the law fits, as a sentence."""
         share = f"{100 * self.unexplained:.2g} % of the power of held-out answers"
         if self.fits:
-            return f"The law fits: {share} is neither foreseen nor noise."
+            return f"The law fits: {share} is neither predicted nor noise."
         return (
-            f"The law does not fit: {share} is neither foreseen nor noise, where 2 % are allowed; after {self.starts} "
-            f"starts. Either the chip is of another kind, or there are too few settings for its constants."
+            f"The law does not fit: after {self.starts} starts, {share} is neither predicted nor noise, and 2 % are "
+            f"allowed. Either the chip is of another kind, or its constants need more settings."
         )
 
 
@@ -96,308 +93,156 @@ def identify(
     noise: float | None = None,
     steps: int = 300,
     seed: int = 0,
-    listener: Callable[[int, int, float], None] | None = None,
+    listener: Listener | None = None,
 ) -> Identification:
     """Fit the constants of a law to measured pairs.
 
-    Maximum a posteriori: squares of what is left over the noise, and Student's t about the drawing. The landscape of a
-    deep mesh has many valleys, all of which random subsets of the settings shake: steps of Adam on a third of them at a
-    time find the way, and L-BFGS on all of them the bottom. Where held-out settings are not foreseen, the fit begins
-    anew, from elsewhere and with more steps.
+    The fit is a maximum a posteriori estimate: squared residuals over the noise, and Student's t about the nominal
+    constants as the prior. The posterior of a deep mesh has many local maxima. Adam on random thirds of the settings
+    finds a good one, and L-BFGS on all settings converges to it. Where the law does not predict the held-out settings,
+    the fit restarts from another point with more steps.
 
-    Controls that do not move are named, and held, where answers are explained better by that; see
-    `astralora.calibration.stuck`.
+    Controls are declared stuck where that explains the answers better; see `find_stuck`.
 
     Args:
-        model: the law.
-        pairs: all of them; the last settings are held out.
-        spec: of the chip: where its detectors end, and their noise.
-        held_out: settings to hold out.
-        noise: of an answer, rounding included, where it is known better than from the few that were asked for twice.
-        steps: of Adam, at the first start.
-        seed: of subsets and starts.
-        listener: told of steps done, steps in all and the mean square of what is left over the noise.
+        model: law to fit.
+        pairs: measured pairs; the last settings are held out.
+        spec: spec of the chip, for the detectors' range and noise.
+        held_out: number of settings to hold out.
+        noise: noise of an answer, rounding included, where it is known better than from the repeated vectors.
+        steps: steps of Adam at the first start.
+        seed: seed of subsets and starts.
+        listener: called with steps done, steps in all, and the mean squared residual over the noise.
     """
-    noise = pairs.noise_std(spec) if noise is None else noise
-    train, test = pairs.part(slice(0, len(pairs.settings) - held_out)), pairs.part(slice(-held_out, None))
-    declared = model.constants()
-    best: tuple[float, Constants] | None = None
-    start = 0
-    while start < _STARTS:
-        fit = _Fit(model, declared, train, spec, noise, seed, start)
-        for rate in _RATES:
-            if rate == _RATES[0] or fit.left > _SETTLED:
-                fit.descend(steps * (start + 1), rate, listener)
-        fit.polish()
-        constants = fit.constants()
-        left = unexplained(model, constants, test, spec, noise)[0]
-        start += 1
-        if best is None or left < best[0]:
-            best = left, constants
-        if left <= _UNEXPLAINED:
-            break
-    assert best is not None
-    held, constants = _hold(model, best[1], train, spec, noise, steps, seed, listener)
-    if held is not None and unexplained(held, constants, test, spec, noise)[0] <= max(best[0], _UNEXPLAINED):
-        model, declared = held, held.constants()
+    fit = _Fit(model, pairs, spec, held_out, noise, steps, seed, listener)
+    share, constants, starts = fit.descend()
+    stuck, with_stuck = fit.find_stuck(constants)
+    if stuck is not None and fit.unexplained(stuck, with_stuck)[0] <= max(share, _UNEXPLAINED):
+        constants = with_stuck
     else:
-        held, constants = None, best[1]
-    fits = unexplained(model, constants, test, spec, noise)[0] <= _UNEXPLAINED
-    left = rms_left(train, foresee(model, constants, train), spec, noise)
-    # Where the law fits, what it leaves of thousands of answers tells the noise better than a few asked for twice.
-    curvature = _Curvature(model, declared, constants, train, spec, left if fits else noise)
-    if curvature.dense and fits:
-        curvature.newton()
-    constants = curvature.constants()
-    errors = curvature.errors(1.0 if fits else max(1.0, left / noise))
-    share, error = unexplained(model, constants, test, spec, noise)
-    foreseen, left = foresee(model, constants, test), rms_left(train, foresee(model, constants, train), spec, noise)
-    by_output = (rms_by_output(train, foresee(model, constants, train), spec, noise) ** 2).sub(
-        (spec.output_step or 0.0) ** 2 / 12
-    )
-    at, uncertain = constants.pop(HeldModel.name, None), errors.pop(HeldModel.name, None)
-    return Identification(
-        constants,
-        errors,
-        curvature.dense,
-        share,
-        error,
-        rms_left(test, foreseen, spec, noise),
-        left,
-        noise,
-        start,
-        # As the detectors would have reported it.
-        (test.outputs, foreseen if spec.output_range is None else foreseen.clamp(*spec.output_range)),
-        by_output.clamp_min(0).sqrt(),
-        fixed=None if held is None or at is None else held.fixed(at),
-        fixed_errors=None if held is None or uncertain is None else held.fixed(uncertain),
-    )
-
-
-def _hold(
-    model: Identifiable,
-    constants: Constants,
-    pairs: Pairs,
-    spec: DeviceSpec,
-    noise: float,
-    steps: int,
-    seed: int,
-    listener: Callable[[int, int, float], None] | None,
-) -> tuple[HeldModel | None, Constants]:
-    """Name controls that do not move, fit all others without what those had spoilt, and look again."""
-    held: HeldModel | None = None
-    for round_ in range(_LOOKS):
-        free = {name: value for name, value in constants.items() if name != HeldModel.name}
-        left = max(noise, rms_left(pairs, foresee(held or model, constants, pairs), spec, noise))
-        found = find_held(model, free, pairs, spec, left)
-        if found is None or (held is not None and torch.equal(found.which, held.which)):
-            break
-        held = found
-        begin = dict(free)
-        for name, known in model.constants().items():
-            if known.shape == (spec.num_controls,):
-                begin[name] = free[name].index_fill(0, held.which, known.nominal)
-        fit = _Fit(held, held.constants(), pairs, spec, noise, seed, _STARTS + round_)
-        fit.begin({**begin, HeldModel.name: held.at})
-        fit.descend(max(1, steps // 3), _RATES[-1], listener)
-        fit.polish()
-        constants = fit.constants()
-    return held, constants
+        stuck = None
+    return fit.finish(stuck, constants, starts)
 
 
 class _Fit:
-    """One descent from one start.
+    """Fit a law from several starts, find stuck controls, and compute errors.
 
-    Attributes:
-        left: mean square of what is left, over the noise's, of the newest subsets.
+    Args:
+        model: law to fit.
+        pairs: measured pairs; the last settings are held out.
+        spec: spec of the chip.
+        held_out: number of settings to hold out.
+        noise: noise of an answer, or None to take it from the pairs.
+        steps: steps of Adam at the first start.
+        seed: seed of subsets and starts.
+        listener: called after each step.
     """
 
-    left = float("inf")
-
     def __init__(
         self,
         model: Identifiable,
-        declared: Mapping[str, Constant],
         pairs: Pairs,
         spec: DeviceSpec,
-        noise: float,
+        held_out: int,
+        noise: float | None,
+        steps: int,
         seed: int,
-        start: int,
+        listener: Listener | None,
     ) -> None:
-        self._model, self._declared, self._pairs, self._noise = model, declared, pairs, noise
-        self._generator = derive_generator(seed, "identification", start)
-        self._spec = spec
-        # In units of each constant's spread, so that one step length suits all.
-        self._scaled = {name: torch.zeros(constant.shape) for name, constant in declared.items()}
-        if start:
-            for value in self._scaled.values():
-                value.normal_(std=0.5, generator=self._generator)
-        for value in self._scaled.values():
-            value.requires_grad_()
+        self._model, self._spec = model, spec
+        self._noise = pairs.noise_std(spec) if noise is None else noise
+        self._train = pairs.part(slice(0, len(pairs.settings) - held_out))
+        self._test = pairs.part(slice(-held_out, None))
+        self._steps, self._seed, self._listener = steps, seed, listener
 
-    def constants(self) -> Constants:
-        with torch.no_grad():
-            return {name: value.clone() for name, value in self._unscaled().items()}
+    def unexplained(self, model: Identifiable, constants: Constants) -> tuple[float, float]:
+        """Return the unexplained share of held-out answers, and its standard error."""
+        return unexplained(model, constants, self._test, self._spec, self._noise)
 
-    def begin(self, constants: Constants) -> None:
-        """Go on from these."""
-        with torch.no_grad():
-            for name, scaled in self._scaled.items():
-                known = self._declared[name]
-                scaled.copy_((constants[name] - known.nominal) / known.spread)
+    def _residual_rms(self, model: Identifiable, constants: Constants) -> float:
+        """Return the root mean square residual of the fitted answers."""
+        return residual_rms(self._train, predict(model, constants, self._train), self._spec, self._noise)
 
-    def descend(self, steps: int, rate: float, listener: Callable[[int, int, float], None] | None) -> None:
-        """Adam on random subsets, at a rate that falls along a cosine."""
-        leaves = list(self._scaled.values())
-        optimizer = torch.optim.Adam(leaves, lr=rate, betas=(0.9, 0.99))
-        count = len(self._pairs.settings)
-        subset = max(1, (count + 2) // 3)
-        for step in range(steps):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * (1e-3 + (1 - 1e-3) * (1 + cos(pi * step / steps)) / 2)
-            chosen = torch.randperm(count, generator=self._generator)[:subset]
-            optimizer.zero_grad()
-            loss, left = self._loss(chosen)
-            loss.backward()
-            optimizer.step()
-            self.left = left if step == 0 else self.left + 0.1 * (left - self.left)
-            if listener is not None:
-                listener(step + 1, steps, self.left)
+    def descend(self) -> tuple[float, Constants, int]:
+        """Fit from new starts until the law predicts held-out answers.
 
-    def polish(self, iterations: int = 20) -> None:
-        """L-BFGS on all settings."""
-        optimizer = torch.optim.LBFGS(
-            list(self._scaled.values()), max_iter=iterations, history_size=20, line_search_fn="strong_wolfe"
+        Returns:
+            Unexplained share and constants of the best start, and the number of starts.
+        """
+        declared = self._model.constants()
+        best: tuple[float, Constants] | None = None
+        start = 0
+        while start < _STARTS:
+            descent = Descent(self._model, declared, self._train, self._spec, self._noise, self._seed, start)
+            for rate in _RATES:
+                if rate == _RATES[0] or descent.residual > _SETTLED:
+                    descent.descend(self._steps * (start + 1), rate, self._listener)
+            descent.polish()
+            constants = descent.constants()
+            share = self.unexplained(self._model, constants)[0]
+            start += 1
+            if best is None or share < best[0]:
+                best = share, constants
+            if share <= _UNEXPLAINED:
+                break
+        assert best is not None
+        return *best, start
+
+    def find_stuck(self, constants: Constants) -> tuple[StuckModel | None, Constants]:
+        """Find stuck controls, fit the other constants without them, and search again."""
+        spec, name = self._spec, StuckModel.name
+        stuck: StuckModel | None = None
+        for search in range(_SEARCHES):
+            free = {key: value for key, value in constants.items() if key != name}
+            noise = max(self._noise, self._residual_rms(stuck or self._model, constants))
+            found = find_stuck(self._model, free, self._train, spec, noise)
+            if found is None or (stuck is not None and torch.equal(found.which, stuck.which)):
+                break
+            stuck = found
+            begin = dict(free)
+            for key, known in self._model.constants().items():
+                if known.shape == (spec.num_controls,):
+                    begin[key] = free[key].index_fill(0, stuck.which, known.nominal)
+            declared = stuck.constants()
+            descent = Descent(stuck, declared, self._train, spec, self._noise, self._seed, _STARTS + search)
+            descent.begin({**begin, name: stuck.at})
+            descent.descend(max(1, self._steps // 3), _RATES[-1], self._listener)
+            descent.polish()
+            constants = descent.constants()
+        return stuck, constants
+
+    def finish(self, stuck: StuckModel | None, constants: Constants, starts: int) -> Identification:
+        """Compute standard errors, and assemble the result."""
+        model, spec, noise = stuck or self._model, self._spec, self._noise
+        fits = self.unexplained(model, constants)[0] <= _UNEXPLAINED
+        residual = self._residual_rms(model, constants)
+        # Where the law fits, the residual of thousands of answers estimates the noise better than a few repeats.
+        curvature = Curvature(model, model.constants(), constants, self._train, spec, residual if fits else noise)
+        if curvature.dense and fits:
+            curvature.newton()
+        constants = curvature.constants()
+        errors = curvature.errors(1.0 if fits else max(1.0, residual / noise))
+        share, error = self.unexplained(model, constants)
+        predicted = predict(model, constants, self._test)
+        residual = self._residual_rms(model, constants)
+        by_output = residual_rms_by_output(self._train, predict(model, constants, self._train), spec, noise)
+        at, at_error = constants.pop(StuckModel.name, None), errors.pop(StuckModel.name, None)
+        return Identification(
+            constants=constants,
+            errors=errors,
+            dense=curvature.dense,
+            unexplained=share,
+            unexplained_error=error,
+            held_out_rms=residual_rms(self._test, predicted, spec, noise),
+            training_rms=residual,
+            noise_std=noise,
+            starts=starts,
+            # The detectors would have clipped the answers.
+            held_out=(
+                self._test.outputs,
+                predicted if spec.output_range is None else predicted.clamp(*spec.output_range),
+            ),
+            noise_by_output=(by_output**2).sub((spec.output_step or 0.0) ** 2 / 12).clamp_min(0).sqrt(),
+            fixed=None if stuck is None or at is None else stuck.fixed(at),
+            fixed_errors=None if stuck is None or at_error is None else stuck.fixed(at_error),
         )
-        everything = torch.arange(len(self._pairs.settings))
-
-        def closure() -> float:
-            optimizer.zero_grad()
-            total = 0.0
-            # In parts, as many as were in a step: a deep mesh keeps every column's state until it is done.
-            for part in everything.split(max(1, (len(everything) + 2) // 3)):
-                loss, _ = self._loss(part)
-                loss.backward()
-                total += float(loss.detach())
-            return total
-
-        before = {name: value.detach().clone() for name, value in self._scaled.items()}
-        optimizer.step(closure)
-        if not all(bool(torch.isfinite(value).all()) for value in self._scaled.values()):
-            with torch.no_grad():
-                for name, value in self._scaled.items():
-                    value.copy_(before[name])
-
-    def _loss(self, chosen: Tensor) -> tuple[Tensor, float]:
-        """Minus the log posterior of the chosen settings, per answer; and the mean square left over the noise."""
-        pairs, constants = self._pairs, self._unscaled()
-        answers, measured = answers_of(self._model, constants, pairs, chosen), pairs.outputs[chosen]
-        valid = within_range(measured, answers.detach(), self._spec, self._noise)
-        squares = ((answers - measured).square() * valid).sum() / self._noise**2
-        penalty = sum(_FREEDOM * torch.log1p(value.square() / _FREEDOM).sum() for value in self._scaled.values())
-        total = pairs.outputs.numel()
-        share = len(chosen) / len(pairs.settings)
-        return (squares + share * penalty) / total, float(squares.detach() / valid.sum().clamp_min(1))
-
-    def _unscaled(self) -> Constants:
-        constants = {}
-        for name, scaled in self._scaled.items():
-            known = self._declared[name]
-            constants[name] = (known.nominal + known.spread * scaled).clamp(known.low, known.high)
-        return constants
-
-
-class _Curvature:
-    """The posterior's curvature at a fit, for standard errors (Laplace) and, where it is small enough, Newton steps."""
-
-    def __init__(
-        self,
-        model: Identifiable,
-        declared: Mapping[str, Constant],
-        constants: Constants,
-        pairs: Pairs,
-        spec: DeviceSpec,
-        noise: float,
-    ) -> None:
-        self._model, self._spec, self._noise = model, spec, noise
-        self._names = list(constants)
-        self._shapes = [constants[name].shape for name in self._names]
-        known = [declared[name] for name in self._names]
-        sizes = [shape.numel() for shape in self._shapes]
-
-        def each(values: list[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float64).repeat_interleave(torch.tensor(sizes))
-
-        self._spreads = each([constant.spread for constant in known])
-        self._nominal = each([constant.nominal for constant in known])
-        self._low, self._high = each([constant.low for constant in known]), each([constant.high for constant in known])
-        self.flat = torch.cat([constants[name].flatten() for name in self._names]).double()
-        self._pairs = Pairs(pairs.settings.double(), pairs.inputs.double(), pairs.outputs.double(), pairs.again)
-        # A product of columns has no forward derivative here, and a deep mesh too many unknowns.
-        self.dense = len(self.flat) <= _DENSE and spec.coupling != "dense"
-
-    def constants(self) -> Constants:
-        """The constants by name."""
-        return {name: value.float() for name, value in self._split(self.flat).items()}
-
-    def newton(self, steps: int = 4) -> None:
-        """Gauss-Newton steps: to the bottom of a valley that L-BFGS has come near to."""
-        for _ in range(steps):
-            information, slope = self._normal_equations()
-            moved = self.flat + torch.linalg.solve(information, slope)
-            if not bool(torch.isfinite(moved).all()):
-                return
-            self.flat = torch.minimum(torch.maximum(moved, self._low), self._high)
-
-    def errors(self, scale: float) -> Constants:
-        """Standard errors, where ``scale`` times the noise is left of an answer: more than 1 if the law is not all."""
-        if self.dense:
-            information, _ = self._normal_equations()
-            found = torch.linalg.inv(information).diagonal().clamp_min(0).sqrt()
-        else:
-            found = (self._diagonal() + self._prior()).rsqrt()
-        return {name: (max(scale, 1.0) * value).float() for name, value in self._split(found).items()}
-
-    def _split(self, values: Tensor) -> Constants:
-        parts = values.split([shape.numel() for shape in self._shapes])
-        return {name: part.view(shape) for name, shape, part in zip(self._names, self._shapes, parts, strict=True)}
-
-    def _prior(self) -> Tensor:
-        """Weights of the constants' squares, as Student's t has them where they are."""
-        scaled = (self.flat - self._nominal) / self._spreads
-        return _FREEDOM / (_FREEDOM + scaled.square()) / self._spreads.square()
-
-    def _left(self, values: Tensor, chosen: Tensor) -> Tensor:
-        """What is left of answers, over the noise, flat."""
-        answers = answers_of(self._model, self._split(values), self._pairs, chosen)
-        measured = self._pairs.outputs[chosen]
-        valid = within_range(measured, answers.detach(), self._spec, self._noise)
-        left: Tensor = ((measured - answers) * valid / self._noise).flatten()
-        return left
-
-    def _normal_equations(self) -> tuple[Tensor, Tensor]:
-        prior = self._prior()
-        information, slope = torch.diag(prior), prior * (self._nominal - self.flat)
-        basis = torch.eye(len(self.flat), dtype=torch.float64)
-        for part in torch.arange(len(self._pairs.settings)).split(4):
-            # J t, as the derivative of J^T u by u: backwards twice, which every law can do.
-            forth: Any = torch.func.vjp(lambda values, part=part: self._left(values, part), self.flat)
-            left, backwards = forth
-            back: Any = torch.func.vjp(lambda weights, pull=backwards: pull(weights)[0], torch.zeros_like(left))
-            slopes = -torch.func.vmap(lambda tangent, pull=back[1]: pull(tangent)[0], chunk_size=64)(basis)
-            information += slopes @ slopes.mT
-            slope = slope + slopes @ left
-        return information, slope
-
-    def _diagonal(self, rounds: int = 8) -> Tensor:
-        """Of J^T J: the mean square of J^T s over random signs s."""
-        generator = derive_generator(0, "errors")
-        curvature = torch.zeros_like(self.flat)
-        for _ in range(rounds):
-            for part in torch.arange(len(self._pairs.settings)).split(16):
-                leaf = self.flat.clone().requires_grad_()
-                left = self._left(leaf, part)
-                signs = torch.randint(0, 2, left.shape, generator=generator).to(left) * 2 - 1
-                (gradient,) = torch.autograd.grad(left, leaf, signs)
-                curvature += gradient.square() / rounds
-        return curvature

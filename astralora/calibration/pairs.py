@@ -1,4 +1,4 @@
-"""Measured pairs: what a chip is asked for and what it answered, as a file from which to go on."""
+"""Measure pairs of inputs and outputs, and keep them in a file until the measurement is complete."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from ..characterisation.context import saturated_share
 from ..common.errors import ConfigurationError
 from ..devices import DeviceSpec, Session, derive_generator
 from ..devices.files import write_atomically
@@ -23,21 +24,20 @@ __all__ = ["Design", "Pairs", "choose_design", "measure_pairs"]
 
 _KEY = "astralora_pairs"
 
-# Modulators that are stronger than drawn clip before the end of their range; gains would seem to end there as well.
+# Modulators with a large gain clip before the end of their range, which would look like a smaller gain.
 _HEADROOM = 0.875
-# A detector at its end tells nothing: light is halved from this share of outputs on.
-_CROWDED = 0.2
+# The amplitude is halved while a larger share of the outputs is saturated.
+_MOST_SATURATED = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """What to ask of a chip.
+    """Describe the settings and vectors of a measurement.
 
     Attributes:
-        settings: (settings, num_controls), on the converters' codes.
-        inputs: signs of the vectors that every setting is asked for, (vectors, in_features), or 0 and 1 where the
-            inputs cannot be negative.
-        repeats: vectors of the last setting that are asked for again, to see the noise.
+        settings: settings on the converters' codes, (settings, num_controls).
+        inputs: signs of the vectors at every setting, (vectors, in_features); 0 and 1 where inputs cannot be negative.
+        repeats: number of vectors of the last setting that are repeated, to estimate the noise.
     """
 
     settings: Tensor
@@ -46,19 +46,19 @@ class Design:
 
     @property
     def vectors(self) -> int:
-        """Vectors in all."""
+        """Return the number of vectors in all."""
         return len(self.settings) * len(self.inputs) + self.repeats
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """What was asked and answered.
+    """Hold measured pairs of inputs and outputs.
 
     Attributes:
-        settings: (settings, num_controls).
-        inputs: (settings, vectors, in_features).
-        outputs: (settings, vectors, out_features).
-        again: second answers to the first vectors of the last setting, (repeats, out_features).
+        settings: settings, (settings, num_controls).
+        inputs: inputs, (settings, vectors, in_features).
+        outputs: outputs, (settings, vectors, out_features).
+        again: repeated outputs of the first vectors of the last setting, (repeats, out_features).
     """
 
     settings: Tensor
@@ -67,14 +67,14 @@ class Pairs:
     again: Tensor
 
     def part(self, where: slice) -> Pairs:
-        """Some of the settings."""
+        """Return some of the settings."""
         return replace(self, settings=self.settings[where], inputs=self.inputs[where], outputs=self.outputs[where])
 
     def noise_std(self, spec: DeviceSpec) -> float:
-        """Standard deviation of an answer about what the law says: from asking twice, or as promised where nothing was.
+        """Return the noise of an answer, from repeated vectors; as claimed by the spec where there are none.
 
-        Differences between two roundings of the same value are blind to the rounding itself where noise is far below
-        one step; then what rounding alone does is the least that is taken.
+        Where the noise is far below one step, the difference of two rounded answers is 0. The noise is therefore at
+        least that of the rounding.
         """
         rounding = (spec.output_step or 0.0) / 12**0.5
         if len(self.again):
@@ -84,15 +84,16 @@ class Pairs:
 
 
 def choose_design(spec: DeviceSpec, programs: int, vectors: int, seed: int) -> Design:
-    """Settings and vectors that tell the most, within a number of programs and of vectors.
+    """Choose informative settings and vectors within a number of programs and vectors.
 
-    Settings are a Latin hypercube: each control takes as many different values as there are settings, evenly over its
-    range and independently of all others, so that offset, efficiency and curve can be told apart. Vectors are
-    orthogonal and of full power, as many as there are inputs where that leaves a program for every such set; else
-    fewer, at random.
+    The settings are a Latin hypercube: each control takes as many different values as there are settings, evenly over
+    its range and independently of the others, so that offset, efficiency and curve can be separated. The vectors are
+    orthogonal and of full power, as many as there are inputs. Where the budget does not cover all of them for each
+    program, a random part is used.
 
     Raises:
-        ConfigurationError: too few for anything to be fitted and held out.
+        ConfigurationError: there are too few programs or vectors to fit and hold out any, or the spec has no control
+            range.
     """
     generator = derive_generator(seed, "calibration")
     repeats = min(4, max(0, vectors - 3 * programs))
@@ -101,11 +102,11 @@ def choose_design(spec: DeviceSpec, programs: int, vectors: int, seed: int) -> D
     if programs < 3 or each < 1:
         raise ConfigurationError(
             f"a calibration needs at least 3 programs and as many vectors, not {programs} and {vectors}; "
-            f"some 64 programs of {len(probes)} vectors are what a chip of {spec.num_controls:,} controls is worth"
+            f"allow about 64 programs of {len(probes)} vectors for a chip of {spec.num_controls:,} controls"
         )
     if spec.control_range is None:
         raise ConfigurationError(
-            f"{spec.name!r} promises no control_range, so there is nothing to choose settings from"
+            f"the spec of {spec.name!r} has no control_range, so no settings can be chosen; set it in the spec"
         )
     low, high = spec.control_range
     strata = torch.stack([torch.randperm(programs, generator=generator) for _ in range(spec.num_controls)], dim=1)
@@ -120,8 +121,9 @@ def choose_design(spec: DeviceSpec, programs: int, vectors: int, seed: int) -> D
 
 
 def _probes(spec: DeviceSpec) -> Tensor:
+    """Return the vectors that determine the device."""
     if not spec.linear:
-        # No basis tells all of a curved law: random vectors, twice as many as there are inputs.
+        # No basis determines a nonlinear law. Use random vectors, twice as many as inputs.
         generator = derive_generator(spec.in_features, "calibration vectors")
         count = 2 * spec.in_features
         if spec.input_range is not None and spec.input_range[0] >= 0:
@@ -140,51 +142,51 @@ def measure_pairs(
     part: Path | None = None,
     listener: Callable[[int, int], None] | None = None,
 ) -> Pairs:
-    """Ask a chip for all of a design, setting by setting.
+    """Measure all settings of a design, one by one.
 
     Args:
-        session: guards the chip, and its budget.
-        design: what to ask.
-        spec: what is known of it, such as its codes; what it promises where None.
-        part: a file that what was measured is kept in after every setting, and taken from where an earlier measurement
-            of the same design on the same chip was cut short.
-        listener: told the number of settings done, and of all.
+        session: session of the chip.
+        design: settings and vectors.
+        spec: spec completed by measurements, such as of codes; the session's own where None.
+        part: file that keeps the measured data after every setting; an interrupted measurement of the same design on
+            the same chip resumes from it.
+        listener: called with the number of settings done, and of all.
 
     Raises:
-        BudgetExceeded: before anything is spent.
-        ConfigurationError: the file holds something else.
+        BudgetExceeded: the session's budget is too small; nothing is spent.
+        ConfigurationError: the file holds another measurement.
     """
     spec = session.spec if spec is None else spec
-    fingerprint = {"serial_number": spec.serial_number, "name": spec.name}
-    outputs, amplitudes, again = _resume(part, design, fingerprint) if part is not None else ([], [], None)
+    identity = {"serial_number": spec.serial_number, "name": spec.name}
+    outputs, amplitudes, again = _load_part(part, design, identity) if part is not None else ([], [], None)
     amplitude = amplitudes[-1] if amplitudes else _HEADROOM
     total = len(design.settings)
-    left = total - len(outputs)
+    remaining = total - len(outputs)
     with session.purpose("calibration"), session.transaction():
         session.afford(
             "calibrate",
-            programs=left,
-            vectors=left * len(design.inputs),
+            programs=remaining,
+            vectors=remaining * len(design.inputs),
             batches=(design.repeats,) if again is None else (),
         )
         for index in range(len(outputs), total):
             if index:
-                amplitude = _dimmer(spec, outputs[-1], amplitudes[-1])
-            outputs.append(session.apply(design.settings[index], _sent(spec, design.inputs, amplitude)))
+                amplitude = _next_amplitude(spec, outputs[-1], amplitudes[-1])
+            outputs.append(session.apply(design.settings[index], _make_inputs(spec, design.inputs, amplitude)))
             amplitudes.append(amplitude)
-            _keep(part, design, fingerprint, outputs, amplitudes, None)
+            _save_part(part, design, identity, outputs, amplitudes, None)
             if listener is not None:
                 listener(index + 1, total)
         if again is None:
             session.program(design.settings[-1])
-            again = session.query(_sent(spec, design.inputs[: design.repeats], amplitudes[-1]))
-            _keep(part, design, fingerprint, outputs, amplitudes, again)
-    inputs = torch.stack([_sent(spec, design.inputs, amplitude) for amplitude in amplitudes])
+            again = session.query(_make_inputs(spec, design.inputs[: design.repeats], amplitudes[-1]))
+            _save_part(part, design, identity, outputs, amplitudes, again)
+    inputs = torch.stack([_make_inputs(spec, design.inputs, amplitude) for amplitude in amplitudes])
     return Pairs(design.settings, inputs, torch.stack(outputs), again)
 
 
-def _sent(spec: DeviceSpec, signs: Tensor, amplitude: float) -> Tensor:
-    """Vectors of an amplitude, on the converters' own codes, so that what reaches the chip is known."""
+def _make_inputs(spec: DeviceSpec, signs: Tensor, amplitude: float) -> Tensor:
+    """Return vectors of an amplitude, on the converters' codes, so that the inputs are known exactly."""
     if spec.input_range is None:
         return signs * amplitude
     low, high = spec.input_range
@@ -193,49 +195,54 @@ def _sent(spec: DeviceSpec, signs: Tensor, amplitude: float) -> Tensor:
     return values if step is None else (low + step * ((values - low) / step).round()).clamp(low, high)
 
 
-def _dimmer(spec: DeviceSpec, outputs: Tensor, amplitude: float) -> float:
-    """Half the light where more than a few outputs were at an end of the range."""
+def _next_amplitude(spec: DeviceSpec, outputs: Tensor, amplitude: float) -> float:
+    """Return half the amplitude where too many outputs were saturated."""
     if not spec.rails or not spec.linear:
         return amplitude
-    margin = (spec.output_step or 0.0) / 2
-    ends = [outputs >= rail - margin if rail > 0 else outputs <= rail + margin for rail in spec.rails]
-    crowded = sum(float(end.float().mean()) for end in ends) > _CROWDED
-    return amplitude / 2 if crowded and amplitude > 2**-6 else amplitude
+    saturated = saturated_share(spec, outputs) > _MOST_SATURATED
+    return amplitude / 2 if saturated and amplitude > 2**-6 else amplitude
 
 
-# -- the file of a measurement that is under way ------------------------------------------------
+# -- the file of an unfinished measurement ------------------------------------------------------
 
 
-def _keep(
+def _save_part(
     part: Path | None,
     design: Design,
-    fingerprint: dict[str, Any],
+    identity: dict[str, Any],
     outputs: list[Tensor],
     amplitudes: list[float],
     again: Tensor | None,
 ) -> None:
+    """Save the measured data."""
     if part is None:
         return
     tensors = {"settings": design.settings, "inputs": design.inputs, "outputs": torch.stack(outputs)}
     if again is not None:
         tensors["again"] = again
-    index = {**fingerprint, "amplitudes": amplitudes, "repeats": design.repeats}
+    index = {**identity, "amplitudes": amplitudes, "repeats": design.repeats}
     content = {name: value.contiguous() for name, value in tensors.items()}
     write_atomically(part, save_tensors(content, {_KEY: json.dumps(index)}))
 
 
-def _resume(part: Path, design: Design, fingerprint: dict[str, Any]) -> tuple[list[Tensor], list[float], Tensor | None]:
+def _load_part(part: Path, design: Design, identity: dict[str, Any]) -> tuple[list[Tensor], list[float], Tensor | None]:
+    """Load the outputs, amplitudes and repeated outputs that an interrupted measurement has saved.
+
+    Raises:
+        ConfigurationError: the file holds another measurement.
+    """
     if not part.exists():
         return [], [], None
     other = ConfigurationError(
-        f"{part} holds another measurement, of another chip, seed or budget; go on with that one, or delete the file"
+        f"{part} holds another measurement, of another chip, seed or budget; resume that one, or delete the file"
     )
     try:
         with safe_open(part, framework="pt") as file:
             index = json.loads((file.metadata() or {})[_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names: list[str] = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
         same = (
-            {name: index[name] for name in fingerprint} == fingerprint
+            {name: index[name] for name in identity} == identity
             and index["repeats"] == design.repeats
             and torch.equal(tensors["settings"], design.settings)
             and torch.equal(tensors["inputs"], design.inputs)

@@ -1,4 +1,4 @@
-"""Controls that do not move: told from those that move oddly, and held where they are."""
+"""Find controls that do not move, and model the law of a chip with such controls."""
 
 from __future__ import annotations
 
@@ -9,197 +9,206 @@ import torch
 from torch import Tensor
 
 from ..devices import Constant, DeviceSpec, Identifiable
-from .evaluation import foresee, within_range
+from .evaluation import predict, unsaturated_mask
 from .pairs import Pairs
+from .prior import improbability
 
-__all__ = ["HeldModel", "find_held"]
+__all__ = ["StuckModel", "find_stuck"]
 
-# Values over the range that a control may be held at, and those of each of its constants that it may have if it moves.
+# Number of values over the range that a control may be stuck at, and of refinements of the best one.
 _VALUES, _HALVINGS = 17, 6
-_ALIVE = 7
-# Of a mesh, controls that a fit had to move so many spreads away from the drawing are looked at, the oddest first; with
-# as many settings as tell them apart.
-_ODD = 4.0
-_MOST = 16
+# Number of values of each constant that a moving control may have.
+_MOVING_VALUES = 7
+# In a mesh, the candidates are the controls with a constant this many spreads from nominal, the farthest first; they
+# are compared at this many settings.
+_FAR = 4.0
+_MOST_CANDIDATES = 16
 _SETTINGS = 16
-# What is assumed of a control before anything is measured: one in so many does not move.
-_RARE = 100.0
-# More than this share of them is no chip with a few stuck controls, but another law.
-_TOO_MANY = 0.1
+# Prior odds: one in this many controls is stuck.
+_PRIOR_ODDS = 100.0
+# A larger share of stuck controls means that the law is wrong.
+_MOST_STUCK = 0.1
 
 
-class HeldModel:
-    """A law some controls of which stay where they are, whatever is written.
+class StuckModel:
+    """Describe a law with stuck controls.
 
     Args:
-        model: the law.
-        which: the controls, (count,).
-        at: where they seem to be held, (count,).
+        model: law.
+        which: stuck controls, (count,).
+        at: values that they are stuck at, (count,).
     """
 
-    name = "held_at"
+    name = "stuck_at"
 
     def __init__(self, model: Identifiable, which: Tensor, at: Tensor) -> None:
         self._model, self.which, self.at = model, which, at
 
     @property
     def spec(self) -> DeviceSpec:
-        """Of the law."""
+        """Return the spec of the law."""
         return self._model.spec
 
     def constants(self) -> dict[str, Constant]:
-        """Those of the law, and what the controls are held at: each as likely anywhere in its range."""
+        """Return the constants of the law, and the stuck values, equally likely over the control range."""
         low, high = self.spec.control_range or (-1.0, 1.0)
-        held = Constant(tuple(self.which.shape), (low + high) / 2, (high - low) / sqrt(12), low, high)
-        return {**self._model.constants(), self.name: held}
+        stuck = Constant(tuple(self.which.shape), (low + high) / 2, (high - low) / sqrt(12), low, high)
+        return {**self._model.constants(), self.name: stuck}
 
     def law(self, constants: Mapping[str, Tensor], controls: Tensor, inputs: Tensor) -> Tensor:
-        """See `astralora.devices.Identifiable`."""
+        """Return the outputs of the law; see `Identifiable`."""
         at = constants.get(self.name, self.at).to(controls)
-        held = controls.index_copy(-1, self.which, at.expand(*controls.shape[:-1], -1))
-        return self._model.law({name: value for name, value in constants.items() if name != self.name}, held, inputs)
+        stuck = controls.index_copy(-1, self.which, at.expand(*controls.shape[:-1], -1))
+        return self._model.law({name: value for name, value in constants.items() if name != self.name}, stuck, inputs)
 
     def written_for(self, constants: Mapping[str, Tensor], acting: Tensor) -> Tensor:
-        """See `astralora.devices.Identifiable`."""
+        """Return the settings to write; see `Identifiable`."""
         return self._model.written_for(constants, acting)
 
     def fixed(self, at: Tensor) -> Tensor:
-        """What the controls are held at, nan for all others: (num_controls,)."""
+        """Return the stuck values, nan for all other controls: (num_controls,)."""
         fixed = torch.full((self.spec.num_controls,), float("nan"))
         fixed[self.which] = at.float()
         return fixed
 
 
-def find_held(
+def find_stuck(
     model: Identifiable, constants: Mapping[str, Tensor], pairs: Pairs, spec: DeviceSpec, noise: float
-) -> HeldModel | None:
-    """The controls that answers are explained better by if they do not move than if they do.
+) -> StuckModel | None:
+    """Find the controls for which the answers are explained better by a stuck control than by a moving one.
 
-    Three hypotheses are compared: the control with the constants that were fitted; with others of those that a moving
-    control may have; and held at one of several values. By twice the log odds: squares over the noise, Student's t of
-    the constants, and one in a hundred for being stuck.
+    Three hypotheses are compared: the control moves with the fitted constants; it moves with other plausible constants;
+    or it is stuck at one of several values. They are compared by twice the log odds: squared residuals over the noise,
+    Student's t of the constants, and prior odds of one in a hundred for a stuck control.
 
-    Where each control sets an entry of its own, all are tried at once. In a mesh those are tried whose constants a fit
-    had to move far from the drawing, as it does for a control that does not move (its efficiency goes to nothing).
+    Where each control sets one entry, all controls are compared at once. In a mesh, the candidates are controls whose
+    fitted constants are far from nominal; for a stuck control, the fitted efficiency tends to 0.
 
     Args:
-        model: the law.
-        constants: as fitted so far.
-        pairs: that were fitted.
-        spec: of the chip.
-        noise: of an answer.
+        model: law.
+        constants: fitted constants.
+        pairs: fitted pairs.
+        spec: spec of the chip.
+        noise: noise of an answer.
 
     Returns:
-        The law with those held; None where all move.
+        The law with the stuck controls; None where none is stuck.
     """
     if spec.control_range is None:
         return None
-    own = {name: known for name, known in model.constants().items() if known.shape == (spec.num_controls,)}
+    local = {name: known for name, known in model.constants().items() if known.shape == (spec.num_controls,)}
     low, high = spec.control_range
     values = torch.linspace(low, high, _VALUES)
     with torch.no_grad():
         if spec.coupling == "elementwise" and spec.linear:
-            trial: _Trial = _Entries(model, constants, pairs, spec, noise)
+            comparison: _Comparison = _EntryComparison(model, constants, pairs, spec, noise)
             which = torch.arange(spec.num_controls)
         else:
-            which = _odd(own, constants)
+            which = _farthest_controls(local, constants)
             if not len(which):
                 return None
-            trial = _Outputs(model, constants, pairs, spec, noise, which)
-        tried = torch.stack([trial.held(own, torch.full((len(which),), float(value))) for value in values])
+            comparison = _OutputComparison(model, constants, pairs, spec, noise, which)
+        tried = torch.stack([comparison.stuck(local, torch.full((len(which),), float(value))) for value in values])
         best, at = tried.min(dim=0).values, values[tried.argmin(dim=0)]
         step = (high - low) / (_VALUES - 1)
         for _ in range(_HALVINGS):
             step /= 2
-            for side in (-step, step):
-                beside = (at + side).clamp(low, high)
-                rise = trial.held(own, beside)
-                at, best = at.where(rise >= best, beside), torch.minimum(best, rise)
-        odds = best + 2 * log(_RARE)
-        odds = odds - sum((_surprise(known, constants[name][which]) for name, known in own.items()), torch.zeros(()))
-        for name, known in own.items():
-            for spreads in torch.linspace(-3, 3, _ALIVE).tolist():
+            for shift in (-step, step):
+                neighbour = (at + shift).clamp(low, high)
+                rise = comparison.stuck(local, neighbour)
+                at, best = at.where(rise >= best, neighbour), torch.minimum(best, rise)
+        odds = best + 2 * log(_PRIOR_ODDS)
+        odds = odds - sum((_surprise(known, constants[name][which]) for name, known in local.items()), torch.zeros(()))
+        for name, known in local.items():
+            for spreads in torch.linspace(-3, 3, _MOVING_VALUES).tolist():
                 value = known.nominal + spreads * known.spread
                 if known.low < value < known.high:
                     prior = _surprise(known, torch.tensor(value))
-                    odds = torch.maximum(odds, best + 2 * log(_RARE) - trial.moving(own, name, value) - prior)
-    stuck = (odds < 0).nonzero()[:, 0]
-    if not len(stuck) or len(stuck) > max(2.0, _TOO_MANY * spec.num_controls):
+                    odds = torch.maximum(
+                        odds, best + 2 * log(_PRIOR_ODDS) - comparison.moving(local, name, value) - prior
+                    )
+    found = (odds < 0).nonzero()[:, 0]
+    if not len(found) or len(found) > max(2.0, _MOST_STUCK * spec.num_controls):
         return None
-    return HeldModel(model, which[stuck], at[stuck])
+    return StuckModel(model, which[found], at[found])
 
 
-def _odd(own: Mapping[str, Constant], constants: Mapping[str, Tensor]) -> Tensor:
-    """The controls whose constants are the furthest from the drawing."""
-    if not own:
+def _farthest_controls(local: Mapping[str, Constant], constants: Mapping[str, Tensor]) -> Tensor:
+    """Return the controls whose constants are farthest from nominal."""
+    if not local:
         return torch.empty(0, dtype=torch.int64)
-    far = torch.stack([(constants[name] - known.nominal).abs() / known.spread for name, known in own.items()])
+    far = torch.stack([(constants[name] - known.nominal).abs() / known.spread for name, known in local.items()])
     most = far.amax(dim=0)
-    order = most.argsort(descending=True)[:_MOST]
-    return order[most[order] > _ODD]
+    order = most.argsort(descending=True)[:_MOST_CANDIDATES]
+    return order[most[order] > _FAR]
 
 
 def _surprise(known: Constant, value: Tensor) -> Tensor:
-    """Twice minus the log of Student's t with four degrees of freedom, as the fit assumes it: 0 as drawn."""
-    return 4 * torch.log1p(((value - known.nominal) / known.spread).square() / 4)
+    """Return twice the negative log prior of a constant."""
+    return improbability((value - known.nominal) / known.spread)
 
 
-class _Trial:
-    """By how much squares over the noise rise when one control at a time does something else than the fit says."""
+class _Comparison:
+    """Compute by how much squared residuals over the noise rise when one control at a time changes its behaviour."""
 
-    def held(self, own: Mapping[str, Constant], at: Tensor) -> Tensor:
-        """Held at one value each, (candidates,), with constants of its own as drawn: (candidates,)."""
+    def stuck(self, local: Mapping[str, Constant], at: Tensor) -> Tensor:
+        """Return the rise with each candidate stuck at its value, (candidates,), and its local constants nominal."""
         raise NotImplementedError
 
-    def moving(self, own: Mapping[str, Constant], name: str, value: float) -> Tensor:
-        """Moving, with one constant of its own at a value and the others as drawn: (candidates,)."""
+    def moving(self, local: Mapping[str, Constant], name: str, value: float) -> Tensor:
+        """Return the rise with one local constant set to a value, and the others nominal: (candidates,)."""
         raise NotImplementedError
 
 
-class _Entries(_Trial):
-    """All controls of a device whose controls set an entry each; neighbours one at a time, like squares of a board."""
+class _EntryComparison(_Comparison):
+    """Compare all controls of an elementwise device at once.
+
+    Neighbours interact, so the controls are changed in two groups, like the colours of a chessboard.
+    """
 
     def __init__(
         self, model: Identifiable, constants: Mapping[str, Tensor], pairs: Pairs, spec: DeviceSpec, noise: float
     ) -> None:
         self._model, self._constants, self._pairs = model, constants, pairs
-        foreseen = foresee(model, constants, pairs)
-        valid = within_range(pairs.outputs, foreseen, spec, noise)
-        left = (pairs.outputs - foreseen) * valid / noise
+        predicted = predict(model, constants, pairs)
+        valid = unsaturated_mask(pairs.outputs, predicted, spec, noise)
+        residual = (pairs.outputs - predicted) * valid / noise
         self._unit = torch.eye(spec.in_features)
-        self._slope = left.mT @ pairs.inputs / noise  # (settings, out_features, in_features)
+        self._slope = residual.mT @ pairs.inputs / noise  # (settings, out_features, in_features)
         self._curvature = valid.mT @ pairs.inputs.square() / noise**2
         rows = torch.arange(spec.num_controls) // spec.in_features
-        self._board = ((rows + torch.arange(spec.num_controls) % spec.in_features) % 2).bool()
-        self._now = self._matrices(constants, pairs.settings)
+        self._colour = ((rows + torch.arange(spec.num_controls) % spec.in_features) % 2).bool()
+        self._present = self._matrices(constants, pairs.settings)
 
-    def held(self, own: Mapping[str, Constant], at: Tensor) -> Tensor:
-        return self._of_sides({name: known.nominal for name, known in own.items()}, at)
+    def stuck(self, local: Mapping[str, Constant], at: Tensor) -> Tensor:
+        return self._both_colours({name: known.nominal for name, known in local.items()}, at)
 
-    def moving(self, own: Mapping[str, Constant], name: str, value: float) -> Tensor:
-        return self._of_sides({each: known.nominal for each, known in own.items()} | {name: value}, None)
+    def moving(self, local: Mapping[str, Constant], name: str, value: float) -> Tensor:
+        return self._both_colours({each: known.nominal for each, known in local.items()} | {name: value}, None)
 
-    def _of_sides(self, own: Mapping[str, float], held: Tensor | None) -> Tensor:
+    def _both_colours(self, local: Mapping[str, float], stuck: Tensor | None) -> Tensor:
+        """Return the rise with changed constants, one colour at a time."""
         found = []
-        for side in (self._board, ~self._board):
-            mixed = {name: self._constants[name].where(~side, value) for name, value in own.items()}
-            settings = self._pairs.settings if held is None else self._pairs.settings.where(~side, held)
+        for colour in (self._colour, ~self._colour):
+            mixed = {name: self._constants[name].where(~colour, value) for name, value in local.items()}
+            settings = self._pairs.settings if stuck is None else self._pairs.settings.where(~colour, stuck)
             found.append(self._matrices({**self._constants, **mixed}, settings))
         return self._rise(found)
 
     def _matrices(self, constants: Mapping[str, Tensor], settings: Tensor) -> Tensor:
-        """Transfer matrices as far as controls set them, (settings, out_features, in_features)."""
+        """Return transfer matrices without the dark level, (settings, out_features, in_features)."""
         dark = self._model.law(constants, settings[:1], torch.zeros(1, len(self._unit)))
         return (self._model.law(constants, settings, self._unit) - dark).mT
 
-    def _rise(self, sides: list[Tensor]) -> Tensor:
-        board = self._board.view(self._now.shape[1:])
-        change = sides[0].where(board, sides[1]) - self._now
+    def _rise(self, colours: list[Tensor]) -> Tensor:
+        """Return the rise of squared residuals from changed matrices of both colours."""
+        board = self._colour.view(self._present.shape[1:])
+        change = colours[0].where(board, colours[1]) - self._present
         return (change.square() * self._curvature - 2 * change * self._slope).sum(dim=0).flatten()
 
 
-class _Outputs(_Trial):
-    """A few controls of any device, one after the other."""
+class _OutputComparison(_Comparison):
+    """Compare a few controls of any device, one after the other."""
 
     def __init__(
         self,
@@ -213,27 +222,30 @@ class _Outputs(_Trial):
         self._model, self._constants, self._which = model, constants, which
         self._share = max(1.0, len(pairs.settings) / _SETTINGS)
         self._pairs, self._spec, self._noise = pairs.part(slice(0, _SETTINGS)), spec, noise
-        self._before = self._left(model, constants)
+        self._before = self._squares(model, constants)
 
-    def held(self, own: Mapping[str, Constant], at: Tensor) -> Tensor:
-        return self._one_by_one({name: known.nominal for name, known in own.items()}, at)
+    def stuck(self, local: Mapping[str, Constant], at: Tensor) -> Tensor:
+        return self._each_alone({name: known.nominal for name, known in local.items()}, at)
 
-    def moving(self, own: Mapping[str, Constant], name: str, value: float) -> Tensor:
-        return self._one_by_one({each: known.nominal for each, known in own.items()} | {name: value}, None)
+    def moving(self, local: Mapping[str, Constant], name: str, value: float) -> Tensor:
+        return self._each_alone({each: known.nominal for each, known in local.items()} | {name: value}, None)
 
-    def _one_by_one(self, own: Mapping[str, float], held: Tensor | None) -> Tensor:
-        left = []
+    def _each_alone(self, local: Mapping[str, float], stuck: Tensor | None) -> Tensor:
+        """Return the rise with changed constants, one control at a time."""
+        squares = []
         for place, control in enumerate(self._which):
-            mixed = {name: self._constants[name].index_fill(0, control, value) for name, value in own.items()}
-            model = self._model if held is None else HeldModel(self._model, control.view(1), held[place : place + 1])
-            left.append(self._left(model, {**self._constants, **mixed}))
-        return self._rise(left)
+            mixed = {name: self._constants[name].index_fill(0, control, value) for name, value in local.items()}
+            model = self._model if stuck is None else StuckModel(self._model, control.view(1), stuck[place : place + 1])
+            squares.append(self._squares(model, {**self._constants, **mixed}))
+        return self._rise(squares)
 
-    def _rise(self, left: list[float]) -> Tensor:
-        # As all settings would have it.
-        return self._share * (torch.tensor(left) - self._before)
+    def _rise(self, squares: list[float]) -> Tensor:
+        # Scale the rise to all settings.
+        """Return the rise of squared residuals, scaled to all settings."""
+        return self._share * (torch.tensor(squares) - self._before)
 
-    def _left(self, model: Identifiable, constants: Mapping[str, Tensor]) -> float:
-        foreseen = foresee(model, constants, self._pairs)
-        valid = within_range(self._pairs.outputs, foreseen, self._spec, self._noise)
-        return float(((self._pairs.outputs - foreseen) * valid).square().sum()) / self._noise**2
+    def _squares(self, model: Identifiable, constants: Mapping[str, Tensor]) -> float:
+        """Return the sum of squared residuals over the noise."""
+        predicted = predict(model, constants, self._pairs)
+        valid = unsaturated_mask(self._pairs.outputs, predicted, self._spec, self._noise)
+        return float(((self._pairs.outputs - predicted) * valid).square().sum()) / self._noise**2

@@ -1,4 +1,4 @@
-"""What a device is like, measured without knowing its law."""
+"""Measure the properties of a device without knowing its law."""
 
 from .characterise import MEASUREMENTS, characterisation_cost, characterise
 from .findings import Characterisation, Finding

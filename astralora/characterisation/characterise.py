@@ -1,4 +1,4 @@
-"""Measuring all that can be measured of a device, within a budget."""
+"""Measure the properties of a device within a budget."""
 
 from __future__ import annotations
 
@@ -8,31 +8,33 @@ from typing import NamedTuple
 
 from ..common.errors import ConfigurationError
 from ..devices import Budget, Device, Session, Thermometer
+from .context import MeasurementContext
 from .controls import Coupling, Wobble
-from .examiner import Examiner
 from .findings import Characterisation, Finding
+from .levels import OutputLevels
+from .linearity import Ramp
 from .measurement import Cost, Effort, Measurement
-from .ramp import Ramp
-from .signals import Converters, Noise, Survey
+from .noise import Noise
+from .survey import Survey
 from .timing import Drift, Repeatability, Settling, Speed
 
 __all__ = ["MEASUREMENTS", "characterisation_cost", "characterise"]
 
-MEASUREMENTS: dict[str, Callable[[float], Measurement]] = {
-    "noise": lambda _: Noise(),
-    "survey": lambda _: Survey(),
-    "ramp": lambda _: Ramp(),
-    "wobble": lambda _: Wobble(),
-    "coupling": lambda _: Coupling(),
-    "repeatability": lambda _: Repeatability(),
-    "settling": lambda _: Settling(),
+MEASUREMENTS: dict[str, type[Measurement]] = {
+    "noise": Noise,
+    "survey": Survey,
+    "ramp": Ramp,
+    "wobble": Wobble,
+    "coupling": Coupling,
+    "repeatability": Repeatability,
+    "settling": Settling,
     "drift": Drift,
-    "speed": lambda _: Speed(),
-    "converters": lambda _: Converters(),
+    "speed": Speed,
+    "converters": OutputLevels,
 }
-"""Every measurement by name, in their order; made with the seconds that drift is looked for."""
+"""Every measurement by name, in order."""
 
-# What is tried for settings and for repeats where there is a budget, and what is usual.
+# Factors that are tried for the number of settings and repeats where there is a budget; the usual effort otherwise.
 _SCALES = tuple(8.0 * 2 ** (-step / 4) for step in range(25))
 _USUAL = Effort(1.0, 1.0)
 
@@ -46,43 +48,30 @@ def characterise(
     seed: int = 0,
     listener: Callable[[Finding], None] | None = None,
 ) -> Characterisation:
-    """Measure noise, converters, linearity, coupling, crosstalk, settling, repeatability, drift, dead elements, speed.
+    """Measure noise, converters, linearity, coupling, crosstalk, settling, repeatability, drift and speed.
 
-    A budget is spent on all measurements alike, as finely as it allows; one that is too small for all goes to the most
-    telling ones. Without a budget some 70 programs are spent, and for 16 inputs 6,000 vectors. The price is known
-    before the first operation, and is never exceeded.
+    The effort of all measurements grows with the budget. Where the budget does not cover all, the least important ones
+    are left out. Without a budget, the measurements take about 70 programs and, for 16 inputs, 6,000 vectors. The cost
+    is known before the first operation and is never exceeded.
 
     Args:
-        device: the chip, or its open session.
-        budget: the most that may be spent, in programs and vectors.
-        only: names of measurements, in `MEASUREMENTS`; None for all. Noise is always measured: all errors come from it.
-        drift_seconds: how long a setting is held to see drift, on the device's clock; on hardware that time passes.
-        seed: of settings and vectors.
-        listener: told every finding as it comes.
+        device: device or its open session.
+        budget: most programs and vectors to spend.
+        only: names from `MEASUREMENTS`; all where None. Noise is always measured, since every error follows from it.
+        drift_seconds: seconds for which a setting is held to measure drift, by the device's clock; on hardware that
+            time passes.
+        seed: seed of the settings and vectors.
+        listener: called with every finding as it is made.
 
     Raises:
-        ConfigurationError: no such measurement, or a budget that is too small even for noise; nothing was spent.
-        BudgetExceeded: the session's own budget is smaller; nothing was spent.
+        ConfigurationError: there is no such measurement, or the budget does not even cover noise; nothing is spent.
+        BudgetExceeded: the session's own budget is too small; nothing is spent.
     """
     session = device if isinstance(device, Session) else Session(device)
     start, began = time.perf_counter(), session.usage
     session.open()
     plan = _plan(session, budget, only, drift_seconds, seed)
-    examiner, chosen, effort, total = plan.examiner, plan.chosen, plan.effort, plan.total
-    findings: list[Finding] = []
-    with session.purpose("characterise"), session.transaction():
-        # Every query is cut at most into single vectors by what a device takes at a time; that costs no more of either.
-        session.afford("characterise", programs=total.programs, vectors=total.vectors)
-        examiner.find_level()
-        shares: dict[str, dict[str, int]] = {}
-        before = began
-        for measurement in chosen.values():
-            for finding in measurement.run(examiner, effort):
-                findings.append(finding)
-                if listener is not None:
-                    listener(finding)
-            took, before = session.usage - before, session.usage
-            shares[measurement.name] = {"programs": took.programs, "vectors": took.vectors}
+    findings, shares = _measure(session, plan, listener)
     thermometer = session.capability(Thermometer)
     spent = session.usage - began
     return Characterisation(
@@ -98,6 +87,27 @@ def characterise(
     )
 
 
+def _measure(
+    session: Session, plan: _Plan, listener: Callable[[Finding], None] | None
+) -> tuple[list[Finding], dict[str, dict[str, int]]]:
+    """Make the measurements, and return the findings, and the programs and vectors that each took."""
+    findings: list[Finding] = []
+    shares: dict[str, dict[str, int]] = {}
+    with session.purpose("characterise"), session.transaction():
+        # Splitting a query by max_batch costs neither programs nor vectors.
+        session.afford("characterise", programs=plan.total.programs, vectors=plan.total.vectors)
+        before = session.usage
+        plan.context.find_amplitude()
+        for measurement in plan.measurements:
+            for finding in measurement.run():
+                findings.append(finding)
+                if listener is not None:
+                    listener(finding)
+            took, before = session.usage - before, session.usage
+            shares[measurement.name] = {"programs": took.programs, "vectors": took.vectors}
+    return findings, shares
+
+
 def characterisation_cost(
     device: Device,
     budget: Budget | None = None,
@@ -106,58 +116,72 @@ def characterisation_cost(
     drift_seconds: float = 1.0,
     seed: int = 0,
 ) -> Cost:
-    """The programs and vectors that `characterise` would spend at most, called like this; nothing is spent for it.
+    """Return the most programs and vectors that `characterise` would spend with these arguments; spends nothing.
 
     Raises:
-        ConfigurationError: no such measurement, or a budget that is too small even for noise.
+        ConfigurationError: there is no such measurement, or the budget does not even cover noise.
     """
     session = device if isinstance(device, Session) else Session(device)
     return _plan(session, budget, only, drift_seconds, seed).total
 
 
 class _Plan(NamedTuple):
-    examiner: Examiner
-    chosen: dict[str, Measurement]
+    """Hold the measurements that a budget covers.
+
+    Attributes:
+        context: what the measurements share.
+        measurements: measurements in order.
+        skipped: reason by the name of each measurement that is not made.
+        total: largest cost of all, the search for the amplitude included.
+    """
+
+    context: MeasurementContext
+    measurements: list[Measurement]
     skipped: dict[str, str]
-    effort: Effort
     total: Cost
 
 
 def _plan(
     session: Session, budget: Budget | None, only: Sequence[str] | None, drift_seconds: float, seed: int
 ) -> _Plan:
+    """Choose the measurements and their effort, before anything is spent."""
     for name in only or ():
         if name not in MEASUREMENTS:
             raise ConfigurationError(f"there is no measurement {name!r}; known are {', '.join(MEASUREMENTS)}")
-    examiner = Examiner(session, seed)
+    context = MeasurementContext(session, seed, drift_seconds)
     wanted = [name for name in MEASUREMENTS if only is None or name in only or name == "noise"]
     chosen, skipped = {}, {}
     for name in wanted:
-        measurement = MEASUREMENTS[name](drift_seconds)
-        reason = measurement.refusal(examiner)
+        reason = MEASUREMENTS[name].refusal(context.spec)
         if reason is None:
-            chosen[name] = measurement
+            chosen[name] = MEASUREMENTS[name]
         else:
             skipped[name] = f"does not apply: {reason}"
-    effort, late = _fit(examiner, chosen, budget or Budget())
-    skipped |= dict.fromkeys(late, "the budget is too small for it")
-    return _Plan(examiner, chosen, skipped, effort, _total(examiner, chosen, effort))
+    effort, dropped = _choose_effort(context, chosen, budget or Budget())
+    skipped |= dict.fromkeys(dropped, "the budget is too small for it")
+    measurements = [kind(context, effort) for kind in chosen.values()]
+    return _Plan(context, measurements, skipped, _total(context, chosen, effort))
 
 
-def _fit(examiner: Examiner, chosen: dict[str, Measurement], budget: Budget) -> tuple[Effort, list[str]]:
-    """The most effort that a budget covers, and the measurements that had to go for that."""
+def _choose_effort(
+    context: MeasurementContext, chosen: dict[str, type[Measurement]], budget: Budget
+) -> tuple[Effort, list[str]]:
+    """Return the greatest effort that a budget covers, and the measurements that it does not cover at all.
+
+    Measurements that are not covered are removed from ``chosen``.
+    """
     limited = budget.programs is not None or budget.vectors is not None
     efforts = [Effort(settings, repeats) for settings in _SCALES for repeats in _SCALES] if limited else [_USUAL]
-    # Evenly first, and then what is left of either.
+    # Prefer equal factors, and then the larger sum.
     efforts.sort(key=lambda effort: (min(effort), sum(effort)), reverse=True)
     dropped: list[str] = []
     while True:
         for effort in efforts:
-            cost = _total(examiner, chosen, effort)
-            if cost.programs <= _most(budget.programs) and cost.vectors <= _most(budget.vectors):
+            cost = _total(context, chosen, effort)
+            if cost.programs <= _limit(budget.programs) and cost.vectors <= _limit(budget.vectors):
                 return effort, dropped
         if set(chosen) <= {"noise", "converters"}:
-            least = _total(examiner, chosen, efforts[-1])
+            least = _total(context, chosen, efforts[-1])
             raise ConfigurationError(
                 f"a characterisation takes at least {least.programs} programs and {least.vectors} vectors, "
                 f"for noise alone"
@@ -167,13 +191,15 @@ def _fit(examiner: Examiner, chosen: dict[str, Measurement], budget: Budget) -> 
         del chosen[last]
 
 
-def _total(examiner: Examiner, chosen: dict[str, Measurement], effort: Effort) -> Cost:
-    costs = [measurement.cost(examiner, effort) for measurement in chosen.values()]
+def _total(context: MeasurementContext, chosen: dict[str, type[Measurement]], effort: Effort) -> Cost:
+    """Add up the costs of measurements and of the search for the amplitude."""
+    costs = [kind(context, effort).cost() for kind in chosen.values()]
     return Cost(
-        examiner.level_programs + sum(cost.programs for cost in costs),
-        examiner.level_vectors + sum(cost.vectors for cost in costs),
+        context.amplitude_programs + sum(cost.programs for cost in costs),
+        context.amplitude_vectors + sum(cost.vectors for cost in costs),
     )
 
 
-def _most(limit: int | None) -> float:
+def _limit(limit: int | None) -> float:
+    """Return the limit as a number, infinite where there is none."""
     return float("inf") if limit is None else limit

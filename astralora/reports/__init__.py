@@ -1,4 +1,4 @@
-"""Pictures and pages for people."""
+"""Draw plots and write reports of runs, checks and calibrations."""
 
 from .calibration import calibration_report
 from .check import check_report

@@ -1,4 +1,4 @@
-"""The report of a calibration: does the law fit, and what is the chip like?"""
+"""Report a calibration: whether the law fits, and the properties of the chip."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import numpy as np
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from ..characterisation.findings import finding_row, first_numbers
 from ..devices import Calibration
-from .check import finding_row
 from .page import Verdict, draw, render
-from .plots import ACCENT, BASELINE, DEVICE
+from .plots import ACCENT, BASELINE, DEVICE, ERROR_BAR, plot_transfer_curve
 from .text import duration
 
 __all__ = ["calibration_report"]
 
-# Points of a scatter plot beyond which nothing more is seen.
+# Largest number of points in a scatter plot.
 _POINTS = 4000
-# Up to so many constants are shown one by one.
-_SINGLE = 64
-# What the constants of a chip are numbered by.
-_ALONG = {
+# Largest number of constants that are shown one by one.
+_MOST_SINGLE = 64
+# Axis label of constants that are shown one by one.
+_AXES = {
     "phase_bias": "control",
     "gamma": "control",
     "input_gain": "input",
@@ -32,25 +32,25 @@ _ALONG = {
 
 
 def calibration_report(record: Calibration) -> bytes:
-    """A self-contained page."""
+    """Return the report as a self-contained page."""
     pictures = {}
-    measured, foreseen = record.tensors.get("held_out/measured"), record.tensors.get("held_out/foreseen")
-    if measured is not None and foreseen is not None:
-        pictures["held_out"] = draw(lambda ax: _held_out(ax, measured, foreseen))
+    measured, predicted = record.tensors.get("held_out/measured"), record.tensors.get("held_out/foreseen")
+    if measured is not None and predicted is not None:
+        pictures["held_out"] = draw(lambda ax: _held_out(ax, measured, predicted))
         noise = 0.0 if record.fit is None else record.fit.noise_std
-        inside = _inside(record, foreseen)
-        left = measured - foreseen
-        pictures["residuals"] = draw(lambda ax: _residuals(ax, left[inside], noise))
-        pictures["residuals_by_output"] = draw(lambda ax: _by_output(ax, left, inside, noise))
+        unsaturated = _unsaturated(record, predicted)
+        residuals = measured - predicted
+        pictures["residuals"] = draw(lambda ax: _residuals(ax, residuals[unsaturated], noise))
+        pictures["residuals_by_output"] = draw(lambda ax: _by_output(ax, residuals, unsaturated, noise))
     for name, values in record.constants.items():
         if values.numel() > 1:
-            paint = _spread if values.numel() > _SINGLE else _each
+            paint = _histogram if values.numel() > _MOST_SINGLE else _single_values
             nominal = float(record.tensors[f"nominal/{name}"].mean())
             pictures[name] = draw(partial(paint, name=name, values=values, errors=record.errors[name], nominal=nominal))
     if "dark/offset" in record.tensors:
         pictures["dark_level"] = draw(
             partial(
-                _each,
+                _single_values,
                 name="dark level",
                 values=record.tensors["dark/offset"],
                 errors=record.tensors["dark/error"],
@@ -72,52 +72,51 @@ def calibration_report(record: Calibration) -> bytes:
 
 
 def _verdicts(record: Calibration) -> list[Verdict]:
+    """Summarise the calibration in sentences."""
     fit = record.fit
-    spent = f"{record.spent['programs']:,} programs and {record.spent['vectors']:,} vectors, once"
+    spent = f"{record.spent['programs']:,} programs and {record.spent['vectors']:,} vectors"
     if fit is None:
         return [
-            Verdict("No law was fitted; only what was measured directly is corrected.", "warning"),
-            *_flaws(record),
-            Verdict(f"It took {spent}, and {duration(record.wall_seconds)} here."),
+            Verdict("No law was fitted; only directly measured properties are corrected.", "warning"),
+            *_defects(record),
+            Verdict(f"The calibration took {spent}, and {duration(record.wall_seconds)} on this machine."),
         ]
-    found = [Verdict(fit.verdict, "good" if fit.fits else "bad"), *_flaws(record)]
+    found = [Verdict(fit.verdict, "good" if fit.fits else "bad"), *_defects(record)]
     if not fit.fits:
-        found.append(Verdict("Nothing is corrected with this record, and no twin can be made from it.", "warning"))
+        found.append(Verdict("This record corrects nothing, and no twin can be made from it.", "warning"))
     found.append(
         Verdict(
-            f"Of answers that the fit has not seen, {fit.held_out_rms:.3g} is left where noise alone leaves "
-            f"{fit.noise_std:.3g}; of those that it has, {fit.training_rms:.3g}."
+            f"The residual of held-out answers is {fit.held_out_rms:.3g}, that of fitted answers "
+            f"{fit.training_rms:.3g}; noise alone is {fit.noise_std:.3g}."
         )
     )
-    found.append(Verdict(f"It took {spent}, and {duration(record.wall_seconds)} here."))
+    found.append(Verdict(f"The calibration took {spent}, and {duration(record.wall_seconds)} on this machine."))
     return found
 
 
-def _flaws(record: Calibration) -> list[Verdict]:
-    """What of the chip does nothing."""
+def _defects(record: Calibration) -> list[Verdict]:
+    """Name stuck controls and dead outputs."""
     found = []
     if record.fixed is not None:
         which = (~record.fixed.isnan()).nonzero()[:, 0].tolist()
-        found.append(Verdict(f"{len(which)} controls do not move: {_some(which)}.", "warning"))
+        found.append(Verdict(f"{len(which)} controls are stuck: {first_numbers(which)}.", "warning"))
     dead = record.tensors.get("dead_outputs")
     if dead is not None and len(dead):
-        found.append(Verdict(f"{len(dead)} outputs see nothing: {_some(dead.tolist())}.", "warning"))
+        found.append(Verdict(f"{len(dead)} outputs are dead: {first_numbers(dead.tolist())}.", "warning"))
     return found
 
 
-def _some(which: list[int]) -> str:
-    return ", ".join(map(str, which[:8])) + (", ..." if len(which) > 8 else "")
-
-
 def _errors(record: Calibration) -> str:
+    """Explain the standard errors."""
     if record.fit is None or not record.fit.fits:
-        return "There are none, since no law fits."
+        return "There are no constants, since no law fits."
     if record.fit.errors == "full":
-        return "Standard errors allow for what all constants have in common."
-    return "Standard errors take all other constants for known, and are lower bounds."
+        return "Standard errors include the correlations between constants."
+    return "Standard errors take the other constants as exact, and are lower bounds."
 
 
 def _row(record: Calibration, name: str, values: Tensor) -> dict[str, str]:
+    """Return the texts of a constant for the table."""
     many = values.numel() > 1
     return {
         "name": name.replace("_", " "),
@@ -130,84 +129,96 @@ def _row(record: Calibration, name: str, values: Tensor) -> dict[str, str]:
 
 
 def _about(record: Calibration) -> dict[str, str]:
+    """Return the description of the record for the table."""
     law = "none" if record.model is None else " ".join([record.model.name, *map(str, record.model.options.items())])
     settings = "" if record.fit is None else f"{record.fit.settings} fitted, {record.fit.held_out_settings} held out"
     return {
         "device": record.device,
         "serial number": record.serial_number or "none",
         "taken": f"{record.created:%Y-%m-%d %H:%M} UTC",
-        "temperature": "not told" if record.temperature_celsius is None else f"{record.temperature_celsius:.1f} C",
+        "temperature": "not reported" if record.temperature_celsius is None else f"{record.temperature_celsius:.1f} C",
         "law": law,
         "settings": settings,
-        "noise as promised": f"{record.promised.noise_std:.4g}",
-        "noise as measured": f"{record.measured.noise_std:.4g}",
+        "claimed noise": f"{record.promised.noise_std:.4g}",
+        "measured noise": f"{record.measured.noise_std:.4g}",
         "SHA-256": record.digest[:16] + " ...",
     }
 
 
-def _held_out(ax: Axes, measured: Tensor, foreseen: Tensor) -> None:
+def _held_out(ax: Axes, measured: Tensor, predicted: Tensor) -> None:
+    """Plot measured against predicted answers."""
     step = max(1, measured.numel() // _POINTS)
-    x, y = foreseen.flatten()[::step].numpy(), measured.flatten()[::step].numpy()
+    x, y = predicted.flatten()[::step].numpy(), measured.flatten()[::step].numpy()
     ax.plot(x, y, ".", ms=2, color=DEVICE, alpha=0.5)
     ends = [float(min(x.min(), y.min())), float(max(x.max(), y.max()))]
     ax.plot(ends, ends, color=ACCENT, lw=1)
-    ax.set(xlabel="foreseen", ylabel="measured", title="Answers that the fit has not seen")
+    ax.set(xlabel="predicted", ylabel="measured", title="Held-out answers")
 
 
-def _inside(record: Calibration, foreseen: Tensor) -> Tensor:
-    """Answers that are foreseen within the detectors' range: at its ends, nothing is left of any."""
+def _unsaturated(record: Calibration, predicted: Tensor) -> Tensor:
+    """Return where answers are predicted within the detectors' range; at its ends there is no residual."""
     bounds = record.promised.output_range
-    return foreseen.isfinite() if bounds is None else (foreseen > bounds[0]) & (foreseen < bounds[1])
+    return predicted.isfinite() if bounds is None else (predicted > bounds[0]) & (predicted < bounds[1])
 
 
-def _residuals(ax: Axes, left: Tensor, noise: float) -> None:
-    values = left.flatten().numpy()
+def _residuals(ax: Axes, residuals: Tensor, noise: float) -> None:
+    """Plot a histogram of the residuals beside that of the noise."""
+    values = residuals.flatten().numpy()
     width = 4 * max(float(values.std()), 1e-12) if len(values) else 1.0
     ax.hist(
-        values, bins=60, range=(-width, width), density=True, color=DEVICE, alpha=0.7, label="left of held-out answers"
+        values,
+        bins=60,
+        range=(-width, width),
+        density=True,
+        color=DEVICE,
+        alpha=0.7,
+        label="held-out answers",
     )
     if noise > 0:
         x = np.linspace(-width, width, 300)
         ax.plot(x, np.exp(-((x / noise) ** 2) / 2) / (noise * np.sqrt(2 * np.pi)), color=ACCENT, label="noise alone")
-    ax.set(xlabel="measured - foreseen, output units", ylabel="density", title="What the law leaves")
+    ax.set(xlabel="measured - predicted, output units", ylabel="density", title="Residuals of the law")
     ax.set_ylim(0, 1.25 * ax.get_ylim()[1])
     ax.legend(frameon=False, loc="upper right")
 
 
-def _by_output(ax: Axes, left: Tensor, inside: Tensor, noise: float) -> None:
-    squares = (left.square() * inside).flatten(0, -2).sum(dim=0)
-    rms = (squares / inside.flatten(0, -2).sum(dim=0).clamp_min(1)).sqrt().numpy()
+def _by_output(ax: Axes, residuals: Tensor, unsaturated: Tensor, noise: float) -> None:
+    """Plot the root mean square residual of each output."""
+    squares = (residuals.square() * unsaturated).flatten(0, -2).sum(dim=0)
+    rms = (squares / unsaturated.flatten(0, -2).sum(dim=0).clamp_min(1)).sqrt().numpy()
     ax.bar(range(len(rms)), rms, color=DEVICE)
     ax.axhline(noise, color=ACCENT, ls="--", label="noise alone")
-    ax.set(xlabel="output", ylabel="rms of what is left", title="What the law leaves, by output")
+    ax.set(xlabel="output", ylabel="rms residual", title="Residuals of the law by output")
     ax.set_ylim(0, 1.25 * max(float(rms.max()), noise, 1e-12))
     ax.legend(frameon=False, loc="upper right")
 
 
-def _spread(ax: Axes, name: str, values: Tensor, errors: Tensor, nominal: float) -> None:
+def _histogram(ax: Axes, name: str, values: Tensor, errors: Tensor, nominal: float) -> None:
+    """Plot a histogram of many values."""
     bins = min(50, max(12, round(2 * values.numel() ** 0.5)))
     ax.hist(values.flatten().numpy(), bins=bins, color=DEVICE, alpha=0.8)
-    ax.axvline(nominal, color=BASELINE, ls="--", label="as drawn")
+    ax.axvline(nominal, color=BASELINE, ls="--", label="nominal")
     title = name.replace("_", " ")
     ax.set(xlabel=f"{title}, each +- {float(errors.mean()):.2g}", ylabel="number", title=_of_chip(title))
     ax.legend(frameon=False)
 
 
-def _each(ax: Axes, name: str, values: Tensor, errors: Tensor, nominal: float) -> None:
-    """A few values one by one, with their standard errors."""
+def _single_values(ax: Axes, name: str, values: Tensor, errors: Tensor, nominal: float) -> None:
+    """Plot a few values one by one, with their standard errors."""
     flat = values.flatten().numpy()
-    ax.errorbar(range(len(flat)), flat, errors.flatten().numpy(), fmt="o", ms=4, color=DEVICE, ecolor="#9fbfd8")
-    ax.axhline(nominal, color=BASELINE, ls="--", label="as drawn")
+    ax.errorbar(range(len(flat)), flat, errors.flatten().numpy(), fmt="o", ms=4, color=DEVICE, ecolor=ERROR_BAR)
+    ax.axhline(nominal, color=BASELINE, ls="--", label="nominal")
     title = name.replace("_", " ")
-    ax.set(xlabel=_ALONG.get(name, "number"), ylabel=title, title=_of_chip(title))
+    ax.set(xlabel=_AXES.get(name, "number"), ylabel=title, title=_of_chip(title))
     ax.legend(frameon=False)
 
 
 def _of_chip(title: str) -> str:
+    """Return the title of a plot of constants."""
     return f"{title[0].upper()}{title[1:]} of this chip"
 
 
 def _curve(ax: Axes, record: Calibration) -> None:
-    x, y, spread = (record.tensors[f"curve/{name}"].numpy() for name in ("control", "entry", "spread"))
-    ax.errorbar(x, y, spread, fmt="o", ms=4, color=DEVICE, ecolor="#9fbfd8")
-    ax.set(xlabel="control", ylabel="transfer matrix entry", title="Transfer curve of the controls")
+    """Plot the transfer curve."""
+    control, entry, spread = (record.tensors[f"curve/{name}"].numpy() for name in ("control", "entry", "spread"))
+    plot_transfer_curve(ax, control, entry, spread)

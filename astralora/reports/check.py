@@ -1,9 +1,9 @@
-"""The report of a check: what a device promises, and what it is like."""
+"""Report a check: the claims of a device's spec, and its measured properties."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,24 +11,16 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ..characterisation import Characterisation, Finding
+from ..characterisation.findings import finding_row
 from ..devices.testing import CheckResult
 from .page import Verdict, draw, render
-from .plots import ACCENT, BASELINE, DEVICE
+from .plots import ACCENT, BASELINE, DEVICE, ERROR_BAR, plot_transfer_curve
 
-__all__ = ["check_report", "finding_row"]
-
-NAMES = {
-    "noise_std": "noise of outputs",
-    "flicker_corner": "corner of 1/f noise",
-    "output_enob": "effective bits of outputs",
-    "linearity_error": "linearity of inputs",
-    "drift_exponent": "exponent of decay",
-}
-"""What findings are called on pages, where that is not their name."""
+__all__ = ["check_report"]
 
 
 def check_report(checks: Sequence[CheckResult], measured: Characterisation | None) -> bytes:
-    """A self-contained page of checks and measurements; either may be missing."""
+    """Return a self-contained page of checks and measurements; either may be missing."""
     name = measured.serial_number or measured.device if measured is not None else "device"
     pictures = {}
     for title, (finding_name, paint) in PICTURES.items():
@@ -52,6 +44,7 @@ def check_report(checks: Sequence[CheckResult], measured: Characterisation | Non
 
 
 def _verdicts(checks: Sequence[CheckResult], measured: Characterisation | None) -> list[Verdict]:
+    """Summarise checks and measurements in sentences."""
     found = []
     failed = [result for result in checks if not result.passed]
     if checks and not failed:
@@ -61,8 +54,8 @@ def _verdicts(checks: Sequence[CheckResult], measured: Characterisation | None) 
         return found
     broken = measured.broken_promises
     if not broken:
-        found.append(Verdict("No measurement contradicts what the device promises.", "good"))
-    found += [Verdict(f"Not as promised: {finding.sentence}", "bad") for finding in broken]
+        found.append(Verdict("No measurement contradicts the spec.", "good"))
+    found += [Verdict(f"Contradicts the spec: {finding.sentence}", "bad") for finding in broken]
     for name in ("dead_outputs", "dead_inputs", "stuck_controls"):
         if name in measured and measured[name].value:
             found.append(Verdict(measured[name].sentence, "warning"))
@@ -73,30 +66,8 @@ def _verdicts(checks: Sequence[CheckResult], measured: Characterisation | None) 
     return found
 
 
-def finding_row(finding: Mapping[str, Any]) -> dict[str, str]:
-    """A finding, as `astralora.characterisation.Finding` has it, for the table of findings."""
-
-    def number(value: float | None) -> str:
-        if value is None:
-            return ""
-        return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e9 else f"{value:.3g}"
-
-    low, high = finding["low"], finding["high"]
-    between = (
-        f"{number(low)} to {number(high)}" if high is not None else f"from {number(low)}" if low is not None else ""
-    )
-    return {
-        "name": NAMES.get(finding["name"], finding["name"].replace("_", " ")),
-        "sentence": finding["sentence"],
-        "value": number(finding["value"]),
-        "between": between,
-        "unit": finding["unit"],
-        "promised": number(finding["promised"]),
-        "kind": "broken" if finding["agrees"] is False else "",
-    }
-
-
 def _spec(measured: Characterisation) -> str:
+    """Return the spec as JSON."""
     return json.dumps(measured.promised.model_dump(mode="json", exclude_defaults=True), indent=2)
 
 
@@ -104,17 +75,13 @@ def _spec(measured: Characterisation) -> str:
 
 
 def _transfer_curve(ax: Axes, finding: Finding) -> None:
+    """Plot the transfer curve beside the nominal one."""
     data = _arrays(finding)
-    ax.errorbar(
-        data["control"], data["entry"], data["spread"], fmt="o", ms=4, color=DEVICE, ecolor="#9fbfd8", label="measured"
-    )
-    if "promised" in data:
-        ax.plot(data["control"], data["promised"], "--", color=ACCENT, label="as drawn")
-    ax.set(xlabel="control", ylabel="transfer matrix entry", title="Transfer curve of the controls")
-    ax.legend(frameon=False)
+    plot_transfer_curve(ax, data["control"], data["entry"], data["spread"], data.get("promised"))
 
 
 def _crosstalk(ax: Axes, finding: Finding) -> None:
+    """Plot the crosstalk kernel."""
     data = _arrays(finding)
     kernel = 100 * data["kernel"]
     middle = len(kernel) // 2
@@ -123,7 +90,7 @@ def _crosstalk(ax: Axes, finding: Finding) -> None:
     ax.imshow(kernel, cmap="RdBu_r", vmin=-most, vmax=most)
     ax.grid(visible=False)
     for (i, j), value in np.ndenumerate(kernel):
-        text = "itself" if i == j == middle else f"{value:.2g}"
+        text = "self" if i == j == middle else f"{value:.2g}"
         ink = "white" if abs(value) > 0.6 * most else "black"
         ax.text(j, i, text, ha="center", va="center", fontsize=9, color=ink)
     places = range(len(kernel))
@@ -134,7 +101,8 @@ def _crosstalk(ax: Axes, finding: Finding) -> None:
     ax.set(xlabel="inputs away", ylabel="outputs away", title=title)
 
 
-def _moved(ax: Axes, finding: Finding) -> None:
+def _stuck_controls(ax: Axes, finding: Finding) -> None:
+    """Plot how much each control changes its entry, with marks at stuck ones."""
     data = _arrays(finding)
     rows, columns = data["grid"].astype(int)
     moved = data.get("moved", np.ones(rows * columns))
@@ -142,21 +110,23 @@ def _moved(ax: Axes, finding: Finding) -> None:
     ax.grid(visible=False)
     which = data["which"].astype(int)
     ax.plot(which % columns, which // columns, "x", color=ACCENT, ms=7, mew=2)
-    ax.figure.colorbar(shown, ax=ax, label="as a share of what is usual")
-    ax.set(xlabel="input", ylabel="output", title="How far each control moves its entry; x: not at all")
+    ax.figure.colorbar(shown, ax=ax, label="relative to the median")
+    ax.set(xlabel="input", ylabel="output", title="Change of each entry by its control; x: stuck")
 
 
 def _noise_by_output(ax: Axes, finding: Finding) -> None:
+    """Plot the noise of each output."""
     std = _arrays(finding)["std"]
     ax.bar(range(len(std)), std, color=DEVICE, label="measured, rounding included")
     if finding.promised:
-        ax.axhline(finding.promised, color=ACCENT, ls="--", label="promised, rounding aside")
+        ax.axhline(finding.promised, color=ACCENT, ls="--", label="claimed, rounding excluded")
     ax.set(xlabel="output", ylabel="standard deviation, output units", title="Noise by output")
     ax.set_ylim(0, 1.3 * max(float(std.max()), finding.promised or 0.0, 1e-12))
     ax.legend(frameon=False, loc="upper right")
 
 
 def _noise(ax: Axes, finding: Finding) -> None:
+    """Plot a histogram of the noise beside the normal distribution."""
     data = _arrays(finding)
     samples = data["samples"]
     spread = max(float(samples.std()), 1e-12)
@@ -168,6 +138,7 @@ def _noise(ax: Axes, finding: Finding) -> None:
 
 
 def _spectrum(ax: Axes, finding: Finding) -> None:
+    """Plot the power spectrum of the noise."""
     data = _arrays(finding)
     ax.loglog(data["frequency"], data["power"], color=DEVICE, label="measured")
     white, corner = float(data["white"]), float(data["corner"])
@@ -177,36 +148,40 @@ def _spectrum(ax: Axes, finding: Finding) -> None:
 
 
 def _linearity(ax: Axes, finding: Finding) -> None:
+    """Plot the departure of the answers from a straight line."""
     data = _arrays(finding)
     x, y = data["strength"], data["response"]
-    left = y - np.polyval(np.polyfit(x, y, 1), x)
-    ax.plot(x, left, ".", ms=3, color=DEVICE, alpha=0.4, label="single answers")
+    departure = y - np.polyval(np.polyfit(x, y, 1), x)
+    ax.plot(x, departure, ".", ms=3, color=DEVICE, alpha=0.4, label="single answers")
     order = np.array_split(np.argsort(x), 16)
-    ax.plot([x[part].mean() for part in order], [left[part].mean() for part in order], "o-", ms=4, color=ACCENT)
+    ax.plot([x[part].mean() for part in order], [departure[part].mean() for part in order], "o-", ms=4, color=ACCENT)
     ax.plot([], [], "o-", ms=4, color=ACCENT, label="their means")
     ax.set(xlabel="input", ylabel="departure from a straight line", title="Linearity of the inputs")
     ax.legend(frameon=False)
 
 
 def _dead(ax: Axes, finding: Finding) -> None:
+    """Plot the signal of each output or input."""
     power = _arrays(finding)["power"]
     ax.bar(range(len(power)), np.sqrt(power), color=DEVICE)
     what = finding.name.removeprefix("dead_").removesuffix("s")
-    ax.set(xlabel=what, ylabel="rms of its entries", title=f"How much each {what} answers")
+    ax.set(xlabel=what, ylabel="rms of its entries", title=f"Signal of each {what}")
 
 
 def _settling(ax: Axes, finding: Finding) -> None:
+    """Plot the remaining share of a jump against time."""
     data = _arrays(finding)
-    # The first answer is there at once, which a logarithmic axis has no place for.
+    # A logarithmic axis cannot show the first answer, at time 0.
     time = 1e3 * np.maximum(data["time"], data["time"][1] / 2)
     error = 0.0 if finding.high is None or finding.value is None else (finding.high - finding.value) / 3
-    ax.errorbar(time, 100 * data["share"], 100 * error, fmt="o", ms=4, color=DEVICE, ecolor="#9fbfd8")
+    ax.errorbar(time, 100 * data["share"], 100 * error, fmt="o", ms=4, color=DEVICE, ecolor=ERROR_BAR)
     ax.axhline(0, color=BASELINE, lw=1)
     ax.set_xscale("log")
-    ax.set(xlabel="time after the program, ms", ylabel="% of the jump still to come", title="Settling")
+    ax.set(xlabel="time after the program, ms", ylabel="% of the jump not settled", title="Settling")
 
 
 def _drift(ax: Axes, finding: Finding) -> None:
+    """Plot the gain of the answers against time."""
     data = _arrays(finding)
     ax.errorbar(
         data["time"],
@@ -215,7 +190,7 @@ def _drift(ax: Axes, finding: Finding) -> None:
         fmt="o",
         ms=4,
         color=DEVICE,
-        ecolor="#9fbfd8",
+        ecolor=ERROR_BAR,
         label="measured",
     )
     if finding.value is not None:
@@ -223,13 +198,12 @@ def _drift(ax: Axes, finding: Finding) -> None:
         scale = float(np.exp(np.mean(np.log(data["gain"]) - np.log(decay))))
         ax.plot(data["time"], scale * decay, "--", color=ACCENT, label=f"t^{-finding.value:.2g}")
     ax.set_xscale("log")
-    ax.set(
-        xlabel="time after the program, s", ylabel="strength of the answers", title="Drift of a setting that is held"
-    )
+    ax.set(xlabel="time after the program, s", ylabel="gain of the answers", title="Drift of one setting")
     ax.legend(frameon=False)
 
 
 def _budget(ax: Axes, measured: Characterisation) -> None:
+    """Plot the share of each measurement in all operations."""
     names = [name for name, share in measured.spent_by_measurement.items() if any(share.values())]
     for offset, what, color in ((-0.2, "programs", ACCENT), (0.2, "vectors", DEVICE)):
         total = max(measured.spent[what], 1)
@@ -240,7 +214,7 @@ def _budget(ax: Axes, measured: Characterisation) -> None:
     ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()
     ax.set_xlim(0, 100)
-    ax.set(xlabel="% of what was spent", title="Where the budget went")
+    ax.set(xlabel="% of all operations", title="Operations by measurement")
     ax.legend(frameon=False, loc="lower right")
 
 
@@ -252,13 +226,14 @@ PICTURES: dict[str, tuple[str, Callable[..., None]]] = {
     "spectrum": ("flicker_corner", _spectrum),
     "drift": ("drift_exponent", _drift),
     "linearity": ("linearity_error", _linearity),
-    "controls": ("stuck_controls", _moved),
+    "controls": ("stuck_controls", _stuck_controls),
     "outputs": ("dead_outputs", _dead),
     "inputs": ("dead_inputs", _dead),
     "settling": ("settling", _settling),
 }
-"""Pictures in their order: the finding that each is of, and what draws it, called with axes and the finding."""
+"""Every plot by title, in order: the name of its finding, and the function that draws it on axes."""
 
 
 def _arrays(finding: Finding) -> dict[str, Any]:
+    """Return the data of a finding as arrays."""
     return {name: np.asarray(value, dtype=float) for name, value in finding.data.items() if value is not None}

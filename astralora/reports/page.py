@@ -1,4 +1,4 @@
-"""One page that needs no network: verdicts first, then pictures, then everything else."""
+"""Render self-contained pages: verdicts first, then plots, then the details."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["Verdict", "draw", "render", "write_report"]
 
 
 class Verdict(NamedTuple):
-    """What something comes to, in a sentence.
+    """Summarise one result in a sentence.
 
     Attributes:
         text: the sentence.
-        kind: whether it is good news.
+        kind: how good the result is.
     """
 
     text: str
@@ -33,14 +33,14 @@ class Verdict(NamedTuple):
 def render(
     template: str, title: str, verdicts: Sequence[Verdict], pictures: Mapping[str, bytes], **values: Any
 ) -> bytes:
-    """A self-contained page as a file's content.
+    """Render a self-contained page as the content of a file.
 
     Args:
-        template: its name, without ``.html.j2``.
-        title: of the page.
-        verdicts: the first of all things to be read.
+        template: name of the template, without ``.html.j2``.
+        title: title of the page.
+        verdicts: sentences at the top of the page.
         pictures: PNGs by name.
-        **values: for the rest of the template.
+        **values: values for the rest of the template.
     """
     environment = Environment(loader=PackageLoader("astralora", "reports"), autoescape=True, trim_blocks=False)
     page = environment.get_template(f"{template}.html.j2").render(
@@ -53,7 +53,7 @@ def render(
 
 
 def draw(paint: Callable[[Axes], None]) -> bytes:
-    """One picture as PNG, by a function that paints on its axes."""
+    """Draw one plot as PNG, by a function that paints on axes."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     ax = figure.add_subplot()
     prepare(ax)
@@ -62,10 +62,10 @@ def draw(paint: Callable[[Axes], None]) -> bytes:
 
 
 def write_report(path: Path, page: bytes) -> None:
-    """Write a page, whole or not at all.
+    """Write a page atomically.
 
     Raises:
-        ConfigurationError: it cannot be written.
+        ConfigurationError: the page cannot be written.
     """
     try:
         write_atomically(path, page)

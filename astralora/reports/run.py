@@ -1,4 +1,4 @@
-"""The report of a training run: pictures, and one page that needs no network."""
+"""Report a training run: plots, and one self-contained page."""
 
 from __future__ import annotations
 
@@ -11,53 +11,53 @@ from .text import duration, percent
 
 __all__ = ["run_report", "verdicts"]
 
-# Where advice is due: a fifth of the outputs at the end of the converter's range, and a surrogate that foresees
-# less than half of the answers' energy.
+# Advise where more than this share of the outputs is saturated, and where the surrogate predicts less than this share
+# of the answers' power.
 _SATURATED = 0.2
 _SOUND = 0.5
 
 
 def verdicts(run: RunData) -> list[str]:
-    """What the run comes to, in sentences; the result first, then what deserves attention."""
+    """Summarise the run in sentences: the result first, then problems."""
     summary = run.summary
     accuracy, baseline = summary["test_accuracy"], summary["baseline_test_accuracy"]
-    beside = f", against {percent(baseline)} for the digital baseline" if baseline is not None else ""
+    comparison = f", against {percent(baseline)} for the digital baseline" if baseline is not None else ""
     found = [
-        f"Test accuracy {percent(accuracy)}{beside}, with {summary['programs']:,} programs and "
+        f"Test accuracy {percent(accuracy)}{comparison}, with {summary['programs']:,} programs and "
         f"{summary['vectors']:,} vectors: about {duration(summary['hardware_seconds'])} on hardware."
     ]
     if summary["stopped_early"]:
         found.append(f"Stopped early: {summary['stopped_early']}.")
     if summary["device_state"] == "reopened":
-        found.append("Resumed on a device whose inner state could not be restored.")
+        found.append("The run was resumed on a device whose internal state could not be restored.")
     if summary.get("expense"):
         found.append(f"Gradients were expensive: {summary['expense']}.")
     if summary.get("needs_calibration"):
         found.append(
-            f"The chip has moved away from its calibration: {percent(summary['twin_unexplained'])} of its answers' "
-            f"power is beyond the twin; calibrate it again."
+            f"The chip has drifted from its calibration: the twin does not predict "
+            f"{percent(summary['twin_unexplained'])} of the power of its answers; calibrate it again."
         )
     last: Mapping[str, Any] = next((r for r in reversed(run.metrics) if r["event"] == "epoch"), {})
     if last.get("saturation", 0.0) > _SATURATED:
         found.append(
-            f"{percent(last['saturation'])} of the device's outputs were at the end of its output range: "
+            f"{percent(last['saturation'])} of the device's outputs were saturated: "
             f"normalise the activations before the device to zero mean."
         )
     health = summary.get("surrogate_health")
     if health is not None and health < _SOUND:
         found.append(
-            f"The surrogate foresees only {percent(health)} of what the device answers: "
-            f"gradients for the layers before the device are rough."
+            f"The surrogate predicts only {percent(health)} of the power of the device's answers: "
+            f"gradients for the layers before the device are inaccurate."
         )
     return found
 
 
 def run_report(run: RunData, config: str) -> Mapping[str, bytes]:
-    """All files of the report by name: report.html, overview.png, and a PNG for each plot.
+    """Return all files of the report by name: report.html, overview.png, and a PNG for each plot.
 
     Args:
-        run: what to show.
-        config: the run's configuration, as TOML.
+        run: results of the run.
+        config: configuration of the run, as TOML.
     """
     pictures = {name: plot_png(name, run) for name in PLOTS}
     first, *others = verdicts(run)

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Format numbers for readers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["duration", "percent"]
 
 
 def duration(seconds: float) -> str:
-    """A time span in the unit that suits it, such as ``"3.1 s"`` or ``"2.4 h"``."""
+    """Format a time span in a suitable unit, such as ``"3.1 s"`` or ``"2.4 h"``."""
     if seconds == 0:
         return "0 s"
     for size, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms")):
@@ -17,5 +17,5 @@ def duration(seconds: float) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share as a percentage with one decimal; a dash where there is none."""
+    """Format a share as a percentage with one decimal; a dash for None."""
     return "-" if share is None else f"{100 * share:.1f} %"

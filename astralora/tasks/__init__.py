@@ -1,4 +1,4 @@
-"""Things to train on from the command line."""
+"""Define the tasks that the command line can train."""
 
 from ..common.table import Table
 from .base import Splits, Task

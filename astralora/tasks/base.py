@@ -1,4 +1,4 @@
-"""What the trainer needs to know of a task."""
+"""Define the interface of tasks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Splits", "Task"]
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """The data of a task, ready for the model: first axis the samples."""
+    """Hold the data of a task; the first axis is that of the samples."""
 
     train_inputs: Tensor
     train_targets: Tensor
@@ -21,11 +21,11 @@ class Splits:
 
 
 class Task(ABC):
-    """A data set, a model, and the places in the model where devices belong.
+    """Provide a data set, a model, and the names of its device layers.
 
     Args:
         in_features: width of the device layer's input.
-        out_features: width of its output.
+        out_features: width of the device layer's output.
     """
 
     def __init__(self, in_features: int = 256, out_features: int = 128) -> None:
@@ -35,20 +35,20 @@ class Task(ABC):
     @property
     @abstractmethod
     def device_layers(self) -> tuple[str, ...]:
-        """Names of the `nn.Linear` layers that devices replace."""
+        """Return the names of the `nn.Linear` layers that devices replace."""
 
     @abstractmethod
     def splits(self) -> Splits:
-        """The data, always the same."""
+        """Return the data, always split in the same way."""
 
     @abstractmethod
     def model(self, seed: int) -> nn.Module:
-        """The digital model, initialised from the seed without touching the global random state."""
+        """Return the digital model, initialised from the seed without touching the global random state."""
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss of a batch."""
+        """Return the mean loss of a batch."""
 
     @abstractmethod
     def correct(self, outputs: Tensor, targets: Tensor) -> int:
-        """How many of a batch are right."""
+        """Return the number of correct predictions in a batch."""

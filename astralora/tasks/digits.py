@@ -1,4 +1,4 @@
-"""Handwritten digits: small, real, and in scikit-learn's own wheel."""
+"""Classify handwritten digits from the data set that scikit-learn contains."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _POOLED = 16  # the 8 x 8 image after one 2 x 2 pooling
 
 
 class Digits(Task):
-    """The 1,797 handwritten digits of 8 x 8 pixels that ship with scikit-learn (UCI, Alpaydin and Kaynak 1998).
+    """Classify the 1,797 handwritten digits of 8 x 8 pixels in scikit-learn (UCI, Alpaydin and Kaynak 1998).
 
-    A convolution, normalisation, the device layer, and a linear classifier. A fifth is held out for
-    testing, the same samples for every seed. Activations are normalised before the device: its converters
-    are at their best with inputs of zero mean.
+    The model has a convolution, a normalisation, the device layer, and a linear classifier. A fifth of the data is held
+    out for testing, the same samples for every seed. Activations are normalised before the device, since its converters
+    work best with inputs of zero mean.
     """
 
     device_layers: tuple[str, ...] = ("classifier.1",)
@@ -32,8 +32,8 @@ class Digits(Task):
             )
 
     def splits(self) -> Splits:
-        """1,437 training and 360 test images, (samples, 1, 8, 8) in 0..1, every digit in proportion."""
-        # Here and not above: scikit-learn takes longer to import than all of astralora.
+        """Return 1,437 training and 360 test images, (samples, 1, 8, 8) in 0..1, stratified by digit."""
+        # Import scikit-learn only here, since that takes longer than to import astralora.
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
@@ -46,7 +46,7 @@ class Digits(Task):
         return Splits(train_inputs, train_targets, test_inputs, test_targets)
 
     def model(self, seed: int) -> nn.Module:
-        """Features, then the device's place, and the classifier."""
+        """Return the features and the classifier, which contains the device layer."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "model"))
             features, classifier = self.features(), self.classifier()
@@ -56,7 +56,7 @@ class Digits(Task):
         return model
 
     def features(self) -> nn.Sequential:
-        """Convolution, pooling and normalisation: in_features numbers an image."""
+        """Return convolution, pooling and normalisation, with in_features outputs per image."""
         filters = self.in_features // _POOLED
         return nn.Sequential(
             nn.Conv2d(1, 4 * filters, 3, padding=1),
@@ -67,7 +67,7 @@ class Digits(Task):
         )
 
     def classifier(self) -> nn.Sequential:
-        """From the features to ten numbers."""
+        """Return the layers from the features to ten logits."""
         return nn.Sequential(
             nn.Flatten(),
             nn.Linear(self.in_features, self.out_features),
@@ -76,25 +76,25 @@ class Digits(Task):
         )
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy with labels smoothed by a tenth: 1,437 images are soon learned by heart."""
+        """Return the cross-entropy with labels smoothed by a tenth, since a model soon memorises 1,437 images."""
         return nn.functional.cross_entropy(outputs, targets, label_smoothing=0.1)
 
     def correct(self, outputs: Tensor, targets: Tensor) -> int:
-        """Digits whose most likely class is the right one."""
+        """Return the number of digits whose most likely class is right."""
         return int((outputs.argmax(dim=1) == targets).sum())
 
 
 class DeepDigits(Digits):
-    """The digits through two device layers, one behind the other.
+    """Classify the digits through two device layers in sequence.
 
-    Behind each, a layer normalisation takes off what all outputs of an image have in common: on chips whose weights are
-    mostly of one sign that is nearly everything. Tanh gives the second device inputs of zero mean.
+    A layer normalisation after each removes the mean over the outputs of an image; on chips whose weights have mostly
+    one sign it dominates. Tanh gives the second device inputs of zero mean.
     """
 
     device_layers = ("classifier.1", "classifier.4")
 
     def classifier(self) -> nn.Sequential:
-        """From the features to ten numbers, by two hidden layers."""
+        """Return the layers from the features to ten logits, with two hidden layers."""
         return nn.Sequential(
             nn.Flatten(),
             nn.Linear(self.in_features, self.out_features),
@@ -108,12 +108,12 @@ class DeepDigits(Digits):
 
 
 class ConvDigits(Digits):
-    """The digits through a convolution on a device: 16 times as many vectors as images."""
+    """Classify the digits through a convolution on a device, with 16 times as many vectors as images."""
 
     device_layers = ("features.4",)
 
     def features(self) -> nn.Sequential:
-        """A small digital convolution, and the device's place behind it."""
+        """Return a small digital convolution, followed by the device layer."""
         filters = self.in_features // _POOLED
         return nn.Sequential(
             nn.Conv2d(1, filters, 3, padding=1),

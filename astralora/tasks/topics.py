@@ -1,4 +1,4 @@
-"""The texts that every Python brings along: small, real, and nothing to download."""
+"""Provide texts that every Python installation contains."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from torch import Tensor
 __all__ = ["BYTES", "Text", "sources", "topics"]
 
 BYTES = 256
-"""Different tokens that a byte can be."""
+"""Number of different byte tokens."""
 
-# Of the text that are trained on, and that choices are made by; the rest is for testing.
+# Shares of the text for training and validation; the rest is for testing.
 _TRAIN, _VALIDATION = 0.8, 0.1
 
 
 class Text(NamedTuple):
-    """A text in three parts, as tokens: (length,), whole numbers."""
+    """Hold a text in three parts, as tokens: (length,), whole numbers."""
 
     train: Tensor
     validation: Tensor
     test: Tensor
 
 
-# Modules that have been one readable file of Python for long.
+# Modules that have long been single files of Python source.
 _MODULES = (
     *("argparse", "ast", "calendar", "configparser", "dataclasses", "difflib", "doctest", "enum", "fractions"),
     *("functools", "inspect", "ipaddress", "optparse", "pdb", "pickle", "pickletools", "platform", "random", "shutil"),
@@ -36,9 +36,9 @@ _MODULES = (
 
 
 def topics() -> Text:
-    """What ``help()`` knows about Python's topics, some 450 kB of documentation, byte by byte.
+    """Return the topics of ``help()``, about 450 kB of English documentation, byte by byte.
 
-    The text is that of the Python in use, and differs a little between its versions.
+    The text differs a little between Python versions.
     """
     from pydoc_data.topics import topics as entries
 
@@ -46,15 +46,16 @@ def topics() -> Text:
 
 
 def sources() -> Text:
-    """Modules of Python's own library as they are written, some megabyte of code, byte by byte.
+    """Return source code of Python's standard library, about a megabyte, byte by byte.
 
-    The text is that of the Python in use, and differs a little between its versions.
+    The text differs a little between Python versions.
     """
     found = (find_spec(name) for name in _MODULES)
     return _parts(b"\n".join(Path(spec.origin).read_bytes() for spec in found if spec is not None and spec.origin))
 
 
 def _parts(text: bytes) -> Text:
+    """Split a text into its three parts."""
     tokens = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
     train, validation = (int(share * len(tokens)) for share in accumulate((_TRAIN, _VALIDATION)))
     return Text(tokens[:train], tokens[train:validation], tokens[validation:])

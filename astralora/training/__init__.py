@@ -1,4 +1,4 @@
-"""Runs from the command line: configuration, planning, training, and the run folder."""
+"""Configure, plan and run trainings from the command line, and keep them in folders."""
 
 from .config import AllocateConfig, DeviceConfig, MethodConfig, RunConfig
 from .folder import RunFolder

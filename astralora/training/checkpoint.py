@@ -1,4 +1,4 @@
-"""Saving nested state as safetensors and JSON: nothing that is read back is ever executed."""
+"""Save nested state as safetensors and JSON, so that loading never executes code."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _INDEX = "state.json"
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Save nested dicts, lists, tensors, numbers, strings and None.
 
-    Tensors go to a new file; the index that names it is replaced last, and is what counts. A crash in
-    between leaves the earlier state in force.
+    Tensors go to a new file. The index that names this file is replaced last and is decisive, so a crash in between
+    keeps the earlier state.
 
     Args:
-        folder: made if need be.
-        state: what to save.
+        folder: folder, created if needed.
+        state: state to save.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
@@ -45,7 +45,7 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
-    """What `save_state` saved last, or None where nothing was.
+    """Load the state that `save_state` saved last; None where there is none.
 
     Raises:
         ConfigurationError: the files are damaged.
@@ -59,7 +59,7 @@ def load_state(folder: Path) -> dict[str, Any] | None:
             raise ConfigurationError(f"{index} has format {content['format']}, and this astralora reads format 1")
         data = (folder / Path(content["tensors"]).name).read_bytes()
         if hashlib.sha256(data).hexdigest() != content["sha256"]:
-            raise ValueError("the tensors are not those that were written")
+            raise ValueError("the tensors differ from those that were saved")
         state: dict[str, Any] = _unpack(content["state"], load_tensors(data))
     except ConfigurationError:
         raise
@@ -69,6 +69,7 @@ def load_state(folder: Path) -> dict[str, Any] | None:
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Replace tensors by keys, and mark tuples and dicts that JSON cannot hold."""
     if isinstance(value, Tensor):
         key = str(len(tensors))
         tensors[key] = value.detach().cpu().contiguous().clone()
@@ -87,6 +88,7 @@ def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Restore a value from `_pack`."""
     if isinstance(value, list):
         return [_unpack(item, tensors) for item in value]
     if not isinstance(value, dict):

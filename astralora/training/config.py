@@ -1,4 +1,4 @@
-"""Everything that makes a run, as one model: defaults, TOML and command line meet here."""
+"""Define the configuration of a run, shared by defaults, TOML files and the command line."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ Option = bool | int | float | str | list[float]
 
 
 class _Section(BaseModel):
+    """Refuse unknown keys and later changes."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class DeviceConfig(_Section):
-    """Which device stands in for the layer.
+    """Choose the device of the device layers.
 
     Attributes:
-        name: a registered device.
-        impairments: preset, for devices that are simulated.
-        seed: which simulated chip; the run's seed unless given.
-        calibration: file of the chip's calibration, which then stands in front of it.
-        options: anything else that the device's factory takes.
+        name: name of a registered device.
+        impairments: preset of a simulated device.
+        seed: seed of a simulated chip; the run's seed unless given.
+        calibration: file of the chip's calibration, which is then applied.
+        options: other options of the device's factory.
     """
 
     name: str = "mrr"
@@ -42,14 +44,14 @@ class DeviceConfig(_Section):
 
 
 class MethodConfig(_Section):
-    """How gradients are found.
+    """Choose how gradients are estimated.
 
     Attributes:
-        name: a method, which names estimator and surrogate.
-        estimator: takes the place of the method's.
-        surrogate: takes the place of the method's.
-        encoding: of activations into the input range.
-        options: for estimator and surrogate, such as ``samples``, ``rank``, ``step``.
+        name: name of a method, which determines estimator and surrogate.
+        estimator: estimator, instead of the method's.
+        surrogate: surrogate, instead of the method's.
+        encoding: encoding of activations into the input range.
+        options: options of estimator and surrogate, such as ``samples``, ``rank``, ``step``.
     """
 
     name: str = "auto"
@@ -60,14 +62,14 @@ class MethodConfig(_Section):
 
 
 class AllocateConfig(_Section):
-    """How samples move between device layers; see `astralora.budgets.sample_allocator.SampleAllocator`.
+    """Choose how samples move between device layers; see `SampleAllocator`.
 
     Attributes:
-        ranking: what layers share by.
-        period: steps of one budget.
+        ranking: quantity by which layers share the budget.
+        period: number of steps of one budget.
         turn_on: share of the layers that get samples at all.
-        budget: of one period, in ``currency``; that of the samples as configured unless given.
-        currency: what the budget is in.
+        budget: budget of one period, in ``currency``; the cost of the configured samples unless given.
+        currency: unit of the budget.
     """
 
     ranking: Ranking
@@ -78,23 +80,23 @@ class AllocateConfig(_Section):
 
 
 class RunConfig(_Section):
-    """A complete training run.
+    """Describe a complete training run.
 
     Attributes:
-        task: what to train.
-        seed: of weights, data order, estimator and, unless the device has its own, chip.
-        epochs: passes over the training data.
+        task: name of the task.
+        seed: seed of weights, data order, estimator and, unless the device has its own, chip.
+        epochs: number of passes over the training data.
         batch_size: vectors per step.
-        learning_rate: of Adam, for all parameters; falls along a cosine.
-        final_learning_rate: where it ends.
+        learning_rate: initial learning rate of Adam, for all parameters; falls along a cosine.
+        final_learning_rate: learning rate at the end.
         in_features: width of the device layer's input.
-        out_features: width of its output.
-        baseline: train the same model without a device beside it.
-        device: which device.
-        method: how gradients are found.
-        allocate: move samples between the device layers.
-        budget: the most that the device may be asked.
-        retry: how often, and how soon, to try again after a fault of the device's link.
+        out_features: width of the device layer's output.
+        baseline: whether to train the same model without a device as well.
+        device: choice of the device.
+        method: choice of the gradient method.
+        allocate: movement of samples between the device layers.
+        budget: most operations of the device.
+        retry: number and timing of retries after a fault of the device's link.
     """
 
     task: str = "digits"
@@ -114,10 +116,10 @@ class RunConfig(_Section):
 
     @classmethod
     def load(cls, path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Self:
-        """Defaults, overridden by a TOML file, overridden by nested ``overrides``.
+        """Merge the defaults, a TOML file and nested ``overrides``; later ones take precedence.
 
         Raises:
-            ConfigurationError: no such file, no TOML, or a key or value that does not belong there.
+            ConfigurationError: the file does not exist or is no TOML, or a key or value is invalid.
         """
         values: dict[str, Any] = {}
         if path is not None:
@@ -141,12 +143,12 @@ class RunConfig(_Section):
             raise ConfigurationError(f"{where}{source}: {first['msg']}{known}") from None
 
     def to_toml(self) -> str:
-        """The complete configuration, from which the run can be repeated."""
+        """Return the complete configuration, from which the run can be repeated."""
         return tomli_w.dumps(self.model_dump(exclude_none=True))
 
 
 def _with_bench(values: dict[str, Any]) -> dict[str, Any]:
-    """The same with a bench file's device and options in the place of its name: a run has to be repeatable."""
+    """Replace the name of a bench file by its device and options, so that the run can be repeated."""
     device = values.get("device")
     name = device.get("name") if isinstance(device, Mapping) else None
     if not isinstance(device, Mapping) or not isinstance(name, str) or not name.endswith(".toml"):
@@ -157,6 +159,7 @@ def _with_bench(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge nested mappings; the second takes precedence."""
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
@@ -165,6 +168,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _keys(model: type[BaseModel], section: object) -> list[str]:
+    """Return the valid keys of the model, or of one section."""
     if section is not None:
         inner = model.model_fields[str(section)].annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):

@@ -1,4 +1,4 @@
-"""One model's way through its epochs, stoppable after any step."""
+"""Train one model through its epochs, one step at a time."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Record = dict[str, Any]
 
 
 class Fit:
-    """Trains one model; the same loop serves the digital baseline and the model with devices.
+    """Train one model; used for the digital baseline and for models with devices.
 
     Args:
-        config: the run.
-        task: gives loss and score.
-        splits: the data.
-        model: to be trained, in place.
+        config: configuration of the run.
+        task: task, for loss and score.
+        splits: data.
+        model: model, which is trained in place.
     """
 
     def __init__(self, config: RunConfig, task: Task, splits: Splits, model: nn.Module) -> None:
@@ -53,7 +53,7 @@ class Fit:
         self._sums = {"loss": 0.0, "correct": 0, "samples": 0, "residual": 0.0, "saturation": 0.0}
 
     def run(self) -> Iterator[Record]:
-        """Train to the end, from wherever it stands; yields a record after each step and each epoch."""
+        """Train from the present step to the end; yield a record after each step and each epoch."""
         while self.step < self.total_steps:
             start = time.perf_counter()
             epoch, position = divmod(self.step, self.steps_per_epoch)
@@ -69,7 +69,7 @@ class Fit:
                 yield {**summary, **self._spent(), "wall_seconds": self.wall_seconds}
 
     def train_step(self, rows: Tensor) -> Record:
-        """One update from the training samples ``rows``."""
+        """Make one update from the training samples ``rows``."""
         self.model.train()
         targets = self.splits.train_targets[rows]
         self.optimizer.zero_grad(set_to_none=True)
@@ -102,7 +102,7 @@ class Fit:
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float]:
-        """Mean loss and accuracy on the test split."""
+        """Return mean loss and accuracy on the test split."""
         self.model.eval()
         inputs, targets = self.splits.test_inputs, self.splits.test_targets
         loss, correct = 0.0, 0
@@ -114,7 +114,7 @@ class Fit:
         return loss / len(inputs), correct / len(inputs)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on, devices aside."""
+        """Return the state that the rest of the run depends on, without the devices."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -126,7 +126,7 @@ class Fit:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -137,11 +137,13 @@ class Fit:
         self.wall_seconds = state["wall_seconds"]
 
     def _order(self, epoch: int) -> Tensor:
-        # From the epoch's number alone, so that a resumed run needs no history.
+        # The order depends on the epoch's number alone, so that a resumed run needs no history.
+        """Return the order of the training samples in an epoch."""
         generator = derive_generator(self.config.seed, "order", epoch)
         return torch.randperm(len(self.splits.train_inputs), generator=generator)
 
     def _close_epoch(self, epoch: int) -> Record:
+        """Evaluate, and return the record of an epoch."""
         test_loss, test_accuracy = self.evaluate()
         sums, samples = self._sums, self._sums["samples"]
         record: Record = {
@@ -161,6 +163,7 @@ class Fit:
         return record
 
     def _spent(self) -> Record:
+        """Return the operations of all devices so far."""
         sessions = {id(layer.session): layer.session for layer in self.layers}.values()
         if not sessions:
             return {}

@@ -1,4 +1,4 @@
-"""What a run is going to ask of its device, found out by rehearsing its steps without the device."""
+"""Predict the device operations of a run by rehearsing its steps without the device."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ __all__ = ["Plan", "check_run", "plan", "usage_by_purpose"]
 
 Spending = dict[str, Usage]
 
-# Steps that are rehearsed one by one; of longer runs the rest is taken to go on like the last of them, as many as are
-# divisible by every period that a method is likely to have.
+# Number of steps that are rehearsed. Longer runs are assumed to continue like the last steps; their number is divisible
+# by the periods that methods are likely to have.
 _REHEARSED = 320
 _WINDOW = 160
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The price of a run.
+    """Hold the cost of a run.
 
     Attributes:
-        specs: of the devices that would be used.
-        steps: updates in all.
-        first_step: what startup and one step take of each device.
-        by_device: everything that each is asked for, by what it is for.
-        expense: what a calibration would save, in a sentence; None where nothing much.
+        specs: specs of the devices.
+        steps: number of updates.
+        first_step: operations of each device at startup and in the first step.
+        by_device: operations of each device by purpose.
+        expense: a sentence about the cost that a calibration would save; None where it would save little.
     """
 
     specs: tuple[DeviceSpec, ...]
@@ -46,16 +46,16 @@ class Plan:
 
     @property
     def by_purpose(self) -> Spending:
-        """All devices together, by what it is for."""
+        """Return the operations of all devices by purpose."""
         return _sum(*((1, spending) for spending in self.by_device))
 
     @property
     def total(self) -> Usage:
-        """All devices and purposes together."""
+        """Return the operations of all devices and purposes."""
         return _total(self.by_purpose)
 
     def seconds(self, purpose: str | None = None) -> float:
-        """Time on hardware at each spec's own rates: for a purpose, or for all."""
+        """Return the time on hardware at each spec's rates, for one purpose or for all."""
         return sum(
             usage.hardware_seconds(spec)
             for spec, spending in zip(self.specs, self.by_device, strict=True)
@@ -65,16 +65,16 @@ class Plan:
 
     @property
     def hardware_seconds(self) -> float:
-        """Time on hardware in all."""
+        """Return the time on hardware in all."""
         return self.seconds()
 
 
 def plan(config: RunConfig) -> Plan:
-    """Price a configuration without opening its device.
+    """Predict the operations of a configuration without opening its device.
 
-    Exact for what does not depend on the device's answers. What some methods do when the answers call for it comes on
-    top: a slope that is measured before its time, a detector whose range has to be found, a direction that no batch
-    shows.
+    The prediction is exact for operations that do not depend on the answers. Some methods make additional ones when the
+    answers require it: an early measurement of a slope, a search for a detector's range, a direction that no batch
+    covers.
 
     Raises:
         DeviceError, ConfigurationError: the configuration cannot be run.
@@ -88,13 +88,13 @@ def plan(config: RunConfig) -> Plan:
 
 
 def check_run(config: RunConfig, task: Task, splits: Splits, devices: Mapping[str, Device]) -> None:
-    """Refuse a run that cannot even be begun, before anything is spent or written.
+    """Refuse a run that cannot start, before anything is spent or written.
 
-    The first step is rehearsed, so that whatever is wrong with names, options and widths shows; the method is
-    asked whether it can work on this very device; and the budget has to cover the start and one step.
+    The first step is rehearsed to check names, options and widths. The method is checked against the device itself, and
+    the budget must cover startup and one step.
 
     Raises:
-        BudgetExceeded: says what start and first step take.
+        BudgetExceeded: the budget does not cover startup and first step.
         DeviceError, ConfigurationError: the configuration cannot be run.
     """
     rehearsal = _rehearse(config, task, devices, splits, first_step_only=True)
@@ -104,7 +104,7 @@ def check_run(config: RunConfig, task: Task, splits: Splits, devices: Mapping[st
         if reason is not None:
             raise BudgetExceeded(
                 f"start and first step alone would come to {reason}; raise the budget, "
-                f"or see what the run takes with 'astralora plan'",
+                f"or price the run with 'astralora plan'",
                 device=device.spec.name,
                 operation="train",
             )
@@ -118,82 +118,114 @@ def _rehearse(
     *,
     first_step_only: bool = False,
 ) -> Plan:
-    sessions = {name: Session(rehearse(device)) for name, device in devices.items()}
+    """Rehearse a run without its devices, and extrapolate the operations of long runs."""
+    rehearsal = _Rehearsal(config, task, devices, splits)
+    rehearsal.run(1 if first_step_only else min(rehearsal.total, _REHEARSED))
+    once = [_sum((1, start), (1, step)) for start, step in zip(rehearsal.startup, rehearsal.first, strict=True)]
     specs = tuple(device.spec for device in devices.values())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExpensiveGradientWarning)  # the plan says it
-        fit = Fit(config, task, splits, attach_devices(config, task, sessions))
-    seen: list[Spending] = [{} for _ in sessions]
+    if first_step_only:
+        return Plan(specs, 1, tuple(map(_total, once)), tuple(once))
+    return Plan(
+        specs, rehearsal.total, tuple(map(_total, once)), rehearsal.extrapolate(), _expense(config, rehearsal.fit)
+    )
 
-    def spent() -> list[Spending]:
-        nonlocal seen
-        before, seen = seen, [session.usage_by_purpose for session in sessions.values()]
-        return [
-            {name: usage - old.get(name, Usage()) for name, usage in new.items()}
-            for old, new in zip(before, seen, strict=True)
-        ]
 
-    def step(rows: int) -> list[Spending]:
-        fit.train_step(torch.arange(rows))
-        for layer in fit.layers:
-            # Its controls have no say in a rehearsal; a real update would have moved them.
+class _Rehearsal:
+    """Make the steps of a run with devices that only count operations.
+
+    Args:
+        config: configuration of the run.
+        task: task of the run.
+        devices: closed devices by layer.
+        splits: data of the task.
+
+    Attributes:
+        fit: training loop.
+        startup: operations of each device before the first step.
+        first: operations of each device in the first step.
+        total: number of steps of the run.
+    """
+
+    first: list[Spending]
+
+    def __init__(self, config: RunConfig, task: Task, devices: Mapping[str, Device], splits: Splits) -> None:
+        self._sessions = {name: Session(rehearse(device)) for name, device in devices.items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExpensiveGradientWarning)  # the plan reports the expense
+            self.fit = Fit(config, task, splits, attach_devices(config, task, self._sessions))
+        self._counted: list[Spending] = [{} for _ in self._sessions]
+        self.startup = self._spent()
+        samples = len(splits.train_inputs)
+        self._epochs, self._batch = config.epochs, min(config.batch_size, samples)
+        self._per_epoch = ceil(samples / config.batch_size)
+        self._last_batch = samples - (self._per_epoch - 1) * self._batch
+        self.total = self._epochs * self._per_epoch
+        # Operations of each device by whether the step is the last one of an epoch.
+        self._steps: dict[bool, list[list[Spending]]] = {False: [], True: []}
+        self._evaluation: list[Spending] | None = None
+
+    def run(self, steps: int) -> None:
+        """Rehearse the first steps in order, with short last batches and evaluations: steps may differ."""
+        for done in range(steps):
+            if done and done % self._per_epoch == 0:
+                self._evaluation = self._evaluate()
+            last = (done + 1) % self._per_epoch == 0
+            self._steps[last].append(self._step(self._last_batch if last else self._batch))
+            if not done:
+                self.first = self._steps[last][0]
+
+    def extrapolate(self) -> tuple[Spending, ...]:
+        """Return the operations of each device in the whole run, if it continues like the last rehearsed steps."""
+        evaluation = self._evaluation or self._evaluate()
+        parts: list[list[tuple[float, Spending]]] = [[(1, each)] for each in self.startup]
+        for last, steps in self._steps.items():
+            due = self._epochs if last else self.total - self._epochs
+            window = steps[-_WINDOW:] or ([self._step(self._last_batch)] if last else [])
+            for place, part in enumerate(parts):
+                part += [(1, each[place]) for each in steps]
+                part += [((due - len(steps)) / len(window), each[place]) for each in window]
+        for place, part in enumerate(parts):
+            part.append((self._epochs, evaluation[place]))
+        return tuple({name: usage.rounded() for name, usage in _sum(*part).items()} for part in parts)
+
+    def _step(self, rows: int) -> list[Spending]:
+        """Make one step, and return its operations."""
+        self.fit.train_step(torch.arange(rows))
+        for layer in self.fit.layers:
+            # A rehearsed step does not change the controls, but a real one would.
             with torch.no_grad():
                 layer.controls.copy_(layer.controls.flip(0))
-        return spent()
+        return self._spent()
 
-    startup = spent()
-    samples, batch = len(splits.train_inputs), min(config.batch_size, len(splits.train_inputs))
-    per_epoch = ceil(samples / config.batch_size)
-    total = config.epochs * per_epoch
-    shortest = samples - (per_epoch - 1) * batch
-    kinds: dict[bool, list[list[Spending]]] = {False: [], True: []}  # by whether it is an epoch's last step
-    evaluation: list[Spending] | None = None
-    first: list[Spending] | None = None
-    done = 0
-    # In order, the shorter last batches and the evaluations included: methods need not do the same in every step.
-    while done < (1 if first_step_only else min(total, _REHEARSED)):
-        if done and done % per_epoch == 0:
-            fit.evaluate()
-            evaluation = spent()
-        last = (done + 1) % per_epoch == 0
-        kinds[last].append(step(shortest if last else batch))
-        first = first or kinds[last][0]
-        done += 1
-    assert first is not None
-    if first_step_only:
-        once = [_sum((1, before), (1, one)) for before, one in zip(startup, first, strict=True)]
-        return Plan(specs, 1, tuple(map(_total, once)), tuple(once))
-    if evaluation is None:
-        fit.evaluate()
-        evaluation = spent()
-    parts: list[list[tuple[float, Spending]]] = [[(1, each)] for each in startup]
-    for last, steps in kinds.items():
-        due = config.epochs if last else total - config.epochs
-        # The rest is taken to go on like the newest of its kind.
-        window = steps[-_WINDOW:] or ([step(shortest)] if last else [])
-        for place, part in enumerate(parts):
-            part += [(1, each[place]) for each in steps]
-            part += [((due - len(steps)) / len(window), each[place]) for each in window]
-    for place, part in enumerate(parts):
-        part.append((config.epochs, evaluation[place]))
-    by_device = tuple({name: usage.rounded() for name, usage in _sum(*part).items()} for part in parts)
-    once_each = tuple(_total(_sum((1, before), (1, one))) for before, one in zip(startup, first, strict=True))
-    return Plan(specs, total, once_each, by_device, _expense(config, fit))
+    def _evaluate(self) -> list[Spending]:
+        """Evaluate, and return the operations."""
+        self.fit.evaluate()
+        return self._spent()
+
+    def _spent(self) -> list[Spending]:
+        """Return the operations of each device since the last call."""
+        before, self._counted = self._counted, [session.usage_by_purpose for session in self._sessions.values()]
+        return [
+            {name: usage - old.get(name, Usage()) for name, usage in new.items()}
+            for old, new in zip(before, self._counted, strict=True)
+        ]
 
 
 def _expense(config: RunConfig, fit: Fit) -> str | None:
+    """Return the sentence about the expected expense of an automatic method."""
     if config.method.name != "auto":
         return None
-    said = (expected_expense(layer.session.spec, layer.estimator) for layer in fit.layers)
-    return next((sentence for sentence in said if sentence is not None), None)
+    sentences = (expected_expense(layer.session.spec, layer.estimator) for layer in fit.layers)
+    return next((sentence for sentence in sentences if sentence is not None), None)
 
 
 def usage_by_purpose(sessions: Iterable[Session]) -> Spending:
-    """What several devices have been asked for together, by what it was spent on."""
+    """Return the operations of several devices together, by purpose."""
     return _sum(*((1, session.usage_by_purpose) for session in sessions))
 
 
 def _sum(*parts: tuple[float, Spending]) -> Spending:
+    """Add up usages by purpose, each part times its factor."""
     names = {name for _, part in parts for name in part}
     return {
         name: _total({str(i): part.get(name, Usage()).scaled(n) for i, (n, part) in enumerate(parts)})
@@ -202,4 +234,5 @@ def _sum(*parts: tuple[float, Spending]) -> Spending:
 
 
 def _total(parts: Spending) -> Usage:
+    """Add up usages."""
     return sum(parts.values(), Usage())

@@ -1,4 +1,4 @@
-"""From a configuration to the objects of a run."""
+"""Make the task, devices and model of a configuration."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ __all__ = ["attach_devices", "check_method", "make_devices", "make_task"]
 
 
 def make_task(config: RunConfig) -> Task:
-    """The task, with the device layer as wide as configured."""
+    """Make the task, with device layers of the configured width."""
     return TASKS.make(config.task, in_features=config.in_features, out_features=config.out_features)
 
 
 def make_devices(config: RunConfig, task: Task) -> dict[str, Device]:
-    """A closed device for each of the task's device layers, by the layer's name.
+    """Make a closed device for each of the task's device layers, by the layer's name.
 
-    Width, impairments and seed are offered to every device and given to those that take them. Impairments and
-    a seed that the user asked for are passed on in any case, and refused where they have no meaning; a chip of
-    fixed width is compared with the layer when it is attached.
+    Every device gets those of width, impairments and seed that it accepts. Impairments and a seed that the user has set
+    are passed in any case, and refused where the device does not accept them. A chip of fixed width is compared with
+    the layer when it is attached.
 
     Raises:
-        DeviceError: no such device, or an option that it does not take.
+        DeviceError: there is no such device, or it does not accept an option.
     """
     model = task.model(config.seed)
     return {
@@ -40,44 +40,45 @@ def make_devices(config: RunConfig, task: Task) -> dict[str, Device]:
 
 
 def _make_device(config: RunConfig, width: tuple[int, int], name: str | None) -> Device:
+    """Make one device."""
     chosen = config.device
     seed = config.seed if chosen.seed is None else chosen.seed
     offered: dict[str, Any] = {
         "in_features": width[0],
         "out_features": width[1],
         "impairments": chosen.impairments,
-        # The second layer's chip is another one than the first's.
+        # Each layer has a different chip.
         "seed": seed if name is None else derive_seed(seed, name),
     }
-    asked = {"impairments"} if chosen.impairments != DeviceConfig().impairments else set()
+    explicit = {"impairments"} if chosen.impairments != DeviceConfig().impairments else set()
     if chosen.seed is not None:
-        asked.add("seed")
-    insisted = {name: offered.pop(name) for name in asked}
-    for option in (offered.keys() | insisted.keys()) & chosen.options.keys():
+        explicit.add("seed")
+    required = {name: offered.pop(name) for name in explicit}
+    for option in (offered.keys() | required.keys()) & chosen.options.keys():
         raise DeviceError(
-            f"the option {option!r} has a place of its own in the configuration",
+            f"the option {option!r} has a key of its own in the configuration; set it there",
             device=chosen.name,
             operation="open",
         )
-    device = offer_device(chosen.name, offered, **insisted, **chosen.options)
+    device = offer_device(chosen.name, offered, **required, **chosen.options)
     return device if chosen.calibration is None else CalibratedDevice(device, chosen.calibration, retry=config.retry)
 
 
 def check_method(config: RunConfig, device: Device) -> None:
-    """Refuse a method that cannot work on this device, without opening it.
+    """Refuse a method that cannot work with this device, without opening it.
 
     Raises:
-        ConfigurationError: says why, and what to use instead.
+        ConfigurationError: the method does not suit the device; the message names an alternative.
     """
     method = config.method
     options = {name: value for name, value in method.options.items() if name not in ATTACH_OPTIONS}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExpensiveGradientWarning)  # plan and report say it
+        warnings.simplefilter("ignore", ExpensiveGradientWarning)  # plan and report contain it
         choose_method(Session(device), method.name, method.estimator, method.surrogate, **options)
 
 
 def attach_devices(config: RunConfig, task: Task, sessions: Mapping[str, Session]) -> nn.Module:
-    """The task's model with the devices in their places."""
+    """Return the task's model with the devices attached."""
     method = config.method
     options: dict[str, Any] = {
         "method": method.name,

@@ -1,4 +1,4 @@
-"""TensorBoard events, where TensorBoard is installed."""
+"""Write TensorBoard events, where TensorBoard is installed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["Tracker"]
 
 
 class Tracker:
-    """Writes every number of every record as a TensorBoard scalar; does nothing without the ``tracking`` extra.
+    """Write every number of every record as a TensorBoard scalar; do nothing without the ``tracking`` extra.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,7 +34,7 @@ class Tracker:
             self._writer.close()
 
     def write(self, record: Record) -> None:
-        """Add a record's numbers at its step."""
+        """Write the numbers of a record at its step."""
         if self._writer is None:
             return
         for name, value in record.items():

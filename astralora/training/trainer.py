@@ -1,4 +1,4 @@
-"""A whole run: baseline, device, checkpoints, and what is left on disk."""
+"""Run a training: baseline, model with devices, checkpoints, and results on disk."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from math import ceil
 from types import FrameType
 from typing import Any
 
 from ..common.errors import ConfigurationError
-from ..devices import BudgetExceeded, Session, Usage
+from ..devices import BudgetExceeded, Device, Session, Usage
 from ..devices.files import write_atomically
 from ..devices.safety import stop_on_signals
 from ..nn.health import StaleGradientWarning
 from ..nn.methods import ExpensiveGradientWarning, expected_expense
 from ..reports import RunData, run_report
 from ..surrogates.twin_drift import StaleCalibrationWarning
+from ..tasks import Splits, Task
 from .config import RunConfig
 from .fit import Fit, Record
 from .folder import RunFolder
@@ -29,15 +30,15 @@ from .tracking import Tracker
 
 __all__ = ["Interrupted", "recall_run", "train"]
 
-# Between the ends of epochs, which may be hours apart on hardware.
+# Longest time between checkpoints; an epoch may take hours on hardware.
 _CHECKPOINT_SECONDS = 300.0
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and did after a whole step; everything is saved.
+    """Report that a run stopped on request after a complete step, with everything saved.
 
     Args:
-        step: the last step that was made.
+        step: last complete step.
     """
 
     def __init__(self, step: int) -> None:
@@ -52,98 +53,115 @@ def train(
     report: bool = True,
     listener: Callable[[Record], None] | None = None,
 ) -> RunData:
-    """Run the training that a folder's configuration describes, and leave metrics, report and summary there.
+    """Train as a folder's configuration describes, and write metrics, report and summary there.
 
     Args:
-        folder: new, or of an interrupted run.
-        resume: go on from the folder's checkpoint.
-        report: draw the pictures and the page, which takes longer than a small run of many.
-        listener: told every record as it is made, after one of the event "start" with the number of steps.
+        folder: folder of a new run or of an interrupted one.
+        resume: whether to resume from the folder's checkpoint.
+        report: whether to draw plots and page, which takes longer than many small runs.
+        listener: called with every record; the first has the event "start" and the number of steps.
 
     Returns:
         Summary, metrics, and the controls before and after.
 
     Raises:
-        Interrupted: by SIGINT or SIGTERM; can be resumed.
+        Interrupted: SIGINT or SIGTERM arrived; the run can be resumed.
         DeviceError, ConfigurationError: the configuration cannot be run, or the device failed.
     """
-    config = folder.config
-    task = make_task(config)
-    devices = make_devices(config, task)
+    task = make_task(folder.config)
+    devices = make_devices(folder.config, task)
     splits = task.splits()
-    if not resume:
-        folder.check_free()
-        check_run(config, task, splits, devices)
-        folder.begin()
-    state = folder.load() if resume else None
-    if resume and state is None and any(record["event"] != "baseline" for record in folder.metrics()):
-        raise ConfigurationError(f"{folder.path} has metrics but no checkpoint to go on from; begin a new run")
-    folder.rewind(state["fit"]["step"] if state else None)
+    state = _prepare(folder, task, splits, devices, resume)
 
-    def tell(record: Record) -> None:
+    def report_record(record: Record) -> None:
         folder.append(record)
         if listener is not None:
             listener(record)
 
     if listener is not None:
-        listener({"event": "start", "steps": config.epochs * ceil(len(splits.train_inputs) / config.batch_size)})
-    with _stoppable() as stop_asked, warnings.catch_warnings():
-        # The report says it, with the number.
-        for said in (StaleGradientWarning, StaleCalibrationWarning, ExpensiveGradientWarning):
-            warnings.simplefilter("ignore", said)
+        steps = folder.config.epochs * ceil(len(splits.train_inputs) / folder.config.batch_size)
+        listener({"event": "start", "steps": steps})
+    result = _train(folder, task, splits, devices, state, report_record)
+    for name, content in run_report(result, folder.config.to_toml()).items() if report else ():
+        write_atomically(folder.path / name, content)
+    # Written last: a run with a summary is complete.
+    folder.write_summary(result.summary)
+    return result
+
+
+def _prepare(
+    folder: RunFolder, task: Task, splits: Splits, devices: Mapping[str, Device], resume: bool
+) -> dict[str, Any] | None:
+    """Create the folder of a new run, or return the checkpoint of an interrupted one.
+
+    Raises:
+        ConfigurationError: the run cannot be started, or not be resumed.
+    """
+    if not resume:
+        folder.check_free()
+        check_run(folder.config, task, splits, devices)
+        folder.begin()
+    state = folder.load() if resume else None
+    if resume and state is None and any(record["event"] != "baseline" for record in folder.metrics()):
+        raise ConfigurationError(f"{folder.path} has metrics but no checkpoint to resume from; begin a new run")
+    folder.rewind(state["fit"]["step"] if state else None)
+    return state
+
+
+def _train(
+    folder: RunFolder,
+    task: Task,
+    splits: Splits,
+    devices: Mapping[str, Device],
+    state: Mapping[str, Any] | None,
+    report_record: Callable[[Record], None],
+) -> RunData:
+    """Train the baseline and the model with devices, from the start or from a checkpoint."""
+    config = folder.config
+    with _stoppable() as stop, warnings.catch_warnings(), ExitStack() as stack:
+        # The report contains these warnings with their numbers.
+        for category in (StaleGradientWarning, StaleCalibrationWarning, ExpensiveGradientWarning):
+            warnings.simplefilter("ignore", category)
         baseline: float | None = None
         if state is not None:
             baseline = state["baseline"]
         elif config.baseline:
-            baseline = _baseline(Fit(config, task, splits, task.model(config.seed)), tell, stop_asked)
-        with ExitStack() as stack:
-            tracker = stack.enter_context(Tracker(folder.path))
-            sessions = {
-                name: stack.enter_context(Session(device, config.budget, config.retry))
-                for name, device in devices.items()
-            }
-            fit = Fit(config, task, splits, attach_devices(config, task, sessions))
-            before = [layer.controls.detach().clone() for layer in fit.layers]
-            continuous = True
-            if state is not None:
-                before = state["controls_before"]
-                fit.load_state_dict(state["fit"])
-                restored = [session.load_state_dict(state["sessions"][name]) for name, session in sessions.items()]
-                continuous = all(restored) and state["continuous"]
+            baseline = _baseline(Fit(config, task, splits, task.model(config.seed)), report_record, stop)
+        tracker = stack.enter_context(Tracker(folder.path))
+        sessions = {
+            name: stack.enter_context(Session(device, config.budget, config.retry)) for name, device in devices.items()
+        }
+        fit = Fit(config, task, splits, attach_devices(config, task, sessions))
+        before = [layer.controls.detach().clone() for layer in fit.layers]
+        continuous = True
+        if state is not None:
+            before = state["controls_before"]
+            fit.load_state_dict(state["fit"])
+            restored = [session.load_state_dict(state["sessions"][name]) for name, session in sessions.items()]
+            continuous = all(restored) and state["continuous"]
+        fixed = {"baseline": baseline, "controls_before": before, "continuous": continuous}
 
-            def save() -> None:
-                folder.save(
-                    {
-                        "fit": fit.state_dict(),
-                        "sessions": {name: session.state_dict() for name, session in sessions.items()},
-                        "baseline": baseline,
-                        "controls_before": before,
-                        "continuous": continuous,
-                    }
-                )
+        def save() -> None:
+            states = {name: session.state_dict() for name, session in sessions.items()}
+            folder.save({"fit": fit.state_dict(), "sessions": states, **fixed})
 
-            save()
-            stopped = _run(fit, tell, tracker, save, stop_asked)
-            metrics = folder.metrics()
-            summary = _summary(config, list(sessions.values()), fit, metrics, baseline, continuous, stopped)
+        save()
+        stopped = _run(fit, report_record, tracker, save, stop)
+        metrics = folder.metrics()
+        summary = _summary(config, list(sessions.values()), fit, metrics, baseline, continuous, stopped)
     after = [layer.controls.detach().clone() for layer in fit.layers]
-    result = RunData(summary, metrics, before, after, fit.layers[0].session.spec.control_unit)
-    for name, content in run_report(result, config.to_toml()).items() if report else ():
-        write_atomically(folder.path / name, content)
-    # Last: a run with a summary is complete.
-    folder.write_summary(summary)
-    return result
+    return RunData(summary, metrics, before, after, fit.layers[0].session.spec.control_unit)
 
 
 def recall_run(folder: RunFolder) -> RunData:
-    """A finished run as it was when it ended, for its report.
+    """Load the results of a finished run for its report.
 
     Raises:
-        ConfigurationError: it has not ended.
+        ConfigurationError: the run has not ended.
     """
     summary, state = folder.summary(), folder.load()
     if summary is None or state is None:
-        raise ConfigurationError(f"the run in {folder.path} has not ended; go on with it by --resume '{folder.path}'")
+        raise ConfigurationError(f"the run in {folder.path} has not ended; resume it with --resume '{folder.path}'")
     model = state["fit"]["model"]
     after = [value for name, value in model.items() if name.rpartition(".")[2] == "controls"]
     device, *_ = make_devices(folder.config, make_task(folder.config)).values()
@@ -152,20 +170,21 @@ def recall_run(folder: RunFolder) -> RunData:
 
 def _run(
     fit: Fit,
-    tell: Callable[[Record], None],
+    report_record: Callable[[Record], None],
     tracker: Tracker,
     save: Callable[[], None],
-    stop_asked: threading.Event,
+    stop_requested: threading.Event,
 ) -> str | None:
+    """Train, save checkpoints, and return the reason where the budget ended the run early."""
     saved = time.monotonic()
     try:
         for record in fit.run():
-            tell(record)
+            report_record(record)
             tracker.write(record)
             ends_epoch = record["step"] % fit.steps_per_epoch == 0
             if record["event"] == "step" and ends_epoch:
-                continue  # its epoch's record follows, and belongs to the same state
-            stop = stop_asked.is_set() and fit.step < fit.total_steps
+                continue  # the record of the epoch follows, at the same state
+            stop = stop_requested.is_set() and fit.step < fit.total_steps
             if stop or ends_epoch or time.monotonic() - saved > _CHECKPOINT_SECONDS:
                 save()
                 saved = time.monotonic()
@@ -178,15 +197,16 @@ def _run(
 
 def _baseline(
     fit: Fit,
-    tell: Callable[[Record], None],
-    stop_asked: threading.Event,
+    report_record: Callable[[Record], None],
+    stop_requested: threading.Event,
 ) -> float:
+    """Train the digital baseline, and return its test accuracy."""
     accuracy = 0.0
     for record in fit.run():
         if record["event"] == "epoch":
             accuracy = record["test_accuracy"]
-            tell({**record, "event": "baseline"})
-        if stop_asked.is_set():
+            report_record({**record, "event": "baseline"})
+        if stop_requested.is_set():
             raise Interrupted(0)
     return accuracy
 
@@ -200,6 +220,7 @@ def _summary(
     continuous: bool,
     stopped: str | None,
 ) -> dict[str, Any]:
+    """Return the content of summary.json."""
     by_purpose = usage_by_purpose(sessions)
     usage = sum(by_purpose.values(), Usage())
     epochs = [record for record in metrics if record["event"] == "epoch"]
@@ -248,25 +269,25 @@ def _summary(
 
 @contextmanager
 def _stoppable() -> Generator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; the second one stops at once, as usual."""
-    asked = threading.Event()
+    """Yield an event that SIGINT or SIGTERM sets; a second signal stops at once."""
+    requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield requested
         return
-    # The second signal has to leave the chips safe as well.
+    # The second signal must leave the chips in their safe state as well.
     stop_on_signals()
     signals = (signal.SIGINT, signal.SIGTERM)
     earlier = {number: signal.getsignal(number) for number in signals}
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        asked.set()
+    def request_stop(_number: int, _frame: FrameType | None) -> None:
+        requested.set()
         for each in signals:
             signal.signal(each, earlier[each])
 
     for number in signals:
-        signal.signal(number, ask)
+        signal.signal(number, request_stop)
     try:
-        yield asked
+        yield requested
     finally:
         for number in signals:
             signal.signal(number, earlier[number])

@@ -1,6 +1,5 @@
-"""Benchmarks against what they claim to count, and open to what a notebook registers."""
+"""Test benchmarks: the operations that they count, and methods that a notebook registers."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,17 +13,15 @@ from astralora.common.table import Table
 
 
 @pytest.fixture
-def tables() -> Iterator[None]:
-    """What a test registers is forgotten again."""
-    kept = [(table, dict(table._classes)) for table in (al.estimators.ESTIMATORS, al.surrogates.SURROGATES)]
-    yield
-    for table, classes in kept:
+def restored_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the methods that a test registers."""
+    for table in (al.estimators.ESTIMATORS, al.surrogates.SURROGATES):
         assert isinstance(table, Table)
-        table._classes = classes
+        monkeypatch.setattr(table, "_classes", {name: table.find(name) for name in table})
 
 
 class Guess(al.Estimator):
-    """One direction, as one might try it in a notebook."""
+    """Estimate along one random direction."""
 
     def estimate(
         self, session: al.Session, controls: Tensor, inputs: Tensor, outputs: Tensor, grad_outputs: Tensor
@@ -37,7 +34,7 @@ class Guess(al.Estimator):
 
 
 class Frozen(al.Surrogate):
-    """The matrix of the start, for ever."""
+    """Keep the matrix of the start."""
 
     def start(self, session: al.Session, controls: Tensor) -> None:
         self.matrix = session.query(torch.eye(session.spec.in_features, dtype=controls.dtype)).mT
@@ -46,8 +43,8 @@ class Frozen(al.Surrogate):
         return grad_outputs @ self.matrix
 
 
-@pytest.mark.usefixtures("tables", "a_throwaway_global_random_state")
-def test_a_notebooks_estimator_and_surrogate_work_in_attach_and_in_every_benchmark() -> None:
+@pytest.mark.usefixtures("restored_tables", "a_throwaway_global_random_state")
+def test_registered_estimators_and_surrogates_work_in_attach_and_benchmarks() -> None:
     al.register_estimator("guess", Guess)
     al.register_surrogate("frozen", Frozen)
     device = al.open_device("matvec", in_features=8, out_features=6)
@@ -62,8 +59,8 @@ def test_a_notebooks_estimator_and_surrogate_work_in_attach_and_in_every_benchma
     assert found[0]["programs"] == 2
     assert found[0]["cosine_inputs"] == pytest.approx(1, abs=1e-5)
     assert len(benchmarks.overhead(["matvec"], ["guess+frozen"], [8], batch=4, cycles=1)) == 1
-    races = benchmarks.efficiency(["slm"], ["guess+frozen"], [0], task="digits", size=(16, 8), epochs=1)
-    assert races[0].record()["programs"] > 0
+    results = benchmarks.efficiency(["slm"], ["guess+frozen"], [0], task="digits", size=(16, 8), epochs=1)
+    assert results[0].record()["programs"] > 0
 
 
 @pytest.mark.parametrize(
@@ -76,7 +73,7 @@ def test_a_notebooks_estimator_and_surrogate_work_in_attach_and_in_every_benchma
         ("gaussian+psi", {"estimator": "gaussian", "surrogate": "psi"}),
     ],
 )
-def test_names_what_is_to_be_compared(name: str, expected: dict[str, str]) -> None:
+def test_method_names_are_parsed(name: str, expected: dict[str, str]) -> None:
     assert parse_method(name) == expected
 
 
@@ -87,24 +84,24 @@ def test_the_best_step_is_no_smaller_than_a_level_and_better_than_its_neighbours
     assert level <= step <= 6.3 / 8 + 1e-9
 
 
-def test_efficiency_counts_all_that_training_spends_up_to_the_target() -> None:
-    (race,) = benchmarks.efficiency(["slm"], ["auto"], [0], task="digits", size=(32, 16), target=0.3, epochs=5)
-    record = race.record()
+def test_efficiency_counts_the_operations_up_to_the_target() -> None:
+    (result,) = benchmarks.efficiency(["slm"], ["auto"], [0], task="digits", size=(32, 16), target=0.3, epochs=5)
+    record = result.record()
     assert record["reached"]
-    assert record["epochs"] == len(race.curve) <= 5
+    assert record["epochs"] == len(result.curve) <= 5
     steps = 29 * record["epochs"]
-    # One program a step, one more every eight steps, and one at the start; evaluations are not counted.
+    # One program per step, another one every eight steps, and one at startup; evaluations are not counted.
     assert steps < record["programs"] < 1.2 * steps
     assert record["vectors"] > 1437 * record["epochs"]
 
 
-def test_the_published_method_is_given_up_when_it_can_not_win_any_more() -> None:
+def test_the_published_method_stops_early_when_it_has_spent_too_much() -> None:
     results = benchmarks.efficiency(
         ["slm"], ["auto", "paper"], [0], task="digits", size=(16, 8), target=0.15, patience=1.0, epochs=2, samples=(3,)
     )
     auto, paper = results
     assert auto.reached
-    assert paper.race.epochs == 20
+    assert paper.case.epochs == 20
     assert paper.reached or paper.outdone
 
 
@@ -121,8 +118,8 @@ def test_online_input_gradients_are_good_within_an_epoch_from_a_cold_start() -> 
     assert after["cosine_inputs"] >= 0.99
 
 
-def test_orthogonal_directions_come_as_close_as_theory_says() -> None:
-    # A mesh of 12 controls, half of which 6 perturbations see.
+def test_orthogonal_directions_agree_with_theory() -> None:
+    # A mesh of 12 controls, so 6 perturbations cover half of the directions.
     records = benchmarks.fidelity(
         ["mzi"], ["orthogonal", "gaussian"], [4], range(30), impairments="ideal", samples=(6,)
     )
@@ -140,7 +137,7 @@ def test_a_ratio_is_of_two_positive_times() -> None:
     assert all(record["ratio_to_linear"] > 0 for record in records)
 
 
-def test_auto_reaches_the_target_before_the_published_method_has_spent_ten_times_as_much() -> None:
+def test_auto_needs_less_than_a_tenth_of_the_published_method() -> None:
     auto, paper = benchmarks.efficiency(["mrr"], ["auto", "paper"], [0], samples=(1,), patience=10)
     assert auto.reached
     assert not paper.reached

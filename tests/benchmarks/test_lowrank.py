@@ -1,4 +1,4 @@
-"""The benchmark of low-rank training, as small as it can be."""
+"""Test the benchmark of low-rank training at a small size."""
 
 import json
 import os
@@ -28,13 +28,13 @@ def test_the_text_is_english_in_three_parts_that_do_not_overlap() -> None:
     assert bytes(text.test.tolist()).decode(errors="replace").count(" the ") > 100
 
 
-def test_every_method_chooses_its_rate_on_a_seed_of_its_own_from_as_many() -> None:
+def test_every_method_chooses_among_as_many_rates_on_the_tuning_seed() -> None:
     pytest.importorskip("transformers")
-    told: list[int] = []
+    totals: list[int] = []
     records = benchmarks.lowrank(
-        ["adam", "flora"], [0, 1], steps=2, width=16, layers=1, listener=lambda _, total: told.append(total)
+        ["adam", "flora"], [0, 1], steps=2, width=16, layers=1, listener=lambda _, total: totals.append(total)
     )
-    assert told == [10] * 10
+    assert totals == [10] * 10
     for name in ("adam", "flora"):
         mine = [record for record in records if record["method"] == name]
         tuning, runs = ([record for record in mine if record["part"] == part] for part in ("tuning", "run"))
@@ -48,7 +48,7 @@ def test_every_method_chooses_its_rate_on_a_seed_of_its_own_from_as_many() -> No
 
 @pytest.fixture
 def one_rate_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one that the whole benchmark chooses for most of them."""
+    """Use only the rate that the complete benchmark chooses for most methods."""
     monkeypatch.setattr(LowRankMethod, "rates", (4e-3,))
 
 
@@ -58,49 +58,49 @@ def test_flora_learns_text_as_adam_does_with_less_than_a_quarter_of_the_state() 
     records = benchmarks.lowrank(["adam", "flora"], [0], steps=100)
     adam, flora = (record for record in records if record["part"] == "run")
     shares = torch.bincount(topics().test, minlength=BYTES) / len(topics().test)
-    # Both know more of the text than how frequent its bytes are.
+    # The loss of Adam is below the entropy of single bytes.
     assert adam["test_loss"] < float(torch.special.entr(shares).sum())
     assert flora["test_loss"] < 1.1 * adam["test_loss"]
     assert flora["state_bytes"] < adam["state_bytes"] / 4
 
 
 @pytest.mark.usefixtures("one_rate_each")
-def test_eight_bits_are_less_again() -> None:
+def test_eight_bits_take_less_state() -> None:
     pytest.importorskip("transformers")
     records = benchmarks.lowrank(["flora", "flora-8bit"], [0], steps=1)
     (flora, codes) = (record["state_bytes"] for record in records if record["part"] == "run")
     assert codes < flora / 3
 
 
-def test_a_method_of_ones_own_joins_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registered_method_is_benchmarked(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
-    steps: list[int] = []
+    rates: list[float] = []
 
     class Mine(Adam):
         rates = (1e-3,)
 
-        def make_optimizer(self, rate: float, rank: int, seed: int) -> optim.Optimizer:
+        def make_optimizer(self) -> optim.Optimizer:
             assert isinstance(self.model, nn.Module)
-            return optim.SGD(self.model.parameters(), lr=rate)
+            return optim.SGD(self.model.parameters(), lr=self.rate)
 
-        def after_step(self, step: int) -> None:
-            steps.append(step)
+        def after_step(self) -> None:
+            rates.append(self.rate)
 
-    monkeypatch.setattr(LOWRANK, "_classes", {**LOWRANK._classes})  # type: ignore[attr-defined]
+    monkeypatch.setattr(LOWRANK, "_classes", {name: LOWRANK.find(name) for name in LOWRANK})
     LOWRANK.add("mine", Mine)
     records = benchmarks.lowrank(["mine"], [5], steps=3, width=16, layers=1)
-    assert steps == [1, 2, 3] * 2
+    assert rates == [1e-3] * 3 * 2
     assert [record["state_bytes"] for record in records] == [0, 0]
 
 
-def test_what_cannot_be_run_is_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="there is no low-rank method named 'sgd'; known are adam, flora"):
         benchmarks.lowrank(["sgd"], [0])
     with pytest.raises(ConfigurationError, match="must be a multiple of 16, and 20 is not"):
         benchmarks.lowrank(["adam"], [0], width=20)
 
 
-def test_the_command_leaves_records_and_a_picture(tmp_path: Path) -> None:
+def test_the_command_writes_records_and_a_plot(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     arguments = ["--method", "adam", "--seeds", "0", "--steps", "1", "--width", "16", "--layers", "1", "--out", "it"]
     run = subprocess.run(

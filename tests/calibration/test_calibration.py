@@ -1,4 +1,4 @@
-"""System identification, from the chip to the record, and training with what was found."""
+"""Test system identification, from the chip to the record, and training with the record."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def gradient(law: Any, controls: torch.Tensor, inputs: torch.Tensor, grad_output
     return found
 
 
-# Chips that are off by as much as is assumed of them before anything is measured, in everything that may be fitted.
+# Flaws with the standard deviations that the prior assumes, in every constant that can be fitted.
 SPREADS = {
     "phase_bias_std": 0.2,
     "gamma_std": 0.05,
@@ -51,11 +51,11 @@ def test_constants_are_found_within_their_standard_errors(kind: str) -> None:
     truth = {**device.true_constants, **{name: torch.tensor(value) for name, value in physics.items()}}
     off = {name: (found - truth[name]) / record.errors[name] for name, found in record.constants.items()}
     everything = torch.cat([values.flatten() for values in off.values()])
-    # Of normal errors 0.27 % are beyond three, 0.44 of these 163; the chance of four or more is one in 1,000.
+    # 0.27 % of normal errors exceed three, which is 0.44 of these 163; the chance of four or more is one in 1,000.
     assert int((everything.abs() > 3).sum()) <= 3
     for name in ("crosstalk", *physics):
         assert float(off[name].abs()) < 3, name
-    # The mean square of 128 normal numbers is one, to +- 3 sqrt(2 / 128).
+    # The mean square of 128 normal numbers is 1 +- 3 sqrt(2 / 128).
     local = torch.cat([off["phase_bias"], off["gamma"]])
     assert abs(float(local.square().mean()) - 1) < 3 * (2 / len(local)) ** 0.5
 
@@ -76,13 +76,13 @@ def test_a_mesh_is_identified_from_few_settings() -> None:
         g = torch.randn(64, 16, generator=generator)
         true = gradient(device.transfer, controls, x, g)
         found = gradient(lambda w, x: twin.law(record.constants, w[None], x)[0], controls, x, g)
-        drawn = gradient(lambda w, x: twin.law({}, w[None], x)[0], controls, x, g)
+        nominal = gradient(lambda w, x: twin.law({}, w[None], x)[0], controls, x, g)
         assert cosine(found, true) > 0.98
-        assert cosine(drawn, true) < 0.8
+        assert cosine(nominal, true) < 0.8
 
 
 @pytest.mark.parametrize(("kind", "wrong"), [("mrr", "slm"), ("slm", "mrr"), ("slm", "matvec"), ("mzi", "mzi3")])
-def test_wrong_physics_is_told_to_be_wrong(kind: str, wrong: str) -> None:
+def test_a_wrong_law_is_reported_not_to_fit(kind: str, wrong: str) -> None:
     record = al.calibrate(chip(kind, 6, gamma_std=0.01), al.Budget(programs=24), model=wrong, steps=100)
     assert record.fit is not None
     assert not record.fit.fits
@@ -90,13 +90,13 @@ def test_wrong_physics_is_told_to_be_wrong(kind: str, wrong: str) -> None:
     assert "does not fit" in record.fit.verdict
 
 
-def stuck(device: Any) -> list[int]:
+def stuck_controls(device: Any) -> list[int]:
     return [] if device.fixed_controls is None else (~device.fixed_controls.isnan()).nonzero()[:, 0].tolist()
 
 
 @pytest.mark.parametrize(("kind", "size", "count"), [("slm", 16, 2), ("mrr", 16, 2), ("mzi", 8, 1)])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_controls_that_do_not_move_are_named_and_held_in_the_twin(kind: str, size: int, count: int, seed: int) -> None:
+def test_stuck_controls_are_found_and_fixed_in_the_twin(kind: str, size: int, count: int, seed: int) -> None:
     share = count / KINDS[kind]().num_controls(size, size)
     flaws = {"phase_bias_std": 0.1, "gamma_std": 0.02, "crosstalk": 0.005}
     device = chip(kind, size, seed, stuck_fraction=share, **flaws)
@@ -106,14 +106,14 @@ def test_controls_that_do_not_move_are_named_and_held_in_the_twin(kind: str, siz
     assert record.fixed is not None
     named = (~record.fixed.isnan()).nonzero()[:, 0].tolist()
     held = device.fixed_controls
-    # A ring held far from resonance is as one with a large offset, which may be: neither changes its weight.
-    assert [c for c in stuck(device) if c not in named and not (kind == "mrr" and held[c] > 1.5)] == []
-    assert [c for c in named if c not in stuck(device)] == []
+    # A ring stuck far from resonance cannot be distinguished from a large offset: neither changes its weight.
+    assert [c for c in stuck_controls(device) if c not in named and not (kind == "mrr" and held[c] > 1.5)] == []
+    assert [c for c in named if c not in stuck_controls(device)] == []
     moving = held.isnan()
     errors = (record.constants["phase_bias"] - device.true_constants["phase_bias"]) / record.errors["phase_bias"]
     if record.fit.errors == "full":
         assert int((errors[moving].abs() > 3).sum()) <= 3  # of 254; the chance of four or more is 0.5 %
-    # What is written to them changes nothing about what the twin answers.
+    # Settings of stuck controls do not change the answers of the twin.
     twin = al.devices.CalibratedTwin(record)
     controls = al.devices.initial_controls(device.spec, torch.Generator().manual_seed(1))
     low, high = device.spec.control_range
@@ -123,13 +123,13 @@ def test_controls_that_do_not_move_are_named_and_held_in_the_twin(kind: str, siz
     law = SimulatedDevice.from_calibration(record)
     for answer in (twin.transfer, lambda w, x: law.transfer(twin.written(w), x)):
         torch.testing.assert_close(answer(there[0], x), answer(there[1], x), atol=1e-5, rtol=0)
-    # And it answers as the chip does, to well below the noise of 2 %.
+    # The twin agrees with the chip to well below the noise of 2 %.
     far = twin.transfer(controls, x) - twin.corrected(device.transfer(twin.written(controls), twin.sent(x)))
     assert float(far.square().mean().sqrt()) < 0.01 * device.spec.output_range[1]
 
 
 @pytest.mark.parametrize("kind", ["slm", "mrr", "mzi"])
-def test_no_control_of_a_chip_whose_controls_all_move_is_said_to_be_stuck(kind: str) -> None:
+def test_no_moving_control_is_reported_as_stuck(kind: str) -> None:
     record = al.calibrate(chip(kind, 8, phase_bias_std=0.3, gamma_std=0.1, crosstalk=0.01), al.Budget(programs=48))
     assert record.fit is not None
     assert record.fit.fits
@@ -146,7 +146,7 @@ def test_a_design_stays_within_its_budget(programs: int, vectors: int | None) ->
     assert bool(((design.settings >= 0) & (design.settings <= spec.control_range[1])).all())
 
 
-def test_settings_visit_all_of_every_controls_range() -> None:
+def test_settings_cover_the_whole_range_of_every_control() -> None:
     spec = chip("slm", 4).spec
     settings = choose_design(spec, 10, 1000, seed=0).settings / spec.control_range[1]
     strata = (settings * 10).floor().clamp(0, 9).sort(dim=0).values
@@ -163,12 +163,12 @@ def test_a_budget_that_is_too_small_is_refused_before_anything_is_spent() -> Non
     assert session.usage.programs == 0
 
 
-def test_a_device_of_no_known_law_is_asked_for_one(bench: Any) -> None:
+def test_a_device_of_unknown_law_needs_a_model(bench: Any) -> None:
     with pytest.raises(al.ConfigurationError, match=r"which law does 'bench' follow.*matvec.*mzi"):
         al.calibrate(bench)
 
 
-def test_an_interrupted_calibration_goes_on_from_where_it_was(tmp_path: Path) -> None:
+def test_an_interrupted_calibration_resumes(tmp_path: Path) -> None:
     path, budget = tmp_path / "chip.cal.json", al.Budget(programs=20, vectors=200)
 
     def interrupt(event: dict[str, Any]) -> None:
@@ -187,7 +187,7 @@ def test_an_interrupted_calibration_goes_on_from_where_it_was(tmp_path: Path) ->
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".safetensors"]
 
 
-def test_the_rest_of_another_measurement_is_not_taken_for_this_one(tmp_path: Path) -> None:
+def test_a_file_of_another_measurement_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "chip.cal.json"
     (tmp_path / "chip.cal.json.part").write_bytes(b"something else")
     session = al.Session(chip("slm", 4))
@@ -196,7 +196,7 @@ def test_the_rest_of_another_measurement_is_not_taken_for_this_one(tmp_path: Pat
     assert session.usage.programs == 0
 
 
-def test_auto_takes_the_twin_of_a_calibrated_mesh() -> None:
+def test_auto_chooses_the_twin_of_a_calibrated_mesh() -> None:
     device = chip("mzi", 8, phase_bias_std=0.2, gamma_std=0.05)
     record = al.calibrate(device, al.Budget(programs=40))
     plain = al.BlackBoxLinear(chip("mzi", 8, phase_bias_std=0.2, gamma_std=0.05))
@@ -207,12 +207,12 @@ def test_auto_takes_the_twin_of_a_calibrated_mesh() -> None:
     x = torch.rand(32, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
     layer(x).square().sum().backward()
     spent = layer.session.usage - before
-    assert (spent.programs, spent.vectors) == (0, 32)  # the controls are held since the start
+    assert (spent.programs, spent.vectors) == (0, 32)  # the device holds the controls since the start
     assert x.grad is not None
     assert layer.controls.grad is not None
 
 
-def test_a_mesh_without_a_twin_tells_what_it_costs() -> None:
+def test_a_mesh_without_a_twin_warns_about_its_cost() -> None:
     with pytest.warns(
         al.nn.ExpensiveGradientWarning, match=r"'mzi' has 1,122 controls .* takes 100 programs .* 0.29 at best"
     ):
@@ -222,19 +222,19 @@ def test_a_mesh_without_a_twin_tells_what_it_costs() -> None:
 # -- following the chip ---------------------------------------------------------------------------
 
 
-def moved(device: Any, by: float) -> dict[str, torch.Tensor]:
+def shifted_constants(device: Any, by: float) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(9)
     bias = device.true_constants["phase_bias"]
     return {**device.true_constants, "phase_bias": bias + by * torch.randn(bias.shape, generator=generator)}
 
 
-def drifting(by: float) -> tuple[Any, Any, al.surrogates.TwinDrift]:
-    """A calibrated chip, the same chip later, and a twin that follows."""
+def drifting_twin(by: float) -> tuple[Any, Any, al.surrogates.TwinDrift]:
+    """Return the answers of a chip that has drifted since its calibration, its twin, and a twin that follows."""
     device = chip("mzi", 8, phase_bias_std=0.2, gamma_std=0.02)
     record = al.calibrate(device, al.Budget(programs=40))
     later = device_factory(KINDS["mzi"])(8, 8, impairments=device.impairments)
     law = al.devices.make_model(al.devices.FittedModel(name="mzi"), device.spec)
-    constants = moved(device, by)
+    constants = shifted_constants(device, by)
     twin = al.devices.CalibratedTwin(record)
 
     def answers(controls: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
@@ -245,8 +245,8 @@ def drifting(by: float) -> tuple[Any, Any, al.surrogates.TwinDrift]:
     return answers, twin, al.surrogates.TwinDrift(twin, every=1)
 
 
-def test_a_twin_follows_its_chip_where_training_goes() -> None:
-    answers, twin, drift = drifting(0.05)
+def test_a_twin_follows_its_drifting_chip() -> None:
+    answers, twin, drift = drifting_twin(0.05)
     generator = torch.Generator().manual_seed(1)
     controls = 6 * torch.rand(56, generator=generator)
     test = 2 * torch.rand(64, 8, generator=generator) - 1
@@ -260,8 +260,8 @@ def test_a_twin_follows_its_chip_where_training_goes() -> None:
     assert not drift.needs_calibration
 
 
-def test_a_twin_of_a_chip_that_stays_does_not_move() -> None:
-    answers, twin, drift = drifting(0.0)
+def test_the_twin_of_a_constant_chip_does_not_change() -> None:
+    answers, twin, drift = drifting_twin(0.0)
     generator = torch.Generator().manual_seed(1)
     controls = 6 * torch.rand(56, generator=generator)
     for _ in range(10):
@@ -271,23 +271,23 @@ def test_a_twin_of_a_chip_that_stays_does_not_move() -> None:
     assert torch.equal(drift.transfer(controls, x), twin.transfer(controls, x))
 
 
-def test_a_twin_that_has_lost_its_chip_asks_for_a_calibration() -> None:
-    _, _, drift = drifting(0.0)
+def test_a_twin_far_from_its_chip_requests_a_calibration() -> None:
+    _, _, drift = drifting_twin(0.0)
     generator = torch.Generator().manual_seed(1)
 
-    def lost() -> None:
+    def mismatch() -> None:
         for _ in range(25):
-            # Every batch at another setting, answered by noise: nothing to follow.
+            # Every batch has another setting and random answers, so that no change of the constants explains them.
             controls, x = 6 * torch.rand(56, generator=generator), 2 * torch.rand(32, 8, generator=generator) - 1
             drift.observe(controls, x, torch.randn(32, 8, generator=generator))
 
-    with pytest.warns(al.surrogates.StaleCalibrationWarning, match=r"'mzi' has moved away .* calibrate it again"):
-        lost()
+    with pytest.warns(al.surrogates.StaleCalibrationWarning, match=r"'mzi' has .* calibrate it again"):
+        mismatch()
     assert drift.needs_calibration
 
 
-def test_a_saved_twin_goes_on_where_it_was() -> None:
-    answers, twin, drift = drifting(0.05)
+def test_a_saved_twin_resumes() -> None:
+    answers, twin, drift = drifting_twin(0.05)
     generator = torch.Generator().manual_seed(1)
     controls, x = 6 * torch.rand(56, generator=generator), 2 * torch.rand(32, 8, generator=generator) - 1
     drift.observe(controls, x, answers(controls, x))

@@ -1,4 +1,4 @@
-"""Measuring what a device is like: planted flaws have to be found, and nothing else."""
+"""Test measurements of a device: deliberate flaws must be found, and no others."""
 
 import math
 import random
@@ -8,15 +8,15 @@ import pytest
 import torch
 
 import astralora as al
-from astralora.characterisation.examiner import Examiner, lattice_step
+from astralora.characterisation.context import MeasurementContext, lattice_step
 from astralora.probing.probes import lit_probes
 from astralora.simulators import KINDS, Impairments, device_factory
 
 PROGRAMS, VECTORS = 150, 20_000
 
 
-class Discreet:
-    """A chip that promises nothing about its converters and its noise: all has to be measured."""
+class Unspecified:
+    """Wrap a chip in a spec without converter levels and noise, so that both must be measured."""
 
     def __init__(self, chip: Any) -> None:
         self.chip = chip
@@ -44,8 +44,8 @@ class Discreet:
         self.chip.wait(seconds)
 
 
-def planted(seed: int) -> tuple[Any, dict[str, float]]:
-    """A random chip, and what is wrong with it."""
+def make_flawed_chip(seed: int) -> tuple[Any, dict[str, float]]:
+    """Make a random chip, and return it with its flaws."""
     draw = random.Random(seed)
     kind = draw.choice(["matvec", "slm", "mrr"])
     truth = {
@@ -74,17 +74,18 @@ def planted(seed: int) -> tuple[Any, dict[str, float]]:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_what_is_planted_is_found_within_the_stated_bounds_and_the_budget(seed: int) -> None:
-    device, truth = planted(seed)
+def test_flaws_are_found_within_the_stated_bounds_and_the_budget(seed: int) -> None:
+    device, truth = make_flawed_chip(seed)
     budget = al.Budget(programs=PROGRAMS, vectors=VECTORS)
-    session = al.Session(Discreet(device), budget)
+    session = al.Session(Unspecified(device), budget)
     found = al.characterise(session, budget, seed=seed)
     for name, true in truth.items():
         finding = found[name]
         assert finding.low is not None, name
         assert finding.high is not None, f"{name}: {finding.sentence}"
-        assert finding.low <= true <= finding.high, f"{name}: {true} is planted, {finding.sentence}"
-    dead = device.dead_outputs.tolist()
+        assert finding.low <= true <= finding.high, f"{name}: {true} is the truth, {finding.sentence}"
+    answers = device.transfer(torch.full((device.spec.num_controls,), 0.3), torch.eye(16))
+    dead = (answers.std(dim=0) == 0).nonzero()[:, 0].tolist()
     assert found["dead_outputs"].data["which"] == sorted(dead)
     stuck = [int(place) for place in (~device.fixed_controls.isnan()).nonzero()[:, 0] if place // 16 not in dead]
     assert found["stuck_controls"].data["which"] == stuck
@@ -94,7 +95,7 @@ def test_what_is_planted_is_found_within_the_stated_bounds_and_the_budget(seed: 
 
 
 @pytest.mark.parametrize("kind", ["slm", "mzi", "lowrank", "diffractive", "identity", "monarch"])
-def test_a_chip_that_keeps_its_promises_is_not_accused(kind: str) -> None:
+def test_a_chip_that_meets_its_spec_contradicts_no_claim(kind: str) -> None:
     physics = {"rank": 2} if kind == "lowrank" else {}
     law = Impairments(input_levels=255, output_levels=255, output_noise_fraction=0.01)
     device = device_factory(KINDS[kind])(8, 8, impairments=law, **physics)
@@ -103,19 +104,19 @@ def test_a_chip_that_keeps_its_promises_is_not_accused(kind: str) -> None:
     assert found["output_levels"].value == 255
 
 
-def test_promises_that_are_broken_are_told() -> None:
-    class Boaster(Discreet):
+def test_wrong_claims_are_reported() -> None:
+    class Overstated(Unspecified):
         def __init__(self, chip: Any) -> None:
             super().__init__(chip)
             self.spec = chip.spec.model_copy(update={"output_levels": 1023, "noise_std": chip.spec.noise_std / 3})
 
     law = Impairments(output_levels=255, output_noise_fraction=0.01)
-    found = al.characterise(Boaster(device_factory(KINDS["slm"])(8, 8, impairments=law)))
+    found = al.characterise(Overstated(device_factory(KINDS["slm"])(8, 8, impairments=law)))
     assert {finding.name for finding in found.broken_promises} >= {"output_levels", "noise_std"}
 
 
 @pytest.mark.parametrize(("programs", "vectors"), [(3, 300), (12, 700), (30, 2000), (90, 5000), (400, 50_000)])
-def test_no_budget_is_overdrawn_by_a_single_vector(programs: int, vectors: int) -> None:
+def test_no_budget_is_exceeded_by_a_single_vector(programs: int, vectors: int) -> None:
     law = Impairments(output_levels=63, output_noise_fraction=0.01)
     session = al.Session(device_factory(KINDS["mrr"])(6, 5, impairments=law, max_batch=7))
     found = al.characterise(session, al.Budget(programs=programs, vectors=vectors))
@@ -126,7 +127,7 @@ def test_no_budget_is_overdrawn_by_a_single_vector(programs: int, vectors: int) 
         assert found.skipped["drift"] == "the budget is too small for it"
 
 
-def test_a_budget_for_nothing_is_refused_before_anything_is_spent() -> None:
+def test_a_budget_below_the_cost_of_noise_is_refused_before_anything_is_spent() -> None:
     session = al.Session(device_factory(KINDS["mrr"])(6, 5))
     with pytest.raises(al.ConfigurationError, match=r"takes at least 2 programs and .* vectors, for noise alone"):
         al.characterise(session, al.Budget(programs=1))
@@ -138,17 +139,17 @@ def test_an_unknown_measurement_is_refused() -> None:
         al.characterise(device_factory(KINDS["mrr"])(4, 4), only=["colour"])
 
 
-def test_settling_that_is_not_waited_for_is_seen() -> None:
+def test_incomplete_settling_is_measured() -> None:
     law = Impairments(settle_tau_seconds=1e-3, settle_seconds=1e-3, output_noise_fraction=0.002, vector_seconds=1e-4)
     found = al.characterise(device_factory(KINDS["slm"])(8, 8, impairments=law), only=["settling"])
     settling = found["settling"]
     assert settling.agrees is False
-    # Of the way, e^-1 is left, and e^-1.8 when the eight vectors of the first look are through; cosines of steps of
-    # pi / 4 do as straight lines do, to a tenth.
+    # A share e^-1 of the jump remains after the program, and e^-1.8 after the eight vectors of the first look. Cosines
+    # of steps of pi / 4 behave as straight lines to a tenth.
     assert settling.value == pytest.approx(math.exp(-1.8), rel=0.15)
 
 
-def test_decay_is_not_taken_for_settling() -> None:
+def test_decay_is_not_mistaken_for_settling() -> None:
     law = Impairments(drift_nu=0.08, drift_t0_seconds=1e-4, output_noise_fraction=0.002)
     for kind in ("slm", "mrr"):
         found = al.characterise(device_factory(KINDS[kind])(8, 8, impairments=law), only=["settling"])
@@ -156,7 +157,7 @@ def test_decay_is_not_taken_for_settling() -> None:
 
 
 @pytest.mark.parametrize("count", [8, 12, 16, 24])
-def test_inputs_that_cannot_be_negative_are_each_lit_by_half_of_the_vectors(count: int) -> None:
+def test_half_of_the_probe_vectors_light_each_nonnegative_input(count: int) -> None:
     X = lit_probes(count, torch.float64)
     order = len(X)
     expected = 4 / order * (torch.eye(count) - 1 / (count + 1))
@@ -165,7 +166,7 @@ def test_inputs_that_cannot_be_negative_are_each_lit_by_half_of_the_vectors(coun
     torch.testing.assert_close(spread, torch.full_like(spread, 2 / (count + 1)))
 
 
-def test_slow_noise_is_told_from_white_noise() -> None:
+def test_slow_noise_is_distinguished_from_white_noise() -> None:
     white = Impairments(output_noise_fraction=0.01, vector_seconds=1e-4)
     slow = white.model_copy(update={"flicker_std": 0.05, "flicker_seconds": (1e-3, 10.0)})
     corners = [
@@ -178,23 +179,33 @@ def test_slow_noise_is_told_from_white_noise() -> None:
 
 
 @pytest.mark.parametrize("step", [0.02, 0.1])
-def test_a_lattice_is_found_in_what_lies_on_one(step: float, generator: torch.Generator) -> None:
+def test_the_step_of_values_on_a_lattice_is_found(step: float, generator: torch.Generator) -> None:
     values = torch.randn(3000, generator=generator)
     assert lattice_step(values) == 0.0
     assert lattice_step((values / step).round() * step - 0.003) == pytest.approx(step, rel=1e-4)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 2.0])
-def test_noise_is_told_from_rounding_even_below_one_step(share: float, generator: torch.Generator) -> None:
+def test_noise_is_separated_from_rounding_even_below_one_step(share: float, generator: torch.Generator) -> None:
     device = device_factory(KINDS["matvec"])(4, 16, impairments=Impairments(output_levels=101))
-    examiner = Examiner(al.Session(device), 0)
+    context = MeasurementContext(al.Session(device), 0)
     step = device.spec.output_step
     centres = torch.rand(1, 20, 16, generator=generator, dtype=torch.float64) * 0.5
     noisy = centres + share * step * torch.randn(400, 20, 16, generator=generator, dtype=torch.float64)
-    _, noise, error = examiner.find_noise((noisy / step).round() * step)
+    _, noise, error = context.estimate_noise((noisy / step).round() * step)
     assert abs(noise - share * step) < 5 * error < 0.25 * share * step
 
 
 def test_a_characterisation_comes_back_from_json() -> None:
     found = al.characterise(device_factory(KINDS["slm"])(4, 4), only=["noise"])
     assert al.Characterisation.model_validate_json(found.model_dump_json()) == found
+
+
+def test_a_characterisation_is_an_escaped_table_in_a_notebook() -> None:
+    found = al.characterise(device_factory(KINDS["slm"])(4, 4), only=["noise"])
+    finding = found["noise_std"].model_copy(update={"agrees": False, "unit": "<script>"})
+    html = found.model_copy(update={"findings": (finding,), "serial_number": "a & b"})._repr_html_()
+    assert "Characterisation of a &amp; b" in html
+    assert "noise of outputs, &lt;script&gt;" in html
+    assert "contradicts the spec" in html
+    assert "<script" not in html

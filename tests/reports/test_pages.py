@@ -1,4 +1,4 @@
-"""Reports as a person sees them: in a real browser, on a phone and on a desk."""
+"""Test reports in a real browser, at the width of a phone and of a laptop."""
 
 import html
 import json
@@ -23,8 +23,8 @@ CHROMIUM = next(
 # Widths in CSS pixels of a small phone and of a laptop.
 WIDTHS = {"phone": 390, "desktop": 1280}
 
-# Told by the page itself: does it overflow, are all pictures there, has anything been fetched?
-QUESTIONS = """
+# This script lets the page report whether it overflows, whether all pictures are there, and what it has fetched.
+PROBE_SCRIPT = """
 <script>
 window.addEventListener("load", () => {
   const page = document.documentElement, pictures = [...document.images];
@@ -38,31 +38,36 @@ window.addEventListener("load", () => {
     first: document.body.children[1].className,
     top: document.body.children[1].getBoundingClientRect().top,
   };
-  const told = document.createElement("pre");
-  told.id = "answers"; told.textContent = JSON.stringify(answers);
-  document.body.append(told);
+  const element = document.createElement("pre");
+  element.id = "answers"; element.textContent = JSON.stringify(answers);
+  document.body.append(element);
 });
 </script>
 """
 
 
-def law(**more: Any) -> Any:
+def make_impairments(**more: Any) -> Any:
     return Impairments(output_levels=255, input_levels=255, control_levels=64, output_noise_fraction=0.01, **more)
 
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    chip = device_factory(KINDS["slm"])(8, 8, impairments=law(dead_output_fraction=1 / 8))
+    chip = device_factory(KINDS["slm"])(8, 8, impairments=make_impairments(dead_output_fraction=1 / 8))
     checks = [CheckResult("spec", True), CheckResult("noise", False, "twice what <b>the spec</b> says " * 20)]
     folder = RunFolder(tmp_path_factory.mktemp("run") / "r", RunConfig.load(None, {"epochs": 1, "batch_size": 400}))
     run = train(folder, report=False)
     wrong = al.calibrate(
-        device_factory(KINDS["slm"])(4, 4, impairments=law()), al.Budget(programs=12), model="matvec", steps=20
+        device_factory(KINDS["slm"])(4, 4, impairments=make_impairments()),
+        al.Budget(programs=12),
+        model="matvec",
+        steps=20,
     )
     return {
         "check": check_report(checks, al.characterise(chip)),
         "calibration": calibration_report(
-            al.calibrate(device_factory(KINDS["slm"])(8, 8, impairments=law()), al.Budget(programs=24), steps=60)
+            al.calibrate(
+                device_factory(KINDS["slm"])(8, 8, impairments=make_impairments()), al.Budget(programs=24), steps=60
+            )
         ),
         "no fit": calibration_report(wrong),
         "run": run_report(run, folder.config.to_toml())["report.html"],
@@ -84,8 +89,8 @@ def test_a_page_needs_nothing_from_elsewhere(name: str, pages: dict[str, bytes])
 @pytest.mark.parametrize("screen", WIDTHS)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_page_fits_its_screen(name: str, screen: str, pages: dict[str, bytes], tmp_path: Path) -> None:
-    # A phone's width in a frame: a browser's own window does not go below some 500 pixels.
-    inner = pages[name].decode().replace("</body>", QUESTIONS + "</body>")
+    # Use a frame for a phone's width, since a browser's own window is at least about 500 pixels wide.
+    inner = pages[name].decode().replace("</body>", PROBE_SCRIPT + "</body>")
     (tmp_path / "page.html").write_text(inner)
     frame = f'<iframe id="it" src="page.html" style="border:0;width:{WIDTHS[screen]}px;height:900px"></iframe>'
     relay = """<script>window.onload = () => setTimeout(() => { document.body.append(

@@ -1,3 +1,5 @@
+"""Test the reports of runs."""
+
 import io
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunData:
     return train(RunFolder(tmp_path_factory.mktemp("run") / "r", config))
 
 
-def test_every_picture_is_one(run: RunData) -> None:
+def test_every_picture_has_content(run: RunData) -> None:
     files = run_report(run, "epochs = 2")
     assert {f"{name}.png" for name in PLOTS} | {"report.html", "overview.png"} == files.keys()
     for name, content in files.items():
@@ -26,7 +28,7 @@ def test_every_picture_is_one(run: RunData) -> None:
             assert picture[..., :3].std() > 0.01, f"{name} is blank"
 
 
-def test_the_page_needs_no_network_and_names_the_result_first(run: RunData) -> None:
+def test_the_page_needs_no_network_and_starts_with_the_result(run: RunData) -> None:
     page = run_report(run, "note = '<script>'")["report.html"].decode()
     assert "http" not in page.replace("http-equiv", "")
     assert page.index("Test accuracy") < page.index("<img")
@@ -34,7 +36,7 @@ def test_the_page_needs_no_network_and_names_the_result_first(run: RunData) -> N
     assert "<script" not in page
 
 
-def test_advice_is_given_where_it_is_due(run: RunData) -> None:
+def test_problems_are_reported(run: RunData) -> None:
     assert len(verdicts(run)) == 1
     troubled: dict[str, Any] = {**run.summary, "stopped_early": "budget", "device_state": "reopened"}
     troubled["surrogate_health"] = 0.3
@@ -54,15 +56,24 @@ def test_a_run_without_an_epoch_still_has_a_report(run: RunData) -> None:
     [(0, "0 s"), (2e-6, "2 us"), (0.0213, "21.3 ms"), (5.98, "5.98 s"), (118, "118 s"), (300, "5 min"),
      (7200, "2 h"), (86400 * 3, "3 d")],
 )  # fmt: skip
-def test_times_are_told_in_the_unit_that_suits(seconds: float, text: str) -> None:
+def test_times_have_a_suitable_unit(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_shares_are_told_as_percentages() -> None:
+def test_shares_are_percentages() -> None:
     assert (percent(0.98765), percent(None)) == ("98.8 %", "-")
 
 
-def test_the_report_template_is_where_it_is_looked_for() -> None:
+def test_the_report_template_is_part_of_the_package() -> None:
     import astralora.reports
 
     assert (Path(astralora.reports.__file__).parent / "run.html.j2").is_file()
+
+
+def test_a_run_is_an_escaped_table_in_a_notebook(run: RunData) -> None:
+    assert "<td" in run._repr_html_()
+    summary = {**run.summary, "device": "<script>", "stopped_early": "budget & time"}
+    html = RunData(summary, [], [], [], "rad")._repr_html_()
+    assert "&lt;script&gt;" in html
+    assert "<script" not in html
+    assert "budget &amp; time" in html

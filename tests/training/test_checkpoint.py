@@ -1,3 +1,5 @@
+"""Test saving and loading of nested state."""
+
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,12 @@ def equal(a: Any, b: Any) -> bool:
     return type(a) is type(b) and a == b
 
 
-def test_everything_comes_back_bit_for_bit(tmp_path: Path) -> None:
+def test_state_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     save_state(tmp_path / "checkpoint", STATE)
     assert equal(load_state(tmp_path / "checkpoint"), STATE)
 
 
-def test_tensors_that_share_memory_come_back_apart(tmp_path: Path) -> None:
+def test_tensors_that_share_memory_are_loaded_separately(tmp_path: Path) -> None:
     base = torch.arange(4.0)
     save_state(tmp_path, {"a": base, "b": base[1:3]})
     state = load_state(tmp_path)
@@ -69,12 +71,12 @@ def test_a_crash_before_the_index_is_replaced_leaves_the_earlier_state(
     assert state["step"] == 1
 
 
-def test_nothing_saved_is_nothing_loaded(tmp_path: Path) -> None:
+def test_an_empty_folder_loads_none(tmp_path: Path) -> None:
     assert load_state(tmp_path / "nowhere") is None
 
 
 @pytest.mark.parametrize("damage", ["index", "tensors", "missing", "format"])
-def test_damage_is_told_and_not_loaded(damage: str, tmp_path: Path) -> None:
+def test_damaged_files_are_refused(damage: str, tmp_path: Path) -> None:
     save_state(tmp_path, STATE)
     index = tmp_path / "state.json"
     tensors = next(tmp_path.glob("*.safetensors"))
@@ -92,7 +94,7 @@ def test_damage_is_told_and_not_loaded(damage: str, tmp_path: Path) -> None:
         load_state(tmp_path)
 
 
-def test_an_index_cannot_reach_out_of_its_folder(tmp_path: Path) -> None:
+def test_an_index_cannot_name_a_file_outside_its_folder(tmp_path: Path) -> None:
     (tmp_path / "secret.safetensors").write_bytes(b"")
     folder = tmp_path / "checkpoint"
     save_state(folder, STATE)
@@ -103,6 +105,6 @@ def test_an_index_cannot_reach_out_of_its_folder(tmp_path: Path) -> None:
         load_state(folder)
 
 
-def test_what_could_not_be_read_back_safely_is_not_written(tmp_path: Path) -> None:
+def test_unsupported_values_are_not_saved(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="cannot hold a function"):
         save_state(tmp_path, {"f": lambda: None})

@@ -1,3 +1,5 @@
+"""Test the configuration of runs."""
+
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ def test_file_overrides_defaults_and_command_line_overrides_both(tmp_path: Path)
     assert config.device.options == {"note": "a b"}
 
 
-def test_a_written_configuration_is_complete_and_reads_back(tmp_path: Path) -> None:
+def test_a_written_configuration_is_complete_and_can_be_loaded(tmp_path: Path) -> None:
     config = RunConfig.load(None, {"device": {"seed": 3, "options": {"a": 0.9}}, "budget": {"programs": 10}})
     (tmp_path / "config.toml").write_text(config.to_toml())
     assert RunConfig.load(tmp_path / "config.toml") == config
@@ -34,7 +36,7 @@ def test_a_written_configuration_is_complete_and_reads_back(tmp_path: Path) -> N
         ("learning_rate = nan", "learning_rate"),
     ],
 )
-def test_a_bad_file_is_told_in_one_sentence(text: str, complaint: str, tmp_path: Path) -> None:
+def test_an_invalid_file_is_reported_in_one_sentence(text: str, complaint: str, tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text(text)
     with pytest.raises(ConfigurationError, match=complaint) as error:
@@ -51,6 +53,6 @@ def test_a_bad_file_is_told_in_one_sentence(text: str, complaint: str, tmp_path:
         (["device.nothing=3"], "known are name, impairments, seed, calibration, options"),
     ],
 )
-def test_a_bad_setting_is_told_in_one_sentence(settings: Any, complaint: str) -> None:
+def test_an_invalid_setting_is_reported_in_one_sentence(settings: Any, complaint: str) -> None:
     with pytest.raises(ConfigurationError, match=complaint):
         run_config(None, settings, {})

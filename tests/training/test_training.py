@@ -1,4 +1,4 @@
-"""Whole runs, small: what is on disk, what is spent, and that nothing is lost."""
+"""Test small complete runs: files on disk, operations spent, and resuming."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def run(path: Path, **changes: Any) -> Any:
 
 @pytest.fixture
 def chips(matrix_device: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """All drivers that were made for a device registered as "chip"."""
+    """Return all drivers that are made for a device registered as "chip"."""
     made: list[Any] = []
 
     def factory(in_features: int, out_features: int) -> Any:
@@ -40,7 +40,7 @@ def chips(matrix_device: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return made
 
 
-def timeless(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def without_times(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if key != "wall_seconds"} for record in metrics]
 
 
@@ -72,10 +72,10 @@ METHODS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("changes", METHODS[:-1])  # what a fit corrects depends on the answers
-def test_a_plan_is_within_5_percent_of_what_training_uses(changes: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", METHODS[:-1])  # the cost of a fit depends on the answers
+def test_a_plan_is_within_5_percent_of_the_training(changes: dict[str, Any], tmp_path: Path) -> None:
     if "method" not in changes and changes.get("device", {}).get("name") != "monarch":
-        # What is measured before its time, when the answers call for it, cannot be planned.
+        # A plan cannot include early measurements, which depend on the answers.
         changes = {**changes, "method": {"options": {"stale": 1e9}}}
     planned = plan(config(**changes))
     used = run(tmp_path, **changes).summary
@@ -99,7 +99,7 @@ def test_a_driver_trains_like_a_simulator(chips: list[Any], tmp_path: Path) -> N
     assert chips[0].log[-1] == "close"
 
 
-def test_a_driver_is_not_given_impairments_it_has_no_use_for(chips: list[Any], tmp_path: Path) -> None:
+def test_a_driver_gets_no_impairments_by_default(chips: list[Any], tmp_path: Path) -> None:
     run(tmp_path / "one", device={"name": "chip"})
     again = RunConfig.load(tmp_path / "one" / "config.toml")
     train(RunFolder(tmp_path / "two", again), report=False)
@@ -110,10 +110,10 @@ def test_a_driver_is_not_given_impairments_it_has_no_use_for(chips: list[Any], t
 @pytest.mark.parametrize("changes", METHODS[:4])
 def test_the_same_seed_gives_the_same_metrics(changes: dict[str, Any], tmp_path: Path) -> None:
     first, second = (run(tmp_path / name, **changes) for name in "ab")
-    assert timeless(first.metrics) == timeless(second.metrics)
+    assert without_times(first.metrics) == without_times(second.metrics)
     assert all(torch.equal(*pair) for pair in zip(first.controls_after, second.controls_after, strict=True))
     other = run(tmp_path / "c", **changes, seed=1)
-    assert timeless(other.metrics) != timeless(first.metrics)
+    assert without_times(other.metrics) != without_times(first.metrics)
 
 
 @pytest.mark.parametrize("changes", METHODS[:9])
@@ -133,7 +133,7 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(
     assert interruption.value.step == stop_after
     assert folder.summary() is None
     resumed = train(RunFolder.reopen(tmp_path / "parts"), resume=True, report=False)
-    assert timeless(resumed.metrics) == timeless(whole.metrics)
+    assert without_times(resumed.metrics) == without_times(whole.metrics)
     assert all(torch.equal(*pair) for pair in zip(resumed.controls_after, whole.controls_after, strict=True))
     assert all(torch.equal(*pair) for pair in zip(resumed.controls_before, whole.controls_before, strict=True))
     states = [RunFolder.reopen(tmp_path / name).load() for name in ("whole", "parts")]
@@ -143,7 +143,7 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(
     assert resumed.summary["device_state"] == "continuous"
 
 
-def test_a_run_killed_without_warning_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole")
 
     class Killed(BaseException):
@@ -157,13 +157,13 @@ def test_a_run_killed_without_warning_goes_on_from_its_last_checkpoint(tmp_path:
     with pytest.raises(Killed):
         train(folder, listener=kill)
     with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
-        file.write('{"event": "st')  # the line that was being written
+        file.write('{"event": "st')  # an incomplete line
     resumed = train(RunFolder.reopen(tmp_path / "parts"), resume=True, report=False)
-    assert timeless(resumed.metrics) == timeless(whole.metrics)
+    assert without_times(resumed.metrics) == without_times(whole.metrics)
     assert torch.equal(resumed.controls_after[0], whole.controls_after[0])
 
 
-def test_a_device_that_cannot_restore_its_state_is_said_to_be_reopened(chips: list[Any], tmp_path: Path) -> None:
+def test_a_device_without_a_restored_state_is_reported_as_reopened(chips: list[Any], tmp_path: Path) -> None:
     def stop(record: dict[str, Any]) -> None:
         if record["event"] == "step":
             os.kill(os.getpid(), signal.SIGTERM)
@@ -173,7 +173,7 @@ def test_a_device_that_cannot_restore_its_state_is_said_to_be_reopened(chips: li
     assert train(RunFolder.reopen(tmp_path), resume=True, report=False).summary["device_state"] == "reopened"
 
 
-def test_the_run_folder_holds_what_the_contract_names(tmp_path: Path) -> None:
+def test_the_run_folder_holds_all_specified_files(tmp_path: Path) -> None:
     result = run(tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary == result.summary
@@ -195,7 +195,7 @@ def test_hardware_seconds_are_usage_at_the_spec_rates(tmp_path: Path) -> None:
     assert sum(part["vectors"] for part in parts) == summary["vectors"]
 
 
-def test_a_spent_budget_ends_the_run_with_what_there_is(tmp_path: Path) -> None:
+def test_a_spent_budget_ends_the_run_early_with_a_result(tmp_path: Path) -> None:
     summary = run(tmp_path, budget={"programs": 7}).summary
     assert summary["programs"] <= 7
     assert summary["epochs"] == 1
@@ -209,7 +209,7 @@ def test_a_spent_budget_ends_the_run_with_what_there_is(tmp_path: Path) -> None:
         ({"budget": {"programs": 1}}, BudgetExceeded, "start and first step alone would come to 2 programs"),
         ({"budget": {"vectors": 400}}, BudgetExceeded, "vectors of a budget of 400"),
         ({"device": {"name": "mmr"}}, DeviceError, "did you mean 'mrr'"),
-        ({"device": {"options": {"seed": 3}}}, DeviceError, "'seed' has a place of its own"),
+        ({"device": {"options": {"seed": 3}}}, DeviceError, "'seed' has a key of its own"),
         ({"method": {"name": "magic"}}, ConfigurationError, "no method named 'magic'"),
         ({"method": {"options": {"samples": 3}}}, ConfigurationError, "takes an option 'samples'"),
         ({"method": {"options": {"step": "big"}}}, ConfigurationError, "a number of control units, or 'auto'"),
@@ -218,7 +218,7 @@ def test_a_spent_budget_ends_the_run_with_what_there_is(tmp_path: Path) -> None:
         ({"in_features": 20}, ConfigurationError, "multiple of 16, and 20 is not"),
     ],
 )
-def test_a_run_that_cannot_be_is_refused_before_anything_is_spent_or_written(
+def test_an_impossible_run_is_refused_before_anything_is_spent_or_written(
     changes: dict[str, Any], error: Any, complaint: str, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=complaint):
@@ -232,7 +232,7 @@ def test_exact_is_refused_for_a_device_without_a_law(chips: list[Any], tmp_path:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_whose_checkpoint_is_gone_is_not_begun_again_over_its_metrics(tmp_path: Path) -> None:
+def test_a_run_without_checkpoint_does_not_overwrite_its_metrics(tmp_path: Path) -> None:
     def stop(record: dict[str, Any]) -> None:
         if record["event"] == "step":
             os.kill(os.getpid(), signal.SIGTERM)
@@ -246,7 +246,7 @@ def test_a_run_whose_checkpoint_is_gone_is_not_begun_again_over_its_metrics(tmp_
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
-def test_a_run_killed_before_its_report_can_still_have_one(tmp_path: Path) -> None:
+def test_a_run_killed_before_its_report_gets_one_when_resumed(tmp_path: Path) -> None:
     run(tmp_path)
     (tmp_path / "summary.json").unlink()
     train(RunFolder.reopen(tmp_path), resume=True)
@@ -254,14 +254,14 @@ def test_a_run_killed_before_its_report_can_still_have_one(tmp_path: Path) -> No
     assert (tmp_path / "summary.json").is_file()
 
 
-def test_does_not_write_into_a_folder_that_holds_something(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ConfigurationError, match="is not an empty folder"):
         run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_the_digits_are_all_there_and_split_the_same_way_every_time() -> None:
+def test_the_digits_are_complete_and_always_split_in_the_same_way() -> None:
     splits = TASKS.make("digits").splits()
     assert (len(splits.train_inputs), len(splits.test_inputs)) == (1437, 360)
     assert splits.train_inputs.shape[1:] == (1, 8, 8)
@@ -270,13 +270,13 @@ def test_the_digits_are_all_there_and_split_the_same_way_every_time() -> None:
     assert torch.equal(TASKS.make("digits").splits().test_inputs, splits.test_inputs)
 
 
-def test_a_plan_refuses_what_cannot_be_run() -> None:
+def test_a_plan_refuses_an_impossible_configuration() -> None:
     with pytest.raises(ConfigurationError, match="'mrr' has no reverse port"):
         plan(config(method={"surrogate": "adjoint"}))
 
 
 @pytest.mark.parametrize("method", [{}, {"surrogate": "adjoint"}])
-def test_a_plan_knows_that_gradients_have_full_rank(method: dict[str, Any], tmp_path: Path) -> None:
+def test_a_plan_accounts_for_full_rank_gradients(method: dict[str, Any], tmp_path: Path) -> None:
     changes: dict[str, Any] = {
         "device": {"name": "mzi"}, "in_features": 32, "out_features": 32, "batch_size": 100,
         "method": {**method, "options": {"samples": 3}},

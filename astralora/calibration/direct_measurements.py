@@ -1,4 +1,4 @@
-"""What a calibration measures directly, before a law is fitted, and what it takes over from that."""
+"""Measure properties of a chip directly, before a law is fitted, and convert them for the record."""
 
 from __future__ import annotations
 
@@ -15,28 +15,36 @@ from ..common.errors import ConfigurationError
 from ..devices import Budget, CalibrationMismatch, DeviceSpec, Session
 from ..devices.files import write_atomically
 
-__all__ = ["SHARE", "Knowledge", "check_known", "dead_outputs", "findings_of", "tensors_of", "unpromised"]
+__all__ = [
+    "SHARE",
+    "DirectMeasurements",
+    "check_same_device",
+    "dead_outputs",
+    "finding_records",
+    "finding_tensors",
+    "unclaimed_properties",
+]
 
 SHARE = 0.25
-"""Share of a calibration's programs and vectors that goes, at most, into what the spec does not promise."""
+"""Largest share of a calibration's programs and vectors that goes to direct measurements."""
 
-# Outputs whose answers have less than this share of the usual power see nothing.
-_DEAD = 0.02
+# Outputs with a smaller share of the median power are dead.
+_DEAD_SHARE = 0.02
 
 
-class Knowledge:
-    """What is known of a chip without a law, and what it takes to find out.
+class DirectMeasurements:
+    """Measure a chip without a law, and keep the results until the record is written.
 
     Args:
-        session: guards the chip.
-        budget: of the whole calibration.
-        measurements: that are wanted; none where empty, all where None.
-        seed: of them.
-        path: where what was found is kept until the record is written.
+        session: session of the chip.
+        budget: most programs and vectors to spend on these measurements.
+        measurements: names of the measurements; all where None.
+        seed: seed of the measurements.
+        path: file that keeps the results until the record is written.
 
     Attributes:
-        reserved: the most that it takes of the budget.
-        cost: the same, or nothing where it has been measured already, before an interruption.
+        reserved: largest cost of the measurements.
+        cost: largest remaining cost: nothing where an interrupted calibration has measured already.
     """
 
     def __init__(
@@ -51,7 +59,7 @@ class Knowledge:
             self.cost = self.reserved if self._kept() is None else Cost(0, 0)
 
     def find(self) -> Characterisation | None:
-        """Measure, unless it is kept already; None where nothing is wanted."""
+        """Measure, or load the kept results; None where no measurement is chosen."""
         if not self._wanted:
             return None
         found = self._kept()
@@ -62,27 +70,28 @@ class Knowledge:
         return found
 
     def forget(self) -> None:
-        """Remove what was kept: the record has it now."""
+        """Remove the kept results."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
     def _kept(self) -> Characterisation | None:
+        """Load the kept results; None where there are none."""
         if self._path is None or not self._path.exists():
             return None
         try:
             found = Characterisation.model_validate_json(self._path.read_bytes())
-            check_known(found, self._session.spec)
+            check_same_device(found, self._session.spec)
         except (ValidationError, CalibrationMismatch):
             raise ConfigurationError(
-                f"{self._path} holds measurements of another chip; go on with that one, or delete the file"
+                f"{self._path} holds measurements of another chip; connect that chip, or delete the file"
             ) from None
         return found
 
 
-def unpromised(spec: DeviceSpec) -> list[str]:
-    """Measurements of what a spec says nothing about: noise and codes, where it does not even tell its noise.
+def unclaimed_properties(spec: DeviceSpec) -> list[str]:
+    """Return the measurements of properties that a spec does not claim: noise and codes, if it claims no noise.
 
-    Dead outputs, stuck controls, dark levels and curves come with the law.
+    Dead outputs, stuck controls, dark levels and curves follow from the fit of the law.
     """
     if spec.noise_std > 0:
         return []
@@ -94,32 +103,32 @@ def unpromised(spec: DeviceSpec) -> list[str]:
     return wanted
 
 
-def check_known(known: Characterisation, spec: DeviceSpec) -> None:
-    """Refuse what was measured of another device.
+def check_same_device(known: Characterisation, spec: DeviceSpec) -> None:
+    """Refuse a characterisation of another device.
 
     Raises:
-        CalibrationMismatch: it was.
+        CalibrationMismatch: it is of another device.
     """
-    theirs, ours = known.promised, spec
     for what in ("serial_number", "name", "in_features", "out_features", "num_controls"):
-        if getattr(theirs, what) != getattr(ours, what):
+        theirs, ours = getattr(known.promised, what), getattr(spec, what)
+        if theirs != ours:
             raise CalibrationMismatch(
-                f"what is known was measured on a device of {what} {getattr(theirs, what)}, and this has "
-                f"{getattr(ours, what)}; characterise this one",
+                f"the characterisation was measured on a device with {what} {theirs}, and this device has {ours}; "
+                f"characterise this device",
                 device=spec.name,
                 operation="calibrate",
             )
 
 
-def findings_of(known: Characterisation | None) -> tuple[dict[str, Any], ...]:
-    """Findings as a record keeps them, without what pictures are drawn from."""
+def finding_records(known: Characterisation | None) -> tuple[dict[str, Any], ...]:
+    """Return findings for the record, without the data for plots."""
     if known is None:
         return ()
     return tuple(finding.model_dump(mode="json", exclude={"data"}) for finding in known.findings)
 
 
-def tensors_of(known: Characterisation | None) -> dict[str, Tensor]:
-    """Findings that are many numbers each: noise and dark level by output, the transfer curve, the crosstalk map."""
+def finding_tensors(known: Characterisation | None) -> dict[str, Tensor]:
+    """Return findings of many numbers as tensors: noise and dark level by output, transfer curve, crosstalk map."""
     found: dict[str, Tensor] = {}
     if known is None:
         return found
@@ -140,14 +149,14 @@ def tensors_of(known: Characterisation | None) -> dict[str, Tensor]:
 
 
 def dead_outputs(outputs: Tensor, noise: float) -> Tensor:
-    """Which outputs see nothing, from answers to all sorts of settings and vectors.
+    """Return the dead outputs, from answers at many settings and vectors.
 
     Args:
-        outputs: (settings, vectors, out_features).
-        noise: of an answer.
+        outputs: answers, (settings, vectors, out_features).
+        noise: standard deviation of an answer.
     """
     flat = outputs.flatten(0, -2)
     power = flat.var(dim=0) - noise**2
     uncertain = noise**2 * (2 / len(flat)) ** 0.5
-    dead = power < _DEAD * power.median() + 4 * uncertain
+    dead = power < _DEAD_SHARE * power.median() + 4 * uncertain
     return dead.nonzero()[:, 0] if float(power.median()) > 8 * uncertain else torch.zeros(0, dtype=torch.int64)
