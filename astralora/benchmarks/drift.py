@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from ..devices import (
     CompensatedDevice,
     Compensation,
     Device,
+    DeviceSpec,
+    DeviceWrapper,
+    Purpose,
     Session,
     Usage,
     clock_of,
@@ -31,7 +34,6 @@ from ..training.setup import attach_devices, make_devices
 __all__ = ["DAY", "MODELS", "drift", "drifting_chip"]
 
 Record = dict[str, Any]
-_Capability = TypeVar("_Capability")
 
 DAY = (*(10.0 ** (power / 2) for power in range(10)), 86400.0)
 """Seconds after the program, half a decade apart, up to a day."""
@@ -76,7 +78,7 @@ has two crossbars, each followed by a batch normalisation.
 """
 
 
-class _LeadingOutputs:
+class _LeadingOutputs(DeviceWrapper):
     """Use the first outputs of a chip, and program its last ones like reference columns without using them.
 
     Chips then have the same cells, with or without reference columns.
@@ -85,32 +87,26 @@ class _LeadingOutputs:
         chip: chip with all outputs.
         columns: number of its last outputs that are not used.
         seed: seed of the reference columns.
-
-    Attributes:
-        chip: chip with all outputs.
     """
 
+    forwards = (Clock,)
+
     def __init__(self, chip: Device, columns: int, seed: int) -> None:
-        self.chip = chip
+        super().__init__(chip)
         self._fixed = reference_controls(chip.spec, columns, seed)
         left = chip.spec.out_features - columns
-        self.spec = chip.spec.model_copy(update={"out_features": left, "num_controls": left * chip.spec.in_features})
+        update = {"out_features": left, "num_controls": left * chip.spec.in_features}
+        self._spec = chip.spec.model_copy(update=update)
 
-    def open(self) -> None:
-        self.chip.open()
-
-    def close(self) -> None:
-        self.chip.close()
+    @property
+    def spec(self) -> DeviceSpec:
+        return self._spec
 
     def program(self, controls: Tensor) -> None:
-        self.chip.program(torch.cat([controls, self._fixed.to(controls)]))
+        self.device.program(torch.cat([controls, self._fixed.to(controls)]))
 
     def query(self, inputs: Tensor) -> Tensor:
-        return self.chip.query(inputs)[:, : self.spec.out_features].clone()
-
-    def capability(self, protocol: type[_Capability]) -> _Capability | None:
-        own = self.chip if protocol is Clock else self
-        return own if isinstance(own, protocol) else None
+        return self.device.query(inputs)[:, : self.spec.out_features].clone()
 
 
 def drift(
@@ -270,5 +266,7 @@ def _evaluated(fit: Fit) -> tuple[float, float]:
 
 def _reference_usage(session: Session) -> Usage:
     """Return the operations for references of a compensated chip."""
-    compensated = session.capability(CompensatedDevice)
-    return Usage() if compensated is None else compensated.session.usage_by_purpose.get("drift", Usage())
+    compensated = session.device
+    if not isinstance(compensated, CompensatedDevice):
+        return Usage()
+    return compensated.session.usage_by_purpose.get(Purpose.DRIFT, Usage())

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..devices import Session, Usage
+from ..devices import Purpose, Session, Usage
 from ..nn.attachment import attach
 from ..nn.health import StaleGradientWarning
 from ..training import RunConfig
@@ -227,7 +227,7 @@ def _train(case: EfficiencyCase, limits: Sequence[tuple[float, float]]) -> Effic
         for record in fit.run():
             if record["event"] == "epoch":
                 by_purpose = usage_by_purpose(sessions.values())
-                spent = sum(by_purpose.values(), Usage()) - by_purpose.get("evaluation", Usage())
+                spent = sum(by_purpose.values(), Usage()) - by_purpose.get(Purpose.EVALUATION, Usage())
                 curve.append((record["epoch"], spent.programs, spent.vectors, record["test_accuracy"]))
                 if curve[-1][3] >= case.target:
                     break

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import surrogates
 from ..common.errors import ConfigurationError
-from ..devices import Differentiable, Session, Usage, derive_generator
+from ..devices import Differentiable, Purpose, Session, Usage, derive_generator
 from ..estimators import Estimator, Exact, Gaussian, Orthogonal, Rademacher
 from ..estimators.base import within
 from ..estimators.readout import choose_readout
@@ -215,7 +215,11 @@ def _after_an_epoch(case: Record, parsed: dict[str, Any]) -> Record:
                 break
             before, after = after, session.usage_by_purpose
     controls, inputs, outputs, grad_outputs = recorder.data
-    spent = sum((after[name] - before.get(name, Usage()) for name in ("controls", "inputs") if name in after), Usage())
+    gradients = (Purpose.CONTROLS, Purpose.INPUTS)
+    spent = sum(
+        (after[name] - before.get(name, Usage()) for name in (Purpose.CONTROLS, Purpose.INPUTS) if name in after),
+        Usage(),
+    )
     gradient = layer.surrogate.vjp(grad_outputs)
     return {
         "data": "digits",

@@ -18,6 +18,7 @@ from ..devices import (
     Differentiable,
     Identifiable,
     Session,
+    capability_of,
     derive_generator,
     make_device,
     pull_back,
@@ -82,7 +83,8 @@ def _identify(name: str, size: int, seed: int, budget: Budget, settings: int, ba
     law = _CONVERTERS | (_MESH if nominal.spec.coupling == "dense" else _ENTRIES)
     chip = make_device(name, in_features=size, out_features=size, impairments=law, seed=seed)
     truth: dict[str, Tensor] | None = getattr(chip, "true_constants", None)
-    if truth is None or not isinstance(chip, Differentiable) or not isinstance(chip, Identifiable):
+    response, identifiable = capability_of(chip, Differentiable), capability_of(chip, Identifiable)
+    if truth is None or response is None or identifiable is None:
         raise ConfigurationError(f"{name!r} is no simulated kind, so its true constants are unknown; choose another")
     start = perf_counter()
     with Session(chip) as session:
@@ -91,14 +93,14 @@ def _identify(name: str, size: int, seed: int, budget: Budget, settings: int, ba
     fit = record.fit
     assert fit is not None
     beyond = total = 0
-    declared = chip.constants()
+    declared = identifiable.constants()
     for constant, found in record.constants.items():
         true = truth.get(constant, torch.full(found.shape, declared[constant].nominal))
         beyond += int(((found - true).abs() > 3 * record.errors[constant]).sum())
         total += found.numel()
     before = after = torch.full((settings,), torch.nan)
     if fit.fits:
-        before, after = _cosines(nominal, chip, CalibratedTwin(record), settings, batch, seed)
+        before, after = _cosines(nominal, response, CalibratedTwin(record), settings, batch, seed)
     return {
         "device": name,
         "size": size,
@@ -122,7 +124,8 @@ def _cosines(
     nominal: Device, chip: Differentiable, twin: CalibratedTwin, settings: int, batch: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Return the cosines of control gradients: nominal device to chip, and twin to calibrated chip."""
-    assert isinstance(nominal, Differentiable)
+    nominal_law = capability_of(nominal, Differentiable)
+    assert nominal_law is not None
     generator = derive_generator(seed, "bench", "identification")
     spec = twin.spec
     low, high = nominal.spec.control_range or (-1.0, 1.0)
@@ -134,7 +137,7 @@ def _cosines(
         grads = torch.randn(batch, spec.out_features, generator=generator)
         row = []
         # Compare the nominal device with the raw chip, and the twin with the calibrated chip.
-        for law, truth in ((nominal, chip), (twin, _CalibratedChip(chip, twin))):
+        for law, truth in ((nominal_law, chip), (twin, _CalibratedChip(chip, twin))):
             found, _ = pull_back(law, controls, inputs, grads, by_inputs=False)
             true, _ = pull_back(truth, controls, inputs, grads, by_inputs=False)
             assert found is not None

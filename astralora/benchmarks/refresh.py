@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from ..devices import Session, Usage
+from ..devices import Purpose, Session, Usage
 from ..nn.attachment import attach
 from ..nn.health import StaleGradientWarning
 from ..training import RunConfig
@@ -93,7 +93,7 @@ def _run(config: RunConfig, surrogate: str, refresh_mode: str | None) -> Record:
             **options,
         )
         *_, last = (record for record in Fit(config, task, task.splits(), model).run() if record["event"] == "epoch")
-        spent = usage_by_purpose(sessions.values()).get("inputs", Usage())
+        spent = usage_by_purpose(sessions.values()).get(Purpose.INPUTS, Usage())
         layer = model.get_submodule(task.device_layers[0])
     found = {"test_accuracy": last["test_accuracy"], "vectors": spent.vectors, "health": layer.health}
     schedule = getattr(layer.surrogate, "schedule", None)

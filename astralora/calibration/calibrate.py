@@ -21,6 +21,7 @@ from ..devices import (
     Identifiable,
     Session,
     Thermometer,
+    capability_of,
     list_devices,
     make_device,
     make_model,
@@ -303,6 +304,6 @@ def _fittable_devices() -> list[str]:
                 made = make_device(entry.name, in_features=2, out_features=2)
             except DeviceError:
                 continue
-            if isinstance(made, Identifiable):
+            if capability_of(made, Identifiable) is not None:
                 names.append(entry.name)
     return names

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..characterisation.context import saturated_share
 from ..common.errors import ConfigurationError
-from ..devices import DeviceSpec, Session, derive_generator
+from ..devices import DeviceSpec, Purpose, Session, derive_generator
 from ..devices.files import write_atomically
 from ..probing.probes import lit_probes, orthogonal_probes
 
@@ -162,7 +162,7 @@ def measure_pairs(
     amplitude = amplitudes[-1] if amplitudes else _HEADROOM
     total = len(design.settings)
     remaining = total - len(outputs)
-    with session.purpose("calibration"), session.transaction():
+    with session.purpose(Purpose.CALIBRATION), session.transaction():
         session.afford(
             "calibrate",
             programs=remaining,

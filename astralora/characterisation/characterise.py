@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ..common.errors import ConfigurationError
-from ..devices import Budget, Device, Session, Thermometer
+from ..devices import Budget, Device, Purpose, Session, Thermometer
 from .context import MeasurementContext
 from .controls import Coupling, Wobble
 from .findings import Characterisation, Finding
@@ -93,7 +93,7 @@ def _measure(
     """Make the measurements, and return the findings, and the programs and vectors that each took."""
     findings: list[Finding] = []
     shares: dict[str, dict[str, int]] = {}
-    with session.purpose("characterise"), session.transaction():
+    with session.purpose(Purpose.CHARACTERISE), session.transaction():
         # Splitting a query by max_batch costs neither programs nor vectors.
         session.afford("characterise", programs=plan.total.programs, vectors=plan.total.vectors)
         before = session.usage

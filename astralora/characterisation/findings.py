@@ -99,7 +99,7 @@ class Characterisation(BaseModel):
         return any(finding.name == name for finding in self.findings)
 
     @property
-    def broken_promises(self) -> list[Finding]:
+    def unmet_claims(self) -> list[Finding]:
         """Return the findings that contradict the spec."""
         return [finding for finding in self.findings if finding.agrees is False]
 

@@ -81,7 +81,7 @@ def check(
         print_json(found)
     else:
         _show_verdict(results, measured)
-    if not all(result.passed for result in results) or (measured is not None and measured.broken_promises):
+    if not all(result.passed for result in results) or (measured is not None and measured.unmet_claims):
         raise typer.Exit(1)
 
 
@@ -149,7 +149,7 @@ def _show_verdict(results: list[CheckResult], measured: Characterisation | None)
     if measured is None:
         return
     spent = f"{measured.spent['programs']:,} programs and {measured.spent['vectors']:,} vectors"
-    contradicted = ", ".join(finding.name for finding in measured.broken_promises)
+    contradicted = ", ".join(finding.name for finding in measured.unmet_claims)
     if contradicted:
         errors.print(f"measured with {spent}: not as claimed are {contradicted}.", style="bold red", highlight=False)
     else:

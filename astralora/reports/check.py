@@ -52,7 +52,7 @@ def _verdicts(checks: Sequence[CheckResult], measured: Characterisation | None) 
     found += [Verdict(f"The check {result.check!r} failed: {result.detail}", "bad") for result in failed]
     if measured is None:
         return found
-    broken = measured.broken_promises
+    broken = measured.unmet_claims
     if not broken:
         found.append(Verdict("No measurement contradicts the spec.", "good"))
     found += [Verdict(f"Contradicts the spec: {finding.sentence}", "bad") for finding in broken]

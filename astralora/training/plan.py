@@ -9,7 +9,7 @@ from math import ceil
 
 import torch
 
-from ..devices import BudgetExceeded, Device, DeviceSpec, Session, Usage, rehearse
+from ..devices import BudgetExceeded, Device, DeviceSpec, Purpose, Session, Usage, rehearse
 from ..nn.methods import ExpensiveGradientWarning, expected_expense
 from ..tasks import Splits, Task
 from .config import RunConfig
@@ -18,7 +18,7 @@ from .setup import attach_devices, check_method, make_devices, make_task
 
 __all__ = ["Plan", "check_run", "plan", "usage_by_purpose"]
 
-Spending = dict[str, Usage]
+Spending = dict[Purpose, Usage]
 
 # Number of steps that are rehearsed. Longer runs are assumed to continue like the last steps; their number is divisible
 # by the periods that methods are likely to have.
@@ -228,8 +228,7 @@ def _sum(*parts: tuple[float, Spending]) -> Spending:
     """Add up usages by purpose, each part times its factor."""
     names = {name for _, part in parts for name in part}
     return {
-        name: _total({str(i): part.get(name, Usage()).scaled(n) for i, (n, part) in enumerate(parts)})
-        for name in sorted(names)
+        name: sum((part.get(name, Usage()).scaled(factor) for factor, part in parts), Usage()) for name in sorted(names)
     }
 
 

@@ -48,7 +48,7 @@ def test_all_kinds_have_the_same_conductances_and_exponents(generator: torch.Gen
             assert session.spec.num_controls == 48
             session.program(controls)
             chip = device.session.device if isinstance(device, CompensatedDevice) else device
-            chip = chip if isinstance(chip, SimulatedDevice) else chip.chip
+            chip = chip if isinstance(chip, SimulatedDevice) else chip.device
             states.append((chip.state_dict()["acting"], chip.state_dict()["decay"]["exponents"]))
     for acting, exponents in states[1:]:
         assert torch.equal(acting, states[0][0])

@@ -100,7 +100,7 @@ def test_a_chip_that_meets_its_spec_contradicts_no_claim(kind: str) -> None:
     law = Impairments(input_levels=255, output_levels=255, output_noise_fraction=0.01)
     device = device_factory(KINDS[kind])(8, 8, impairments=law, **physics)
     found = al.characterise(device)
-    assert found.broken_promises == []
+    assert found.unmet_claims == []
     assert found["output_levels"].value == 255
 
 
@@ -112,7 +112,7 @@ def test_wrong_claims_are_reported() -> None:
 
     law = Impairments(output_levels=255, output_noise_fraction=0.01)
     found = al.characterise(Overstated(device_factory(KINDS["slm"])(8, 8, impairments=law)))
-    assert {finding.name for finding in found.broken_promises} >= {"output_levels", "noise_std"}
+    assert {finding.name for finding in found.unmet_claims} >= {"output_levels", "noise_std"}
 
 
 @pytest.mark.parametrize(("programs", "vectors"), [(3, 300), (12, 700), (30, 2000), (90, 5000), (400, 50_000)])
