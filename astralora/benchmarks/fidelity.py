@@ -215,7 +215,6 @@ def _after_an_epoch(case: Record, parsed: dict[str, Any]) -> Record:
                 break
             before, after = after, session.usage_by_purpose
     controls, inputs, outputs, grad_outputs = recorder.data
-    gradients = (Purpose.CONTROLS, Purpose.INPUTS)
     spent = sum(
         (after[name] - before.get(name, Usage()) for name in (Purpose.CONTROLS, Purpose.INPUTS) if name in after),
         Usage(),
