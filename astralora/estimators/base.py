@@ -13,7 +13,7 @@ from ..common.errors import ConfigurationError
 from ..devices import Coupling, DeviceSpec, Session, derive_generator
 from .steps import StepChoice
 
-__all__ = ["Estimator", "directions_per_call", "sign_reach", "whole", "within"]
+__all__ = ["Estimator", "directions_per_call", "sign_reach", "within"]
 
 # Most numbers in the perturbed settings, or the answers, of one call: 64 MiB in float32.
 _CHUNK = 1 << 24
@@ -117,21 +117,6 @@ class Estimator(ABC):
     def _signs(self, count: int, like: Tensor) -> Tensor:
         bits = torch.randint(0, 2, (count, len(like)), generator=self.generator, dtype=torch.int8)
         return bits.to(like.device, like.dtype).mul_(2).sub_(1)
-
-
-def whole(name: str, value: Any) -> int:
-    """Return a number, which must be whole and at least 1.
-
-    Args:
-        name: name of the option, for the message.
-        value: number to check.
-
-    Raises:
-        ConfigurationError: the number is not whole, or below 1.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigurationError(f"{name} must be a whole number of at least 1, not {value!r}")
-    return value
 
 
 def within(spec: DeviceSpec, controls: Tensor) -> Tensor:

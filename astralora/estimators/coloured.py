@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..common.checks import check_whole
 from ..devices import DeviceSpec, Session
 from ..probing.hadamard import CodedSigns
-from .base import directions_per_call, sign_reach, whole, within
+from .base import directions_per_call, sign_reach, within
 from .colouring import Colouring
 from .steps import Step
 from .transfer import TransferEstimator
@@ -43,7 +44,7 @@ class Coloured(TransferEstimator):
 
     def __init__(self, *, samples: int | None = None, step: Step = "auto", repeats: int = 1, seed: int = 0) -> None:
         super().__init__(step=step, repeats=repeats, seed=seed)
-        self.samples = None if samples is None else whole("samples", samples)
+        self.samples = None if samples is None else check_whole("samples", samples)
         self._coloured: tuple[DeviceSpec, Colouring] | None = None
 
     def estimate(

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.checks import check_whole
 from ..common.errors import ConfigurationError
 from ..devices import Session
 from ..probing.probes import answer_variance
-from .base import whole
 from .pooling import pool_slopes
 from .steps import Step
 from .transfer import TransferEstimator
@@ -61,7 +61,7 @@ class Elementwise(TransferEstimator):
         super().__init__(step=step, repeats=repeats, seed=seed)
         if not (isinstance(stale, int | float) and stale > 0):
             raise ConfigurationError(f"stale must be a positive share of the outputs, not {stale!r}")
-        self.every = self.period = whole("every", every)
+        self.every = self.period = check_whole("every", every)
         self.stale = float(stale)
         self.pooling = pooling
         self.staleness: float = 0.0

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..common.checks import check_whole
 from ..devices import DeviceSpec, Session
 from ..probing.probes import TransferProbe
-from .base import Estimator, whole
+from .base import Estimator
 from .steps import Step, StepChoice, choose_step
 
 __all__ = ["TransferEstimator"]
@@ -33,7 +34,7 @@ class TransferEstimator(Estimator):
     def __init__(self, *, step: Step = "auto", repeats: int = 1, seed: int = 0) -> None:
         super().__init__(seed=seed)
         self.step = step
-        self.repeats = whole("repeats", repeats)
+        self.repeats = check_whole("repeats", repeats)
         self._probe: TransferProbe | None = None
         self._amplitude: Tensor | None = None
 

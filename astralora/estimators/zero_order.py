@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..common.checks import check_whole
 from ..common.errors import ConfigurationError
 from ..devices import DeviceSpec, Differentiable, Session
-from .base import Estimator, directions_per_call, sign_reach, whole, within
+from .base import Estimator, directions_per_call, sign_reach, within
 from .readout import Compression, Readout, choose_readout
 from .steps import Step, StepChoice, choose_step
 from .variate import ControlVariate
@@ -85,7 +86,7 @@ class ZeroOrder(Estimator):
             raise ConfigurationError(f"compression must be 'singular', 'rows' or 'none', not {compression!r}")
         if not (isinstance(tail, int | float) and 0 <= tail < 1):
             raise ConfigurationError(f"tail must be at least 0 and below 1, not {tail!r}")
-        self.samples = None if samples is None else whole("samples", samples)
+        self.samples = None if samples is None else check_whole("samples", samples)
         self.step = step
         self.antithetic = antithetic
         self.compression = compression

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ..common.checks import check_share, check_whole
 from ..common.errors import ConfigurationError
 from .bases import kept_rank
-from .checks import check_share, check_whole
 
 __all__ = ["Refresh", "RefreshController"]
 

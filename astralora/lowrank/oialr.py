@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn, optim
 
+from ..common.checks import check_share, check_whole
 from ..common.errors import ConfigurationError
 from .bases import BasisWatch, decompose, kept_rank
-from .checks import check_share, check_whole
 from .distributed import from_first_rank, rewrap, unwrap
 from .factors import Weight
 from .moments import check_moments, replace_parameter, rotate_moments

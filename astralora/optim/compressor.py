@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..common.checks import check_whole
 from ..common.errors import ConfigurationError
-from ..lowrank.checks import check_whole
 from ..nn.layer import BlackBoxLinear
 from .fused import StepsParameters, parameters_of
 from .memory import state_bytes

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..common.checks import check_whole
 from ..common.errors import ConfigurationError
-from ..lowrank.checks import check_whole
 from .momentum import is_compressed
 from .projection import check_projection
 from .quantization import choose_storage

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.checks import check_whole
 from ..devices import Session
-from ..estimators.base import whole
 from ..lowrank.controller import RefreshController
 from ..probing.probes import answer_variance
 from .base import Surrogate, measure_transfer_matrix, measurement_vectors
@@ -52,8 +52,8 @@ class LowRankOnline(Surrogate):
         seed: int = 0,
     ) -> None:
         super().__init__(seed=seed)
-        self.rank = whole("rank", rank)
-        self.schedule = choose_schedule(refresh, self.rank, max_rank, whole("probes", probes), self.generator)
+        self.rank = check_whole("rank", rank)
+        self.schedule = choose_schedule(refresh, self.rank, max_rank, check_whole("probes", probes), self.generator)
         self._noise_variance = 0.0
 
     def startup_vectors(self, session: Session) -> int:

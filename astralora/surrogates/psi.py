@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.checks import check_whole
 from ..common.errors import ConfigurationError
 from ..devices import Session
-from ..estimators.base import whole
 from ..lowrank.controller import RefreshController
 from ..probing.probes import LinearProbe, orthogonal_probes
 from .base import Surrogate, measure_transfer_matrix, measurement_vectors
@@ -59,9 +59,9 @@ class Psi(Surrogate):
         seed: int = 0,
     ) -> None:
         super().__init__(seed=seed)
-        self.rank = whole("rank", rank)
-        self.probes = None if probes is None else whole("probes", probes)
-        rebuild_every = None if rebuild_every is None else whole("rebuild_every", rebuild_every)
+        self.rank = check_whole("rank", rank)
+        self.probes = None if probes is None else check_whole("probes", probes)
+        rebuild_every = None if rebuild_every is None else check_whole("rebuild_every", rebuild_every)
         self.schedule = choose_schedule(refresh, self.rank, max_rank, self.probes, self.generator)
         if self.schedule is not None and (exact_svd or rebuild_every is not None):
             raise ConfigurationError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..common.errors import ConfigurationError
+from .errors import ConfigurationError
 
 __all__ = ["check_share", "check_whole"]
 
