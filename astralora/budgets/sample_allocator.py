@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import nn
 
+from ..common.checks import check_whole
 from ..common.errors import ConfigurationError
 from ..devices import DeviceSpec, Session, Usage
 from ..estimators.zero_order import ZeroOrder
@@ -242,8 +243,7 @@ def _check(
         raise ConfigurationError(f"samples are shared by {', '.join(get_args(Ranking))}, not {ranking!r}")
     if currency not in get_args(Currency):
         raise ConfigurationError(f"a budget is in {', '.join(get_args(Currency))}, not {currency!r}")
-    if isinstance(period, bool) or not isinstance(period, int) or period < 1:
-        raise ConfigurationError(f"period must be a whole number of steps of at least 1, not {period!r}")
+    check_whole("period", period)
     if not 0 < turn_on <= 1:
         raise ConfigurationError(f"turn_on must be above 0 and at most 1, not {turn_on!r}")
     if budget is not None and budget < 0:

@@ -233,7 +233,7 @@ def test_invalid_options_and_estimators_are_refused() -> None:
     for options, complaint in (
         ({"ranking": "best"}, "samples are shared by neyman, grad_norm, snip, not 'best'"),
         ({"currency": "joules"}, "a budget is in hardware_seconds, vectors, programs"),
-        ({"period": 0}, "period must be a whole number of steps of at least 1, not 0"),
+        ({"period": 0}, "period must be a whole number of at least 1, not 0"),
         ({"turn_on": 0.0}, "turn_on must be above 0 and at most 1"),
         ({"budget": -1.0}, "the budget of a period must be at least 0"),
     ):
