@@ -57,7 +57,7 @@ def test_an_answer_outlives_the_buffer_that_the_driver_reuses(running: Any) -> N
 
 def test_an_answer_that_is_not_numbers_is_the_drivers_fault(running: Any) -> None:
     running._query = lambda inputs: None
-    with pytest.raises(ProtocolError, match="returned object where numbers are due"):
+    with pytest.raises(ProtocolError, match="returned object; it must return numbers"):
         running.query(torch.ones(2, 4))
 
 

@@ -12,9 +12,11 @@ from astralora.devices import (
     BudgetExceeded,
     DeviceError,
     DeviceTimeout,
+    Flushes,
     NotConnected,
     OutOfRange,
     ProtocolError,
+    Resends,
     Retry,
     Session,
     TiledDevice,
@@ -205,6 +207,8 @@ def test_lost_controls_are_not_written_again(bench: Any) -> None:
 @pytest.mark.parametrize("idempotent", [False, True])
 def test_a_device_that_resends_is_asked_for_its_answer_first(matrix_device: Any, idempotent: bool) -> None:
     class Numbered(matrix_device):  # type: ignore[misc]
+        capabilities = (Resends,)
+
         def resend(self) -> torch.Tensor | None:
             self.log.append("resend")
             return self.newest
@@ -225,6 +229,8 @@ def test_a_device_that_resends_is_asked_for_its_answer_first(matrix_device: Any,
 
 def test_what_is_still_under_way_is_flushed_before_the_device_is_asked_again(matrix_device: Any) -> None:
     class Piped(matrix_device):  # type: ignore[misc]
+        capabilities = (Flushes,)
+
         def flush(self) -> None:
             self.log.append("flush")
 

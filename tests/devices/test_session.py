@@ -275,26 +275,26 @@ def test_purposes_of_two_threads_are_kept_apart(session: Session) -> None:
 
     def other() -> None:
         inside.wait()
-        with session.purpose("other thread"):
+        with session.purpose("controls"):
             session.query(X[:1])
         done.set()
 
     thread = threading.Thread(target=other)
     thread.start()
-    with session.purpose("this thread"):
+    with session.purpose("forward"):
         inside.set()
         done.wait()
         session.query(X[:2])
     thread.join()
-    assert session.usage_by_purpose["other thread"].vectors == 1
-    assert session.usage_by_purpose["this thread"].vectors == 2
+    assert session.usage_by_purpose["controls"].vectors == 1
+    assert session.usage_by_purpose["forward"].vectors == 2
 
 
 # -- the rest --------------------------------------------------------------------------------
 
 
 def test_logs_its_traffic(session: Session, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG, logger="astralora.devices.session"), session.purpose("forward"):
+    with caplog.at_level(logging.DEBUG, logger="astralora.devices.exchange"), session.purpose("forward"):
         session.apply(W, X)
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [
         "bench program for forward",

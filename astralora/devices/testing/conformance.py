@@ -18,7 +18,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     name.removeprefix("check_"): check
     for module in (behaviour, claims)
     for name, check in vars(module).items()
-    if name.startswith("check_")
+    if name.startswith("check_") and check.__module__ == module.__name__
 }
 """Every check by name; what it demands stands in its docstring."""
 

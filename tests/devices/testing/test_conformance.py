@@ -415,6 +415,8 @@ class QuieterThanItSays(Crossbar):
 
 @caught_by("capabilities")
 class WrongMany(Crossbar):
+    capabilities = (d.ProgramsMany,)
+
     def query_each(self, controls: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         self.program(controls[-1])
         return self.query(inputs).expand(len(controls), -1, -1).clone()

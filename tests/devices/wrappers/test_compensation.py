@@ -224,7 +224,7 @@ def test_noise_that_hides_the_references_is_told_and_nothing_is_scaled(kind: Any
     chip = Aging(noise=30.0)
     device = d.CompensatedDevice(chip, kind, every_seconds=1e-9)
     device.open()
-    with pytest.warns(d.CompensationWarning, match="hardly more than noise"):
+    with pytest.warns(d.CompensationWarning, match="hardly exceed the noise"):
         device.program(weights_of(device, generator))
     chip.gain = 0.5
     device.query(torch.zeros(3, 4))
@@ -239,7 +239,7 @@ def test_a_gain_through_zero_is_told_and_nothing_is_scaled(kind: Any, gain: floa
     device.open()
     device.program(weights_of(device, generator))
     chip.gain = gain
-    with pytest.warns(d.CompensationWarning, match="is left of the outputs, which cannot be scaled back; program anew"):
+    with pytest.warns(d.CompensationWarning, match="of the outputs is left, too little to scale back; program the chip again"):
         device.query(torch.rand(3, 4, generator=generator))
     assert float(device.factor) == 1.0
 
@@ -272,7 +272,7 @@ def test_answers_have_the_type_of_the_inputs_and_of_none_there_are_none(kind: An
     device = d.CompensatedDevice(fading(), kind)
     device.open()
     device.program(weights_of(device, generator).double())
-    device.wait(100.0)
+    d.clock_of(device).wait(100.0)
     spent = device.usage
     empty = device.query(torch.zeros(0, 8))
     assert (empty.shape, empty.dtype) == ((0, device.spec.out_features), torch.float32)
@@ -393,7 +393,7 @@ def test_a_bad_query_sends_no_references(bad: torch.Tensor, generator: torch.Gen
     device = d.CompensatedDevice(fading(), "global")
     device.open()
     device.program(weights_of(device, generator))
-    device.wait(100.0)
+    d.clock_of(device).wait(100.0)
     spent = device.usage
     with pytest.raises(d.OutOfRange):
         device.query(bad)
@@ -406,7 +406,7 @@ def test_the_price_is_what_is_paid_when_every_query_looks(kind: Any, generator: 
     device = d.CompensatedDevice(fading(max_batch=7), kind, every_seconds=1e-9)
     with d.Session(device) as session:
         session.program(weights_of(device, generator))
-        device.wait(1.0)
+        d.clock_of(device).wait(1.0)
         session.query(torch.zeros(20, 8))
         priced = device.price(d.Usage(programs=1, queries=3, vectors=20))
         spent = session.usage
@@ -472,8 +472,7 @@ def test_time_is_the_chips_behind_whatever_stands_between(generator: torch.Gener
         device.close()
     assert {tile.clock_seconds for tile in tiles} == {50.0}
     compensated = d.CompensatedDevice(chip)
-    compensated.wait(5.0)
-    assert compensated.clock_seconds == chip.clock_seconds
+    assert d.clock_of(compensated) is chip
     assert isinstance(d.clock_of(d.CompensatedDevice(Aging())), d.WallClock)
 
 
@@ -481,7 +480,8 @@ def test_passes_on_what_is_true_of_the_chip_and_nothing_that_tells_of_its_answer
     chip = fading(temperature_std=1.0)
     session = d.Session(d.CompensatedDevice(chip))
     assert session.capability(d.Thermometer) is chip
-    assert session.capability(d.CompensatedDevice) is session.device
+    for own in (d.Composite, d.Snapshots, d.Rehearses):
+        assert session.capability(own) is session.device
     for untrue in (d.Differentiable, d.Twinned, d.Reciprocal, d.Identifiable, d.ProgramsMany):
         assert session.capability(untrue) is None
     tiled = d.TiledDevice([fading(4, 4) for _ in range(4)], 8, 8)
@@ -574,14 +574,16 @@ def test_a_saved_compensation_goes_on(kind: Any, generator: torch.Generator) -> 
     assert torch.equal(other.query(inputs), session.query(inputs))
     # Nor has it forgotten when it looked.
     for each in (session, other):
-        each.device.wait(40.0)
+        d.clock_of(each).wait(40.0)
         spent = each.usage.vectors
         each.query(inputs)
         assert each.usage.vectors == spent + 3
 
 
 class Remembering(Aging):
-    """Holds what it was programmed with in its own memory, whatever becomes of the process."""
+    """Keep the controls in a memory of the chip, which outlives the process."""
+
+    capabilities = (d.Snapshots,)
 
     def state_dict(self) -> dict[str, Any]:
         return {"weights": torch.from_numpy(self.weights), "gain": self.gain}
@@ -629,8 +631,8 @@ def test_a_chip_that_could_not_be_restored_is_programmed_anew(generator: torch.G
     ("kind", "chip", "options", "sentence"),
     [
         ("colour", "matvec", {}, "there is no compensation 'colour'; known are global, output, columns"),
-        ("global", "diffractive", {}, "is not linear: no factor undoes its drift"),
-        ("columns", "mzi", {}, "only where every matrix entry has a control of its own; use kind='output'"),
+        ("global", "diffractive", {}, "is not linear: no factor compensates its drift"),
+        ("columns", "mzi", {}, "columns need a control of their own for every matrix entry; use kind='output'"),
         ("columns", "matvec", {"columns": 0}, "columns must be at least 1 and fewer than the 8 outputs of the chip"),
         ("columns", "matvec", {"columns": 8}, "columns must be at least 1 and fewer than the 8 outputs of the chip"),
         ("global", "matvec", {"vectors": 1}, "vectors must be at least 2, to tell a gain from an offset, not 1"),
