@@ -19,6 +19,7 @@ from torch import Tensor
 from .errors import CalibrationMismatch, DeviceError
 from .files import write_atomically
 from .spec import DeviceSpec
+from .validation import first_problem
 
 __all__ = ["Calibration", "CalibrationAgeWarning", "FitQuality", "FittedModel"]
 
@@ -246,9 +247,7 @@ class Calibration(_Record):
         try:
             return cls.model_validate({**content, "tensors": load_tensors(data)})
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            raise DeviceError(f"the calibration {path}: {place}: {first['msg']}") from None
+            raise DeviceError(f"the calibration {path}: {first_problem(error)}") from None
         except SafetensorError as error:
             raise DeviceError(f"the calibration {path}: {name} is no safetensors file: {error}") from None
 

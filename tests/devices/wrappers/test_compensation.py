@@ -239,7 +239,9 @@ def test_a_gain_through_zero_is_told_and_nothing_is_scaled(kind: Any, gain: floa
     device.open()
     device.program(weights_of(device, generator))
     chip.gain = gain
-    with pytest.warns(d.CompensationWarning, match="of the outputs is left, too little to scale back; program the chip again"):
+    with pytest.warns(
+        d.CompensationWarning, match="of the outputs is left, too little to scale back; program the chip again"
+    ):
         device.query(torch.rand(3, 4, generator=generator))
     assert float(device.factor) == 1.0
 

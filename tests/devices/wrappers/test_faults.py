@@ -138,7 +138,7 @@ def test_a_plan_is_written_in_words_or_in_a_file(tmp_path: Path) -> None:
     [
         ("often", "'often' is no fault plan; write, for example, timeout=0.01,nan=0.01,seed=3"),
         ("timeout=2", "timeout: Input should be less than or equal to 1"),
-        ("timout=0.1", "timout: Extra inputs are not permitted; known are timeout,"),
+        ("timout=0.1", "timout: there is no such key; known are timeout,"),
         ("nothing.toml", "the fault plan nothing.toml cannot be read: No such file or directory"),
     ],
 )
