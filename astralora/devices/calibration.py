@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .errors import CalibrationMismatch, DeviceError
 from .files import write_atomically
+from .html import html_table
 from .spec import DeviceSpec
 from .validation import first_problem
 
@@ -193,6 +194,21 @@ class Calibration(_Record):
                     CalibrationAgeWarning,
                     stacklevel=3,
                 )
+
+    def _repr_html_(self) -> str:
+        """Return the main results as a table for notebooks."""
+        constants = self.constants
+        count = sum(value.numel() for value in constants.values())
+        rows: list[tuple[str, object]] = [
+            ("device", self.device),
+            ("serial number", self.serial_number),
+            ("age in days", self.age_days),
+            ("law", None if self.model is None else self.model.name),
+            ("verdict", None if self.fit is None else self.fit.verdict),
+            ("constants", f"{len(constants)} kinds, {count:,} values" if constants else None),
+        ]
+        rows += [(str(finding.get("name", "finding")), finding.get("sentence")) for finding in self.findings]
+        return html_table(f"Calibration of {self.device}", rows)
 
     # -- files ------------------------------------------------------------------------------
 

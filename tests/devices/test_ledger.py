@@ -46,10 +46,19 @@ def test_counts_by_purpose_and_adds_up(ledger: Ledger) -> None:
 def test_the_innermost_purpose_counts_and_the_outer_one_returns(ledger: Ledger) -> None:
     assert ledger.purpose is Purpose.OTHER
     with ledger.under("forward"):
-        with pytest.raises(KeyError), ledger.under(Purpose.DRIFT):
+        with ledger.under(Purpose.DRIFT):
             assert ledger.purpose is Purpose.DRIFT
-            raise KeyError
         assert ledger.purpose is Purpose.FORWARD
+    assert ledger.purpose is Purpose.OTHER
+
+
+def test_an_error_ends_a_purpose_too(ledger: Ledger) -> None:
+    def fail() -> None:
+        with ledger.under(Purpose.DRIFT):
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert ledger.purpose is Purpose.OTHER
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import astralora.devices as d
-from astralora.devices.wrappers.references import References, Rows, reference_controls
 from astralora.devices.testing import check_device
+from astralora.devices.wrappers.references import References, Rows, reference_controls
 from astralora.simulators import KINDS, Impairments, device_factory
 
 KINDS_OF_COMPENSATION = ("global", "output", "columns")
