@@ -146,9 +146,7 @@ def check_batch_equals_loop(subject: Subject) -> None:
     together = subject.query(device, inputs)
     for row, vector in enumerate(inputs):
         alone = subject.query(device, vector[None])
-        subject.agree(
-            device.spec, together[row], alone[0], f"vector {row} of {len(inputs)} has another answer alone"
-        )
+        subject.agree(device.spec, together[row], alone[0], f"vector {row} of {len(inputs)} has another answer alone")
 
 
 def check_inputs_not_mutated(subject: Subject) -> None:
@@ -290,9 +288,7 @@ def check_recovery(subject: Subject) -> None:
         except (DeviceTimeout, NotConnected):
             pass
         except Exception as error:
-            fail(
-                f"a query over a cut link raised {type(error).__name__}, and must raise DeviceTimeout or NotConnected"
-            )
+            fail(f"a query over a cut link raised {type(error).__name__}, and must raise DeviceTimeout or NotConnected")
         else:
             fail("a query over a cut link was answered: the driver hides timeouts")
     with suppress(DeviceError):

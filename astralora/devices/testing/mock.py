@@ -97,7 +97,9 @@ class MockDevice:
         elif self._otherwise is not None:
             answer = self._otherwise
         else:
-            raise AssertionError(f"query {len(self.queried)} was made, and the script has {len(self.queried) - 1} answers")
+            raise AssertionError(
+                f"query {len(self.queried)} was made, and the script has {len(self.queried) - 1} answers"
+            )
         if isinstance(answer, Exception):
             raise answer
         outputs = answer(self._controls, inputs) if callable(answer) else torch.as_tensor(answer)

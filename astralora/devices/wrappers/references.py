@@ -93,9 +93,9 @@ class References:
         self._first, self._variance = state["first"], state["variance"]
 
     def _sums(self, now: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the sums of y y_0, y_0^2 and (y - g y_0 - c)^2 over the vectors, and the degrees of freedom of the last.
+        """Sum y y_0, y_0^2 and (y - g y_0 - c)^2 over the vectors, and count the degrees of freedom of the last.
 
-        All are (out_features,); y and y_0 are taken about their means.
+        All four are (out_features,); y and y_0 are taken about their means.
         """
         assert self._first is not None
         first = self._first.to(now)
@@ -155,7 +155,7 @@ class Rows:
         return self.vectors
 
     def begin(self, answers: Tensor) -> bool:
-        """Measure the rows right after a program; return whether the answers exceed the noise enough to measure drift."""
+        """Measure the rows right after a program; return whether the answers exceed the noise enough for drift."""
         answers = answers[:, -self._columns :].double()
         signs, count = self._signs.to(answers), len(self.vectors)
         mean = answers.mean(dim=0)

@@ -487,7 +487,7 @@ def test_a_check_that_does_not_apply_says_why() -> None:
     (result,) = check_device(Crossbar, only=["noise"])
     assert result.passed
     (result,) = check_device(Crossbar, only=["output_levels"])
-    assert result == CheckResult("output_levels", True, "does not apply: the spec promises no output levels")
+    assert result == CheckResult("output_levels", True, "does not apply: the spec claims no output levels")
 
 
 def test_a_driver_that_breaks_is_a_failed_check() -> None:
