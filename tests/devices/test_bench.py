@@ -1,4 +1,4 @@
-"""A file in the place of a device's name."""
+"""Test bench files, which take the place of a device name."""
 
 from pathlib import Path
 
@@ -16,13 +16,13 @@ def test_a_bench_opens_the_device_that_it_names(tmp_path: Path) -> None:
     assert Bench.load(tmp_path / "bench.toml").options == {"in_features": 4, "out_features": 3}
 
 
-def test_options_given_beside_it_are_added(tmp_path: Path) -> None:
+def test_options_given_in_the_call_are_added(tmp_path: Path) -> None:
     (tmp_path / "bench.toml").write_text('device = "matvec"\n[options]\nin_features = 4\n')
     device = d.make_device(str(tmp_path / "bench.toml"), out_features=2)
     assert device.spec.out_features == 2
 
 
-def test_offers_are_taken_by_those_who_know_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offered_options_go_only_to_devices_that_have_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("astralora.devices.registry._registered", {})
     (tmp_path / "bench.toml").write_text('device = "matvec"\n[options]\nin_features = 4\nout_features = 3\n')
     device = d.offer_device(str(tmp_path / "bench.toml"), {"impairments": "lab"})
@@ -34,7 +34,7 @@ def test_offers_are_taken_by_those_who_know_them(tmp_path: Path, monkeypatch: py
         d.offer_device("matvec", {"seed": 1}, seed=2, in_features=4, out_features=3)
 
 
-def test_tells_where_the_device_comes_from(tmp_path: Path) -> None:
+def test_states_the_source_of_the_device(tmp_path: Path) -> None:
     (tmp_path / "bench.toml").write_text('device = "matvec"\n')
     entry = d.find_device(str(tmp_path / "bench.toml"))
     assert entry.source.startswith("matvec of astralora")
@@ -53,7 +53,7 @@ def test_tells_where_the_device_comes_from(tmp_path: Path) -> None:
         ('device = "mrr"\n[options]\ncolour = 1\n', "colour"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_sentence(tmp_path: Path, content: str | None, complaint: str) -> None:
+def test_problems_are_described_in_one_sentence(tmp_path: Path, content: str | None, complaint: str) -> None:
     path = tmp_path / "bench.toml"
     if content is not None:
         path.write_text(content)
@@ -63,7 +63,7 @@ def test_what_is_wrong_is_told_in_one_sentence(tmp_path: Path, content: str | No
     assert "\n" not in str(error.value)
 
 
-def test_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_save_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "bench.toml"
     Bench(device="matvec").save(path)
     before = path.read_text()

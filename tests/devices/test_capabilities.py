@@ -1,4 +1,4 @@
-"""Capabilities count where they are declared, and only there."""
+"""Test that capabilities count where they are declared, and only there."""
 
 from typing import Any, Protocol, runtime_checkable
 

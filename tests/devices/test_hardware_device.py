@@ -25,7 +25,7 @@ def test_opens_and_closes_once(bench: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_works_in_the_precision_of_the_caller(running: Any, dtype: torch.dtype) -> None:
+def test_answers_in_the_dtype_of_the_inputs(running: Any, dtype: torch.dtype) -> None:
     running.program(torch.ones(12, dtype=dtype))
     answer = running.query(torch.ones(2, 4, dtype=dtype))
     assert answer.dtype == dtype
@@ -42,7 +42,7 @@ def test_a_driver_cannot_change_the_inputs(running: Any) -> None:
         running.query(torch.ones(2, 4))
 
 
-def test_an_answer_outlives_the_buffer_that_the_driver_reuses(running: Any) -> None:
+def test_answers_are_copied_from_the_buffer_of_the_driver(running: Any) -> None:
     buffer = np.zeros((2, 3), dtype=np.float32)
 
     def reuse(inputs: Any) -> Any:
@@ -55,13 +55,13 @@ def test_an_answer_outlives_the_buffer_that_the_driver_reuses(running: Any) -> N
     assert torch.equal(first, torch.ones(2, 3))
 
 
-def test_an_answer_that_is_not_numbers_is_the_drivers_fault(running: Any) -> None:
+def test_refuses_an_answer_that_is_not_numeric(running: Any) -> None:
     running._query = lambda inputs: None
     with pytest.raises(ProtocolError, match="returned object; it must return numbers"):
         running.query(torch.ones(2, 4))
 
 
-def test_a_closed_or_unprogrammed_device_is_not_asked(bench: Any) -> None:
+def test_refuses_operations_while_closed_or_unprogrammed(bench: Any) -> None:
     with pytest.raises(NotConnected, match="is closed; call open first"):
         bench.program(torch.zeros(12))
     bench.open()

@@ -1,4 +1,4 @@
-"""Tables of notebooks: short, and safe with any name."""
+"""Test that tables for notebooks are short, and safe with any name."""
 
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser

@@ -1,4 +1,4 @@
-"""The counters of a session: by purpose, by thread, within a budget, and of all parts of a device."""
+"""Test the counters of a session: by purpose, by thread, within a budget, and of all parts of a device."""
 
 import threading
 from typing import Any
@@ -44,12 +44,13 @@ def test_counts_by_purpose_and_adds_up(ledger: Ledger) -> None:
 
 
 def test_the_innermost_purpose_counts_and_the_outer_one_returns(ledger: Ledger) -> None:
-    assert ledger.purpose is Purpose.OTHER
+    purposes = [ledger.purpose]
     with ledger.under("forward"):
         with ledger.under(Purpose.DRIFT):
-            assert ledger.purpose is Purpose.DRIFT
-        assert ledger.purpose is Purpose.FORWARD
-    assert ledger.purpose is Purpose.OTHER
+            purposes.append(ledger.purpose)
+        purposes.append(ledger.purpose)
+    purposes.append(ledger.purpose)
+    assert purposes == [Purpose.OTHER, Purpose.DRIFT, Purpose.FORWARD, Purpose.OTHER]
 
 
 def test_an_error_ends_a_purpose_too(ledger: Ledger) -> None:

@@ -25,11 +25,12 @@ def test_finds_the_simulators_by_entry_point() -> None:
 def test_opens_a_device_registered_in_a_notebook(matrix_device: Any) -> None:
     register_device("my-chip", matrix_device)
     with open_device("my-chip", in_features=8, out_features=2) as session:
+        device: Any = session.device
         assert session.spec.in_features == 8
-        assert session.device.log == ["open"]  # type: ignore[attr-defined]
+        assert device.log == ["open"]
 
 
-def test_does_not_take_a_name_over_by_accident(matrix_device: Any) -> None:
+def test_refuses_a_registered_name_unless_told_to_replace_it(matrix_device: Any) -> None:
     with pytest.raises(ValueError, match="exists already"):
         register_device("mrr", matrix_device)
     register_device("mrr", matrix_device, replace=True)
@@ -47,7 +48,7 @@ def test_does_not_take_a_name_over_by_accident(matrix_device: Any) -> None:
         ("mrr", {"in_features": 4, "out_features": 4, "impairments": "lap"}, "known are ideal, lab, harsh"),
     ],
 )
-def test_says_in_one_sentence_why_a_device_cannot_be_made(name: str, options: Any, complaint: str) -> None:
+def test_explains_in_one_sentence_why_a_device_cannot_be_made(name: str, options: Any, complaint: str) -> None:
     with pytest.raises(DeviceError, match=complaint) as error:
         open_device(name, **options)
     assert "\n" not in str(error.value)
@@ -61,13 +62,13 @@ def test_says_in_one_sentence_why_a_device_cannot_be_made(name: str, options: An
         (dict, "its factory made a dict, which is no Device"),
     ],
 )
-def test_somebody_elses_factory_may_fail_in_any_way(factory: Any, complaint: str) -> None:
+def test_any_failure_of_a_factory_is_a_device_error(factory: Any, complaint: str) -> None:
     register_device("odd", factory)
     with pytest.raises(DeviceError, match=complaint):
         open_device("odd")
 
 
-def test_a_broken_plugin_is_listed_with_its_reason_and_harms_nobody(tmp_path: Path) -> None:
+def test_a_broken_plugin_is_listed_with_its_reason_and_other_devices_work(tmp_path: Path) -> None:
     # A real installed distribution, as pip would leave it.
     (tmp_path / "broken_chip.py").write_text("import no_such_vendor_sdk\n")
     (tmp_path / "rude_chip.py").write_text("raise SystemExit(3)\n")
@@ -80,7 +81,7 @@ def test_a_broken_plugin_is_listed_with_its_reason_and_harms_nobody(tmp_path: Pa
         "rude = rude_chip:x\nodd = odd_chip:device\nmissing = odd_chip:nothing\n"
     )
     code = (
-        "import devices as d\n"
+        "import astralora.devices as d\n"
         "for entry in d.list_devices(): print(entry.name, '|', entry.source, '|', entry.problem)\n"
         "d.open_device('slm', in_features=2, out_features=2)\n"
         "try: d.open_device('broken')\n"

@@ -1,4 +1,4 @@
-"""A wrapper overrides what it changes, and says which capabilities stay true."""
+"""Test that a wrapper changes only what it overrides, and offers only the capabilities that it lists."""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ X = torch.linspace(-1, 1, 20).reshape(5, 4)
 
 
 class Scaled(DeviceWrapper):
-    """The ten lines of the documentation: outputs are twice those of the device."""
+    """Double the outputs, as in the example of the documentation."""
 
     adapts = (ProgramsMany,)
 

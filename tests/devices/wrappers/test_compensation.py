@@ -1,4 +1,4 @@
-"""Drift of a chip that is only used, and what undoes it."""
+"""Test the compensation of drift of a chip that is used, not trained."""
 
 import threading
 from math import log
@@ -14,24 +14,24 @@ from astralora.devices.testing import check_device
 from astralora.devices.wrappers.references import References, Rows, reference_controls
 from astralora.simulators import KINDS, Impairments, device_factory
 
-KINDS_OF_COMPENSATION = ("global", "output", "columns")
+KINDS_OF_COMPENSATION: tuple[d.Compensation, ...] = ("global", "output", "columns")
 
 
 def fading(n: int = 8, m: int = 12, *, input_range: Any = (-1.0, 1.0), max_batch: int | None = None, **law: Any) -> Any:
-    """A crossbar whose entries decay by powers of time."""
+    """Return a crossbar whose entries decay by a power law of time."""
     values = {"drift_nu": 0.05, "drift_t0_seconds": 1.0, "output_noise_fraction": 1e-5, "output_bound": 50.0, **law}
     impairments = Impairments(**values)
     return device_factory(KINDS["matvec"])(n, m, impairments=impairments, input_range=input_range, max_batch=max_batch)
 
 
 def used_for_a_day(kind: Any, generator: torch.Generator, **law: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
-    """Answers right after the program, those of a day later, and the session."""
+    """Return the answers right after the program, the answers a day later, and the session."""
     chip = fading(**law)
     device = chip if kind is None else d.CompensatedDevice(chip, kind)
     session = d.Session(device)
     session.open()
     weights = torch.rand(session.spec.num_controls, generator=generator) - 0.5
-    low, high = session.spec.input_range
+    low, high = session.spec.input_range or (-1.0, 1.0)
     inputs = torch.rand(20, 8, generator=generator) * (high - low) + low
     session.program(weights)
     before = session.query(inputs)
@@ -39,12 +39,12 @@ def used_for_a_day(kind: Any, generator: torch.Generator, **law: Any) -> tuple[t
     return before, session.query(inputs), session
 
 
-def apart(before: torch.Tensor, after: torch.Tensor) -> float:
+def relative_change(before: torch.Tensor, after: torch.Tensor) -> float:
     return float((after - before).norm() / before.norm())
 
 
 class Aging(d.HardwareDevice):
-    """A crossbar that fades by a factor which the test sets, with offsets at its detectors, and no clock."""
+    """Simulate a crossbar whose gain and offset the test sets, and which has no clock."""
 
     def __init__(self, n: int = 4, m: int = 6, offset: float = 0.0, noise: float = 0.0, **spec: Any) -> None:
         options = {"input_range": (-1.0, 1.0), "control_range": (-1.0, 1.0), "linear": True, "coupling": "elementwise"}
@@ -74,7 +74,7 @@ class Aging(d.HardwareDevice):
             raise d.DeviceTimeout("no answer")
         self.log.append(f"query {len(inputs)}")
         assert self.spec.max_batch is None or len(inputs) <= self.spec.max_batch
-        low, high = self.spec.input_range
+        low, high = self.spec.input_range or (-1.0, 1.0)
         assert inputs.min() >= low
         assert inputs.max() <= high
         outputs = self.gain * (inputs @ self.weights.T) + self.offset
@@ -83,7 +83,7 @@ class Aging(d.HardwareDevice):
 
 
 class Hours:
-    """A clock for a chip that has none: it stands wherever the test puts it."""
+    """Replace the wall clock by a time that the test sets."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, start: float = 0.0) -> None:
         self.now = start
@@ -99,19 +99,19 @@ def weights_of(device: Any, generator: torch.Generator) -> torch.Tensor:
     return torch.rand(device.spec.num_controls, generator=generator) - 0.5
 
 
-# -- what it does ---------------------------------------------------------------------------------
+# -- compensation ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_COMPENSATION)
-def test_a_common_fading_is_undone(kind: Any, generator: torch.Generator) -> None:
+def test_common_drift_is_compensated(kind: Any, generator: torch.Generator) -> None:
     before, after, _ = used_for_a_day(None, generator)
-    assert apart(before, after) == pytest.approx(1 - 86400**-0.05, rel=0.01)
+    assert relative_change(before, after) == pytest.approx(1 - 86400**-0.05, rel=0.01)
     before, after, _ = used_for_a_day(kind, generator)
     # Noise of 1e-5 x 50 on answers of about 0.5, twice as strong where it is scaled back: a third of a percent.
-    assert apart(before, after) < 0.02
+    assert relative_change(before, after) < 0.02
 
 
-def test_each_output_gets_a_factor_of_its_own(generator: torch.Generator) -> None:
+def test_each_output_has_its_own_factor(generator: torch.Generator) -> None:
     def uneven(kind: Any) -> float:
         chip = fading(4, 3, drift_nu=0.0, drift_nu_std=1e-9)
         # Outputs that fade by different amounts: the first not at all, the last by most.
@@ -122,13 +122,13 @@ def test_each_output_gets_a_factor_of_its_own(generator: torch.Generator) -> Non
             inputs = torch.rand(20, 4, generator=generator) * 2 - 1
             before = session.query(inputs)
             chip.wait(1e4)
-            return apart(before, session.query(inputs))
+            return relative_change(before, session.query(inputs))
 
     assert uneven("global") > 0.05
     assert uneven("output") < 0.02
 
 
-def test_outputs_that_do_not_differ_are_not_told_apart_by_noise(generator: torch.Generator) -> None:
+def test_noise_does_not_spread_the_factors_of_equal_outputs(generator: torch.Generator) -> None:
     # 16 references of power 1/4 x 8/12 x 8 inputs, about 1.3 each, to noise of 0.3: 7 % of each output's own gain.
     chip = Aging(8, 40, noise=0.3)
     device = d.CompensatedDevice(chip, "output", every_seconds=1e-9)
@@ -142,7 +142,7 @@ def test_outputs_that_do_not_differ_are_not_told_apart_by_noise(generator: torch
     assert float(factor.std()) < 0.15
 
 
-def test_noise_in_the_first_answers_does_not_pass_for_fading(generator: torch.Generator) -> None:
+def test_noise_in_the_first_answers_does_not_bias_the_gain(generator: torch.Generator) -> None:
     # Answers as strong as their noise, which adds a quarter to the power of the mean of four of them.
     chip = Aging(4, 400, noise=0.29)
     device = d.CompensatedDevice(chip, "global", every_seconds=1e-9)
@@ -154,10 +154,10 @@ def test_noise_in_the_first_answers_does_not_pass_for_fading(generator: torch.Ge
     assert float(device.factor) == pytest.approx(2.0, rel=0.08)
 
 
-def test_an_offset_of_the_detector_is_not_taken_for_a_gain(generator: torch.Generator, hours: Hours) -> None:
+def test_an_offset_of_the_detector_does_not_change_the_gain(generator: torch.Generator, hours: Hours) -> None:
     for kind in KINDS_OF_COMPENSATION:
         chip = Aging(offset=3.0)
-        device = d.CompensatedDevice(chip, kind)  # type: ignore[arg-type]
+        device = d.CompensatedDevice(chip, kind)
         device.open()
         device.program(weights_of(device, generator))
         chip.gain = 0.6
@@ -168,7 +168,7 @@ def test_an_offset_of_the_detector_is_not_taken_for_a_gain(generator: torch.Gene
 
 @pytest.mark.parametrize("kind", KINDS_OF_COMPENSATION)
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (0.2, 1.0), (-0.2, 1.0), (-3.0, -1.0), (-1.0, 1.0), None])
-def test_references_are_legal_and_tell_on_any_input_range(kind: Any, bounds: Any, generator: torch.Generator) -> None:
+def test_references_are_legal_and_work_on_any_input_range(kind: Any, bounds: Any, generator: torch.Generator) -> None:
     spec = fading().spec.model_copy(update={"input_range": bounds})
     watch = Rows(spec, 2, 0, 60.0) if kind == "columns" else References(spec, 16, 0)
     low, high = bounds or (-1.0, 1.0)
@@ -179,11 +179,11 @@ def test_references_are_legal_and_tell_on_any_input_range(kind: Any, bounds: Any
     assert watch.vectors.amax(0).numpy() == pytest.approx((high + dark) / 2)
     if bounds is not None:
         before, after, _ = used_for_a_day(kind, generator, input_range=bounds)
-        assert apart(before, after) < 0.02
+        assert relative_change(before, after) < 0.02
 
 
 @pytest.mark.parametrize("kind", ["global", "output"])
-def test_answers_at_the_end_of_the_detector_tell_nothing(kind: Any, generator: torch.Generator, hours: Hours) -> None:
+def test_saturated_answers_are_not_used(kind: Any, generator: torch.Generator, hours: Hours) -> None:
     # The first outputs are so strong that all references but those that cancel saturate, and would show less fading.
     chip = Aging(4, 6, output_range=(-0.8, 0.8))
     controls = torch.full((6, 4), 0.1) * torch.tensor([9.0, 9.0, 1.0, 1.0, 1.0, 1.0])[:, None]
@@ -196,7 +196,7 @@ def test_answers_at_the_end_of_the_detector_tell_nothing(kind: Any, generator: t
     assert device.factor.numpy() == pytest.approx(1.25, rel=1e-4)
 
 
-def test_columns_that_saturate_tell_nothing(generator: torch.Generator) -> None:
+def test_saturated_columns_are_not_used(generator: torch.Generator) -> None:
     spec = fading().spec.model_copy(update={"output_range": (-1.0, 1.0)})
     matrix = torch.rand(12, 8, generator=generator, dtype=torch.float64)
     # The last one at the references already, and the other one only at twice as strong inputs: |y| = 0.2 x 8 x 0.5.
@@ -208,7 +208,7 @@ def test_columns_that_saturate_tell_nothing(generator: torch.Generator) -> None:
     assert gain == pytest.approx(0.7, rel=1e-6)
 
 
-def test_outputs_stay_within_the_promised_range(hours: Hours) -> None:
+def test_outputs_stay_within_the_output_range(hours: Hours) -> None:
     chip = Aging(4, 6, output_range=(-2.0, 2.0))
     device = d.CompensatedDevice(chip, "global")
     device.open()
@@ -220,7 +220,7 @@ def test_outputs_stay_within_the_promised_range(hours: Hours) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_COMPENSATION)
-def test_noise_that_hides_the_references_is_told_and_nothing_is_scaled(kind: Any, generator: torch.Generator) -> None:
+def test_references_below_the_noise_give_a_warning_and_no_scaling(kind: Any, generator: torch.Generator) -> None:
     chip = Aging(noise=30.0)
     device = d.CompensatedDevice(chip, kind, every_seconds=1e-9)
     device.open()
@@ -233,7 +233,7 @@ def test_noise_that_hides_the_references_is_told_and_nothing_is_scaled(kind: Any
 
 @pytest.mark.parametrize("gain", [0.0, -0.5, 0.04])
 @pytest.mark.parametrize("kind", KINDS_OF_COMPENSATION)
-def test_a_gain_through_zero_is_told_and_nothing_is_scaled(kind: Any, gain: float, generator: torch.Generator) -> None:
+def test_a_gain_near_zero_gives_a_warning_and_no_scaling(kind: Any, gain: float, generator: torch.Generator) -> None:
     chip = Aging()
     device = d.CompensatedDevice(chip, kind, every_seconds=1e-9)
     device.open()
@@ -246,15 +246,15 @@ def test_a_gain_through_zero_is_told_and_nothing_is_scaled(kind: Any, gain: floa
     assert float(device.factor) == 1.0
 
 
-def test_a_dead_output_does_no_harm(generator: torch.Generator) -> None:
+def test_a_dead_output_keeps_factors_finite(generator: torch.Generator) -> None:
     before, after, session = used_for_a_day("output", generator, dead_output_fraction=1 / 12)
     factor = session.device.factor
     assert bool(torch.isfinite(factor).all())
     assert float(factor.max()) < 3
-    assert apart(before, after) < 0.02
+    assert relative_change(before, after) < 0.02
 
 
-def test_columns_gather_what_single_vectors_tell(generator: torch.Generator) -> None:
+def test_columns_average_over_queries(generator: torch.Generator) -> None:
     # A vector's four answers of about 0.7 to noise of 0.1 tell the gain to 7 %, fifty such to 1 %.
     chip = fading(drift_nu=0.0, output_noise_fraction=0.1 / 50)
     device = d.CompensatedDevice(chip, "columns", every_seconds=1e3)
@@ -270,7 +270,7 @@ def test_columns_gather_what_single_vectors_tell(generator: torch.Generator) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_COMPENSATION)
-def test_answers_have_the_type_of_the_inputs_and_of_none_there_are_none(kind: Any, generator: torch.Generator) -> None:
+def test_answers_have_the_dtype_of_the_inputs(kind: Any, generator: torch.Generator) -> None:
     device = d.CompensatedDevice(fading(), kind)
     device.open()
     device.program(weights_of(device, generator).double())
@@ -282,25 +282,25 @@ def test_answers_have_the_type_of_the_inputs_and_of_none_there_are_none(kind: An
     assert device.query(torch.zeros(2, 8, dtype=torch.float64)).dtype == torch.float64
 
 
-# -- when it looks, and what that costs --------------------------------------------------------------
+# -- when references are measured, and their cost --------------------------------------------------------------
 
 
-def test_references_are_booked_and_come_as_often_as_asked(generator: torch.Generator) -> None:
+def test_references_are_counted_and_queried_at_the_chosen_interval(generator: torch.Generator) -> None:
     chip = fading()
     device = d.CompensatedDevice(chip, "global", every_seconds=10.0, vectors=5)
     with d.Session(device) as session:
         session.program(weights_of(device, generator))
-        assert device.session.usage_by_purpose["drift"].vectors == 4 * 5
+        assert device.session.usage_by_purpose[d.Purpose.DRIFT].vectors == 4 * 5
         for _ in range(3):
             session.query(torch.ones(2, 8))
-        assert device.session.usage_by_purpose["drift"].vectors == 4 * 5
+        assert device.session.usage_by_purpose[d.Purpose.DRIFT].vectors == 4 * 5
         chip.wait(11.0)
         session.query(torch.ones(2, 8))
-        assert device.session.usage_by_purpose["drift"].vectors == 5 * 5
+        assert device.session.usage_by_purpose[d.Purpose.DRIFT].vectors == 5 * 5
         assert session.usage.vectors == 5 * 5 + 4 * 2
 
 
-def test_columns_take_outputs_and_no_vectors(generator: torch.Generator) -> None:
+def test_columns_cost_outputs_and_no_vectors(generator: torch.Generator) -> None:
     _, _, session = used_for_a_day("columns", generator)
     assert (session.spec.out_features, session.spec.num_controls) == (12 - 4, 8 * 8)
     # Right after the program, and never again.
@@ -308,7 +308,7 @@ def test_columns_take_outputs_and_no_vectors(generator: torch.Generator) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_COMPENSATION)
-def test_programming_what_the_chip_holds_leaves_it_and_its_references_alone(
+def test_programming_the_same_controls_sends_nothing_and_keeps_the_references(
     kind: Any, generator: torch.Generator
 ) -> None:
     chip = fading()
@@ -322,10 +322,10 @@ def test_programming_what_the_chip_holds_leaves_it_and_its_references_alone(
     spent = device.usage
     device.program(weights.clone())
     assert device.usage == spent
-    assert apart(before, device.query(inputs)) < 0.02
+    assert relative_change(before, device.query(inputs)) < 0.02
 
 
-def test_a_program_whose_references_failed_is_written_again(generator: torch.Generator) -> None:
+def test_a_program_is_repeated_after_its_references_failed(generator: torch.Generator) -> None:
     chip = Aging()
     device = d.CompensatedDevice(d.Session(chip, retry=d.Retry(attempts=1)), "output")
     device.open()
@@ -340,9 +340,7 @@ def test_a_program_whose_references_failed_is_written_again(generator: torch.Gen
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_COMPENSATION)
-def test_a_chip_that_a_fault_had_written_anew_is_not_scaled_as_an_old_one(
-    kind: Any, generator: torch.Generator, hours: Hours
-) -> None:
+def test_a_retry_that_programs_the_chip_resets_the_factor(kind: Any, generator: torch.Generator, hours: Hours) -> None:
     chip = Aging()
     device = d.CompensatedDevice(d.Session(chip, retry=d.Retry(wait_seconds=0.0)), kind)
     device.open()
@@ -351,16 +349,14 @@ def test_a_chip_that_a_fault_had_written_anew_is_not_scaled_as_an_old_one(
     fresh = device.query(inputs)
     chip.gain = 0.5
     hours.now += 1e4
-    assert apart(fresh, device.query(inputs)) < 1e-5
+    assert relative_change(fresh, device.query(inputs)) < 1e-5
     chip.fails = 1  # reopened, written and asked again: the gain is one
-    assert apart(fresh, device.query(inputs)) < 1e-5
+    assert relative_change(fresh, device.query(inputs)) < 1e-5
     assert chip.log.count("program") == 2
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_COMPENSATION)
-def test_what_the_budget_does_not_cover_is_refused_before_anything_is_sent(
-    kind: Any, generator: torch.Generator
-) -> None:
+def test_the_budget_is_checked_before_anything_is_sent(kind: Any, generator: torch.Generator) -> None:
     first = 16 if kind == "columns" else 4 * 16
     look = 0 if kind == "columns" else 16
     for inner in (False, True):  # whose budget it is: that of the session in front of the chip, or around all
@@ -403,7 +399,7 @@ def test_a_bad_query_sends_no_references(bad: torch.Tensor, generator: torch.Gen
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_COMPENSATION)
-def test_the_price_is_what_is_paid_when_every_query_looks(kind: Any, generator: torch.Generator) -> None:
+def test_the_price_equals_the_usage_if_every_query_measures_references(kind: Any, generator: torch.Generator) -> None:
     # In pieces: 64 references at a program are ten queries of at most 7, and 16 at a look are three.
     device = d.CompensatedDevice(fading(max_batch=7), kind, every_seconds=1e-9)
     with d.Session(device) as session:
@@ -415,7 +411,7 @@ def test_the_price_is_what_is_paid_when_every_query_looks(kind: Any, generator: 
         assert (spent.programs, spent.queries, spent.vectors) == (priced.programs, priced.queries, priced.vectors)
 
 
-def test_parts_of_parts_are_priced_on_their_chips(generator: torch.Generator) -> None:
+def test_nested_devices_are_priced_by_the_operations_of_their_chips(generator: torch.Generator) -> None:
     def chips() -> list[d.Device]:
         return [d.make_device("matvec", in_features=4, out_features=4, seed=seed) for seed in range(4)]
 
@@ -431,7 +427,7 @@ def test_parts_of_parts_are_priced_on_their_chips(generator: torch.Generator) ->
             assert session.usage.vectors == 4 * (64 + 16 + 3)
 
 
-def test_a_stand_in_pays_for_references_as_the_chip_does(generator: torch.Generator) -> None:
+def test_a_stand_in_counts_references_as_the_chip_does(generator: torch.Generator) -> None:
     chip = d.make_device("matvec", in_features=8, out_features=12, impairments="lab")
     device = d.CompensatedDevice(chip, "output", every_seconds=0.5)
     spent = []
@@ -447,7 +443,7 @@ def test_a_stand_in_pays_for_references_as_the_chip_does(generator: torch.Genera
     assert spent[0][2] == 3 * (64 + 600_002 + 16)
 
 
-# -- among other devices -------------------------------------------------------------------------------
+# -- with other devices -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_COMPENSATION)
@@ -459,7 +455,7 @@ def test_keeps_the_contract(kind: Any, options: dict[str, Any]) -> None:
     assert [(result.check, result.detail) for result in check_device(make) if not result.passed] == []
 
 
-def test_time_is_the_chips_behind_whatever_stands_between(generator: torch.Generator) -> None:
+def test_the_clock_is_that_of_the_chip_behind_any_wrappers(generator: torch.Generator) -> None:
     chip = fading()
     tiles = [fading(4, 4) for _ in range(6)]
     for device in (
@@ -478,7 +474,7 @@ def test_time_is_the_chips_behind_whatever_stands_between(generator: torch.Gener
     assert isinstance(d.clock_of(d.CompensatedDevice(Aging())), d.WallClock)
 
 
-def test_passes_on_what_is_true_of_the_chip_and_nothing_that_tells_of_its_answers() -> None:
+def test_forwards_the_state_of_the_chip_and_hides_its_law() -> None:
     chip = fading(temperature_std=1.0)
     session = d.Session(d.CompensatedDevice(chip))
     assert session.capability(d.Thermometer) is chip
@@ -498,10 +494,10 @@ def test_compensations_stack(generator: torch.Generator) -> None:
     inputs = torch.rand(20, 8, generator=generator) * 2 - 1
     before = device.query(inputs)
     chip.wait(86400.0)
-    assert apart(before, device.query(inputs)) < 0.02
+    assert relative_change(before, device.query(inputs)) < 0.02
 
 
-def test_threads_get_answers_of_their_own_settings(generator: torch.Generator) -> None:
+def test_threads_receive_answers_at_their_own_settings(generator: torch.Generator) -> None:
     device = d.CompensatedDevice(fading(drift_nu=0.0), "output", every_seconds=1e-9)
     session = d.Session(device)
     session.open()
@@ -525,12 +521,13 @@ def test_threads_get_answers_of_their_own_settings(generator: torch.Generator) -
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_COMPENSATION)
-def test_nobody_gets_in_between_a_program_and_its_references(kind: Any, generator: torch.Generator) -> None:
+def test_other_threads_wait_for_the_references_of_a_program(kind: Any, generator: torch.Generator) -> None:
     device = d.CompensatedDevice(fading(drift_nu=0.0), kind)  # bare: no session in front that would lock
     device.open()
     settings = [weights_of(device, generator) for _ in range(2)]
     device.program(settings[0])
-    started, problems = threading.Event(), []
+    started = threading.Event()
+    problems: list[d.DeviceError] = []
 
     def ask() -> None:
         started.set()
@@ -552,7 +549,7 @@ def test_nobody_gets_in_between_a_program_and_its_references(kind: Any, generato
     assert problems == []
 
 
-def test_is_registered_and_gives_columns_to_the_chip(tmp_path: Path, generator: torch.Generator) -> None:
+def test_is_registered_and_adds_columns_to_the_chip(tmp_path: Path, generator: torch.Generator) -> None:
     path = tmp_path / "bench.toml"
     d.Bench(device="compensated", options={"device": "matvec", "kind": "columns", "columns": 3}).save(path)
     with d.open_device(str(path), in_features=8, out_features=5, impairments="lab", seed=3) as session:
@@ -566,7 +563,7 @@ def test_is_registered_and_gives_columns_to_the_chip(tmp_path: Path, generator: 
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_COMPENSATION)
-def test_a_saved_compensation_goes_on(kind: Any, generator: torch.Generator) -> None:
+def test_a_saved_compensation_continues(kind: Any, generator: torch.Generator) -> None:
     _, _, session = used_for_a_day(kind, generator)
     state = session.state_dict()
     other = d.Session(d.CompensatedDevice(fading(), kind))
@@ -595,7 +592,7 @@ class Remembering(Aging):
 
 
 @pytest.mark.parametrize("later", [5.0, 1e6])
-def test_on_the_walls_clock_a_new_process_looks_at_once(
+def test_on_the_wall_clock_a_new_process_measures_references_at_once(
     later: float, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hours = Hours(monkeypatch, start=1000.0)
@@ -611,10 +608,10 @@ def test_on_the_walls_clock_a_new_process_looks_at_once(
     other.open()
     assert other.load_state_dict(state)
     other.session.device.gain = 0.5  # type: ignore[attr-defined]
-    assert apart(before, other.query(inputs)) < 1e-5
+    assert relative_change(before, other.query(inputs)) < 1e-5
 
 
-def test_a_chip_that_could_not_be_restored_is_programmed_anew(generator: torch.Generator) -> None:
+def test_a_chip_that_could_not_be_restored_must_be_programmed(generator: torch.Generator) -> None:
     device = d.CompensatedDevice(Aging(), "output")
     device.open()
     weights = weights_of(device, generator)
@@ -626,7 +623,7 @@ def test_a_chip_that_could_not_be_restored_is_programmed_anew(generator: torch.G
     assert device.query(torch.zeros(1, 4)).shape == (1, 6)
 
 
-# -- what is refused -----------------------------------------------------------------------------------
+# -- refused options -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -645,7 +642,9 @@ def test_a_chip_that_could_not_be_restored_is_programmed_anew(generator: torch.G
         ("output", "matvec", {"every_seconds": float("inf")}, "every_seconds must be positive and finite"),
     ],
 )
-def test_what_cannot_be_compensated_is_refused(kind: Any, chip: str, options: dict[str, Any], sentence: str) -> None:
+def test_refuses_chips_and_options_without_compensation(
+    kind: Any, chip: str, options: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(d.DeviceError, match=sentence):
         d.CompensatedDevice(device_factory(KINDS[chip])(8, 8), kind, **options)
 
@@ -654,7 +653,7 @@ def test_what_cannot_be_compensated_is_refused(kind: Any, chip: str, options: di
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 8, 30])
-def test_rows_are_measured_exactly_by_vectors_that_are_orthogonal(n: int, generator: torch.Generator) -> None:
+def test_orthogonal_vectors_measure_rows_exactly(n: int, generator: torch.Generator) -> None:
     spec = d.DeviceSpec(
         name="chip", in_features=n, out_features=3, num_controls=3 * n, input_range=(0.2, 1.0), linear=True
     )
@@ -668,7 +667,7 @@ def test_rows_are_measured_exactly_by_vectors_that_are_orthogonal(n: int, genera
     assert gain == pytest.approx(0.7, rel=1e-6)
 
 
-def test_earlier_answers_of_columns_count_less_and_less(generator: torch.Generator) -> None:
+def test_the_weight_of_earlier_answers_of_columns_decays(generator: torch.Generator) -> None:
     spec = fading().spec
     rows = Rows(spec, 2, 0, memory_seconds=10.0)
     matrix = torch.randn(12, 8, generator=generator, dtype=torch.float64)
