@@ -129,12 +129,16 @@ def test_programs_again_after_reopening(session: Session, bench: Any) -> None:
     assert bench.log == ["open", "program", "close", "open", "program"]
 
 
-def test_programs_again_after_a_program_failed(session: Session, bench: Any) -> None:
+def test_programs_again_after_a_program_failed(session: Session, bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     session.program(W)
-    working, bench._program = bench._program, lambda controls: (_ for _ in ()).throw(DeviceTimeout("no answer"))
-    with pytest.raises(DeviceTimeout, match="device 'bench', program: no answer"):
-        session.program(-W)
-    bench._program = working
+
+    def fail(controls: Any) -> None:
+        raise DeviceTimeout("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench, "_program", fail)
+        with pytest.raises(DeviceTimeout, match="device 'bench', program: no answer"):
+            session.program(-W)
     session.program(W)
     assert bench.log.count("program") == 2
 
@@ -311,12 +315,14 @@ def test_logs_its_traffic(session: Session, caplog: pytest.LogCaptureFixture) ->
     ]
 
 
-def test_names_device_and_operation_in_the_errors_of_a_driver(session: Session, bench: Any) -> None:
+def test_names_device_and_operation_in_the_errors_of_a_driver(
+    session: Session, bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(inputs: Any) -> Any:
         raise DeviceError("the lamp is out; replace it")
 
     session.program(W)
-    bench._query = fail
+    monkeypatch.setattr(bench, "_query", fail)
     with pytest.raises(DeviceError, match="device 'bench', query: the lamp is out; replace it"):
         session.query(X)
 
@@ -350,8 +356,10 @@ def test_forget_makes_the_next_program_be_sent(bench: Any) -> None:
     assert bench.log.count("program") == 2
 
 
-def test_changing_controls_after_program_does_not_reach_the_driver(session: Session, bench: Any) -> None:
-    bench._program = lambda controls: setattr(bench, "weights", controls.reshape(3, 4))
+def test_changing_controls_after_program_does_not_reach_the_driver(
+    session: Session, bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "_program", lambda controls: setattr(bench, "weights", controls.reshape(3, 4)))
     controls = W.clone()
     session.program(controls)
     controls += 1  # an optimizer's step, say

@@ -35,11 +35,14 @@ class Crossbar(HardwareDevice):
 
     def __init__(self, **spec: Any) -> None:
         super().__init__(d.DeviceSpec(**{**SPEC, **spec}))
+        self.is_connected = False
 
     def _open(self) -> None:
+        self.is_connected = True
         self.weights: NDArray[Any] = np.zeros((M, N))
 
     def _close(self) -> None:
+        self.is_connected = False
         self.weights = np.zeros((M, N))
 
     def _program(self, controls: NDArray[Any]) -> None:
@@ -513,7 +516,7 @@ def test_devices_are_closed_after_every_check() -> None:
 
     check_device(make)
     assert len(made) >= len(CHECKS)
-    assert not any(device._is_open for device in made)
+    assert not any(device.is_connected for device in made)
     assert threading.active_count() < 50
 
 

@@ -165,9 +165,13 @@ def test_a_nonlinear_chip_cannot_be_tiled(matrix_device: Any) -> None:
         TiledDevice([matrix_device(linear=False)], 8, 3)
 
 
-def test_opens_all_chips_or_none(matrix_device: Any) -> None:
+def test_opens_all_chips_or_none(matrix_device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     good, bad = matrix_device(), matrix_device()
-    bad._open = lambda: (_ for _ in ()).throw(DeviceError("no answer", device="bench", operation="open"))
+
+    def fail() -> None:
+        raise DeviceError("no answer", device="bench", operation="open")
+
+    monkeypatch.setattr(bad, "_open", fail)
     with pytest.raises(DeviceError, match="no answer"):
         TiledDevice([good, bad], 8, 3).open()
     assert good.log == ["open", "close"]
@@ -189,13 +193,13 @@ def test_threads_do_not_change_answers_or_usage(count: int) -> None:
     assert usages[0] == usages[1]
 
 
-def test_chips_with_threads_work_at_the_same_time(matrix_device: Any) -> None:
+def test_chips_with_threads_work_at_the_same_time(matrix_device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
     meeting = threading.Barrier(3, timeout=5)
     devices = [matrix_device() for _ in range(3)]
     for device in devices:
-        device._query = lambda inputs: (meeting.wait(), inputs[:, :3])[1]
+        monkeypatch.setattr(device, "_query", lambda inputs: (meeting.wait(), inputs[:, :3])[1])
     with Session(TiledDevice(devices, 12, 3, threads=True)) as session:
         session.apply(torch.zeros(36), torch.ones(2, 12))  # would break the barrier one after the other
 
