@@ -141,7 +141,7 @@ def test_warns_of_age_and_temperature() -> None:
 def test_a_calibrated_chip_acts_like_a_nominal_one(kind: str, generator: torch.Generator) -> None:
     flawed, perfect = chip(kind), device_factory(KINDS[kind])(6, 6)
     session = d.Session(d.CalibratedDevice(flawed, record_of(flawed)))
-    # Clear of the ends of a range that is not a whole period.
+    # Away from the ends of the range, which is not a whole period.
     controls = 1.0 + 3.0 * torch.rand(flawed.spec.num_controls, generator=generator, dtype=torch.float64)
     inputs = 1.6 * torch.rand(5, 6, generator=generator, dtype=torch.float64) - 0.8
     with session:

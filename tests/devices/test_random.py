@@ -9,7 +9,7 @@ def test_derived_seeds_differ_by_purpose() -> None:
 
 
 def test_derived_streams_are_reproducible() -> None:
-    # Written down once: a change here changes every simulated chip that anybody has trained on.
+    # A different number would change every simulated chip.
     assert derive_seed(0, "noise") == 6667201576106393138
     first = torch.rand(3, generator=derive_generator(7, "a", 1))
     again = torch.rand(3, generator=derive_generator(7, "a", 1))

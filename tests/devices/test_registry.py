@@ -69,7 +69,7 @@ def test_any_failure_of_a_factory_is_a_device_error(factory: Any, complaint: str
 
 
 def test_a_broken_plugin_is_listed_with_its_reason_and_other_devices_work(tmp_path: Path) -> None:
-    # A real installed distribution, as pip would leave it.
+    # The files of a distribution that pip has installed.
     (tmp_path / "broken_chip.py").write_text("import no_such_vendor_sdk\n")
     (tmp_path / "rude_chip.py").write_text("raise SystemExit(3)\n")
     (tmp_path / "odd_chip.py").write_text("device = 42\n")

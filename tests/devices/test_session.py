@@ -362,7 +362,7 @@ def test_changing_controls_after_program_does_not_reach_the_driver(
     monkeypatch.setattr(bench, "_program", lambda controls: setattr(bench, "weights", controls.reshape(3, 4)))
     controls = W.clone()
     session.program(controls)
-    controls += 1  # an optimizer's step, say
+    controls += 1  # as an optimizer does
     torch.testing.assert_close(session.query(X), X @ W.reshape(3, 4).T)
 
 

@@ -59,7 +59,7 @@ def test_fixtures_work_and_hardware_is_skipped_unless_named(tmp_path: Path) -> N
     done = run(tmp_path)
     assert done.returncode == 0, done.stdout
     assert "needs hardware: name it with --astralora-bench BENCH.toml" in done.stdout
-    # Beside the fixtures, all checks but those that do not apply: no line, no output range, and no levels.
+    # Four fixtures, and all checks but five that do not apply: there is no link, no output range, and no levels.
     assert done.stdout.splitlines()[-1].startswith(f"{4 + len(CHECKS) - 5} passed"), done.stdout
 
 

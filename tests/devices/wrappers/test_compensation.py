@@ -82,7 +82,7 @@ class Aging(d.HardwareDevice):
         return outputs if self.spec.output_range is None else outputs.clip(*self.spec.output_range)
 
 
-class Hours:
+class WallTime:
     """Replace the wall clock by a time that the test sets."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, start: float = 0.0) -> None:
@@ -91,8 +91,8 @@ class Hours:
 
 
 @pytest.fixture
-def hours(monkeypatch: pytest.MonkeyPatch) -> Hours:
-    return Hours(monkeypatch)
+def wall_time(monkeypatch: pytest.MonkeyPatch) -> WallTime:
+    return WallTime(monkeypatch)
 
 
 def weights_of(device: Any, generator: torch.Generator) -> torch.Tensor:
@@ -107,14 +107,14 @@ def test_common_drift_is_compensated(kind: Any, generator: torch.Generator) -> N
     before, after, _ = used_for_a_day(None, generator)
     assert relative_change(before, after) == pytest.approx(1 - 86400**-0.05, rel=0.01)
     before, after, _ = used_for_a_day(kind, generator)
-    # Noise of 1e-5 x 50 on answers of about 0.5, twice as strong where it is scaled back: a third of a percent.
+    # Noise of 1e-5 x 50, on answers of about 0.5, doubles when they are scaled back: a third of a percent.
     assert relative_change(before, after) < 0.02
 
 
 def test_each_output_has_its_own_factor(generator: torch.Generator) -> None:
     def uneven(kind: Any) -> float:
         chip = fading(4, 3, drift_nu=0.0, drift_nu_std=1e-9)
-        # Outputs that fade by different amounts: the first not at all, the last by most.
+        # The first output does not drift, and the last one drifts most.
         chip._decay._exponents = torch.tensor([0.0, 0.03, 0.06], dtype=torch.float64).repeat_interleave(4)
         session = d.Session(d.CompensatedDevice(chip, kind))
         with session:
@@ -129,7 +129,7 @@ def test_each_output_has_its_own_factor(generator: torch.Generator) -> None:
 
 
 def test_noise_does_not_spread_the_factors_of_equal_outputs(generator: torch.Generator) -> None:
-    # 16 references of power 1/4 x 8/12 x 8 inputs, about 1.3 each, to noise of 0.3: 7 % of each output's own gain.
+    # 16 references with a power of 1/4 x 8/12 x 8 inputs, about 1.3 each, and noise of 0.3: 7 % error of each gain.
     chip = Aging(8, 40, noise=0.3)
     device = d.CompensatedDevice(chip, "output", every_seconds=1e-9)
     device.open()
@@ -138,30 +138,30 @@ def test_noise_does_not_spread_the_factors_of_equal_outputs(generator: torch.Gen
     device.query(torch.zeros(1, 8))
     factor = device.factor
     assert float(factor.mean()) == pytest.approx(2.0, rel=0.05)
-    # Unpulled, the factors would scatter by 2 x 0.3 sqrt(1 + 1/16) / (0.5 sqrt(16 x 0.67)), about 0.38.
+    # Without the common mean, the factors would scatter by 2 x 0.3 sqrt(1 + 1/16) / (0.5 sqrt(16 x 0.67)), about 0.38.
     assert float(factor.std()) < 0.15
 
 
 def test_noise_in_the_first_answers_does_not_bias_the_gain(generator: torch.Generator) -> None:
-    # Answers as strong as their noise, which adds a quarter to the power of the mean of four of them.
+    # The noise is as strong as the answers, and adds a quarter to the power of a mean of four answers.
     chip = Aging(4, 400, noise=0.29)
     device = d.CompensatedDevice(chip, "global", every_seconds=1e-9)
     device.open()
-    device.program(torch.rand(1600, generator=generator) - 0.5)  # 4 x 1/12 x 1/4, and the root of it
+    device.program(torch.rand(1600, generator=generator) - 0.5)  # power 4 x 1/12 x 1/4
     chip.gain = 0.5
     device.query(torch.zeros(1, 4))
-    # 16 x 400 answers tell a gain of 0.5 to sqrt(1.06 / 6400), 2.6 % of it; uncorrected, the factor were 2.5.
+    # 16 x 400 answers measure a gain of 0.5 to sqrt(1.06 / 6400), 2.6 % of it; uncorrected, the factor would be 2.5.
     assert float(device.factor) == pytest.approx(2.0, rel=0.08)
 
 
-def test_an_offset_of_the_detector_does_not_change_the_gain(generator: torch.Generator, hours: Hours) -> None:
+def test_an_offset_of_the_detector_does_not_change_the_gain(generator: torch.Generator, wall_time: WallTime) -> None:
     for kind in KINDS_OF_COMPENSATION:
         chip = Aging(offset=3.0)
         device = d.CompensatedDevice(chip, kind)
         device.open()
         device.program(weights_of(device, generator))
         chip.gain = 0.6
-        hours.now += 3600.0
+        wall_time.now += 3600.0
         device.query(torch.rand(5, 4, generator=generator))
         assert device.factor.flatten().numpy() == pytest.approx(1 / 0.6, rel=1e-5)
 
@@ -173,7 +173,7 @@ def test_references_are_legal_and_work_on_any_input_range(kind: Any, bounds: Any
     watch = Rows(spec, 2, 0, 60.0) if kind == "columns" else References(spec, 16, 0)
     low, high = bounds or (-1.0, 1.0)
     assert bool(((watch.vectors >= low) & (watch.vectors <= high)).all())
-    # Half of the range next to darkness, and every input at both of its ends.
+    # References cover the half of the range next to zero, and every input reaches both ends of it.
     dark = min(max(low, 0.0), high)
     assert watch.vectors.amin(0).numpy() == pytest.approx((low + dark) / 2)
     assert watch.vectors.amax(0).numpy() == pytest.approx((high + dark) / 2)
@@ -183,15 +183,15 @@ def test_references_are_legal_and_work_on_any_input_range(kind: Any, bounds: Any
 
 
 @pytest.mark.parametrize("kind", ["global", "output"])
-def test_saturated_answers_are_not_used(kind: Any, generator: torch.Generator, hours: Hours) -> None:
-    # The first outputs are so strong that all references but those that cancel saturate, and would show less fading.
+def test_saturated_answers_are_not_used(kind: Any, generator: torch.Generator, wall_time: WallTime) -> None:
+    # The first outputs saturate at nearly all references; used, they would show too little drift.
     chip = Aging(4, 6, output_range=(-0.8, 0.8))
     controls = torch.full((6, 4), 0.1) * torch.tensor([9.0, 9.0, 1.0, 1.0, 1.0, 1.0])[:, None]
     device = d.CompensatedDevice(chip, kind)
     device.open()
     device.program(controls.flatten())
     chip.gain = 0.8
-    hours.now += 100.0
+    wall_time.now += 100.0
     device.query(torch.zeros(1, 4))
     assert device.factor.numpy() == pytest.approx(1.25, rel=1e-4)
 
@@ -199,7 +199,7 @@ def test_saturated_answers_are_not_used(kind: Any, generator: torch.Generator, h
 def test_saturated_columns_are_not_used(generator: torch.Generator) -> None:
     spec = fading().spec.model_copy(update={"output_range": (-1.0, 1.0)})
     matrix = torch.rand(12, 8, generator=generator, dtype=torch.float64)
-    # The last one at the references already, and the other one only at twice as strong inputs: |y| = 0.2 x 8 x 0.5.
+    # The last column saturates at the references, the other one only at inputs twice as strong: |y| = 0.2 x 8 x 0.5.
     matrix[-2], matrix[-1] = 0.2, 1.0
     rows = Rows(spec, 2, 0, 60.0)
     assert rows.begin((rows.vectors.double() @ matrix.T).clamp(-1.0, 1.0))
@@ -208,13 +208,13 @@ def test_saturated_columns_are_not_used(generator: torch.Generator) -> None:
     assert gain == pytest.approx(0.7, rel=1e-6)
 
 
-def test_outputs_stay_within_the_output_range(hours: Hours) -> None:
+def test_outputs_stay_within_the_output_range(wall_time: WallTime) -> None:
     chip = Aging(4, 6, output_range=(-2.0, 2.0))
     device = d.CompensatedDevice(chip, "global")
     device.open()
     device.program(torch.full((24,), 0.5))
     chip.gain = 0.5
-    hours.now += 100.0
+    wall_time.now += 100.0
     chip.offset = 1.5
     assert float(device.query(torch.ones(2, 4)).max()) == 2.0
 
@@ -255,12 +255,12 @@ def test_a_dead_output_keeps_factors_finite(generator: torch.Generator) -> None:
 
 
 def test_columns_average_over_queries(generator: torch.Generator) -> None:
-    # A vector's four answers of about 0.7 to noise of 0.1 tell the gain to 7 %, fifty such to 1 %.
+    # Four answers of about 0.7 with noise of 0.1 measure the gain to 7 %, fifty times as many to 1 %.
     chip = fading(drift_nu=0.0, output_noise_fraction=0.1 / 50)
     device = d.CompensatedDevice(chip, "columns", every_seconds=1e3)
     device.open()
     device.program(weights_of(device, generator))
-    chip.wait(1e6)  # what was seen right after the program counts nothing any more
+    chip.wait(1e6)  # the weight of the answers right after the program is zero by now
     factors = []
     for _ in range(50):
         device.query(torch.rand(1, 8, generator=generator) * 2 - 1)
@@ -303,7 +303,7 @@ def test_references_are_counted_and_queried_at_the_chosen_interval(generator: to
 def test_columns_cost_outputs_and_no_vectors(generator: torch.Generator) -> None:
     _, _, session = used_for_a_day("columns", generator)
     assert (session.spec.out_features, session.spec.num_controls) == (12 - 4, 8 * 8)
-    # Right after the program, and never again.
+    # References are measured right after the program only.
     assert session.usage.vectors == 2 * 8 + 20 + 20
 
 
@@ -312,7 +312,7 @@ def test_programming_the_same_controls_sends_nothing_and_keeps_the_references(
     kind: Any, generator: torch.Generator
 ) -> None:
     chip = fading()
-    device = d.CompensatedDevice(chip, kind)  # bare: no session in front that would skip the program
+    device = d.CompensatedDevice(chip, kind)  # without a session around it, which would skip the program
     device.open()
     weights = weights_of(device, generator)
     inputs = torch.rand(20, 8, generator=generator) * 2 - 1
@@ -340,7 +340,9 @@ def test_a_program_is_repeated_after_its_references_failed(generator: torch.Gene
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_COMPENSATION)
-def test_a_retry_that_programs_the_chip_resets_the_factor(kind: Any, generator: torch.Generator, hours: Hours) -> None:
+def test_a_retry_that_programs_the_chip_resets_the_factor(
+    kind: Any, generator: torch.Generator, wall_time: WallTime
+) -> None:
     chip = Aging()
     device = d.CompensatedDevice(d.Session(chip, retry=d.Retry(wait_seconds=0.0)), kind)
     device.open()
@@ -348,9 +350,9 @@ def test_a_retry_that_programs_the_chip_resets_the_factor(kind: Any, generator: 
     inputs = torch.rand(5, 4, generator=generator)
     fresh = device.query(inputs)
     chip.gain = 0.5
-    hours.now += 1e4
+    wall_time.now += 1e4
     assert relative_change(fresh, device.query(inputs)) < 1e-5
-    chip.fails = 1  # reopened, written and asked again: the gain is one
+    chip.fails = 1  # the retry reopens and programs the chip: the gain is one
     assert relative_change(fresh, device.query(inputs)) < 1e-5
     assert chip.log.count("program") == 2
 
@@ -359,7 +361,7 @@ def test_a_retry_that_programs_the_chip_resets_the_factor(kind: Any, generator: 
 def test_the_budget_is_checked_before_anything_is_sent(kind: Any, generator: torch.Generator) -> None:
     first = 16 if kind == "columns" else 4 * 16
     look = 0 if kind == "columns" else 16
-    for inner in (False, True):  # whose budget it is: that of the session in front of the chip, or around all
+    for inner in (False, True):  # budget of the session around the chip, or of the one around the wrapper
         chip = fading()
 
         def made(vectors: int, inner: bool = inner, chip: Any = chip) -> tuple[Any, Any]:
@@ -400,7 +402,7 @@ def test_a_bad_query_sends_no_references(bad: torch.Tensor, generator: torch.Gen
 
 @pytest.mark.parametrize("kind", KINDS_OF_COMPENSATION)
 def test_the_price_equals_the_usage_if_every_query_measures_references(kind: Any, generator: torch.Generator) -> None:
-    # In pieces: 64 references at a program are ten queries of at most 7, and 16 at a look are three.
+    # At most 7 vectors a query: 64 references after a program are ten queries, and 16 later are three.
     device = d.CompensatedDevice(fading(max_batch=7), kind, every_seconds=1e-9)
     with d.Session(device) as session:
         session.program(weights_of(device, generator))
@@ -435,7 +437,7 @@ def test_a_stand_in_counts_references_as_the_chip_does(generator: torch.Generato
         session.open()
         settings = torch.rand(3, session.spec.num_controls, generator=generator) - 0.5
         for setting in settings:
-            session.apply(setting, torch.zeros(300_000, 8))  # of a microsecond each
+            session.apply(setting, torch.zeros(300_000, 8))  # one microsecond each
             session.query(torch.zeros(300_000, 8))
             session.query(torch.zeros(2, 8))
         spent.append((session.usage.programs, session.usage.queries, session.usage.vectors))
@@ -515,14 +517,14 @@ def test_threads_receive_answers_at_their_own_settings(generator: torch.Generato
         thread.start()
     for thread in threads:
         thread.join()
-    # Noise of 5e-4, of which six times is beyond all 1,440 values; and the factor, which that moves by less.
+    # Six standard deviations of the noise of 5e-4 cover all 1,440 values; its effect on the factor is smaller.
     assert len(wrong) == 30
     assert max(wrong) < 6e-3
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_COMPENSATION)
 def test_other_threads_wait_for_the_references_of_a_program(kind: Any, generator: torch.Generator) -> None:
-    device = d.CompensatedDevice(fading(drift_nu=0.0), kind)  # bare: no session in front that would lock
+    device = d.CompensatedDevice(fading(drift_nu=0.0), kind)  # without a session around it, which would lock
     device.open()
     settings = [weights_of(device, generator) for _ in range(2)]
     device.program(settings[0])
@@ -571,7 +573,7 @@ def test_a_saved_compensation_continues(kind: Any, generator: torch.Generator) -
     assert other.load_state_dict(state)
     inputs = torch.rand(3, 8, generator=generator)
     assert torch.equal(other.query(inputs), session.query(inputs))
-    # Nor has it forgotten when it looked.
+    # The age of the references is restored too.
     for each in (session, other):
         d.clock_of(each).wait(40.0)
         spent = each.usage.vectors
@@ -595,7 +597,7 @@ class Remembering(Aging):
 def test_on_the_wall_clock_a_new_process_measures_references_at_once(
     later: float, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hours = Hours(monkeypatch, start=1000.0)
+    wall_time = WallTime(monkeypatch, start=1000.0)
     chip = Remembering()
     device = d.CompensatedDevice(chip, "output")
     device.open()
@@ -603,7 +605,7 @@ def test_on_the_wall_clock_a_new_process_measures_references_at_once(
     inputs = torch.rand(3, 4, generator=generator)
     before = device.query(inputs)
     state = device.state_dict()
-    hours.now = later  # another process, whose clock began anew
+    wall_time.now = later  # another process, whose clock has another origin
     other = d.CompensatedDevice(Remembering(), "output")
     other.open()
     assert other.load_state_dict(state)
@@ -675,7 +677,7 @@ def test_the_weight_of_earlier_answers_of_columns_decays(generator: torch.Genera
     begun = 0.25 * len(rows.vectors) * float(matrix[-2:].square().sum())
     inputs = torch.rand(4, 8, generator=generator, dtype=torch.float64)
     fresh = float((inputs @ matrix[-2:].T).square().sum())
-    left = 0.5 * begun  # after ten seconds times log 2, by the law of exp(-t / 10)
+    left = 0.5 * begun  # after 10 log 2 seconds, by exp(-t / 10)
     found = rows.gain(inputs, 0.5 * inputs @ matrix.T, elapsed=10.0 * log(2))
     assert found == pytest.approx((left + 0.5 * fresh) / (left + fresh), rel=1e-6)
 

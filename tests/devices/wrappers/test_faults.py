@@ -76,7 +76,7 @@ def test_half_of_the_lost_requests_have_been_carried_out(bench: Any, running: An
     for _ in range(200):
         with pytest.raises(DeviceTimeout):
             device.program(W)
-    # Of 200 coins, 100 with a standard deviation of 7: five of them make one false alarm in a million.
+    # 100 of 200 are expected, with a standard deviation of 7; five of these are exceeded once in a million runs.
     assert abs(bench.log.count("program") - 100) < 36
 
 
@@ -153,7 +153,7 @@ def test_faults_are_as_frequent_as_planned() -> None:
     dice = FaultDice(FaultPlan(timeout=0.1, corrupt=0.2, seed=1), LINK_FAULTS)
     for _ in range(10_000):
         dice.throw(LINK_FAULTS)
-    # Standard deviations are 30 and 40; five of them make one false alarm in a million.
+    # The standard deviations are 30 and 40; five of these are exceeded once in a million runs.
     assert abs(dice.injected["timeout"] - 1000) < 150
     assert abs(dice.injected["corrupt"] - 2000) < 200
     assert set(dice.injected) == {"timeout", "corrupt"}

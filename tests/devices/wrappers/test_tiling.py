@@ -70,14 +70,14 @@ def test_usage_is_that_of_all_chips() -> None:
 
 def test_chips_that_take_turns_are_programmed_for_every_batch() -> None:
     tiled = TiledDevice(chips("slm", 1), 12, 3)
-    assert tiled.spec.program_seconds == pytest.approx(1e-3), "of each of the programs that are counted"
+    assert tiled.spec.program_seconds == pytest.approx(1e-3), "time of each counted program"
     with Session(tiled) as session:
         session.program(torch.zeros(36) + torch.arange(36) / 40)
         assert session.usage.programs == 0, "nothing has been sent yet"
         session.query(torch.zeros(5, 12))
         assert session.usage.programs == 3
         session.query(torch.zeros(5, 12))
-        assert session.usage.programs == 5, "the last tile is the next one's first"
+        assert session.usage.programs == 5, "the last tile of a query is the first of the next one"
 
 
 @pytest.mark.parametrize("count", [9, 1])
@@ -99,7 +99,7 @@ def test_partial_sums_add_the_noise_of_their_chips() -> None:
         controls = torch.zeros(1024)
         session.program(controls)
         error = session.query(torch.zeros(400, 16))
-    # The noise of four chips, and their rounding; the whole's own step accounts for one of the four.
+    # Noise and rounding of four chips; the output step of the whole accounts for one of the four.
     declared = sqrt(tiled.spec.noise_std**2 + one.output_step**2 / 12)
     assert float(error.std()) == pytest.approx(declared, rel=5 / sqrt(2 * error.numel()))
 
@@ -112,7 +112,7 @@ def test_a_layer_on_tiles_trains_by_two_programs_a_chip() -> None:
     x = torch.empty(10, 24).uniform_(-1, 1, generator=torch.Generator().manual_seed(0)).requires_grad_()
     before = device.usage
     layer(x).square().sum().backward()
-    assert (device.usage - before).programs == 9, "the startup's controls are still in place"
+    assert (device.usage - before).programs == 9, "the chips still hold the controls of the startup"
     assert x.grad is not None
     assert layer.controls.grad is not None
 
@@ -201,7 +201,7 @@ def test_chips_with_threads_work_at_the_same_time(matrix_device: Any, monkeypatc
     for device in devices:
         monkeypatch.setattr(device, "_query", lambda inputs: (meeting.wait(), inputs[:, :3])[1])
     with Session(TiledDevice(devices, 12, 3, threads=True)) as session:
-        session.apply(torch.zeros(36), torch.ones(2, 12))  # would break the barrier one after the other
+        session.apply(torch.zeros(36), torch.ones(2, 12))  # in turn, they would break the barrier
 
 
 def test_chips_side_by_side_take_the_time_of_one() -> None:
@@ -215,7 +215,7 @@ def test_chips_side_by_side_take_the_time_of_one() -> None:
 def test_peaks_show_a_saturated_chip_behind_a_small_sum() -> None:
     limited = Impairments(output_levels=201)
     with Session(TiledDevice(chips("matvec", 2, 4, 3, impairments=limited), 8, 3)) as session:
-        # The first chip adds up to 4 on a detector that ends at 2, the second takes as much off.
+        # The first chip reaches 4 on a detector that ends at 2, and the second one subtracts as much.
         session.program(torch.cat([torch.ones(3, 4), -torch.ones(3, 4)], dim=1).flatten())
         assert float(session.query(torch.ones(1, 8)).abs().max()) == 0
         report = session.capability(d.ReportsPeaks)
@@ -257,7 +257,7 @@ def test_hardware_chips_report_that_they_cannot_be_restored(matrix_device: Any) 
         one.apply(torch.zeros(24), torch.ones(2, 8))
         other.apply(torch.ones(24), torch.ones(2, 8))
         assert not other.load_state_dict(one.state_dict())
-        assert other.usage.programs == 4, "what both have spent"
+        assert other.usage.programs == 4, "the usage of both"
         with pytest.raises(d.NotConnected):
             other.query(torch.ones(2, 8))
 
