@@ -187,11 +187,11 @@ class Calibration(_Record):
                 stacklevel=3,
             )
         if temperature_celsius is not None and self.temperature_celsius is not None:
-            apart = abs(temperature_celsius - self.temperature_celsius)
-            if apart > max_kelvin:
+            difference = abs(temperature_celsius - self.temperature_celsius)
+            if difference > max_kelvin:
                 warnings.warn(
-                    f"{spec.name!r} is at {temperature_celsius:.1f} degrees Celsius, {apart:.1f} away from where it "
-                    f"was calibrated; bring it back there, or calibrate again",
+                    f"{spec.name!r} is at {temperature_celsius:.1f} degrees Celsius, {difference:.1f} away from the "
+                    f"temperature of its calibration; restore that temperature, or calibrate again",
                     CalibrationAgeWarning,
                     stacklevel=3,
                 )
@@ -252,12 +252,12 @@ class Calibration(_Record):
         hashes = {key: content.pop(key, None) for key in _HASHES}
         name = hashes["tensors_file"]
         if not isinstance(name, str) or Path(name).name != name:
-            raise DeviceError(f"the calibration {path} names no tensors_file beside it")
+            raise DeviceError(f"the calibration {path} must name as tensors_file a file in the same folder")
         try:
             data = path.with_name(name).read_bytes()
         except OSError:
             raise DeviceError(
-                f"the calibration {path} belongs together with {name}, which is not beside it; copy both"
+                f"the calibration {path} needs {name}, which is not in the same folder; copy both"
             ) from None
         if _digest(content, data) != hashes["sha256"]:
             raise DeviceError(f"the calibration {path} or {name} is damaged: its hash is not the one that was written")
@@ -266,7 +266,7 @@ class Calibration(_Record):
         except ValidationError as error:
             raise DeviceError(f"the calibration {path}: {first_problem(error)}") from None
         except SafetensorError as error:
-            raise DeviceError(f"the calibration {path}: {name} is no safetensors file: {error}") from None
+            raise DeviceError(f"the calibration {path}: {name} is not a safetensors file: {error}") from None
 
     def _part(self, prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
@@ -288,7 +288,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DeviceError(f"the calibration {path} is not JSON: {error}") from None
     if not isinstance(content, dict):
-        raise DeviceError(f"the calibration {path} is no record, but a {type(content).__name__}")
+        raise DeviceError(f"the calibration {path} is not a record: it holds a {type(content).__name__}")
     return content
 
 

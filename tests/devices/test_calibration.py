@@ -97,8 +97,8 @@ def test_a_crash_while_saving_leaves_the_old_record_whole(tmp_path: Path, monkey
     [
         (lambda path, tensors: path.unlink(), "cannot be read: No such file or directory"),
         (lambda path, tensors: path.write_text("{"), "is not JSON"),
-        (lambda path, tensors: path.write_text("[]"), "is no record, but a list"),
-        (lambda path, tensors: tensors.unlink(), "which is not beside it; copy both"),
+        (lambda path, tensors: path.write_text("[]"), "is not a record: it holds a list"),
+        (lambda path, tensors: tensors.unlink(), "which is not in the same folder; copy both"),
         (lambda path, tensors: tensors.write_bytes(b"x" + tensors.read_bytes()[1:]), "is damaged: its hash"),
         (lambda path, tensors: path.write_text(path.read_text().replace('"mzi"', '"mrr"')), "is damaged: its hash"),
         (lambda path, tensors: path.write_text(path.read_text().replace('"format": 1', '"format": 2')), "has format 2"),
@@ -117,7 +117,7 @@ def test_a_record_cannot_name_a_file_in_another_folder(tmp_path: Path) -> None:
     record_of(chip()).save(path)
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "tensors_file": "../secret.safetensors"}))
-    with pytest.raises(d.DeviceError, match="names no tensors_file beside it"):
+    with pytest.raises(d.DeviceError, match="must name as tensors_file a file in the same folder"):
         d.Calibration.load(path)
 
 
