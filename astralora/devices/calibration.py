@@ -1,4 +1,4 @@
-"""What was found out about one chip, as a file that outlives the measurement."""
+"""Store the calibration of one chip in files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from torch import Tensor
 
 from .errors import CalibrationMismatch, DeviceError
 from .files import write_atomically
+from .html import html_table
 from .spec import DeviceSpec
+from .validation import first_problem
 
 __all__ = ["Calibration", "CalibrationAgeWarning", "FitQuality", "FittedModel"]
 
@@ -26,19 +28,21 @@ _HASHES = ("sha256", "tensors_file", "tensors_sha256")
 
 
 class CalibrationAgeWarning(UserWarning):
-    """A calibration was taken so long ago, or at such another temperature, that the chip may have changed since."""
+    """Warn that a calibration is old, or was taken at another temperature, so that the chip may have changed."""
 
 
 class _Record(BaseModel):
+    """Forbid changes and unknown keys."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class FittedModel(_Record):
-    """Which law was fitted.
+    """Name the law that was fitted.
 
     Attributes:
-        name: a registered device that is `astralora.devices.Identifiable`.
-        options: of its factory, sizes and ranges aside.
+        name: name of a registered device that is `astralora.devices.Identifiable`.
+        options: options of its factory, except sizes and ranges.
     """
 
     name: str
@@ -46,21 +50,21 @@ class FittedModel(_Record):
 
 
 class FitQuality(_Record):
-    """How well a law with fitted constants foresees what the chip answers.
+    """Describe how well a law with fitted constants predicts the answers of the chip.
 
     Attributes:
-        fits: whether it does, by answers that the fit has not seen.
-        verdict: the same in a sentence.
-        unexplained: share of the held-out answers' power that is neither foreseen nor noise.
-        unexplained_error: standard error of it.
-        held_out_rms: root mean square of what is left of held-out answers, in output units.
-        training_rms: the same of the answers that were fitted.
-        noise_std: what noise and rounding alone leave, as measured by asking twice.
-        starts: how often the fit was begun anew.
-        settings: that were fitted.
-        held_out_settings: that were not.
-        errors: ``"full"`` where standard errors of constants allow for all others; ``"diagonal"`` where each takes the
-            others for known, and is a lower bound.
+        fits: whether the law predicts held-out answers, which the fit did not use.
+        verdict: the result in a sentence.
+        unexplained: share of the power of held-out answers that is neither predicted nor noise.
+        unexplained_error: standard error of ``unexplained``.
+        held_out_rms: root mean square error of the prediction of held-out answers, in output units.
+        training_rms: root mean square error of the fitted answers, in output units.
+        noise_std: standard deviation of noise and rounding alone, measured by repeated queries.
+        starts: number of starts of the fit.
+        settings: number of settings that were fitted.
+        held_out_settings: number of settings that were held out.
+        errors: ``"full"`` where the standard error of each constant includes the uncertainty of all others;
+            ``"diagonal"`` where it takes the others as exact, and is a lower bound.
     """
 
     fits: bool
@@ -77,27 +81,26 @@ class FitQuality(_Record):
 
 
 class Calibration(_Record):
-    """A calibration record: JSON for people and machines, and beside it a safetensors file for what is large.
+    """Hold the calibration of one chip; in files, a JSON record and beside it a safetensors file for the tensors.
 
     Attributes:
-        format: version of the record's format.
-        device: the device's name.
-        serial_number: of the unit it was taken on, which alone it is good for.
-        created: when.
-        temperature_celsius: of the chip, if it tells.
-        promised: what the device says of itself.
-        measured: the same, as found: its noise, and what else was measured.
-        model: which law was fitted; None for none.
-        fit: how well; None for none.
-        findings: what was measured directly, each with name, value, low, high (three standard errors), unit, promised,
-            agrees and a sentence.
-        spent: programs, queries and vectors that it took.
-        wall_seconds: time that the measurement took.
-        tensors: constants found, as ``constants/NAME``; their standard errors, ``errors/NAME``; measured pairs that
-            were held out and what the law says of them, ``held_out/measured`` and ``held_out/foreseen``; what controls
-            that do not move are held at, ``fixed``, nan for all others; noise of each output, ``noise/by_output``, and
-            those that see nothing, ``dead_outputs``; what outputs report in the dark, ``dark/offset`` with
-            ``dark/error``; and more.
+        format: version of the format of the record.
+        device: name of the device.
+        serial_number: serial number of the calibrated unit; the record is valid for this unit only.
+        created: time of the calibration.
+        temperature_celsius: temperature of the chip, if it has a thermometer.
+        promised: spec that the device claims.
+        measured: the same spec with measured values: the noise, and more.
+        model: law that was fitted; None for none.
+        fit: quality of the fit; None for none.
+        findings: properties measured directly, each with name, value, low, high (three standard errors), unit,
+            promised, agrees and a sentence.
+        spent: programs, queries and vectors that the calibration took.
+        wall_seconds: time that the calibration took.
+        tensors: fitted constants, ``constants/NAME``; their standard errors, ``errors/NAME``; measured and predicted
+            answers at held-out settings, ``held_out/measured`` and ``held_out/foreseen``; values of stuck controls,
+            ``fixed``, nan for all others; noise of each output, ``noise/by_output``; outputs without signal,
+            ``dead_outputs``; outputs without light, ``dark/offset``, and their errors, ``dark/error``; and more.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -118,27 +121,27 @@ class Calibration(_Record):
 
     @property
     def constants(self) -> dict[str, Tensor]:
-        """The constants that were found, by name; empty where nothing fits."""
+        """Return the fitted constants by name; empty where no law fits."""
         return self._part("constants/") if self.fit is not None and self.fit.fits else {}
 
     @property
     def errors(self) -> dict[str, Tensor]:
-        """Their standard errors, by name."""
+        """Return the standard errors of the constants by name."""
         return self._part("errors/")
 
     @property
     def fixed(self) -> Tensor | None:
-        """What controls that do not move are held at, nan for all others, (num_controls,); None where all move."""
+        """Return the values of stuck controls, nan for all others, (num_controls,); None where no control is stuck."""
         return self.tensors.get("fixed")
 
     @property
     def age_days(self) -> float:
-        """Days since it was taken."""
+        """Return the age in days."""
         return (datetime.now(UTC) - self.created).total_seconds() / 86400
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything in it."""
+        """Return the SHA-256 of the record and its tensors."""
         return _digest(self.model_dump(mode="json"), save_tensors(self._contiguous()))
 
     def check(
@@ -149,16 +152,16 @@ class Calibration(_Record):
         max_age_days: float = 30.0,
         max_kelvin: float = 5.0,
     ) -> None:
-        """Refuse to be used on another device than the one it was taken on, and warn of what may have changed.
+        """Refuse another device than the calibrated one, and warn where the chip may have changed.
 
         Args:
-            spec: of the device at hand.
-            temperature_celsius: of it, if known.
-            max_age_days: after how many days to warn.
-            max_kelvin: from what difference of temperatures on to warn.
+            spec: spec of the device to use.
+            temperature_celsius: its present temperature; None if unknown.
+            max_age_days: age of the calibration, in days, from which to warn.
+            max_kelvin: difference of temperatures, in kelvin, from which to warn.
 
         Raises:
-            CalibrationMismatch: it is another device.
+            CalibrationMismatch: the calibration belongs to another device.
         """
         theirs, ours = spec.serial_number, self.serial_number
         if theirs != ours:
@@ -184,25 +187,40 @@ class Calibration(_Record):
                 stacklevel=3,
             )
         if temperature_celsius is not None and self.temperature_celsius is not None:
-            apart = abs(temperature_celsius - self.temperature_celsius)
-            if apart > max_kelvin:
+            difference = abs(temperature_celsius - self.temperature_celsius)
+            if difference > max_kelvin:
                 warnings.warn(
-                    f"{spec.name!r} is at {temperature_celsius:.1f} degrees Celsius, {apart:.1f} away from where it "
-                    f"was calibrated; bring it back there, or calibrate again",
+                    f"{spec.name!r} is at {temperature_celsius:.1f} degrees Celsius, {difference:.1f} away from the "
+                    f"temperature of its calibration; restore that temperature, or calibrate again",
                     CalibrationAgeWarning,
                     stacklevel=3,
                 )
+
+    def _repr_html_(self) -> str:
+        """Return the main results as a table for notebooks."""
+        constants = self.constants
+        count = sum(value.numel() for value in constants.values())
+        rows: list[tuple[str, object]] = [
+            ("device", self.device),
+            ("serial number", self.serial_number),
+            ("age in days", self.age_days),
+            ("law", None if self.model is None else self.model.name),
+            ("verdict", None if self.fit is None else self.fit.verdict),
+            ("constants", f"{len(constants)} kinds, {count:,} values" if constants else None),
+        ]
+        rows += [(str(finding.get("name", "finding")), finding.get("sentence")) for finding in self.findings]
+        return html_table(f"Calibration of {self.device}", rows)
 
     # -- files ------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
         """Write the record, and its tensors beside it.
 
-        The tensors' file is named by what is in it and written first; the record, which names it, replaces an earlier
-        one in one go. At no moment is half a record under the final name.
+        The file of the tensors is named by its content, and written first. The record, which holds that name, then
+        replaces an earlier one atomically, so that an interruption leaves the earlier calibration complete.
 
         Raises:
-            DeviceError: it cannot be written.
+            DeviceError: a file cannot be written.
         """
         path = Path(path)
         data = save_tensors(self._contiguous())
@@ -221,10 +239,10 @@ class Calibration(_Record):
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
-        """Read a record and its tensors, and make sure that they are what was written.
+        """Read a record and its tensors, and check their hash.
 
         Raises:
-            DeviceError: there is none, it is damaged, or of a later format; in one sentence.
+            DeviceError: there is no record, it is damaged, or its format is newer.
         """
         path = Path(path)
         content = _read_json(path)
@@ -234,23 +252,21 @@ class Calibration(_Record):
         hashes = {key: content.pop(key, None) for key in _HASHES}
         name = hashes["tensors_file"]
         if not isinstance(name, str) or Path(name).name != name:
-            raise DeviceError(f"the calibration {path} names no tensors_file beside it")
+            raise DeviceError(f"the calibration {path} must name as tensors_file a file in the same folder")
         try:
             data = path.with_name(name).read_bytes()
         except OSError:
             raise DeviceError(
-                f"the calibration {path} belongs together with {name}, which is not beside it; copy both"
+                f"the calibration {path} needs {name}, which is not in the same folder; copy both"
             ) from None
         if _digest(content, data) != hashes["sha256"]:
             raise DeviceError(f"the calibration {path} or {name} is damaged: its hash is not the one that was written")
         try:
             return cls.model_validate({**content, "tensors": load_tensors(data)})
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            raise DeviceError(f"the calibration {path}: {place}: {first['msg']}") from None
+            raise DeviceError(f"the calibration {path}: {first_problem(error)}") from None
         except SafetensorError as error:
-            raise DeviceError(f"the calibration {path}: {name} is no safetensors file: {error}") from None
+            raise DeviceError(f"the calibration {path}: {name} is not a safetensors file: {error}") from None
 
     def _part(self, prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
@@ -272,16 +288,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DeviceError(f"the calibration {path} is not JSON: {error}") from None
     if not isinstance(content, dict):
-        raise DeviceError(f"the calibration {path} is no record, but a {type(content).__name__}")
+        raise DeviceError(f"the calibration {path} is not a record: it holds a {type(content).__name__}")
     return content
 
 
 def _named_tensors(path: Path) -> str | None:
-    """The tensors' file of the record that is there already."""
+    """Return the name of the tensors' file of the record at a path; None where there is no record."""
     if not path.exists():
         return None
     try:
         name = _read_json(path).get("tensors_file")
     except DeviceError:
-        return None  # no record of ours: it is replaced, and nothing beside it touched
+        return None  # another file: it is replaced, and no file beside it is deleted
     return name if isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors") else None

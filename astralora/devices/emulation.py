@@ -1,4 +1,4 @@
-"""Finding emulators: what serves a device on a port in the place of its firmware."""
+"""Find emulators, which serve a device on a port in place of its firmware."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ EMULATOR_GROUP = "astralora.emulators"
 
 
 class Emulates(Protocol):
-    """A device on a port.
+    """Serve a device on a port.
 
     Attributes:
-        driver: the registered device that speaks to it.
-        uri: the ``port`` option of that device.
+        driver: name of the registered device that connects to it.
+        uri: ``port`` option of that device.
     """
 
     driver: str
@@ -28,42 +28,42 @@ class Emulates(Protocol):
 
     @property
     def injected(self) -> Counter[FaultKind]:
-        """How many faults of each kind there were."""
+        """Return the number of injected faults of each kind."""
         ...
 
     def start(self) -> Self:
-        """Begin to answer, from a thread of its own."""
+        """Start to answer, in a thread of its own."""
         ...
 
     def wait(self) -> None:
-        """Answer until somebody calls `stop`, or the thread is interrupted."""
+        """Block until `stop` is called, or the thread is interrupted."""
 
     def stop(self) -> None:
-        """Answer no more, and bring the device into its safe state."""
+        """Stop answering, and leave the device in its safe state."""
 
 
 def list_emulators() -> list[str]:
-    """The protocols that devices can be served by."""
+    """Return the names of all protocols that can serve a device."""
     return sorted(point.name for point in entry_points(group=EMULATOR_GROUP))
 
 
 def make_emulator(
     protocol: str, device: Device, address: str, *, faults: FaultPlan | None = None, public: bool = False
 ) -> Emulates:
-    """An emulator that listens, and answers once it is started.
+    """Make an emulator that listens, and answers once it is started.
 
-    Protocols are registered by packages, with an entry point in the group ``astralora.emulators`` for a function
-    that is called as this one is.
+    A package registers a protocol with an entry point in the group ``astralora.emulators``; it names a function with
+    the parameters ``(device, address, faults, *, public)``.
 
     Args:
-        protocol: ``"frames"``, ``"scpi"``, or another that is registered.
-        device: what answers.
-        address: where to listen, such as ``pty`` or ``tcp://127.0.0.1:0``.
-        faults: what goes wrong on purpose.
-        public: allow an address that others than this machine can reach. Nothing is authenticated.
+        protocol: ``"frames"``, ``"scpi"``, or another registered protocol.
+        device: device that answers.
+        address: address to listen on, such as ``pty`` or ``tcp://127.0.0.1:0``.
+        faults: faults to inject; None for no faults.
+        public: allow an address that other machines can reach; there is no authentication.
 
     Raises:
-        DeviceError: there is no such protocol, or it is impossible to listen there.
+        DeviceError: there is no such protocol, or the address cannot be used.
     """
     for point in entry_points(group=EMULATOR_GROUP, name=protocol):
         emulator: Emulates = point.load()(device, address, faults, public=public)

@@ -64,9 +64,7 @@ class Exchange:
         self._ledger = ledger
         self._recovery = recovery
         # The session checks every request; a device that would check it again need not.
-        checks = capability_of(device, ChecksRequests)
-        self._program = device.program if checks is None else checks.program_unchecked
-        self._query = device.query if checks is None else checks.query_unchecked
+        self._unchecked = capability_of(device, ChecksRequests)
         self.programmed: Tensor | None = None
 
     def holds(self, controls: Tensor) -> bool:
@@ -84,12 +82,13 @@ class Exchange:
         sent = controls.clone()
         # Until the device has confirmed, its controls are unknown.
         self.programmed = None
-        self._carry_out(_Request("program", partial(self._program, sent), programs=1, moved=_size(sent)))
+        self._carry_out(_Request("program", partial(self._program_method, sent), programs=1, moved=_size(sent)))
         self.programmed = sent
 
     def query(self, inputs: Tensor) -> Tensor:
         """Pass vectors through: (batch, in_features) -> (batch, out_features)."""
-        return self.pass_vectors("query", self._query, inputs, self._device.spec.out_features)
+        send = self._device.query if self._unchecked is None else self._unchecked.query_unchecked
+        return self.pass_vectors("query", send, inputs, self._device.spec.out_features)
 
     def query_each(self, many: ProgramsMany, controls: Tensor, inputs: Tensor) -> Tensor:
         """Run all settings in one call of the device: (settings, batch, out_features)."""
@@ -116,6 +115,11 @@ class Exchange:
         if limit is None or len(vectors) <= limit:
             return self._pass_piece(operation, send, vectors, width)
         return torch.cat([self._pass_piece(operation, send, piece, width) for piece in vectors.split(limit)])
+
+    @property
+    def _program_method(self) -> Callable[[Tensor], None]:
+        # Looked up at every call, as in `query`: a test may have replaced the method of the device.
+        return self._device.program if self._unchecked is None else self._unchecked.program_unchecked
 
     def _pass_piece(self, operation: str, send: Callable[[Tensor], Tensor], vectors: Tensor, width: int) -> Tensor:
         batch = len(vectors)
@@ -146,7 +150,7 @@ class Exchange:
     def _repeat(self, recovery: Recovery, request: _Request, fault: DeviceError, held: Tensor | None) -> Tensor | None:
         def restore() -> None:
             if held is not None:
-                again = _Request("program", partial(self._program, held), programs=1, moved=_size(held))
+                again = _Request("program", partial(self._program_method, held), programs=1, moved=_size(held))
                 self._attempt_within_budget(again, request.operation)
 
         def resent(resend: Callable[[], Tensor | None]) -> Tensor | None:

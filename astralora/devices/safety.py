@@ -1,4 +1,4 @@
-"""Leaving no chip under power behind: open sessions are closed however the process ends."""
+"""Close open sessions when the process ends, so that no chip stays under power."""
 
 from __future__ import annotations
 
@@ -20,32 +20,31 @@ class _Closes(Protocol):
     def close(self) -> None: ...
 
 
-# Of the process that opened them: a fork inherits the objects, but the chips are not its own.
-_open: weakref.WeakSet[_Closes] = weakref.WeakSet()
+# Sessions of the process that opened them: a fork inherits the objects, but must not close the chips.
+_sessions: weakref.WeakSet[_Closes] = weakref.WeakSet()
 _owner: int | None = None
 
 
 def watch(session: _Closes) -> None:
-    """Close this when the interpreter exits: at the end, by an exception, by SIGINT, SIGTERM or SIGHUP."""
+    """Close a session when the interpreter exits: at its end, by an exception, by SIGINT, SIGTERM or SIGHUP."""
     global _owner
     if _owner != os.getpid():
         _owner = os.getpid()
-        _open.clear()
+        _sessions.clear()
         atexit.register(_close_all)
     stop_on_signals()
-    _open.add(session)
+    _sessions.add(session)
 
 
 def unwatch(session: _Closes) -> None:
-    """It was closed in good order."""
-    _open.discard(session)
+    """Stop watching a session, which has been closed."""
+    _sessions.discard(session)
 
 
 def stop_on_signals() -> None:
-    """Let SIGTERM and SIGHUP end the interpreter as SIGINT does, with every ``finally`` on the way.
+    """Make SIGTERM and SIGHUP end the interpreter as SIGINT does, so that every ``finally`` block runs.
 
-    Nothing is changed where the program has a handler of its own, ignores the signal, or this is not the
-    main thread.
+    Nothing is changed where the program has its own handler or ignores the signal, nor outside the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         return
@@ -62,9 +61,9 @@ def _exit(number: int, frame: FrameType | None) -> None:
 def _close_all() -> None:
     if os.getpid() != _owner:
         return
-    for session in list(_open):
+    for session in list(_sessions):
         try:
             session.close()
         except Exception:
-            # The others have to be closed as well.
+            # The other sessions must be closed as well.
             _log.exception("%r could not be closed at exit; check that the chip is safe", session)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, model_validator
 
+from .html import html_table
 from .reach import Patch, check_reach
 
 __all__ = ["Coupling", "DeviceSpec", "Range"]
@@ -114,6 +115,15 @@ class DeviceSpec(BaseModel):
         if self.reach is not None:
             check_reach(self.reach, self.num_controls, self.in_features, self.out_features)
         return self
+
+    def _repr_html_(self) -> str:
+        """Return what differs from the defaults as a table for notebooks; ``reach``, which may be long, is left out."""
+        rows = [
+            (name, getattr(self, name))
+            for name, field in type(self).model_fields.items()
+            if name not in ("name", "reach") and getattr(self, name) != field.default
+        ]
+        return html_table(f"Device {self.name}", rows)
 
     def backward(self) -> DeviceSpec:
         """Return the spec of the reverse port of a `Reciprocal` device: inputs and outputs exchanged.

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from .html import html_table
 from .spec import DeviceSpec
 
 __all__ = ["Budget", "Usage"]
@@ -67,6 +68,10 @@ class Usage:
     def to_list(self) -> list[Any]:
         """Return the counters in the order of ``Usage(*counters)``."""
         return [self.programs, self.queries, self.vectors, self.seconds, self.retries, self.bytes]
+
+    def _repr_html_(self) -> str:
+        """Return the counters as a table for notebooks."""
+        return html_table("Usage", list(asdict(self).items()))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the counters by name."""

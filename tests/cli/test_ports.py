@@ -186,7 +186,7 @@ def invoke(*arguments: str) -> Any:
         ),
         (
             ["emulate", "--device", "mrr", "--faults", "colour=1"],
-            "colour: Extra inputs are not permitted; known are timeout,",
+            "colour: there is no such key; known are timeout,",
         ),
         (["emulate", "--device", "mrr", "--faults", "often"], "'often' is no fault plan"),
         (

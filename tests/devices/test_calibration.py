@@ -1,4 +1,4 @@
-"""Calibration records, and devices with one in front of them."""
+"""Test calibration records, and devices corrected by them."""
 
 import json
 import warnings
@@ -28,7 +28,7 @@ def chip(kind: str = "mzi", ports: int = 6, seed: int = 0, **law: Any) -> Simula
 
 
 def record_of(device: SimulatedDevice, *, fits: bool = True, **changes: Any) -> d.Calibration:
-    """What a perfect calibration would find."""
+    """Return the record that a perfect calibration would write."""
     known = device.true_constants
     full = {name: known.get(name, torch.full(c.shape, c.nominal)).float() for name, c in device.constants().items()}
     fit = d.FitQuality(
@@ -57,7 +57,7 @@ def record_of(device: SimulatedDevice, *, fits: bool = True, **changes: Any) -> 
     return d.Calibration(**{**values, **changes})
 
 
-def test_a_record_comes_back_from_its_files(tmp_path: Path) -> None:
+def test_a_record_is_restored_from_its_files(tmp_path: Path) -> None:
     record = record_of(chip())
     record.save(tmp_path / "chip.cal.json")
     again = d.Calibration.load(tmp_path / "chip.cal.json")
@@ -97,14 +97,14 @@ def test_a_crash_while_saving_leaves_the_old_record_whole(tmp_path: Path, monkey
     [
         (lambda path, tensors: path.unlink(), "cannot be read: No such file or directory"),
         (lambda path, tensors: path.write_text("{"), "is not JSON"),
-        (lambda path, tensors: path.write_text("[]"), "is no record, but a list"),
-        (lambda path, tensors: tensors.unlink(), "which is not beside it; copy both"),
+        (lambda path, tensors: path.write_text("[]"), "is not a record: it holds a list"),
+        (lambda path, tensors: tensors.unlink(), "which is not in the same folder; copy both"),
         (lambda path, tensors: tensors.write_bytes(b"x" + tensors.read_bytes()[1:]), "is damaged: its hash"),
         (lambda path, tensors: path.write_text(path.read_text().replace('"mzi"', '"mrr"')), "is damaged: its hash"),
         (lambda path, tensors: path.write_text(path.read_text().replace('"format": 1', '"format": 2')), "has format 2"),
     ],
 )
-def test_a_damaged_record_is_told_in_one_sentence(spoil: Any, sentence: str, tmp_path: Path) -> None:
+def test_a_damaged_record_is_described_in_one_sentence(spoil: Any, sentence: str, tmp_path: Path) -> None:
     path = tmp_path / "chip.cal.json"
     record_of(chip()).save(path)
     spoil(path, next(tmp_path.glob("*.safetensors")))
@@ -112,12 +112,12 @@ def test_a_damaged_record_is_told_in_one_sentence(spoil: Any, sentence: str, tmp
         d.Calibration.load(path)
 
 
-def test_a_record_names_no_file_elsewhere(tmp_path: Path) -> None:
+def test_a_record_cannot_name_a_file_in_another_folder(tmp_path: Path) -> None:
     path = tmp_path / "chip.cal.json"
     record_of(chip()).save(path)
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "tensors_file": "../secret.safetensors"}))
-    with pytest.raises(d.DeviceError, match="names no tensors_file beside it"):
+    with pytest.raises(d.DeviceError, match="must name as tensors_file a file in the same folder"):
         d.Calibration.load(path)
 
 
@@ -126,7 +126,7 @@ def test_another_chip_is_refused() -> None:
         d.CalibratedDevice(chip(seed=1), record_of(chip(seed=0)))
 
 
-def test_age_and_temperature_are_warned_of() -> None:
+def test_warns_of_age_and_temperature() -> None:
     old = record_of(chip(), created=datetime.now(UTC) - timedelta(days=45), temperature_celsius=20.0)
     with pytest.warns(d.CalibrationAgeWarning, match="'mzi' is 45 days old"):
         old.check(chip().spec)
@@ -138,10 +138,10 @@ def test_age_and_temperature_are_warned_of() -> None:
 
 
 @pytest.mark.parametrize("kind", ["mzi", "slm"])
-def test_a_calibrated_chip_acts_as_its_drawing_says(kind: str, generator: torch.Generator) -> None:
+def test_a_calibrated_chip_acts_like_a_nominal_one(kind: str, generator: torch.Generator) -> None:
     flawed, perfect = chip(kind), device_factory(KINDS[kind])(6, 6)
     session = d.Session(d.CalibratedDevice(flawed, record_of(flawed)))
-    # Clear of the ends of a range that is not a whole period.
+    # Away from the ends of the range, which is not a whole period.
     controls = 1.0 + 3.0 * torch.rand(flawed.spec.num_controls, generator=generator, dtype=torch.float64)
     inputs = 1.6 * torch.rand(5, 6, generator=generator, dtype=torch.float64) - 0.8
     with session:
@@ -180,7 +180,7 @@ def test_where_no_law_fits_nothing_is_corrected(generator: torch.Generator) -> N
         torch.testing.assert_close(session.apply(controls, inputs), flawed.transfer(controls, inputs))
 
 
-def test_inputs_that_no_modulator_could_make_are_refused_by_the_corrected_range() -> None:
+def test_the_corrected_input_range_is_covered_by_every_modulator() -> None:
     flawed = chip()
     bounds = d.CalibratedDevice(flawed, record_of(flawed)).spec.input_range
     assert bounds is not None
@@ -235,7 +235,7 @@ def test_a_model_of_another_size_or_without_constants_is_refused() -> None:
         d.make_model(d.FittedModel(name="tiled", options={"chip": "slm", "tile": 2}), spec)
 
 
-def test_simulators_have_a_clock_and_hardware_has_the_wall(bench: Any) -> None:
+def test_simulators_have_a_virtual_clock_and_hardware_the_wall_clock(bench: Any) -> None:
     simulated = chip()
     clock = d.clock_of(d.Session(simulated))
     before = clock.clock_seconds
@@ -244,7 +244,7 @@ def test_simulators_have_a_clock_and_hardware_has_the_wall(bench: Any) -> None:
     assert isinstance(d.clock_of(bench), d.WallClock)
 
 
-def test_a_calibrated_chip_has_its_own_time_and_temperature() -> None:
+def test_a_calibrated_chip_forwards_its_clock_and_thermometer() -> None:
     flawed = chip(temperature_std=1.0)
     session = d.Session(d.CalibratedDevice(flawed, record_of(flawed)))
     assert d.clock_of(session) is flawed

@@ -1,4 +1,4 @@
-"""A lab's own functions as a device."""
+"""Test devices made of functions."""
 
 import numpy as np
 import pytest

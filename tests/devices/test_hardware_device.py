@@ -25,43 +25,43 @@ def test_opens_and_closes_once(bench: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_works_in_the_precision_of_the_caller(running: Any, dtype: torch.dtype) -> None:
+def test_answers_in_the_dtype_of_the_inputs(running: Any, dtype: torch.dtype) -> None:
     running.program(torch.ones(12, dtype=dtype))
     answer = running.query(torch.ones(2, 4, dtype=dtype))
     assert answer.dtype == dtype
     assert torch.equal(answer, torch.full((2, 3), 4.0, dtype=dtype))
 
 
-def test_a_driver_cannot_change_the_inputs(running: Any) -> None:
+def test_a_driver_cannot_change_the_inputs(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def scribble(inputs: Any) -> Any:
         inputs[:] = 0
         return inputs
 
-    running._query = scribble
+    monkeypatch.setattr(running, "_query", scribble)
     with pytest.raises(ValueError, match="read-only"):
         running.query(torch.ones(2, 4))
 
 
-def test_an_answer_outlives_the_buffer_that_the_driver_reuses(running: Any) -> None:
+def test_answers_are_copied_from_the_buffer_of_the_driver(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = np.zeros((2, 3), dtype=np.float32)
 
     def reuse(inputs: Any) -> Any:
         buffer[:] += 1
         return buffer
 
-    running._query = reuse
+    monkeypatch.setattr(running, "_query", reuse)
     first = running.query(torch.ones(2, 4))
     running.query(torch.ones(2, 4))
     assert torch.equal(first, torch.ones(2, 3))
 
 
-def test_an_answer_that_is_not_numbers_is_the_drivers_fault(running: Any) -> None:
-    running._query = lambda inputs: None
-    with pytest.raises(ProtocolError, match="returned object where numbers are due"):
+def test_refuses_an_answer_that_is_not_numeric(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "_query", lambda inputs: None)
+    with pytest.raises(ProtocolError, match="returned object; it must return numbers"):
         running.query(torch.ones(2, 4))
 
 
-def test_a_closed_or_unprogrammed_device_is_not_asked(bench: Any) -> None:
+def test_refuses_operations_while_closed_or_unprogrammed(bench: Any) -> None:
     with pytest.raises(NotConnected, match="is closed; call open first"):
         bench.program(torch.zeros(12))
     bench.open()
@@ -75,7 +75,7 @@ def test_a_closed_or_unprogrammed_device_is_not_asked(bench: Any) -> None:
     assert "query 1" not in bench.log
 
 
-def test_one_method_runs_at_a_time(running: Any) -> None:
+def test_one_method_runs_at_a_time(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = np.zeros((1, 3))
     reading = threading.Event()
 
@@ -85,7 +85,7 @@ def test_one_method_runs_at_a_time(running: Any) -> None:
         time.sleep(0.05)
         return scratch
 
-    running._query = slow
+    monkeypatch.setattr(running, "_query", slow)
     answers: dict[float, Any] = {}
     threads = [
         threading.Thread(target=lambda value=value: answers.update({value: running.query(torch.full((1, 4), value))}))

@@ -1,4 +1,4 @@
-"""However a process ends, its chips are left safe: real processes, real signals."""
+"""Test that sessions are closed however a process ends, with real processes and real signals."""
 
 import signal
 import subprocess
@@ -45,18 +45,18 @@ def test_a_session_that_was_left_open_is_closed_at_the_end(after: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_leaves_the_chip_safe(number: int) -> None:
+def test_a_signal_closes_the_session(number: int) -> None:
     said, code = run(WAIT, number)
     assert said == "safe\n"
     assert code != 0
 
 
-def test_a_programs_own_handler_is_left_in_force() -> None:
+def test_a_signal_handler_of_the_program_is_kept() -> None:
     handler = "import signal; signal.signal(signal.SIGTERM, lambda *_: (print('mine', flush=True), sys.exit(7)))"
     assert run(WAIT, signal.SIGTERM, handler) == ("mine\nsafe\n", 7)
 
 
-def test_a_fork_does_not_close_what_belongs_to_its_parent() -> None:
+def test_a_fork_does_not_close_sessions_of_its_parent() -> None:
     after = "import os\nif os.fork() == 0:\n    sys.exit()\nos.wait()\nprint('parent', flush=True)"
     assert run(after)[0] == "parent\nsafe\n"
 

@@ -16,6 +16,7 @@ from astralora.devices import (
     OutOfRange,
     ProgramsMany,
     ProtocolError,
+    Purpose,
     Session,
     Usage,
 )
@@ -31,7 +32,7 @@ def session(bench: Any) -> Session:
     return session
 
 
-def test_is_itself_a_device(session: Session) -> None:
+def test_a_session_is_a_device(session: Session) -> None:
     assert isinstance(session, Device)
     with Session(session) as outer:
         assert torch.equal(outer.apply(W, X), session.apply(W, X))
@@ -84,7 +85,7 @@ def test_refuses_bad_controls_before_anything_is_spent(session: Session, control
     assert session.usage == Usage()
 
 
-def test_lets_the_last_binary_digit_pass(session: Session) -> None:
+def test_accepts_an_excess_of_one_binary_digit(session: Session) -> None:
     session.apply(W, torch.nextafter(torch.ones(1, 4), torch.tensor(2.0)))
 
 
@@ -98,7 +99,7 @@ def test_refuses_a_query_before_the_first_program(session: Session) -> None:
         session.query(X)
 
 
-def test_refuses_what_is_no_device() -> None:
+def test_refuses_an_object_that_is_not_a_device() -> None:
     with pytest.raises(TypeError, match="needs spec, open, close, program and query"):
         Session(object())  # type: ignore[arg-type]
 
@@ -112,7 +113,7 @@ def test_skips_a_program_that_changes_nothing(session: Session, bench: Any) -> N
     assert bench.log.count("program") == session.usage.programs == 1
 
 
-def test_is_not_fooled_by_controls_changed_in_place(session: Session, bench: Any) -> None:
+def test_notices_controls_changed_in_place(session: Session, bench: Any) -> None:
     controls = W.clone()
     session.program(controls)
     controls[0] += 0.5
@@ -128,18 +129,22 @@ def test_programs_again_after_reopening(session: Session, bench: Any) -> None:
     assert bench.log == ["open", "program", "close", "open", "program"]
 
 
-def test_forgets_what_the_device_holds_when_a_program_fails(session: Session, bench: Any) -> None:
+def test_programs_again_after_a_program_failed(session: Session, bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     session.program(W)
-    working, bench._program = bench._program, lambda controls: (_ for _ in ()).throw(DeviceTimeout("no answer"))
-    with pytest.raises(DeviceTimeout, match="device 'bench', program: no answer"):
-        session.program(-W)
-    bench._program = working
+
+    def fail(controls: Any) -> None:
+        raise DeviceTimeout("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench, "_program", fail)
+        with pytest.raises(DeviceTimeout, match="device 'bench', program: no answer"):
+            session.program(-W)
     session.program(W)
     assert bench.log.count("program") == 2
 
 
 @pytest.mark.parametrize(("batch", "calls"), [(1, [1]), (3, [3]), (4, [3, 1]), (7, [3, 3, 1])])
-def test_splits_batches_to_what_the_device_takes(matrix_device: Any, batch: int, calls: list[int]) -> None:
+def test_splits_batches_to_max_batch(matrix_device: Any, batch: int, calls: list[int]) -> None:
     device = matrix_device(max_batch=3)
     inputs = X.repeat(2, 1)[:batch]
     with Session(device) as session:
@@ -164,7 +169,7 @@ def test_query_each_equals_one_after_the_other(session: Session) -> None:
     assert session.usage.programs == 3
 
 
-def test_hands_nothing_of_autograd_to_the_device(session: Session) -> None:
+def test_detaches_tensors_from_autograd(session: Session) -> None:
     outputs = session.apply(W.clone().requires_grad_(), X.clone().requires_grad_())
     assert not outputs.requires_grad
 
@@ -181,12 +186,12 @@ def test_hands_nothing_of_autograd_to_the_device(session: Session) -> None:
         (None, "NoneType"),
     ],
 )
-def test_refuses_an_answer_that_cannot_be_right(session: Session, bench: Any, answer: Any, complaint: str) -> None:
+def test_refuses_invalid_answers(session: Session, bench: Any, answer: Any, complaint: str) -> None:
     session.program(W)
     bench.query = lambda inputs: answer
     with pytest.raises(ProtocolError, match=complaint):
         session.query(X)
-    assert session.usage.vectors == 5 * (1 + session.usage.retries), "the light has passed all the same"
+    assert session.usage.vectors == 5 * (1 + session.usage.retries), "the vectors have been passed, whatever the answer"
 
 
 # -- usage and budget ------------------------------------------------------------------------
@@ -198,9 +203,17 @@ def test_counts_every_operation_by_purpose(session: Session) -> None:
     with session.purpose("controls"):
         session.query_each(torch.stack([W / 2, W / 3]), X[:2])
     parts = session.usage_by_purpose
-    assert (parts["forward"].programs, parts["forward"].queries, parts["forward"].vectors) == (1, 1, 5)
-    assert (parts["controls"].programs, parts["controls"].queries, parts["controls"].vectors) == (2, 2, 4)
-    assert session.usage == parts["forward"] + parts["controls"]
+    assert (parts[Purpose.FORWARD].programs, parts[Purpose.FORWARD].queries, parts[Purpose.FORWARD].vectors) == (
+        1,
+        1,
+        5,
+    )
+    assert (parts[Purpose.CONTROLS].programs, parts[Purpose.CONTROLS].queries, parts[Purpose.CONTROLS].vectors) == (
+        2,
+        2,
+        4,
+    )
+    assert session.usage == parts[Purpose.FORWARD] + parts[Purpose.CONTROLS]
     assert session.usage.bytes == 4 * (12 + 5 * 4 + 5 * 3) + 4 * (2 * 12 + 2 * (2 * 4 + 2 * 3))
     assert session.usage.seconds > 0
 
@@ -229,7 +242,7 @@ def test_refuses_before_the_budget_is_exceeded(bench: Any, budget: Budget, compl
         assert bench.log == ["open", "program", "query 5"]
 
 
-def test_a_budget_can_be_spent_to_the_last_vector(bench: Any) -> None:
+def test_a_budget_can_be_spent_completely(bench: Any) -> None:
     with Session(bench, budget=Budget(programs=2, vectors=10, queries=2, hardware_seconds=1.01)) as session:
         session.apply(W, X)
         session.apply(-W, X)
@@ -275,26 +288,26 @@ def test_purposes_of_two_threads_are_kept_apart(session: Session) -> None:
 
     def other() -> None:
         inside.wait()
-        with session.purpose("other thread"):
+        with session.purpose("controls"):
             session.query(X[:1])
         done.set()
 
     thread = threading.Thread(target=other)
     thread.start()
-    with session.purpose("this thread"):
+    with session.purpose("forward"):
         inside.set()
         done.wait()
         session.query(X[:2])
     thread.join()
-    assert session.usage_by_purpose["other thread"].vectors == 1
-    assert session.usage_by_purpose["this thread"].vectors == 2
+    assert session.usage_by_purpose[Purpose.CONTROLS].vectors == 1
+    assert session.usage_by_purpose[Purpose.FORWARD].vectors == 2
 
 
 # -- the rest --------------------------------------------------------------------------------
 
 
 def test_logs_its_traffic(session: Session, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG, logger="astralora.devices.session"), session.purpose("forward"):
+    with caplog.at_level(logging.DEBUG, logger="astralora.devices.exchange"), session.purpose("forward"):
         session.apply(W, X)
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [
         "bench program for forward",
@@ -302,23 +315,25 @@ def test_logs_its_traffic(session: Session, caplog: pytest.LogCaptureFixture) ->
     ]
 
 
-def test_names_device_and_operation_in_the_errors_of_a_driver(session: Session, bench: Any) -> None:
+def test_names_device_and_operation_in_the_errors_of_a_driver(
+    session: Session, bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(inputs: Any) -> Any:
         raise DeviceError("the lamp is out; replace it")
 
     session.program(W)
-    bench._query = fail
+    monkeypatch.setattr(bench, "_query", fail)
     with pytest.raises(DeviceError, match="device 'bench', query: the lamp is out; replace it"):
         session.query(X)
 
 
-def test_looks_capabilities_up_in_the_device_behind_it(session: Session, simulated: Any) -> None:
+def test_finds_capabilities_of_the_device(session: Session, simulated: Any) -> None:
     assert session.capability(Differentiable) is None
     chip = simulated("slm", 4, 3)
     assert Session(chip).capability(Differentiable) is chip.device
 
 
-def test_passes_on_what_a_wrapper_lets_through(bench: Any) -> None:
+def test_finds_capabilities_that_a_wrapper_forwards(bench: Any) -> None:
     class Wrapper:
         spec, open, close, program, query = bench.spec, bench.open, bench.close, bench.program, bench.query
 
@@ -329,7 +344,7 @@ def test_passes_on_what_a_wrapper_lets_through(bench: Any) -> None:
     assert Session(Wrapper()).capability(ProgramsMany) is None
 
 
-def test_says_what_it_holds_and_writes_it_again_once_that_is_forgotten(bench: Any) -> None:
+def test_forget_makes_the_next_program_be_sent(bench: Any) -> None:
     outer = Session(Session(bench))
     outer.open()
     assert not outer.holds(W)
@@ -341,15 +356,17 @@ def test_says_what_it_holds_and_writes_it_again_once_that_is_forgotten(bench: An
     assert bench.log.count("program") == 2
 
 
-def test_what_a_driver_keeps_does_not_change_under_it(session: Session, bench: Any) -> None:
-    bench._program = lambda controls: setattr(bench, "weights", controls.reshape(3, 4))
+def test_changing_controls_after_program_does_not_reach_the_driver(
+    session: Session, bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "_program", lambda controls: setattr(bench, "weights", controls.reshape(3, 4)))
     controls = W.clone()
     session.program(controls)
-    controls += 1  # an optimizer's step, say
+    controls += 1  # as an optimizer does
     torch.testing.assert_close(session.query(X), X @ W.reshape(3, 4).T)
 
 
-def test_a_restored_device_is_not_taken_for_programmed_by_a_session_in_between(simulated: Any) -> None:
+def test_restoring_resets_the_programmed_controls_of_an_inner_session(simulated: Any) -> None:
     outer = Session(simulated("matvec", 4, 3))
     outer.open()
     outer.program(W)
@@ -359,11 +376,11 @@ def test_a_restored_device_is_not_taken_for_programmed_by_a_session_in_between(s
     torch.testing.assert_close(outer.apply(-W, X), -X @ W.reshape(3, 4).T)
 
 
-def test_usage_goes_on_from_saved_state(session: Session, matrix_device: Any) -> None:
+def test_usage_continues_from_a_saved_state(session: Session, matrix_device: Any) -> None:
     session.apply(W, X)
     with Session(matrix_device()) as other:
         assert other.load_state_dict(session.state_dict()) is False, "this driver cannot restore its state"
         other.apply(W, X)
         assert (other.usage.programs, other.usage.vectors) == (2, 10)
         other.load_state_dict(session.state_dict())
-        assert (other.usage.programs, other.usage.vectors) == (3, 15), "what is spent on a real chip stays spent"
+        assert (other.usage.programs, other.usage.vectors) == (3, 15), "operations of a real chip are never undone"

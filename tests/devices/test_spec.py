@@ -6,7 +6,7 @@ from astralora.devices import DeviceSpec
 SIZE = {"name": "chip", "in_features": 4, "out_features": 3, "num_controls": 12}
 
 
-def test_defaults_promise_the_least() -> None:
+def test_defaults_claim_nothing() -> None:
     spec = DeviceSpec(**SIZE)
     assert not spec.linear
     assert spec.coupling == "dense"
@@ -34,12 +34,12 @@ def test_is_frozen() -> None:
         ({"noise_std": -0.1}, "noise_std"),
     ],
 )
-def test_refuses_what_cannot_be_true(change: dict[str, object], complaint: str) -> None:
+def test_refuses_impossible_values(change: dict[str, object], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
         DeviceSpec(**{**SIZE, **change})
 
 
-def test_levels_are_counted_with_both_ends() -> None:
+def test_levels_include_both_ends_of_the_range() -> None:
     spec = DeviceSpec(**SIZE, control_range=(0.0, 5.1), control_levels=256, output_range=(-1.0, 1.0), output_levels=3)
     assert spec.control_step == pytest.approx(0.02)
     assert spec.output_step == pytest.approx(1.0)
@@ -52,6 +52,6 @@ def test_a_continuous_control_has_no_step() -> None:
 @pytest.mark.parametrize(
     ("initial", "complaint"), [((0.5, 0.2), "must not fall"), ((0.5, 2.5), "must lie within control_range")]
 )
-def test_training_cannot_start_where_controls_cannot_go(initial: tuple[float, float], complaint: str) -> None:
+def test_initial_range_must_lie_within_the_control_range(initial: tuple[float, float], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
         DeviceSpec(name="x", in_features=1, out_features=1, num_controls=1, control_range=(0, 1), initial_range=initial)

@@ -1,8 +1,8 @@
-"""Testing kit for authors of drivers, and for those who test without a chip.
+"""Test drivers, and test programs without a chip.
 
-`DeviceConformance` and `check_device` hold any device to the contract and to its own spec; `MockDevice` answers what a
-test has written down. The pytest plugin that comes with astralora has fixtures of both, and of devices with faults and
-on emulated ports: see `astralora.pytest_plugin`.
+`DeviceConformance` and `check_device` verify that a device keeps the contract and its own spec. `MockDevice` returns
+answers that a test has scripted. The pytest plugin of astralora, `astralora.pytest_plugin`, has fixtures for both, for
+devices with faults, and for emulated ports.
 """
 
 from .conformance import CHECKS, CheckResult, DeviceConformance, check_device

@@ -1,4 +1,4 @@
-"""Checks of how a device behaves, whatever it computes."""
+"""Check how a device behaves, independent of its law."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__: list[str] = []
 
 
 def check_spec(subject: Subject) -> None:
-    """The spec is a DeviceSpec, and the same before, while and after the device is open."""
+    """Check that the spec is a DeviceSpec, and the same before, while and after the device is open."""
     device = subject.fresh()
     before = device.spec
     if not isinstance(before, DeviceSpec):
@@ -34,11 +34,11 @@ def check_spec(subject: Subject) -> None:
     device.close()
     for when, spec in (("by opening the device", while_open), ("by closing it", device.spec)):
         if spec != before:
-            fail(f"the spec changed {when}; it must be known before, and stay")
+            fail(f"the spec changed {when}; it must be complete before open(), and must not change")
 
 
 def check_lifecycle(subject: Subject) -> None:
-    """Opening and closing twice does no harm, and a closed device can be opened again."""
+    """Check that opening or closing twice has no effect, and that a closed device can be opened again."""
     device = subject.fresh()
     device.close()
     device.open()
@@ -52,11 +52,11 @@ def check_lifecycle(subject: Subject) -> None:
     device.close()
     device.open()
     subject.program(device, controls)
-    subject.agree(device.spec, subject.query(device, inputs), first, "the device answers otherwise once reopened")
+    subject.agree(device.spec, subject.query(device, inputs), first, "reopening the device changed its answers")
 
 
 def check_leaks(subject: Subject) -> None:
-    """Closing gives back the port, and every file and thread that opening took."""
+    """Check that closing releases the port, and every file and thread that opening took."""
     device = subject.fresh()
 
     def cycle() -> None:
@@ -64,14 +64,14 @@ def check_leaks(subject: Subject) -> None:
         device.close()
 
     for _ in range(3):
-        cycle()  # what is set up once may stay
-    before = _held()
+        cycle()  # resources that are set up only once may stay
+    before = _open_resources()
     for _ in range(5):
         cycle()
-    after = _held()
+    after = _open_resources()
     for what, count in after.items():
         if count >= before[what] + 5:
-            fail(f"{count - before[what]} {what} more are held after opening and closing five times")
+            fail(f"{count - before[what]} more {what} are open after opening and closing five times")
     try:
         subject.fresh().open()
     except NotConnected as error:
@@ -79,7 +79,7 @@ def check_leaks(subject: Subject) -> None:
 
 
 def check_errors(subject: Subject) -> None:
-    """A closed or unprogrammed device raises NotConnected, and names itself."""
+    """Check that a closed or unprogrammed device raises NotConnected with a message."""
     device = subject.fresh()
     spec = device.spec
     controls, inputs = subject.controls(spec), subject.inputs(spec, 1)
@@ -96,7 +96,7 @@ def check_errors(subject: Subject) -> None:
 
 
 def check_requests(subject: Subject) -> None:
-    """Behind a session, a request of the wrong shape, type or range is refused and costs nothing."""
+    """Check that a session refuses requests of the wrong shape, type or range, and counts nothing for them."""
     session = Session(subject.running())
     spec = session.spec
     session.open()
@@ -117,11 +117,11 @@ def check_requests(subject: Subject) -> None:
             continue
         fail(f"{what} were not refused")
     if session.usage != before:
-        fail("requests that were refused have been counted")
+        fail("refused requests were counted")
 
 
 def check_shapes(subject: Subject) -> None:
-    """A query of any number of vectors answers as many."""
+    """Check that a query of any number of vectors returns as many finite answers."""
     device = subject.running()
     limit = device.spec.max_batch or 64
     for batch in sorted({1, 2, min(7, limit), *([limit] if limit <= 4096 else [])}):
@@ -130,51 +130,49 @@ def check_shapes(subject: Subject) -> None:
 
 
 def check_dtypes(subject: Subject) -> None:
-    """Answers have the type of the inputs, float32 or float64."""
+    """Check that answers have the dtype of the inputs, float32 or float64."""
     device = subject.running()
     for dtype in (torch.float32, torch.float64):
         subject.program(device, subject.controls(device.spec).to(dtype))
         answer = subject.query(device, subject.inputs(device.spec, 2).to(dtype))
         if answer.dtype != dtype:
-            fail(f"inputs of {dtype} were answered in {answer.dtype}")
+            fail(f"the answer to inputs of {dtype} has {answer.dtype}")
 
 
 def check_batch_equals_loop(subject: Subject) -> None:
-    """A vector is answered the same, whatever other vectors come with it."""
+    """Check that the answer to a vector does not depend on the other vectors of its query."""
     device = subject.running()
     inputs = subject.inputs(device.spec, min(5, device.spec.max_batch or 5))
     together = subject.query(device, inputs)
     for row, vector in enumerate(inputs):
         alone = subject.query(device, vector[None])
-        subject.agree(
-            device.spec, together[row], alone[0], f"vector {row} of {len(inputs)} is answered otherwise alone"
-        )
+        subject.agree(device.spec, together[row], alone[0], f"vector {row} of {len(inputs)} has another answer alone")
 
 
 def check_inputs_not_mutated(subject: Subject) -> None:
-    """What is given to the device stays as it was, and what it gave stays too."""
+    """Check that the device changes neither its arguments nor its earlier answers, and keeps no reference to them."""
     device = subject.running()
     spec = device.spec
     controls, inputs, others = subject.controls(spec), subject.inputs(spec, 3), subject.inputs(spec, 3)
     given, sent = controls.clone(), inputs.clone()
     subject.program(device, controls)
     subject.query(device, inputs)
-    # Straight from the device: what is put together from several answers has memory of its own.
+    # Straight from the device: an answer assembled from several ones would have memory of its own.
     answer = device.query(inputs)
     if not torch.equal(controls, given):
-        fail("program has changed the controls that it was given")
+        fail("program changed the tensor of controls that it was given")
     if not torch.equal(inputs, sent):
-        fail("query has changed the inputs that it was given")
+        fail("query changed the tensor of inputs that it was given")
     kept = answer.clone()
     subject.query(device, others)
     if not torch.equal(answer, kept):
-        fail("an answer changed when the next query was made: it is a view of a buffer that is used again")
+        fail("an answer changed when the next query was made: it is a view of a buffer that the device reuses")
     controls.copy_(subject.controls(spec))
-    subject.agree(spec, subject.query(device, sent), kept, "controls that were changed after program took effect")
+    subject.agree(spec, subject.query(device, sent), kept, "controls that the caller changed after program took effect")
 
 
 def check_program_takes_effect(subject: Subject) -> None:
-    """Other controls make other answers."""
+    """Check that other controls give other answers."""
     device = subject.running()
     spec, repeats = device.spec, subject.repeats(device.spec)
     inputs = subject.inputs(spec, 8)
@@ -185,11 +183,11 @@ def check_program_takes_effect(subject: Subject) -> None:
     spread = max(float((answer - answers[0]).abs().max()) for answer in answers[1:])
     bound = subject.scatter(spec, 3 * answers[0].numel(), float(answers[0].abs().max()), repeats=repeats)
     if spread <= bound:
-        fail(f"four settings at random are answered alike, to {spread:.3g}, which noise explains up to {bound:.3g}")
+        fail(f"the answers at four random settings differ by {spread:.3g} only, and noise explains up to {bound:.3g}")
 
 
 def check_program_sets_everything(subject: Subject) -> None:
-    """A setting means the same, whatever was set before."""
+    """Check that the answers at a setting do not depend on the settings before it."""
     device = subject.running()
     controls, inputs = subject.controls(device.spec), subject.inputs(device.spec, 4)
     subject.program(device, controls)
@@ -197,12 +195,12 @@ def check_program_sets_everything(subject: Subject) -> None:
     subject.program(device, subject.controls(device.spec))
     subject.program(device, controls)
     subject.agree(
-        device.spec, subject.query(device, inputs), first, "the same controls are answered otherwise after others"
+        device.spec, subject.query(device, inputs), first, "the same controls give other answers after others"
     )
 
 
 def check_program_idempotence(subject: Subject) -> None:
-    """Programming the same twice is the same as once, where the spec says so."""
+    """Check that programming the same controls twice acts as once, where the spec declares it."""
     device = subject.running()
     if not device.spec.idempotent_program:
         raise NotApplicable("the spec does not declare idempotent_program")
@@ -212,20 +210,20 @@ def check_program_idempotence(subject: Subject) -> None:
     for _ in range(3):
         subject.program(device, controls)
     subject.agree(
-        device.spec, subject.query(device, inputs), first, "the same controls programmed again are answered otherwise"
+        device.spec, subject.query(device, inputs), first, "programming the same controls again changed the answers"
     )
 
 
 def check_usage(subject: Subject) -> None:
-    """What is counted is what was asked for, exactly."""
+    """Check that a session counts exactly the requested operations."""
     device = subject.fresh()
     spec = device.spec
     with Session(device) as session:
-        # Of a device with parts it is the parts' operations that count: at most what it says they come to.
+        # For a device of several parts, the operations of the parts count: at most the price that it states.
         parts = session.capability(Composite)
         inputs, controls = subject.inputs(spec, min(3, spec.max_batch or 3)), subject.controls(spec)
         batch = len(inputs)
-        for what, act, due in (
+        for what, act, expected in (
             ("program", lambda: subject.program(session, controls), Usage(programs=1)),
             ("query", lambda: subject.query(session, inputs), Usage(queries=1, vectors=batch)),
             ("a program that changes nothing", lambda: subject.program(session, controls), Usage()),
@@ -233,77 +231,75 @@ def check_usage(subject: Subject) -> None:
             before = session.usage
             act()
             spent = session.usage - before
-            allowed = due if parts is None else parts.price(due)
+            allowed = expected if parts is None else parts.price(expected)
             counted = (spent.programs, spent.queries, spent.vectors, spent.retries)
             most = (allowed.programs, allowed.queries, allowed.vectors, 0)
             wrong = counted != most if parts is None else any(c > limit for c, limit in zip(counted, most, strict=True))
             if wrong:
-                fail(f"{what} was counted as {counted} programs, queries, vectors and retries where {most} are due")
+                fail(f"{what} was counted as {counted} programs, queries, vectors and retries instead of {most}")
 
 
 def check_threads(subject: Subject) -> None:
-    """Queries from several threads each get their own answer."""
+    """Check that queries from several threads receive their own answers."""
     device = subject.running()
     spec = device.spec
     batches = [subject.inputs(spec, 2) for _ in range(8)]
-    due = [subject.query(device, inputs) for inputs in batches]
-    found: list[Tensor | None] = [None] * len(batches)
+    expected = [subject.query(device, inputs) for inputs in batches]
+    answers: list[Tensor | None] = [None] * len(batches)
     problems: list[BaseException] = []
-    together = threading.Barrier(4)
+    start = threading.Barrier(4)
 
-    def ask(first: int) -> None:
+    def run(first: int) -> None:
         try:
-            together.wait()
+            start.wait()
             for place in (first, first + 4):
-                found[place] = device.query(batches[place])
+                answers[place] = device.query(batches[place])
         except Exception as error:
             problems.append(error)
 
-    threads = [threading.Thread(target=ask, args=(first,)) for first in range(4)]
+    threads = [threading.Thread(target=run, args=(first,)) for first in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     subject.vectors += 2 * len(batches)
     if problems:
-        fail(f"a query beside others failed with {type(problems[0]).__name__}: {problems[0]}")
-    for answer, expected in zip(found, due, strict=True):
+        fail(f"a query at the same time as others failed with {type(problems[0]).__name__}: {problems[0]}")
+    for answer, alone in zip(answers, expected, strict=True):
         assert answer is not None
-        if answer.shape != expected.shape:
-            fail(f"a query beside others answered shape {tuple(answer.shape)}")
-        subject.agree(spec, answer, expected, "a query beside others got another answer than alone")
+        if answer.shape != alone.shape:
+            fail(f"a query at the same time as others returned shape {tuple(answer.shape)}")
+        subject.agree(spec, answer, alone, "a query at the same time as others has another answer than alone")
 
 
 def check_recovery(subject: Subject) -> None:
-    """While the line is cut a query fails as it should, and once it is whole a session gets through."""
+    """Check that a query fails with the right error while the link is cut, and that a session recovers afterwards."""
     device = subject.running()
     interrupted = getattr(device, "interrupted", None)
     if interrupted is None:
-        raise NotApplicable("the driver offers no interrupted(), which would cut its line for a test")
+        raise NotApplicable("the driver has no interrupted(), which cuts its link for a test")
     spec = device.spec
     controls, inputs = subject.controls(spec), subject.inputs(spec, 2)
     subject.program(device, controls)
-    due = subject.query(device, inputs)
+    expected = subject.query(device, inputs)
     with interrupted():
         try:
             device.query(inputs)
         except (DeviceTimeout, NotConnected):
             pass
         except Exception as error:
-            fail(
-                f"a query along a cut line raised {type(error).__name__}, and must raise DeviceTimeout or NotConnected"
-            )
+            fail(f"a query over a cut link raised {type(error).__name__}, and must raise DeviceTimeout or NotConnected")
         else:
-            fail("a query along a cut line was answered: the driver swallows timeouts")
+            fail("a query over a cut link was answered: the driver hides timeouts")
     with suppress(DeviceError):
         device.close()
     with Session(device, retry=Retry(attempts=3)) as session:
         subject.program(session, controls)
-        subject.agree(spec, subject.query(session, inputs), due, "after the line was cut, other answers came")
+        subject.agree(spec, subject.query(session, inputs), expected, "cutting the link changed the answers")
 
 
 def check_capabilities(subject: Subject) -> None:
-    """What the device can do beyond the least, it does right."""
+    """Check the capabilities that the device declares."""
     device = subject.running()
     spec = device.spec
     controls, inputs = subject.controls(spec), subject.inputs(spec, 3)
@@ -323,15 +319,15 @@ def check_capabilities(subject: Subject) -> None:
         answer = subject.query(device, inputs)
         again = resends.resend()
         if again is None:
-            fail("resend answered nothing after a query")
-        subject.agree(spec, again, answer, "resend answered otherwise than the query")
+            fail("resend returned None after a query")
+        subject.agree(spec, again, answer, "resend returned another answer than the query")
     if snapshots is not None:
         subject.program(device, controls)
         state = snapshots.state_dict()
         answer = subject.query(device, inputs)
         subject.program(device, subject.controls(spec))
         if snapshots.load_state_dict(state) is not False:
-            subject.agree(spec, subject.query(device, inputs), answer, "a state that was put back answers otherwise")
+            subject.agree(spec, subject.query(device, inputs), answer, "restoring a state changed the answers")
     if reverse is not None and spec.linear:
         subject.program(device, controls)
         _check_adjoint(subject, device, reverse)
@@ -343,16 +339,16 @@ def _check_many(subject: Subject, device: Device, many: ProgramsMany, inputs: Te
     together = many.query_each(settings, inputs)
     subject.programs += 3
     subject.vectors += 3 * len(inputs)
-    due = (3, len(inputs), spec.out_features)
-    if tuple(together.shape) != due:
-        fail(f"query_each of 3 settings answered shape {tuple(together.shape)} where {due} is due")
+    expected = (3, len(inputs), spec.out_features)
+    if tuple(together.shape) != expected:
+        fail(f"query_each of 3 settings returned shape {tuple(together.shape)}; it must return {expected}")
     for place, setting in enumerate(settings):
         subject.program(device, setting)
         subject.agree(
             spec,
             together[place],
             subject.query(device, inputs),
-            f"setting {place} of query_each is answered otherwise",
+            f"setting {place} of query_each has other answers alone",
         )
 
 
@@ -360,17 +356,17 @@ def _check_adjoint(subject: Subject, device: Device, port: Reciprocal) -> None:
     spec = device.spec
     backward = spec.backward()
     x, y = subject.inputs(spec, 1).double(), subject.inputs(backward, 1).double()
-    forth = subject.average(device, x.float(), 4)
-    back = sum((port.query_adjoint(y.float()).double() for _ in range(4)), torch.zeros_like(x)) / 4
-    # <y, A x> = <A^T y, x>, up to the converters of both ends.
-    left, right = float((y * forth).sum()), float((back * x).sum())
+    forward = subject.average(device, x.float(), 4)
+    reverse = sum((port.query_adjoint(y.float()).double() for _ in range(4)), torch.zeros_like(x)) / 4
+    # <y, A x> = <A^T y, x>, up to the rounding of the converters at both ends.
+    left, right = float((y * forward).sum()), float((reverse * x).sum())
     reach = max(float(y.norm()), float(x.norm()))
-    power = float(forth.norm() / x.norm() + back.norm() / y.norm())
+    power = float(forward.norm() / x.norm() + reverse.norm() / y.norm())
     allowed = reach * (
-        subject.scatter(spec, 1, float(forth.abs().max()), repeats=4) * 2 + power * (spec.input_step or 0.0) * 3
+        subject.scatter(spec, 1, float(forward.abs().max()), repeats=4) * 2 + power * (spec.input_step or 0.0) * 3
     )
     if abs(left - right) > allowed:
-        fail(f"light backwards does not pass the transpose: <y, A x> = {left:.4g}, <A^T y, x> = {right:.4g}")
+        fail(f"the reverse port does not multiply by the transpose: <y, A x> = {left:.4g}, <A^T y, x> = {right:.4g}")
 
 
 def _must_raise(what: str, act: Callable[[], object]) -> None:
@@ -378,14 +374,14 @@ def _must_raise(what: str, act: Callable[[], object]) -> None:
         act()
     except NotConnected as error:
         if not str(error):
-            fail(f"{what} raised NotConnected without a word")
+            fail(f"{what} raised NotConnected without a message")
         return
     except Exception as error:
         fail(f"{what} raised {type(error).__name__}, and must raise NotConnected")
     fail(f"{what} was carried out, and must raise NotConnected")
 
 
-def _held() -> dict[str, int]:
+def _open_resources() -> dict[str, int]:
     files = Path("/dev/fd")
     return {
         "files": len(os.listdir(files)) if files.exists() else 0,

@@ -1,4 +1,4 @@
-"""The checks as a table, as a function, and as a class for pytest."""
+"""Run all checks of a device: by one function, or as tests of pytest."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     name.removeprefix("check_"): check
     for module in (behaviour, claims)
     for name, check in vars(module).items()
-    if name.startswith("check_")
+    if name.startswith("check_") and check.__module__ == module.__name__
 }
-"""Every check by name; what it demands stands in its docstring."""
+"""All checks by name; the docstring of a check says what it requires."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """How one check went.
+    """Describe the result of one check.
 
     Attributes:
-        check: its name.
-        passed: also true where it does not apply.
-        detail: what was wrong, or why it does not apply; empty where all is well.
+        check: name of the check.
+        passed: False where the check failed; True also where it does not apply.
+        detail: what was wrong, or why the check does not apply; empty where it passed.
     """
 
     check: str
@@ -45,17 +45,17 @@ def check_device(
     only: Sequence[str] | None = None,
     listener: Callable[[CheckResult], None] | None = None,
 ) -> list[CheckResult]:
-    """Check that a device does what the contract and its own spec say.
+    """Check that a device keeps the contract and its own spec.
 
-    Some 80 programs are spent, and 1,000 vectors, or 50,000 where noise has to be averaged. Tolerances come from the
-    declared noise and levels and the number of values compared: an honest device fails by its noise alone in less
-    than one of a million runs.
+    This takes about 80 programs and 1,000 vectors, or 50,000 vectors where noise must be averaged. Tolerances follow
+    from the declared noise and levels and the number of compared values: a correct device fails because of its noise
+    in less than one of a million runs.
 
     Args:
-        make: makes the device, closed; called again for every check.
-        seed: of controls and inputs.
-        only: names of checks, in `CHECKS`; None for all.
-        listener: told every result as it comes.
+        make: function that makes the device, closed; called again for every check.
+        seed: seed of controls and inputs.
+        only: names of checks, from `CHECKS`; None for all.
+        listener: function that is called with every result as soon as it is known.
 
     Raises:
         DeviceError: there is no such check.
@@ -81,7 +81,7 @@ def _result(name: str, subject: Subject) -> CheckResult:
     except NotApplicable as error:
         return CheckResult(name, True, f"does not apply: {error}")
     except Exception as error:
-        # Somebody else's code, which may fail in any way at all.
+        # A driver may raise any error.
         return CheckResult(name, False, f"failed with {type(error).__name__}: {error}")
     finally:
         with suppress(Exception):
@@ -90,7 +90,7 @@ def _result(name: str, subject: Subject) -> CheckResult:
 
 
 class DeviceConformance:
-    """All checks as tests for pytest. A driver's author subclasses this and says how the device is made.
+    """Run all checks as tests of pytest; a subclass makes the device.
 
     ::
 
@@ -99,14 +99,14 @@ class DeviceConformance:
                 return MyChip()
 
     Attributes:
-        seed: of controls and inputs.
+        seed: seed of controls and inputs.
     """
 
     seed = 0
 
     def make_device(self) -> Device:
-        """The device, closed; called for every check."""
-        raise NotImplementedError("say in make_device how the device is made")
+        """Return a new device, closed; called again for every check."""
+        raise NotImplementedError("implement make_device: it returns a new device, closed")
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -1,4 +1,4 @@
-"""A device that answers what a test has written down."""
+"""Answer queries with a script, for tests without a chip."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ Answer = Tensor | Sequence[Any] | Exception | Callable[[Tensor, Tensor], Tensor]
 
 
 class MockDevice:
-    """Answers a script, and remembers everything that was asked.
+    """Answer queries from a script, and record all calls.
 
     An answer is a tensor or nested list of shape (batch, out_features); an exception, which is raised; or a function
-    of controls and inputs. Answers are given in their order; what comes after the last is answered by ``otherwise``.
+    of controls and inputs. Answers are used in their order; queries after the last are answered by ``otherwise``.
 
     Args:
-        spec: what it promises; by default the least, for ``in_features`` inputs and ``out_features`` outputs.
-        answers: the script of its queries.
-        otherwise: function of controls and inputs for queries beyond the script; None refuses them.
-        in_features: n, where no spec is given.
-        out_features: m, where no spec is given.
-        num_controls: P, where no spec is given; n times m by default.
+        spec: spec of the device; by default one without claims, of the sizes given here.
+        answers: script of answers to queries.
+        otherwise: function of controls and inputs that answers queries beyond the script; None refuses them.
+        in_features: number n of inputs, where no spec is given.
+        out_features: number m of outputs, where no spec is given.
+        num_controls: number of controls, where no spec is given; n times m by default.
 
     Attributes:
-        calls: names of all that was asked, in order: ``"open"``, ``"program"``, ``"query"``, ``"close"``.
+        calls: names of all calls, in order: ``"open"``, ``"program"``, ``"query"``, ``"close"``.
         programmed: all controls that were programmed, oldest first.
         queried: all inputs that were passed, oldest first.
     """
@@ -61,32 +61,32 @@ class MockDevice:
         self._controls: Tensor | None = None
 
     def answer(self, *answers: Answer) -> None:
-        """Add to the script."""
+        """Add answers to the script."""
         self._answers += answers
 
     # -- Device -----------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Connect; does nothing when connected already."""
+        """Connect; do nothing when connected already."""
         if not self._is_open:
             self.calls.append("open")
             self._is_open = True
 
     def close(self) -> None:
-        """Disconnect, and forget the controls; does nothing when closed already."""
+        """Disconnect, and discard the controls; do nothing when closed already."""
         if self._is_open:
             self.calls.append("close")
             self._is_open, self._controls = False, None
 
     def program(self, controls: Tensor) -> None:
-        """Remember the controls: shape (num_controls,)."""
+        """Record the controls: shape (num_controls,)."""
         self._require(self._is_open, "program", "is closed; call open first")
         self.calls.append("program")
         self._controls = controls.detach().clone()
         self.programmed.append(self._controls)
 
     def query(self, inputs: Tensor) -> Tensor:
-        """The next answer of the script: (batch, in_features) -> (batch, out_features)."""
+        """Return the next answer of the script: (batch, in_features) -> (batch, out_features)."""
         self._require(self._is_open, "query", "is closed; call open first")
         self._require(self._controls is not None, "query", "no controls are set; call program first")
         assert self._controls is not None
@@ -97,33 +97,37 @@ class MockDevice:
         elif self._otherwise is not None:
             answer = self._otherwise
         else:
-            raise AssertionError(f"query {len(self.queried)} is one more than the script has answers for")
+            raise AssertionError(
+                f"query {len(self.queried)} was made, and the script has {len(self.queried) - 1} answers"
+            )
         if isinstance(answer, Exception):
             raise answer
         outputs = answer(self._controls, inputs) if callable(answer) else torch.as_tensor(answer)
         return outputs.to(inputs.dtype)
 
-    # -- what a test wants to know ----------------------------------------------------------
+    # -- assertions -------------------------------------------------------------------------
 
     def assert_programmed(self, controls: Tensor | Sequence[float], *, atol: float = 0.0) -> None:
-        """Fail unless the newest program was this, to within ``atol``."""
+        """Fail unless the newest program had these controls, to within ``atol``."""
         assert self.programmed, "nothing was programmed"
-        newest, due = self.programmed[-1], torch.as_tensor(controls).to(self.programmed[-1])
-        assert newest.shape == due.shape, f"{len(newest)} controls were programmed, and {tuple(due.shape)} are due"
-        wrong = (newest - due).abs() > atol
+        newest, expected = self.programmed[-1], torch.as_tensor(controls).to(self.programmed[-1])
+        assert newest.shape == expected.shape, (
+            f"{len(newest)} controls were programmed, and shape {tuple(expected.shape)} was expected"
+        )
+        wrong = (newest - expected).abs() > atol
         first = int(wrong.nonzero()[0, 0]) if wrong.any() else 0
         assert not wrong.any(), (
-            f"{int(wrong.sum())} of {len(newest)} controls were programmed otherwise, "
-            f"first number {first}: {newest[first]:.6g} where {due[first]:.6g} is due"
+            f"{int(wrong.sum())} of {len(newest)} programmed controls are wrong, "
+            f"first number {first}: {newest[first]:.6g} instead of {expected[first]:.6g}"
         )
 
     def assert_calls(self, *calls: str) -> None:
-        """Fail unless exactly these were asked, in this order."""
-        assert self.calls == list(calls), f"asked were {', '.join(self.calls)}; due are {', '.join(calls)}"
+        """Fail unless exactly these calls were made, in this order."""
+        assert self.calls == list(calls), f"calls were {', '.join(self.calls)}; expected were {', '.join(calls)}"
 
     def assert_exhausted(self) -> None:
-        """Fail while answers of the script are left."""
-        assert not self._answers, f"{len(self._answers)} answers of the script were never asked for"
+        """Fail unless all answers of the script were used."""
+        assert not self._answers, f"{len(self._answers)} answers of the script were not used"
 
     def _require(self, condition: bool, operation: str, otherwise: str) -> None:
         if not condition:

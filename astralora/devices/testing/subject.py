@@ -1,4 +1,4 @@
-"""The device under test, and what may be expected of its answers."""
+"""Drive the device under test, and compute how much its answers may scatter."""
 
 from __future__ import annotations
 
@@ -17,35 +17,36 @@ from ..spec import DeviceSpec, Range
 
 __all__ = ["CheckFailed", "NotApplicable", "Subject"]
 
-# Chance that an honest device fails a check by its noise alone.
+# Probability that a correct device fails a comparison because of its noise.
 _FALSE_ALARM = 1e-8
-# Relative error of sums in float32, with room for thousands of terms.
+# Relative error of sums of thousands of terms in float32.
 _ROUNDING = 2e-5
 
 
 class CheckFailed(Exception):
-    """The device does not do what it should: in one sentence, with numbers."""
+    """Report that a check failed, in one sentence with numbers."""
 
 
 class NotApplicable(Exception):
-    """The device does not claim what is checked here."""
+    """Report that a check does not apply to the device, with the reason."""
 
 
 def fail(reason: str) -> NoReturn:
-    """Let a check fail."""
+    """Raise `CheckFailed` with a reason."""
     raise CheckFailed(reason)
 
 
 class Subject:
-    """Devices under test, one after the other, and how much their answers may scatter.
+    """Make and drive the devices under test, one after the other, and compare their answers.
 
     Args:
-        make: makes the device, closed; called for every check, since a port has room for one only.
-        seed: of controls and inputs.
+        make: function that makes the device, closed; called again for every device, since a port serves only one.
+        seed: seed of controls and inputs.
 
     Attributes:
-        programs: that were sent.
-        vectors: that were passed.
+        generator: source of controls and inputs.
+        programs: number of programs sent.
+        vectors: number of vectors passed.
     """
 
     def __init__(self, make: Callable[[], Device], seed: int = 0) -> None:
@@ -58,15 +59,15 @@ class Subject:
     # -- the device -------------------------------------------------------------------------
 
     def fresh(self) -> Device:
-        """A new device, closed; the one before is closed first."""
+        """Close the previous device, and return a new one, closed."""
         self.finish()
         self._device = self._make()
         if not isinstance(self._device, Device):
-            fail(f"a {type(self._device).__name__} is no Device: it needs spec, open, close, program and query")
+            fail(f"a {type(self._device).__name__} is not a Device: it needs spec, open, close, program and query")
         return self._device
 
     def running(self) -> Device:
-        """A new device, open, at controls that training would start from."""
+        """Return a new device, open, and programmed with controls at which training would start."""
         device = self.fresh()
         device.open()
         self.program(device, initial_controls(device.spec, self.generator))
@@ -79,26 +80,26 @@ class Subject:
             device.close()
 
     def program(self, device: Device, controls: Tensor) -> None:
-        """Program, counted."""
+        """Program the device, and count it."""
         self.programs += 1
         device.program(controls)
 
     def query(self, device: Device, inputs: Tensor) -> Tensor:
-        """Query in pieces that the device takes, counted, and make sure of the answer's shape."""
+        """Query in pieces of ``max_batch``, count the vectors, and check the shape of the answers."""
         limit = device.spec.max_batch or len(inputs)
         answers = []
         for part in inputs.split(limit):
             self.vectors += len(part)
             answer = device.query(part)
-            due = (len(part), device.spec.out_features)
-            if not isinstance(answer, Tensor) or tuple(answer.shape) != due:
+            expected = (len(part), device.spec.out_features)
+            if not isinstance(answer, Tensor) or tuple(answer.shape) != expected:
                 got = f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
-                fail(f"a query of {len(part)} vectors answered {got} where {due} is due")
+                fail(f"a query of {len(part)} vectors returned {got}; it must return shape {expected}")
             answers.append(answer)
         return torch.cat(answers)
 
     def average(self, device: Device, inputs: Tensor, repeats: int) -> Tensor:
-        """The mean answer of so many queries of the same vectors, in double precision."""
+        """Return the mean answer of ``repeats`` queries of the same vectors, in double precision."""
         total = torch.zeros(len(inputs), device.spec.out_features, dtype=torch.float64)
         for _ in range(repeats):
             total += self.query(device, inputs)
@@ -107,15 +108,15 @@ class Subject:
     # -- what to send -----------------------------------------------------------------------
 
     def controls(self, spec: DeviceSpec) -> Tensor:
-        """Any legal controls: (num_controls,)."""
+        """Draw legal controls, (num_controls,)."""
         return self._within(spec.control_range, spec.num_controls)
 
     def inputs(self, spec: DeviceSpec, batch: int) -> Tensor:
-        """Any legal inputs: (batch, in_features)."""
+        """Draw legal inputs, (batch, in_features)."""
         return self._within(spec.input_range, batch, spec.in_features)
 
     def integer(self, limit: int) -> int:
-        """A whole number from 0 up to, not including, ``limit``."""
+        """Draw a whole number from 0 to ``limit`` - 1."""
         return int(torch.randint(limit, (), generator=self.generator))
 
     def _within(self, bounds: Range | None, *shape: int) -> Tensor:
@@ -125,23 +126,24 @@ class Subject:
     # -- what to expect ---------------------------------------------------------------------
 
     def repeats(self, spec: DeviceSpec) -> int:
-        """How many answers are averaged where a small difference counts: none are where there is no noise."""
+        """Return the number of answers to average where small differences count: 16, or 1 for a spec without noise."""
         return 16 if spec.noise_std else 1
 
     def scatter(
         self, spec: DeviceSpec, comparisons: int, magnitude: float, weights: Sequence[float] = (1.0, -1.0),
         repeats: int = 1,
     ) -> float:  # fmt: skip
-        """How far a weighted sum of independent answers to the same question may be from what it should be.
+        """Return the largest allowed error of a weighted sum of independent answers to the same query.
 
-        Gaussian noise of the declared standard deviation, the rounding of the output converter, and that of float32.
+        The error has three parts: Gaussian noise of the declared standard deviation, the rounding of the output
+        converter, and the rounding of float32.
 
         Args:
-            spec: declares the noise and the levels.
-            comparisons: number of values that are compared: none of them may stray.
-            magnitude: of the answers, for the rounding.
-            weights: of the answers in the sum; by default, the difference of two.
-            repeats: answers that each of them is the mean of.
+            spec: spec that declares the noise and the levels.
+            comparisons: number of values that are compared; all of them must stay within the error.
+            magnitude: size of the answers, for the rounding of float32.
+            weights: weights of the answers in the sum; by default, of the difference of two answers.
+            repeats: number of answers that each term is the mean of.
         """
         quantile = NormalDist().inv_cdf(1 - _FALSE_ALARM / (2 * max(comparisons, 1)))
         noise = quantile * spec.noise_std * sqrt(sum(weight**2 for weight in weights) / repeats)
@@ -149,20 +151,21 @@ class Subject:
         return noise + rounding + _ROUNDING * max(magnitude, 1e-12) * sum(map(abs, weights))
 
     def agree(
-        self, spec: DeviceSpec, found: Tensor, due: Tensor, what: str, repeats: int = 1, extra: float = 0.0
+        self, spec: DeviceSpec, found: Tensor, expected: Tensor, what: str, repeats: int = 1, extra: float = 0.0
     ) -> None:
         """Fail where two answers differ by more than noise and rounding allow.
 
         Args:
-            spec: declares noise and levels.
-            found: one of them.
-            due: the other.
-            what: a sentence up to the numbers.
-            repeats: answers that each of them is the mean of.
-            extra: that they may differ on top.
+            spec: spec that declares the noise and the levels.
+            found: answer that is checked.
+            expected: answer that it is compared with.
+            what: beginning of the sentence that reports a failure.
+            repeats: number of answers that each of the two is the mean of.
+            extra: difference allowed in addition.
         """
-        magnitude = float(due.abs().max()) if due.numel() else 0.0
-        bound = self.scatter(spec, due.numel(), magnitude, repeats=repeats) + extra
-        difference = float((found.double() - due.double()).abs().max()) if due.numel() else 0.0
+        count = expected.numel()
+        magnitude = float(expected.abs().max()) if count else 0.0
+        bound = self.scatter(spec, count, magnitude, repeats=repeats) + extra
+        difference = float((found.double() - expected.double()).abs().max()) if count else 0.0
         if not difference <= bound:
-            fail(f"{what}: they differ by {difference:.4g}, and the spec allows for {bound:.4g}")
+            fail(f"{what}: they differ by {difference:.4g}, and the spec allows {bound:.4g}")

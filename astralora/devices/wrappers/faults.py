@@ -18,6 +18,7 @@ from ..capabilities import Differentiable, Identifiable, ProgramsMany, PullsBack
 from ..device import Device
 from ..errors import DeviceError, DeviceTimeout, NotConnected, ProtocolError
 from ..random import derive_seed
+from ..validation import first_problem
 from ..wrapper import DeviceWrapper
 
 __all__ = ["CHIP_FAULTS", "LINK_FAULTS", "FaultDice", "FaultKind", "FaultPlan", "FaultyDevice"]
@@ -89,10 +90,7 @@ class FaultPlan(BaseModel):
                 f"{text!r} is not a fault plan; write, for example, timeout=0.01,nan=0.01,seed=3, or name a TOML file"
             ) from None
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            known = f"; known are {', '.join(cls.model_fields)}, all" if first["type"] == "extra_forbidden" else ""
-            raise DeviceError(f"fault plan {text!r}: {place}: {first['msg']}{known}") from None
+            raise DeviceError(f"fault plan {text!r}: {first_problem(error, [*cls.model_fields, 'all'])}") from None
 
 
 class FaultDice:

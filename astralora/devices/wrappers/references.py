@@ -1,4 +1,4 @@
-"""What reference vectors and reference columns tell of a chip's drift."""
+"""Measure the drift of a chip with reference vectors or reference columns."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from ..spec import DeviceSpec
 
 __all__ = ["DEAD", "References", "Rows", "reference_controls"]
 
-# References are asked so many times right after a program: what they say then is divided by for long.
+# Number of queries of the references right after a program: all later gains are divided by their mean.
 _REPEATS = 4
-# Degrees of freedom from which on an output's own scatter can be told.
+# Degrees of freedom from which the scatter of a single output can be estimated.
 _FREEDOM = 6
-# Standard deviation of a gain, as a share, beyond which it tells nothing.
-_TELLING = 0.1
+# Largest standard deviation of a gain, as a share of it, at which the gain is used.
+_LARGEST_ERROR = 0.1
 DEAD = 0.05
-"""Gains below this are those of dead channels."""
+"""Largest gain of a dead channel."""
 
 
 class References:
-    """Vectors whose answers are compared with what they were right after a program.
+    """Compare the answers to reference vectors with their answers right after a program.
 
-    Of every output, y = g y_0 + c is fitted to the answers y_0 then and y now, by least squares: an offset of the
-    detector, which does not fade, is none of the gain's. Half of the vectors mirror the others about the middle, so
-    that the offset costs nothing. Answers at an end of the detector's range are left out, and what noise adds to
-    |y_0|^2 is taken off.
+    For every output, y = g y_0 + c is fitted by least squares to the first answers y_0 and the present answers y: c
+    is the offset of the detector, which does not fade and must not change the gain g. Half of the vectors mirror the
+    other half about the middle, so that fitting the offset costs no precision. Answers at an end of the detector's
+    range are left out, and the power that noise adds to |y_0|^2 is subtracted.
 
     Args:
-        spec: of the chip.
-        count: number of vectors, 2 at least.
-        seed: of the vectors.
+        spec: spec of the chip.
+        count: number of vectors, at least 2.
+        seed: seed of the vectors.
 
     Attributes:
-        vectors: (count, in_features), in the middle half of the input range.
+        vectors: references, (count, in_features), in the middle half of the input range.
     """
 
     def __init__(self, spec: DeviceSpec, count: int, seed: int) -> None:
@@ -47,85 +47,88 @@ class References:
         middle, reach = _middle(spec)
         self.vectors = middle + reach * torch.cat([signs, -signs])[:count]
         self._first: Tensor | None = None  # mean answers right after the program
-        self._variance = 0.0  # of one output of one answer
+        self._variance = 0.0  # variance of one output in one answer
 
     @property
     def at_program(self) -> Tensor:
-        """What to ask right after a program: (vectors, in_features)."""
+        """Return the vectors to query right after a program, (vectors, in_features)."""
         return self.vectors.repeat(_REPEATS, 1)
 
     def begin(self, answers: Tensor) -> bool:
-        """Take the answers right after a program; returns whether they will tell anything."""
+        """Store the answers right after a program; return whether they exceed the noise enough to measure drift."""
         repeated = answers.double().unflatten(0, (_REPEATS, -1))
         self._first = repeated.mean(dim=0)
         self._variance = float(repeated.var(dim=0).mean()) + _rounding(self._spec)
-        return self._tells(self._sums(self._first)[1])
+        return self._is_reliable(self._sums(self._first)[1])
 
     def gains(self, answers: Tensor, *, each: bool) -> tuple[float, Tensor] | None:
-        """What is left of the outputs, from the answers now.
+        """Estimate the gain since the program from the present answers.
 
         Args:
-            answers: (vectors, out_features).
-            each: of every output, rather than of all together. Gains are then pulled to their mean, as far as the
-                scatter of the answers explains that they differ: the random-effects model of DerSimonian and Laird
+            answers: present answers to `vectors`, (vectors, out_features).
+            each: return one gain for each output. The gains are drawn towards their mean as far as the scatter of the
+                answers explains their differences: the random-effects model of DerSimonian and Laird
                 (Control. Clin. Trials 7, 177 (1986)).
 
         Returns:
-            The gain of all outputs together, and gains, () or (out_features,); None where noise is all there is.
+            The gain of all outputs together, and gains, () or (out_features,); None where the answers do not exceed
+            the noise.
         """
-        along, power, rest, freedom = self._sums(answers.double())
-        if not self._tells(power):
+        products, power, residual, freedom = self._sums(answers.double())
+        if not self._is_reliable(power):
             return None
-        common = along.sum() / power.sum()
+        common = products.sum() / power.sum()
         if not each:
             return float(common), common
         # The last term is for chips without noise.
         noise = (1 + 1 / _REPEATS) * self._variance + 1e-12 * float(power.mean())
-        return float(common), _apart(along, power.clamp_min(0), rest, freedom, noise)
+        return float(common), _shrunk_gains(products, power.clamp_min(0), residual, freedom, noise)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the answers were right after the program."""
+        """Return the answers right after the program, and their variance."""
         return {"first": self._first, "variance": self._variance}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         self._first, self._variance = state["first"], state["variance"]
 
     def _sums(self, now: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Sums of y y_0, y_0^2 and (y - g y_0 - c)^2 over the vectors, and the last one's degrees of freedom.
+        """Sum y y_0, y_0^2 and (y - g y_0 - c)^2 over the vectors, and count the degrees of freedom of the last.
 
-        All (out_features,); y and y_0 are taken about their means.
+        All four are (out_features,); y and y_0 are taken about their means.
         """
         assert self._first is not None
         first = self._first.to(now)
-        seen = [_unsaturated(self._spec, answers, self._variance) for answers in (first, now)]
-        free = (seen[0] & seen[1]).double()
-        count = free.sum(dim=0).clamp_min(1)
-        first, now = (free * (answers - (free * answers).sum(dim=0) / count) for answers in (first, now))
-        along, squares = (now * first).sum(dim=0), first.square().sum(dim=0)
-        rest = now.square().sum(dim=0) - along.square() / squares.clamp_min(1e-300)
+        clear = [_unsaturated(self._spec, answers, self._variance) for answers in (first, now)]
+        used = (clear[0] & clear[1]).double()
+        count = used.sum(dim=0).clamp_min(1)
+        first, now = (used * (answers - (used * answers).sum(dim=0) / count) for answers in (first, now))
+        products, squares = (now * first).sum(dim=0), first.square().sum(dim=0)
+        residual = now.square().sum(dim=0) - products.square() / squares.clamp_min(1e-300)
         power = squares - (count - 1) * self._variance / _REPEATS
-        return along, power, rest, count - 2
+        return products, power, residual, count - 2
 
-    def _tells(self, power: Tensor) -> bool:
-        # Of g = sum(y y_0) / sum(y_0^2): an answer's variance and that of the mean before it, over the sum.
-        return _tells(float(power.sum()), (1 + 1 / _REPEATS) * self._variance)
+    def _is_reliable(self, power: Tensor) -> bool:
+        # Variance of g = sum(y y_0) / sum(y_0^2): those of an answer and of the mean of the first ones, over the power.
+        return _is_precise(float(power.sum()), (1 + 1 / _REPEATS) * self._variance)
 
 
 class Rows:
-    """Reference columns: outputs whose rows of the transfer matrix are known, and which answer along with every query.
+    """Measure the gain of reference columns, which are outputs with known rows of the transfer matrix.
 
-    The rows are measured right after a program, by orthogonal vectors; a column that saturates has none. From then on,
-    answers gather to sums of y (A_0 x) and (A_0 x)^2, older ones counting less and less, and their ratio is the gain.
+    The rows are measured right after a program, with orthogonal vectors; the row of a column that saturates is not
+    known. From then on every query adds to the sums of y (A_0 x) and (A_0 x)^2, in which earlier answers decay with
+    time, and the ratio of the sums is the gain.
 
     Args:
-        spec: of the chip.
-        columns: how many of its last outputs.
-        seed: of the vectors.
-        memory_seconds: time after which an answer counts a third.
+        spec: spec of the chip.
+        columns: number of its last outputs that are references.
+        seed: seed of the vectors.
+        memory_seconds: time in which the weight of an answer falls to 1/e.
 
     Attributes:
-        vectors: (count, in_features), more than inputs and at most twice as many, but four at least.
+        vectors: references, (count, in_features); count is above the number of inputs, at most twice as large, and
+            at least four.
     """
 
     def __init__(self, spec: DeviceSpec, columns: int, seed: int, memory_seconds: float) -> None:
@@ -136,92 +139,92 @@ class Rows:
         hadamard = torch.ones(1, 1)
         for _ in range(ceil(log2(spec.in_features + 2))):
             hadamard = torch.cat([torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)])
-        # Without the column of ones, which is left for the offset; no vector but one of many lights all inputs alike.
+        # The column of ones is left for the offset; random signs keep all but one vector from being uniform.
         signs = _random_signs((spec.in_features,), seed, "references")
         self._signs = signs * hadamard[:, 1 : spec.in_features + 1]
         self.vectors = self._middle + self._reach * self._signs
         self._rows: Tensor | None = None  # (columns, in_features)
         self._offset: Tensor | None = None  # (columns,)
         self._variance = 0.0
-        self._begun = 0.0  # sum of (A_0 x)^2 of the vectors right after the program, when the gain was one
-        self._along = self._power = 0.0
+        self._first_power = 0.0  # sum of (A_0 x)^2 of the vectors right after the program, when the gain was one
+        self._products = self._power = 0.0
 
     @property
     def at_program(self) -> Tensor:
-        """What to ask right after a program: (vectors, in_features)."""
+        """Return the vectors to query right after a program, (vectors, in_features)."""
         return self.vectors
 
     def begin(self, answers: Tensor) -> bool:
-        """Take the answers right after a program; returns whether they tell anything."""
-        seen = answers[:, -self._columns :].double()
-        signs, count = self._signs.to(seen), len(self.vectors)
-        mean = seen.mean(dim=0)
-        # A column that saturates has no row that could be known.
-        clear = _unsaturated(self._spec, seen, 0.0).all(dim=0).double()
-        slopes = (seen.mT @ signs / count) * clear[:, None]
+        """Measure the rows right after a program; return whether the answers exceed the noise enough for drift."""
+        answers = answers[:, -self._columns :].double()
+        signs, count = self._signs.to(answers), len(self.vectors)
+        mean = answers.mean(dim=0)
+        # The row of a column that saturates cannot be measured.
+        clear = _unsaturated(self._spec, answers, 0.0).all(dim=0).double()
+        slopes = (answers.mT @ signs / count) * clear[:, None]
         self._rows = slopes / self._reach
         self._offset = mean - self._middle * self._rows.sum(dim=1)
-        rest = (seen - mean - signs @ slopes.mT) * clear
+        residual = (answers - mean - signs @ slopes.mT) * clear
         used = int(clear.sum())
         freedom = max(used, 1) * (count - 1 - self._spec.in_features)
-        self._variance = float(rest.square().sum()) / freedom + _rounding(self._spec)
+        self._variance = float(residual.square().sum()) / freedom + _rounding(self._spec)
         explained = float(slopes.square().sum()) * count - used * self._spec.in_features * self._variance
-        self._begun = max(explained, 0.0)
+        self._first_power = max(explained, 0.0)
         self.restart()
-        return _tells(self._begun, self._variance)
+        return _is_precise(self._first_power, self._variance)
 
     def restart(self) -> None:
-        """Forget what has been seen since the program."""
-        self._along = self._power = self._begun
+        """Discard the answers since the program."""
+        self._products = self._power = self._first_power
 
     def gain(self, inputs: Tensor, answers: Tensor, elapsed: float) -> float | None:
-        """What is left of the outputs, by the reference columns' newest and earlier answers.
+        """Estimate the gain since the program from the newest and earlier answers of the reference columns.
 
         Args:
-            inputs: (batch, in_features).
-            answers: (batch, out_features), of all outputs.
-            elapsed: seconds since the last time, or since the program.
+            inputs: vectors of the newest query, (batch, in_features).
+            answers: answers of all outputs, (batch, out_features).
+            elapsed: seconds since the previous call, or since the program.
 
         Returns:
-            The gain; None where noise is all there is.
+            The gain; None where the answers do not exceed the noise.
         """
         assert self._rows is not None
         assert self._offset is not None
-        inputs, seen = inputs.double(), answers[:, -self._columns :].double()
+        inputs, newest = inputs.double(), answers[:, -self._columns :].double()
         first = inputs @ self._rows.to(inputs).mT
-        known = self._rows.to(inputs).abs().sum(dim=1) > 0
-        free = (_unsaturated(self._spec, seen, self._variance) & known).double()
-        # Rows have been measured to a variance that makes sums of squares too large.
-        excess = free.sum(dim=1) @ inputs.square().sum(dim=1) * self._variance / (len(self.vectors) * self._reach**2)
-        left = exp(-elapsed / self._memory)
-        self._along = left * self._along + float((free * (seen - self._offset.to(seen)) * first).sum())
-        self._power = left * self._power + float((free * first.square()).sum() - excess)
-        return self._along / self._power if _tells(self._power, self._variance) else None
+        is_known = self._rows.to(inputs).abs().sum(dim=1) > 0
+        used = (_unsaturated(self._spec, newest, self._variance) & is_known).double()
+        # The error of the measured rows makes the sum of squares too large.
+        excess = used.sum(dim=1) @ inputs.square().sum(dim=1) * self._variance / (len(self.vectors) * self._reach**2)
+        decay = exp(-elapsed / self._memory)
+        self._products = decay * self._products + float((used * (newest - self._offset.to(newest)) * first).sum())
+        self._power = decay * self._power + float((used * first.square()).sum() - excess)
+        return self._products / self._power if _is_precise(self._power, self._variance) else None
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows, and what has been seen since."""
+        """Return the rows, and the sums over the answers since the program."""
         return {
             "rows": self._rows,
             "offset": self._offset,
             "variance": self._variance,
-            "begun": self._begun,
-            "along": self._along,
+            "begun": self._first_power,
+            "along": self._products,
             "power": self._power,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         self._rows, self._offset, self._variance = state["rows"], state["offset"], state["variance"]
-        self._begun, self._along, self._power = state["begun"], state["along"], state["power"]
+        self._first_power, self._products, self._power = state["begun"], state["along"], state["power"]
 
 
 def reference_controls(spec: DeviceSpec, columns: int, seed: int) -> Tensor:
-    """What reference columns are set to, for good: (columns * in_features,), at random in the control range.
+    """Draw the fixed controls of reference columns, (columns * in_features,), uniformly within the control range.
 
     Args:
-        spec: of the chip, columns included.
-        columns: how many.
-        seed: of the draw.
+        spec: spec of the chip, columns included.
+        columns: number of columns.
+        seed: seed of the draw.
     """
     generator = derive_generator(seed, "reference columns")
     low, high = spec.control_range or (-1.0, 1.0)
@@ -229,30 +232,30 @@ def reference_controls(spec: DeviceSpec, columns: int, seed: int) -> Tensor:
     return low + (high - low) * draw
 
 
-def _apart(along: Tensor, power: Tensor, rest: Tensor, freedom: Tensor, noise: float) -> Tensor:
-    """Gains of outputs that have a mean and a spread in common: g_i = (t s_i + m) / (t w_i + 1), (out_features,).
+def _shrunk_gains(products: Tensor, power: Tensor, residual: Tensor, freedom: Tensor, noise: float) -> Tensor:
+    """Estimate gains that share a mean and a spread: g_i = (t s_i + m) / (t w_i + 1), (out_features,).
 
-    With weights w_i = power / scatter and sums s_i = along / scatter, m is the mean s / w, and t the variance between
-    outputs, by the method of moments.
+    With weights w_i = power / scatter and sums s_i = products / scatter, m is the mean s / w, and t the variance
+    between outputs, by the method of moments.
     """
-    # What differs within an output scatters its gain as noise does.
+    # Entries of one output that drift differently scatter its gain as noise does.
     own = freedom >= _FREEDOM
-    scatter = torch.where(own, rest / freedom.clamp_min(1), noise).clamp_min(noise)
-    sums, weights = along / scatter, power / scatter
+    scatter = torch.where(own, residual / freedom.clamp_min(1), noise).clamp_min(noise)
+    sums, weights = products / scatter, power / scatter
     total = weights.sum()
     mean = sums.sum() / total
-    # A scatter that is estimated itself makes such a quotient larger than one, as the mean of Fisher's F is.
+    # Dividing by an estimated scatter makes the expected quotient larger than one: it is the mean of Fisher's F.
     expected = torch.where(own, freedom / (freedom - 2), 1.0)
-    seen = weights > 0
-    excess = ((sums - mean * weights).square()[seen] / weights[seen] - expected[seen]).sum() + 1
+    used = weights > 0
+    excess = ((sums - mean * weights).square()[used] / weights[used] - expected[used]).sum() + 1
     between = (excess / (total - weights.square().sum() / total).clamp_min(1e-300)).clamp_min(0)
     return (between * sums + mean) / (between * weights + 1)
 
 
 def _middle(spec: DeviceSpec) -> tuple[float, float]:
-    """Middle of the references, and how far they go to either side: half of what is legal, next to darkness.
+    """Return the middle of the references and their reach to either side: the half of the input range next to zero.
 
-    A detector at its end would not show that it gets less light.
+    Weak inputs keep the detectors from saturating; a saturated output would not show that it receives less light.
     """
     low, high = spec.input_range or (-1.0, 1.0)
     dark = min(max(low, 0.0), high)
@@ -265,20 +268,20 @@ def _random_signs(shape: tuple[int, ...], seed: int, purpose: str) -> Tensor:
 
 
 def _rounding(spec: DeviceSpec) -> float:
-    """Variance of what an output is rounded by."""
-    # Where noise does not reach the next code, repeating a question does not show that its answer is rounded.
+    """Return the variance of the rounding of an output."""
+    # Where noise is below a code, repeated queries return the same code and do not show the rounding.
     return (spec.output_step or 0.0) ** 2 / 12
 
 
 def _unsaturated(spec: DeviceSpec, answers: Tensor, variance: float) -> Tensor:
-    """Which answers are as far from the ends of the detector's range as noise reaches."""
+    """Return which answers are farther from the ends of the detector's range than noise reaches."""
     rails = answers.new_tensor(spec.rails)
     margin = 3 * variance**0.5 + (spec.output_step or 0.0) / 2
-    # A rail in float32 is not quite the one in the spec.
-    free: Tensor = ((answers[..., None] - rails).abs() > margin + 1e-6 * rails.abs()).all(dim=-1)
-    return free
+    # In float32 the end of the range differs a little from the one in the spec.
+    clear: Tensor = ((answers[..., None] - rails).abs() > margin + 1e-6 * rails.abs()).all(dim=-1)
+    return clear
 
 
-def _tells(power: float, variance: float) -> bool:
-    """Whether a gain whose variance is ``variance / power`` tells anything."""
-    return power > 0 and variance <= _TELLING**2 * power
+def _is_precise(power: float, variance: float) -> bool:
+    """Return whether a gain whose variance is ``variance / power`` is precise enough to be used."""
+    return power > 0 and variance <= _LARGEST_ERROR**2 * power

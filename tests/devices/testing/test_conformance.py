@@ -1,11 +1,11 @@
-"""The kit against itself: honest devices pass, and every liar is caught by the check that is named for its lie."""
+"""Test the checks: correct devices pass all of them, and every faulty driver fails the check of its fault."""
 
 import os
 import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -31,30 +31,33 @@ SPEC: dict[str, Any] = {
 
 
 class Crossbar(HardwareDevice):
-    """The honest driver that all liars are made of: y = W x."""
+    """Compute y = W x correctly; base class of the faulty drivers."""
 
     def __init__(self, **spec: Any) -> None:
         super().__init__(d.DeviceSpec(**{**SPEC, **spec}))
+        self.is_connected = False
 
     def _open(self) -> None:
+        self.is_connected = True
         self.weights: NDArray[Any] = np.zeros((M, N))
 
     def _close(self) -> None:
+        self.is_connected = False
         self.weights = np.zeros((M, N))
 
     def _program(self, controls: NDArray[Any]) -> None:
-        self.weights = self._written(np.array(controls, dtype=float)).reshape(M, N)
+        self.weights = self._convert_controls(np.array(controls, dtype=float)).reshape(M, N)
 
     def _query(self, inputs: NDArray[Any]) -> NDArray[Any]:
-        return self._seen(self._lit(np.array(inputs, dtype=float)) @ self.weights.T)
+        return self._detect(self._convert_inputs(np.array(inputs, dtype=float)) @ self.weights.T)
 
-    def _written(self, controls: NDArray[Any]) -> NDArray[Any]:
+    def _convert_controls(self, controls: NDArray[Any]) -> NDArray[Any]:
         return controls
 
-    def _lit(self, inputs: NDArray[Any]) -> NDArray[Any]:
+    def _convert_inputs(self, inputs: NDArray[Any]) -> NDArray[Any]:
         return inputs
 
-    def _seen(self, outputs: NDArray[Any]) -> NDArray[Any]:
+    def _detect(self, outputs: NDArray[Any]) -> NDArray[Any]:
         return outputs
 
 
@@ -64,44 +67,44 @@ def rounded(values: NDArray[Any], levels: int, bounds: tuple[float, float] = (-1
 
 
 class Noisy(Crossbar):
-    """Honest, with 8-bit converters everywhere and noise."""
+    """Add 8-bit converters and noise, and claim both."""
 
     def __init__(self, **spec: Any) -> None:
         bounds = {"output_range": (-6.0, 6.0), "output_levels": 255, "input_levels": 255, "control_levels": 255}
         super().__init__(**{**bounds, "noise_std": 0.05, **spec})
         self.random = np.random.default_rng(0)
 
-    def _written(self, controls: NDArray[Any]) -> NDArray[Any]:
+    def _convert_controls(self, controls: NDArray[Any]) -> NDArray[Any]:
         return rounded(controls, 255)
 
-    def _lit(self, inputs: NDArray[Any]) -> NDArray[Any]:
+    def _convert_inputs(self, inputs: NDArray[Any]) -> NDArray[Any]:
         return rounded(inputs, 255)
 
-    def _seen(self, outputs: NDArray[Any]) -> NDArray[Any]:
+    def _detect(self, outputs: NDArray[Any]) -> NDArray[Any]:
         return rounded(outputs + 0.05 * self.random.standard_normal(outputs.shape), 255, (-6.0, 6.0))
 
 
-# -- liars: each is caught by the check in its decorator ---------------------------------------------
+# -- faulty drivers: each fails the check in its decorator ---------------------------------------------
 
-LIARS: dict[Callable[[], Any], str] = {}
+FAULTY: dict[Callable[[], Any], str] = {}
 
 
-def caught_by(check: str) -> Callable[[Any], Any]:
-    def register(liar: Any) -> Any:
-        LIARS[liar] = check
-        return liar
+def fails_check(check: str) -> Callable[[Any], Any]:
+    def register(driver: Any) -> Any:
+        FAULTY[driver] = check
+        return driver
 
     return register
 
 
-@caught_by("spec")
+@fails_check("spec")
 class ChangesItsSpec(Crossbar):
     def _open(self) -> None:
         super()._open()
         self.spec = self.spec.model_copy(update={"noise_std": 0.1})
 
 
-@caught_by("lifecycle")
+@fails_check("lifecycle")
 class DoesNotReopen(Crossbar):
     opened = False
 
@@ -112,7 +115,7 @@ class DoesNotReopen(Crossbar):
         super()._open()
 
 
-@caught_by("leaks")
+@fails_check("leaks")
 class LeaksThePort(Crossbar):
     def _open(self) -> None:
         super()._open()
@@ -122,20 +125,20 @@ class LeaksThePort(Crossbar):
         KEPT.extend(self.pipe)
 
 
-@caught_by("leaks")
+@fails_check("leaks")
 class HoldsThePort(Crossbar):
-    in_use = False
+    user: ClassVar[Any] = None
 
     def _open(self) -> None:
         super()._open()
-        if HoldsThePort.in_use is not False and HoldsThePort.in_use is not self:
+        if HoldsThePort.user not in (None, self):
             raise NotConnected("is in use")
-        HoldsThePort.in_use = self  # type: ignore[assignment]
+        HoldsThePort.user = self
 
 
-@caught_by("errors")
+@fails_check("errors")
 class WorksWhenClosed:
-    """Raw tensors, without HardwareDevice's guards."""
+    """Work on tensors, without the checks of HardwareDevice."""
 
     spec = d.DeviceSpec(**SPEC)
 
@@ -153,7 +156,7 @@ class WorksWhenClosed:
 
 
 class Raw:
-    """An honest device on tensors."""
+    """Work correctly on tensors."""
 
     spec = d.DeviceSpec(**SPEC)
 
@@ -178,7 +181,7 @@ class Raw:
         return inputs @ self.controls.view(M, N).to(inputs).T
 
 
-@caught_by("errors")
+@fails_check("errors")
 class RaisesItsOwn(Raw):
     def query(self, inputs: torch.Tensor) -> torch.Tensor:
         if self.controls is None:
@@ -186,27 +189,27 @@ class RaisesItsOwn(Raw):
         return super().query(inputs)
 
 
-@caught_by("shapes")
+@fails_check("shapes")
 class DropsTheLastRow(Crossbar):
-    def _seen(self, outputs: NDArray[Any]) -> NDArray[Any]:
+    def _detect(self, outputs: NDArray[Any]) -> NDArray[Any]:
         return outputs[:-1] if len(outputs) > 2 else outputs
 
 
-@caught_by("batch_equals_loop")
+@fails_check("batch_equals_loop")
 class ForgetsTheLastRow(Crossbar):
-    def _seen(self, outputs: NDArray[Any]) -> NDArray[Any]:
+    def _detect(self, outputs: NDArray[Any]) -> NDArray[Any]:
         if len(outputs) > 1:
             outputs[-1] = 0
         return outputs
 
 
-@caught_by("dtypes")
+@fails_check("dtypes")
 class WrongType(Raw):
     def query(self, inputs: torch.Tensor) -> torch.Tensor:
         return super().query(inputs).double()
 
 
-@caught_by("inputs_not_mutated")
+@fails_check("inputs_not_mutated")
 class MutatesInputs(Raw):
     def query(self, inputs: torch.Tensor) -> torch.Tensor:
         answer = super().query(inputs)
@@ -214,14 +217,14 @@ class MutatesInputs(Raw):
         return answer
 
 
-@caught_by("inputs_not_mutated")
+@fails_check("inputs_not_mutated")
 class KeepsTheCallersControls(Raw):
     def program(self, controls: torch.Tensor) -> None:
         super().program(controls)
         self.controls = controls
 
 
-@caught_by("inputs_not_mutated")
+@fails_check("inputs_not_mutated")
 class ReusesItsBuffer(Raw):
     def __init__(self) -> None:
         super().__init__()
@@ -232,37 +235,37 @@ class ReusesItsBuffer(Raw):
         return self.buffer[: len(inputs)].to(inputs.dtype)
 
 
-@caught_by("program_takes_effect")
+@fails_check("program_takes_effect")
 class IgnoresProgram(Crossbar):
-    def _written(self, controls: NDArray[Any]) -> NDArray[Any]:
+    def _convert_controls(self, controls: NDArray[Any]) -> NDArray[Any]:
         return np.linspace(-1, 1, N * M)
 
 
-@caught_by("program_sets_everything")
+@fails_check("program_sets_everything")
 class KeepsHalfOfWhatWas(Crossbar):
-    def _written(self, controls: NDArray[Any]) -> NDArray[Any]:
+    def _convert_controls(self, controls: NDArray[Any]) -> NDArray[Any]:
         kept = self.weights.reshape(-1).copy()
         kept[::2] = controls[::2]
         kept[1::2] += 0.5 * (controls[1::2] - kept[1::2])
         return kept
 
 
-@caught_by("program_idempotence")
+@fails_check("program_idempotence")
 class NotIdempotent(Crossbar):
-    """A write pulse moves a cell on from where its last write left it."""
+    """Simulate cells that every write pulse moves on from their last state."""
 
     def _open(self) -> None:
         super()._open()
         self.last: NDArray[Any] | None = None
         self.pulses = 0
 
-    def _written(self, controls: NDArray[Any]) -> NDArray[Any]:
+    def _convert_controls(self, controls: NDArray[Any]) -> NDArray[Any]:
         self.pulses = self.pulses + 1 if self.last is not None and np.array_equal(self.last, controls) else 0
         self.last = controls
         return controls * 0.9**self.pulses
 
 
-@caught_by("threads")
+@fails_check("threads")
 class NotThreadSafe(Raw):
     def query(self, inputs: torch.Tensor) -> torch.Tensor:
         self.newest = inputs
@@ -270,7 +273,7 @@ class NotThreadSafe(Raw):
         return super().query(self.newest)
 
 
-@caught_by("usage")
+@fails_check("usage")
 class DoubleCounts(TiledDevice):
     def __init__(self) -> None:
         chips = [Crossbar(), Crossbar()]
@@ -292,129 +295,131 @@ class Interruptible(Crossbar):
         finally:
             self.cut = False
 
-    def _seen(self, outputs: NDArray[Any]) -> NDArray[Any]:
+    def _detect(self, outputs: NDArray[Any]) -> NDArray[Any]:
         if self.cut:
             raise DeviceTimeout("no answer")
         return outputs
 
 
-@caught_by("recovery")
+@fails_check("recovery")
 class SwallowsTimeouts(Interruptible):
-    def _seen(self, outputs: NDArray[Any]) -> NDArray[Any]:
+    def _detect(self, outputs: NDArray[Any]) -> NDArray[Any]:
         try:
-            return super()._seen(outputs)
+            return super()._detect(outputs)
         except DeviceTimeout:
             return np.zeros_like(outputs)
 
 
-@caught_by("recovery")
+@fails_check("recovery")
 class RaisesSomethingElse(Interruptible):
-    def _seen(self, outputs: NDArray[Any]) -> NDArray[Any]:
+    def _detect(self, outputs: NDArray[Any]) -> NDArray[Any]:
         if self.cut:
             raise OSError("Input/output error")
         return outputs
 
 
-@caught_by("input_range")
+@fails_check("input_range")
 class RefusesItsRange(Crossbar):
-    def _lit(self, inputs: NDArray[Any]) -> NDArray[Any]:
+    def _convert_inputs(self, inputs: NDArray[Any]) -> NDArray[Any]:
         if np.abs(inputs).max() > 0.95:
             raise DeviceError("the input amplifier is overdriven")
         return inputs
 
 
-@caught_by("control_range")
+@fails_check("control_range")
 class RefusesItsControls(Crossbar):
-    def _written(self, controls: NDArray[Any]) -> NDArray[Any]:
+    def _convert_controls(self, controls: NDArray[Any]) -> NDArray[Any]:
         if controls.min() <= -1.0:
             raise DeviceError("voltage too low")
         return controls
 
 
-@caught_by("output_range")
+@fails_check("output_range")
 class LeavesItsRange(Crossbar):
     def __init__(self) -> None:
         super().__init__(output_range=(-1.0, 1.0))
 
 
-@caught_by("output_levels")
+@fails_check("output_levels")
 class CoarserOutput(Noisy):
-    def _seen(self, outputs: NDArray[Any]) -> NDArray[Any]:
-        return rounded(super()._seen(outputs), 128, (-6.0, 6.0))
+    def _detect(self, outputs: NDArray[Any]) -> NDArray[Any]:
+        return rounded(super()._detect(outputs), 128, (-6.0, 6.0))
 
 
-@caught_by("output_levels")
+@fails_check("output_levels")
 class NoOutputLevels(Noisy):
-    def _seen(self, outputs: NDArray[Any]) -> NDArray[Any]:
+    def _detect(self, outputs: NDArray[Any]) -> NDArray[Any]:
         return np.clip(outputs + 0.05 * self.random.standard_normal(outputs.shape), -6.0, 6.0)
 
 
-@caught_by("input_levels")
+@fails_check("input_levels")
 class CoarserInput(Crossbar):
     def __init__(self) -> None:
         super().__init__(input_levels=255)
 
-    def _lit(self, inputs: NDArray[Any]) -> NDArray[Any]:
+    def _convert_inputs(self, inputs: NDArray[Any]) -> NDArray[Any]:
         return rounded(inputs, 128)
 
 
-@caught_by("input_levels")
+@fails_check("input_levels")
 class NoInputLevels(Crossbar):
     def __init__(self) -> None:
         super().__init__(input_levels=255)
 
 
-@caught_by("control_levels")
+@fails_check("control_levels")
 class CoarserControls(Crossbar):
     def __init__(self) -> None:
         super().__init__(control_levels=255)
 
-    def _written(self, controls: NDArray[Any]) -> NDArray[Any]:
+    def _convert_controls(self, controls: NDArray[Any]) -> NDArray[Any]:
         return rounded(controls, 64)
 
 
-@caught_by("control_levels")
+@fails_check("control_levels")
 class NoControlLevels(Crossbar):
     def __init__(self) -> None:
         super().__init__(control_levels=255)
 
 
-@caught_by("linearity")
+@fails_check("linearity")
 class Saturates(Crossbar):
-    def _seen(self, outputs: NDArray[Any]) -> NDArray[Any]:
+    def _detect(self, outputs: NDArray[Any]) -> NDArray[Any]:
         return 3 * np.tanh(outputs / 3)
 
 
-@caught_by("linearity")
+@fails_check("linearity")
 class HasAnOffset(Noisy):
-    def _seen(self, outputs: NDArray[Any]) -> NDArray[Any]:
-        return super()._seen(outputs + 0.5)
+    def _detect(self, outputs: NDArray[Any]) -> NDArray[Any]:
+        return super()._detect(outputs + 0.5)
 
 
-@caught_by("coupling")
+@fails_check("coupling")
 class Mixes(Crossbar):
-    def _written(self, controls: NDArray[Any]) -> NDArray[Any]:
+    def _convert_controls(self, controls: NDArray[Any]) -> NDArray[Any]:
         matrix = controls.reshape(M, N)
         return (matrix + 0.3 * np.roll(matrix, 1, axis=0)).reshape(-1)
 
 
-@caught_by("noise")
+@fails_check("noise")
 class NoisierThanItSays(Noisy):
     def __init__(self) -> None:
         super().__init__(noise_std=0.03, output_range=None, output_levels=None)
 
-    def _seen(self, outputs: NDArray[Any]) -> NDArray[Any]:
+    def _detect(self, outputs: NDArray[Any]) -> NDArray[Any]:
         return outputs + 0.05 * self.random.standard_normal(outputs.shape)
 
 
-@caught_by("noise")
+@fails_check("noise")
 class QuieterThanItSays(Crossbar):
     def __init__(self) -> None:
         super().__init__(noise_std=0.1)
 
 
-@caught_by("capabilities")
+@fails_check("capabilities")
 class WrongMany(Crossbar):
+    capabilities = (d.ProgramsMany,)
+
     def query_each(self, controls: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         self.program(controls[-1])
         return self.query(inputs).expand(len(controls), -1, -1).clone()
@@ -424,8 +429,8 @@ KEPT: list[int] = []
 
 
 @pytest.fixture(autouse=True)
-def what_was_leaked_is_closed() -> Any:
-    HoldsThePort.in_use = False
+def close_leaked_files() -> Any:
+    HoldsThePort.user = None
     yield
     while KEPT:
         os.close(KEPT.pop())
@@ -435,27 +440,27 @@ def failures(results: list[CheckResult]) -> list[str]:
     return [f"{result.check}: {result.detail}" for result in results if not result.passed]
 
 
-@pytest.mark.parametrize("liar", LIARS, ids=lambda liar: liar.__name__)
-def test_a_liar_is_caught_by_the_check_named_for_its_lie(liar: Any) -> None:
-    (result,) = check_device(liar, only=[LIARS[liar]])
+@pytest.mark.parametrize("driver", FAULTY, ids=lambda driver: driver.__name__)
+def test_every_faulty_driver_fails_its_check(driver: Any) -> None:
+    (result,) = check_device(driver, only=[FAULTY[driver]])
     assert not result.passed
     assert result.detail
 
 
-def test_there_is_a_liar_for_nearly_every_check() -> None:
-    assert len(LIARS) >= 12
-    assert set(CHECKS) - set(LIARS.values()) == {"requests"}, "what a session sees to for every driver"
+def test_every_check_but_one_has_a_faulty_driver() -> None:
+    assert len(FAULTY) >= 12
+    assert set(CHECKS) - set(FAULTY.values()) == {"requests"}, "a session checks requests for every driver"
 
 
-@pytest.mark.parametrize("honest", [Crossbar, Noisy, Raw, Interruptible], ids=lambda honest: honest.__name__)
-def test_honest_drivers_pass_a_hundred_runs_in_a_row(honest: Any) -> None:
+@pytest.mark.parametrize("driver", [Crossbar, Noisy, Raw, Interruptible], ids=lambda driver: driver.__name__)
+def test_correct_drivers_pass_a_hundred_runs(driver: Any) -> None:
     for seed in range(100):
-        assert failures(check_device(honest, seed=seed)) == []
+        assert failures(check_device(driver, seed=seed)) == []
 
 
 @pytest.mark.parametrize("impairments", ["ideal", "lab", "harsh"])
 @pytest.mark.parametrize("kind", ["matvec", "slm", "mrr", "mzi", "monarch"])
-def test_simulated_chips_keep_their_promises(kind: str, impairments: str) -> None:
+def test_simulated_chips_pass_all_checks(kind: str, impairments: str) -> None:
     for seed in range(3):
 
         def make(seed: int = seed) -> d.Device:
@@ -464,7 +469,7 @@ def test_simulated_chips_keep_their_promises(kind: str, impairments: str) -> Non
         assert failures(check_device(make, seed=seed)) == []
 
 
-def test_a_device_of_tiles_keeps_its_promises() -> None:
+def test_a_tiled_device_passes_all_checks() -> None:
     def make() -> d.Device:
         return d.make_device("tiled", in_features=8, out_features=12, chip="slm", tile=4, impairments="lab")
 
@@ -472,23 +477,23 @@ def test_a_device_of_tiles_keeps_its_promises() -> None:
 
 
 @pytest.mark.parametrize("protocol", ["frames", "scpi"])
-def test_drivers_of_emulated_ports_keep_their_promises(protocol: str, emulated_port: Any) -> None:
+def test_drivers_of_emulated_ports_pass_all_checks(protocol: str, emulated_port: Any) -> None:
     port = emulated_port("slm", protocol=protocol, in_features=8, out_features=6, impairments="lab")
     driver = {"frames": "frame-mvm", "scpi": "scpi-mvm"}[protocol]
     results = check_device(lambda: d.make_device(driver, port=port, timeout=0.2))
     assert failures(results) == []
     (recovery,) = (result for result in results if result.check == "recovery")
-    assert recovery.detail == "", "a line can be cut, so that is checked too"
+    assert recovery.detail == "", "these links can be cut, so the check applies"
 
 
-def test_a_check_that_does_not_apply_says_why() -> None:
+def test_a_check_that_does_not_apply_gives_the_reason() -> None:
     (result,) = check_device(Crossbar, only=["noise"])
     assert result.passed
     (result,) = check_device(Crossbar, only=["output_levels"])
-    assert result == CheckResult("output_levels", True, "does not apply: the spec promises no output levels")
+    assert result == CheckResult("output_levels", True, "does not apply: the spec claims no output levels")
 
 
-def test_a_driver_that_breaks_is_a_failed_check() -> None:
+def test_an_error_of_a_driver_is_a_failed_check() -> None:
     def broken() -> d.Device:
         raise ZeroDivisionError("in its constructor")
 
@@ -511,7 +516,7 @@ def test_devices_are_closed_after_every_check() -> None:
 
     check_device(make)
     assert len(made) >= len(CHECKS)
-    assert not any(device._is_open for device in made)
+    assert not any(device.is_connected for device in made)
     assert threading.active_count() < 50
 
 

@@ -1,4 +1,4 @@
-"""A device that answers what is written down."""
+"""Test the device that answers from a script."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def test_answers_its_script_in_order() -> None:
         session.program(torch.full((12,), 0.5))
         assert session.query(torch.zeros(1, 4)).tolist() == [[1.0, 2.0, 3.0]]
         assert session.query(torch.ones(1, 4)).tolist() == [[1.5, 1.5, 1.5]]
-        with pytest.raises(AssertionError, match="query 3 is one more than the script has answers for"):
+        with pytest.raises(AssertionError, match="query 3 was made, and the script has 2 answers"):
             session.query(torch.zeros(1, 4))
     mock.assert_calls("open", "program", "query", "query", "query", "close")
     mock.assert_exhausted()
@@ -27,25 +27,25 @@ def test_an_exception_in_the_script_is_raised_once() -> None:
         assert session.usage.retries == 1
 
 
-def test_knows_what_was_programmed() -> None:
+def test_asserts_what_was_programmed() -> None:
     mock = MockDevice(otherwise=lambda w, x: x[:, :3])
     with Session(mock) as session:
         session.program(torch.linspace(0, 1, 12))
     mock.assert_programmed(torch.linspace(0, 1, 12))
-    with pytest.raises(AssertionError, match="11 of 12 controls were programmed otherwise, first number 1"):
+    with pytest.raises(AssertionError, match="11 of 12 programmed controls are wrong, first number 1"):
         mock.assert_programmed([0.0] * 12)
-    with pytest.raises(AssertionError, match="asked were open, program, close; due are open"):
+    with pytest.raises(AssertionError, match="calls were open, program, close; expected were open"):
         mock.assert_calls("open")
 
 
-def test_answers_that_were_never_asked_for_are_told() -> None:
+def test_unused_answers_are_an_error() -> None:
     mock = MockDevice()
     mock.answer([[0.0, 0.0, 0.0]])
-    with pytest.raises(AssertionError, match="1 answers of the script were never asked for"):
+    with pytest.raises(AssertionError, match="1 answers of the script were not used"):
         mock.assert_exhausted()
 
 
-def test_has_the_manners_of_a_device() -> None:
+def test_refuses_operations_while_closed_or_unprogrammed() -> None:
     mock = MockDevice(otherwise=lambda w, x: x[:, :3])
     with pytest.raises(NotConnected, match="is closed"):
         mock.program(torch.zeros(12))

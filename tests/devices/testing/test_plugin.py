@@ -1,4 +1,4 @@
-"""The pytest plugin, as other people's projects use it: pytest in a process of its own, in a folder of its own."""
+"""Test the pytest plugin as other projects use it: each test runs pytest in a new process and a new folder."""
 
 import subprocess
 import sys
@@ -59,7 +59,7 @@ def test_fixtures_work_and_hardware_is_skipped_unless_named(tmp_path: Path) -> N
     done = run(tmp_path)
     assert done.returncode == 0, done.stdout
     assert "needs hardware: name it with --astralora-bench BENCH.toml" in done.stdout
-    # Beside the fixtures, all checks but those that do not apply: no line, no output range, and no levels.
+    # Four fixtures, and all checks but five that do not apply: there is no link, no output range, and no levels.
     assert done.stdout.splitlines()[-1].startswith(f"{4 + len(CHECKS) - 5} passed"), done.stdout
 
 
@@ -70,13 +70,13 @@ def test_hardware_tests_run_on_the_bench_that_is_named(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1].startswith("1 passed")
 
 
-def test_a_bench_that_is_none_is_told_in_one_sentence(tmp_path: Path) -> None:
+def test_a_missing_bench_is_described_in_one_sentence(tmp_path: Path) -> None:
     done = run(tmp_path, "--astralora-bench", "nothing.toml", "-k", "bench")
     assert done.returncode == 1
     assert "the bench nothing.toml cannot be read: No such file or directory" in done.stdout
 
 
-def test_a_project_with_an_option_a_mark_and_a_fixture_of_those_names_keeps_them(tmp_path: Path) -> None:
+def test_options_marks_and_fixtures_of_a_project_take_precedence(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(
         "import pytest\n\n"
         "def pytest_addoption(parser):\n    parser.addoption('--device', default='cpu')\n\n"
@@ -92,7 +92,7 @@ def test_a_project_with_an_option_a_mark_and_a_fixture_of_those_names_keeps_them
     assert done.stdout.splitlines()[-1].startswith("2 passed")
 
 
-def test_a_project_that_has_nothing_to_do_with_devices_does_not_wait_for_torch(tmp_path: Path) -> None:
+def test_torch_is_not_imported_for_tests_without_devices(tmp_path: Path) -> None:
     (tmp_path / "test_other.py").write_text("import sys\n\ndef test_other():\n    assert 'torch' not in sys.modules\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_other.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)

@@ -1,4 +1,4 @@
-"""Drift of a chip that is only used, and what undoes it."""
+"""Test the compensation of drift of a chip that is used, not trained."""
 
 import threading
 from math import log
@@ -14,24 +14,24 @@ from astralora.devices.testing import check_device
 from astralora.devices.wrappers.references import References, Rows, reference_controls
 from astralora.simulators import KINDS, Impairments, device_factory
 
-KINDS_OF_COMPENSATION = ("global", "output", "columns")
+KINDS_OF_COMPENSATION: tuple[d.Compensation, ...] = ("global", "output", "columns")
 
 
 def fading(n: int = 8, m: int = 12, *, input_range: Any = (-1.0, 1.0), max_batch: int | None = None, **law: Any) -> Any:
-    """A crossbar whose entries decay by powers of time."""
+    """Return a crossbar whose entries decay by a power law of time."""
     values = {"drift_nu": 0.05, "drift_t0_seconds": 1.0, "output_noise_fraction": 1e-5, "output_bound": 50.0, **law}
     impairments = Impairments(**values)
     return device_factory(KINDS["matvec"])(n, m, impairments=impairments, input_range=input_range, max_batch=max_batch)
 
 
 def used_for_a_day(kind: Any, generator: torch.Generator, **law: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
-    """Answers right after the program, those of a day later, and the session."""
+    """Return the answers right after the program, the answers a day later, and the session."""
     chip = fading(**law)
     device = chip if kind is None else d.CompensatedDevice(chip, kind)
     session = d.Session(device)
     session.open()
     weights = torch.rand(session.spec.num_controls, generator=generator) - 0.5
-    low, high = session.spec.input_range
+    low, high = session.spec.input_range or (-1.0, 1.0)
     inputs = torch.rand(20, 8, generator=generator) * (high - low) + low
     session.program(weights)
     before = session.query(inputs)
@@ -39,12 +39,12 @@ def used_for_a_day(kind: Any, generator: torch.Generator, **law: Any) -> tuple[t
     return before, session.query(inputs), session
 
 
-def apart(before: torch.Tensor, after: torch.Tensor) -> float:
+def relative_change(before: torch.Tensor, after: torch.Tensor) -> float:
     return float((after - before).norm() / before.norm())
 
 
 class Aging(d.HardwareDevice):
-    """A crossbar that fades by a factor which the test sets, with offsets at its detectors, and no clock."""
+    """Simulate a crossbar whose gain and offset the test sets, and which has no clock."""
 
     def __init__(self, n: int = 4, m: int = 6, offset: float = 0.0, noise: float = 0.0, **spec: Any) -> None:
         options = {"input_range": (-1.0, 1.0), "control_range": (-1.0, 1.0), "linear": True, "coupling": "elementwise"}
@@ -74,7 +74,7 @@ class Aging(d.HardwareDevice):
             raise d.DeviceTimeout("no answer")
         self.log.append(f"query {len(inputs)}")
         assert self.spec.max_batch is None or len(inputs) <= self.spec.max_batch
-        low, high = self.spec.input_range
+        low, high = self.spec.input_range or (-1.0, 1.0)
         assert inputs.min() >= low
         assert inputs.max() <= high
         outputs = self.gain * (inputs @ self.weights.T) + self.offset
@@ -82,8 +82,8 @@ class Aging(d.HardwareDevice):
         return outputs if self.spec.output_range is None else outputs.clip(*self.spec.output_range)
 
 
-class Hours:
-    """A clock for a chip that has none: it stands wherever the test puts it."""
+class WallTime:
+    """Replace the wall clock by a time that the test sets."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, start: float = 0.0) -> None:
         self.now = start
@@ -91,30 +91,30 @@ class Hours:
 
 
 @pytest.fixture
-def hours(monkeypatch: pytest.MonkeyPatch) -> Hours:
-    return Hours(monkeypatch)
+def wall_time(monkeypatch: pytest.MonkeyPatch) -> WallTime:
+    return WallTime(monkeypatch)
 
 
 def weights_of(device: Any, generator: torch.Generator) -> torch.Tensor:
     return torch.rand(device.spec.num_controls, generator=generator) - 0.5
 
 
-# -- what it does ---------------------------------------------------------------------------------
+# -- compensation ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_COMPENSATION)
-def test_a_common_fading_is_undone(kind: Any, generator: torch.Generator) -> None:
+def test_common_drift_is_compensated(kind: Any, generator: torch.Generator) -> None:
     before, after, _ = used_for_a_day(None, generator)
-    assert apart(before, after) == pytest.approx(1 - 86400**-0.05, rel=0.01)
+    assert relative_change(before, after) == pytest.approx(1 - 86400**-0.05, rel=0.01)
     before, after, _ = used_for_a_day(kind, generator)
-    # Noise of 1e-5 x 50 on answers of about 0.5, twice as strong where it is scaled back: a third of a percent.
-    assert apart(before, after) < 0.02
+    # Noise of 1e-5 x 50, on answers of about 0.5, doubles when they are scaled back: a third of a percent.
+    assert relative_change(before, after) < 0.02
 
 
-def test_each_output_gets_a_factor_of_its_own(generator: torch.Generator) -> None:
+def test_each_output_has_its_own_factor(generator: torch.Generator) -> None:
     def uneven(kind: Any) -> float:
         chip = fading(4, 3, drift_nu=0.0, drift_nu_std=1e-9)
-        # Outputs that fade by different amounts: the first not at all, the last by most.
+        # The first output does not drift, and the last one drifts most.
         state = chip.state_dict()
         state["decay"]["exponents"] = torch.tensor([0.0, 0.03, 0.06], dtype=torch.float64).repeat_interleave(4)
         chip.load_state_dict(state)
@@ -124,14 +124,14 @@ def test_each_output_gets_a_factor_of_its_own(generator: torch.Generator) -> Non
             inputs = torch.rand(20, 4, generator=generator) * 2 - 1
             before = session.query(inputs)
             chip.wait(1e4)
-            return apart(before, session.query(inputs))
+            return relative_change(before, session.query(inputs))
 
     assert uneven("global") > 0.05
     assert uneven("output") < 0.02
 
 
-def test_outputs_that_do_not_differ_are_not_told_apart_by_noise(generator: torch.Generator) -> None:
-    # 16 references of power 1/4 x 8/12 x 8 inputs, about 1.3 each, to noise of 0.3: 7 % of each output's own gain.
+def test_noise_does_not_spread_the_factors_of_equal_outputs(generator: torch.Generator) -> None:
+    # 16 references with a power of 1/4 x 8/12 x 8 inputs, about 1.3 each, and noise of 0.3: 7 % error of each gain.
     chip = Aging(8, 40, noise=0.3)
     device = d.CompensatedDevice(chip, "output", every_seconds=1e-9)
     device.open()
@@ -140,68 +140,68 @@ def test_outputs_that_do_not_differ_are_not_told_apart_by_noise(generator: torch
     device.query(torch.zeros(1, 8))
     factor = device.factor
     assert float(factor.mean()) == pytest.approx(2.0, rel=0.05)
-    # Unpulled, the factors would scatter by 2 x 0.3 sqrt(1 + 1/16) / (0.5 sqrt(16 x 0.67)), about 0.38.
+    # Without the common mean, the factors would scatter by 2 x 0.3 sqrt(1 + 1/16) / (0.5 sqrt(16 x 0.67)), about 0.38.
     assert float(factor.std()) < 0.15
 
 
-def test_noise_in_the_first_answers_does_not_pass_for_fading(generator: torch.Generator) -> None:
-    # Answers as strong as their noise, which adds a quarter to the power of the mean of four of them.
+def test_noise_in_the_first_answers_does_not_bias_the_gain(generator: torch.Generator) -> None:
+    # The noise is as strong as the answers, and adds a quarter to the power of a mean of four answers.
     chip = Aging(4, 400, noise=0.29)
     device = d.CompensatedDevice(chip, "global", every_seconds=1e-9)
     device.open()
-    device.program(torch.rand(1600, generator=generator) - 0.5)  # 4 x 1/12 x 1/4, and the root of it
+    device.program(torch.rand(1600, generator=generator) - 0.5)  # power 4 x 1/12 x 1/4
     chip.gain = 0.5
     device.query(torch.zeros(1, 4))
-    # 16 x 400 answers tell a gain of 0.5 to sqrt(1.06 / 6400), 2.6 % of it; uncorrected, the factor were 2.5.
+    # 16 x 400 answers measure a gain of 0.5 to sqrt(1.06 / 6400), 2.6 % of it; uncorrected, the factor would be 2.5.
     assert float(device.factor) == pytest.approx(2.0, rel=0.08)
 
 
-def test_an_offset_of_the_detector_is_not_taken_for_a_gain(generator: torch.Generator, hours: Hours) -> None:
+def test_an_offset_of_the_detector_does_not_change_the_gain(generator: torch.Generator, wall_time: WallTime) -> None:
     for kind in KINDS_OF_COMPENSATION:
         chip = Aging(offset=3.0)
-        device = d.CompensatedDevice(chip, kind)  # type: ignore[arg-type]
+        device = d.CompensatedDevice(chip, kind)
         device.open()
         device.program(weights_of(device, generator))
         chip.gain = 0.6
-        hours.now += 3600.0
+        wall_time.now += 3600.0
         device.query(torch.rand(5, 4, generator=generator))
         assert device.factor.flatten().numpy() == pytest.approx(1 / 0.6, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_COMPENSATION)
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (0.2, 1.0), (-0.2, 1.0), (-3.0, -1.0), (-1.0, 1.0), None])
-def test_references_are_legal_and_tell_on_any_input_range(kind: Any, bounds: Any, generator: torch.Generator) -> None:
+def test_references_are_legal_and_work_on_any_input_range(kind: Any, bounds: Any, generator: torch.Generator) -> None:
     spec = fading().spec.model_copy(update={"input_range": bounds})
     watch = Rows(spec, 2, 0, 60.0) if kind == "columns" else References(spec, 16, 0)
     low, high = bounds or (-1.0, 1.0)
     assert bool(((watch.vectors >= low) & (watch.vectors <= high)).all())
-    # Half of the range next to darkness, and every input at both of its ends.
+    # References cover the half of the range next to zero, and every input reaches both ends of it.
     dark = min(max(low, 0.0), high)
     assert watch.vectors.amin(0).numpy() == pytest.approx((low + dark) / 2)
     assert watch.vectors.amax(0).numpy() == pytest.approx((high + dark) / 2)
     if bounds is not None:
         before, after, _ = used_for_a_day(kind, generator, input_range=bounds)
-        assert apart(before, after) < 0.02
+        assert relative_change(before, after) < 0.02
 
 
 @pytest.mark.parametrize("kind", ["global", "output"])
-def test_answers_at_the_end_of_the_detector_tell_nothing(kind: Any, generator: torch.Generator, hours: Hours) -> None:
-    # The first outputs are so strong that all references but those that cancel saturate, and would show less fading.
+def test_saturated_answers_are_not_used(kind: Any, generator: torch.Generator, wall_time: WallTime) -> None:
+    # The first outputs saturate at nearly all references; used, they would show too little drift.
     chip = Aging(4, 6, output_range=(-0.8, 0.8))
     controls = torch.full((6, 4), 0.1) * torch.tensor([9.0, 9.0, 1.0, 1.0, 1.0, 1.0])[:, None]
     device = d.CompensatedDevice(chip, kind)
     device.open()
     device.program(controls.flatten())
     chip.gain = 0.8
-    hours.now += 100.0
+    wall_time.now += 100.0
     device.query(torch.zeros(1, 4))
     assert device.factor.numpy() == pytest.approx(1.25, rel=1e-4)
 
 
-def test_columns_that_saturate_tell_nothing(generator: torch.Generator) -> None:
+def test_saturated_columns_are_not_used(generator: torch.Generator) -> None:
     spec = fading().spec.model_copy(update={"output_range": (-1.0, 1.0)})
     matrix = torch.rand(12, 8, generator=generator, dtype=torch.float64)
-    # The last one at the references already, and the other one only at twice as strong inputs: |y| = 0.2 x 8 x 0.5.
+    # The last column saturates at the references, the other one only at inputs twice as strong: |y| = 0.2 x 8 x 0.5.
     matrix[-2], matrix[-1] = 0.2, 1.0
     rows = Rows(spec, 2, 0, 60.0)
     assert rows.begin((rows.vectors.double() @ matrix.T).clamp(-1.0, 1.0))
@@ -210,23 +210,23 @@ def test_columns_that_saturate_tell_nothing(generator: torch.Generator) -> None:
     assert gain == pytest.approx(0.7, rel=1e-6)
 
 
-def test_outputs_stay_within_the_promised_range(hours: Hours) -> None:
+def test_outputs_stay_within_the_output_range(wall_time: WallTime) -> None:
     chip = Aging(4, 6, output_range=(-2.0, 2.0))
     device = d.CompensatedDevice(chip, "global")
     device.open()
     device.program(torch.full((24,), 0.5))
     chip.gain = 0.5
-    hours.now += 100.0
+    wall_time.now += 100.0
     chip.offset = 1.5
     assert float(device.query(torch.ones(2, 4)).max()) == 2.0
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_COMPENSATION)
-def test_noise_that_hides_the_references_is_told_and_nothing_is_scaled(kind: Any, generator: torch.Generator) -> None:
+def test_references_below_the_noise_give_a_warning_and_no_scaling(kind: Any, generator: torch.Generator) -> None:
     chip = Aging(noise=30.0)
     device = d.CompensatedDevice(chip, kind, every_seconds=1e-9)
     device.open()
-    with pytest.warns(d.CompensationWarning, match="hardly more than noise"):
+    with pytest.warns(d.CompensationWarning, match="hardly exceed the noise"):
         device.program(weights_of(device, generator))
     chip.gain = 0.5
     device.query(torch.zeros(3, 4))
@@ -235,32 +235,34 @@ def test_noise_that_hides_the_references_is_told_and_nothing_is_scaled(kind: Any
 
 @pytest.mark.parametrize("gain", [0.0, -0.5, 0.04])
 @pytest.mark.parametrize("kind", KINDS_OF_COMPENSATION)
-def test_a_gain_through_zero_is_told_and_nothing_is_scaled(kind: Any, gain: float, generator: torch.Generator) -> None:
+def test_a_gain_near_zero_gives_a_warning_and_no_scaling(kind: Any, gain: float, generator: torch.Generator) -> None:
     chip = Aging()
     device = d.CompensatedDevice(chip, kind, every_seconds=1e-9)
     device.open()
     device.program(weights_of(device, generator))
     chip.gain = gain
-    with pytest.warns(d.CompensationWarning, match="is left of the outputs, which cannot be scaled back; program anew"):
+    with pytest.warns(
+        d.CompensationWarning, match="of the outputs is left, too little to scale back; program the chip again"
+    ):
         device.query(torch.rand(3, 4, generator=generator))
     assert float(device.factor) == 1.0
 
 
-def test_a_dead_output_does_no_harm(generator: torch.Generator) -> None:
+def test_a_dead_output_keeps_factors_finite(generator: torch.Generator) -> None:
     before, after, session = used_for_a_day("output", generator, dead_output_fraction=1 / 12)
     factor = session.device.factor
     assert bool(torch.isfinite(factor).all())
     assert float(factor.max()) < 3
-    assert apart(before, after) < 0.02
+    assert relative_change(before, after) < 0.02
 
 
-def test_columns_gather_what_single_vectors_tell(generator: torch.Generator) -> None:
-    # A vector's four answers of about 0.7 to noise of 0.1 tell the gain to 7 %, fifty such to 1 %.
+def test_columns_average_over_queries(generator: torch.Generator) -> None:
+    # Four answers of about 0.7 with noise of 0.1 measure the gain to 7 %, fifty times as many to 1 %.
     chip = fading(drift_nu=0.0, output_noise_fraction=0.1 / 50)
     device = d.CompensatedDevice(chip, "columns", every_seconds=1e3)
     device.open()
     device.program(weights_of(device, generator))
-    chip.wait(1e6)  # what was seen right after the program counts nothing any more
+    chip.wait(1e6)  # the weight of the answers right after the program is zero by now
     factors = []
     for _ in range(50):
         device.query(torch.rand(1, 8, generator=generator) * 2 - 1)
@@ -270,11 +272,11 @@ def test_columns_gather_what_single_vectors_tell(generator: torch.Generator) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_COMPENSATION)
-def test_answers_have_the_type_of_the_inputs_and_of_none_there_are_none(kind: Any, generator: torch.Generator) -> None:
+def test_answers_have_the_dtype_of_the_inputs(kind: Any, generator: torch.Generator) -> None:
     device = d.CompensatedDevice(fading(), kind)
     device.open()
     device.program(weights_of(device, generator).double())
-    device.wait(100.0)
+    d.clock_of(device).wait(100.0)
     spent = device.usage
     empty = device.query(torch.zeros(0, 8))
     assert (empty.shape, empty.dtype) == ((0, device.spec.out_features), torch.float32)
@@ -282,37 +284,37 @@ def test_answers_have_the_type_of_the_inputs_and_of_none_there_are_none(kind: An
     assert device.query(torch.zeros(2, 8, dtype=torch.float64)).dtype == torch.float64
 
 
-# -- when it looks, and what that costs --------------------------------------------------------------
+# -- when references are measured, and their cost --------------------------------------------------------------
 
 
-def test_references_are_booked_and_come_as_often_as_asked(generator: torch.Generator) -> None:
+def test_references_are_counted_and_queried_at_the_chosen_interval(generator: torch.Generator) -> None:
     chip = fading()
     device = d.CompensatedDevice(chip, "global", every_seconds=10.0, vectors=5)
     with d.Session(device) as session:
         session.program(weights_of(device, generator))
-        assert device.session.usage_by_purpose["drift"].vectors == 4 * 5
+        assert device.session.usage_by_purpose[d.Purpose.DRIFT].vectors == 4 * 5
         for _ in range(3):
             session.query(torch.ones(2, 8))
-        assert device.session.usage_by_purpose["drift"].vectors == 4 * 5
+        assert device.session.usage_by_purpose[d.Purpose.DRIFT].vectors == 4 * 5
         chip.wait(11.0)
         session.query(torch.ones(2, 8))
-        assert device.session.usage_by_purpose["drift"].vectors == 5 * 5
+        assert device.session.usage_by_purpose[d.Purpose.DRIFT].vectors == 5 * 5
         assert session.usage.vectors == 5 * 5 + 4 * 2
 
 
-def test_columns_take_outputs_and_no_vectors(generator: torch.Generator) -> None:
+def test_columns_cost_outputs_and_no_vectors(generator: torch.Generator) -> None:
     _, _, session = used_for_a_day("columns", generator)
     assert (session.spec.out_features, session.spec.num_controls) == (12 - 4, 8 * 8)
-    # Right after the program, and never again.
+    # References are measured right after the program only.
     assert session.usage.vectors == 2 * 8 + 20 + 20
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_COMPENSATION)
-def test_programming_what_the_chip_holds_leaves_it_and_its_references_alone(
+def test_programming_the_same_controls_sends_nothing_and_keeps_the_references(
     kind: Any, generator: torch.Generator
 ) -> None:
     chip = fading()
-    device = d.CompensatedDevice(chip, kind)  # bare: no session in front that would skip the program
+    device = d.CompensatedDevice(chip, kind)  # without a session around it, which would skip the program
     device.open()
     weights = weights_of(device, generator)
     inputs = torch.rand(20, 8, generator=generator) * 2 - 1
@@ -322,10 +324,10 @@ def test_programming_what_the_chip_holds_leaves_it_and_its_references_alone(
     spent = device.usage
     device.program(weights.clone())
     assert device.usage == spent
-    assert apart(before, device.query(inputs)) < 0.02
+    assert relative_change(before, device.query(inputs)) < 0.02
 
 
-def test_a_program_whose_references_failed_is_written_again(generator: torch.Generator) -> None:
+def test_a_program_is_repeated_after_its_references_failed(generator: torch.Generator) -> None:
     chip = Aging()
     device = d.CompensatedDevice(d.Session(chip, retry=d.Retry(attempts=1)), "output")
     device.open()
@@ -340,8 +342,8 @@ def test_a_program_whose_references_failed_is_written_again(generator: torch.Gen
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_COMPENSATION)
-def test_a_chip_that_a_fault_had_written_anew_is_not_scaled_as_an_old_one(
-    kind: Any, generator: torch.Generator, hours: Hours
+def test_a_retry_that_programs_the_chip_resets_the_factor(
+    kind: Any, generator: torch.Generator, wall_time: WallTime
 ) -> None:
     chip = Aging()
     device = d.CompensatedDevice(d.Session(chip, retry=d.Retry(wait_seconds=0.0)), kind)
@@ -350,20 +352,18 @@ def test_a_chip_that_a_fault_had_written_anew_is_not_scaled_as_an_old_one(
     inputs = torch.rand(5, 4, generator=generator)
     fresh = device.query(inputs)
     chip.gain = 0.5
-    hours.now += 1e4
-    assert apart(fresh, device.query(inputs)) < 1e-5
-    chip.fails = 1  # reopened, written and asked again: the gain is one
-    assert apart(fresh, device.query(inputs)) < 1e-5
+    wall_time.now += 1e4
+    assert relative_change(fresh, device.query(inputs)) < 1e-5
+    chip.fails = 1  # the retry reopens and programs the chip: the gain is one
+    assert relative_change(fresh, device.query(inputs)) < 1e-5
     assert chip.log.count("program") == 2
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_COMPENSATION)
-def test_what_the_budget_does_not_cover_is_refused_before_anything_is_sent(
-    kind: Any, generator: torch.Generator
-) -> None:
+def test_the_budget_is_checked_before_anything_is_sent(kind: Any, generator: torch.Generator) -> None:
     first = 16 if kind == "columns" else 4 * 16
     look = 0 if kind == "columns" else 16
-    for inner in (False, True):  # whose budget it is: that of the session in front of the chip, or around all
+    for inner in (False, True):  # budget of the session around the chip, or of the one around the wrapper
         chip = fading()
 
         def made(vectors: int, inner: bool = inner, chip: Any = chip) -> tuple[Any, Any]:
@@ -395,7 +395,7 @@ def test_a_bad_query_sends_no_references(bad: torch.Tensor, generator: torch.Gen
     device = d.CompensatedDevice(fading(), "global")
     device.open()
     device.program(weights_of(device, generator))
-    device.wait(100.0)
+    d.clock_of(device).wait(100.0)
     spent = device.usage
     with pytest.raises(d.OutOfRange):
         device.query(bad)
@@ -403,19 +403,19 @@ def test_a_bad_query_sends_no_references(bad: torch.Tensor, generator: torch.Gen
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_COMPENSATION)
-def test_the_price_is_what_is_paid_when_every_query_looks(kind: Any, generator: torch.Generator) -> None:
-    # In pieces: 64 references at a program are ten queries of at most 7, and 16 at a look are three.
+def test_the_price_equals_the_usage_if_every_query_measures_references(kind: Any, generator: torch.Generator) -> None:
+    # At most 7 vectors a query: 64 references after a program are ten queries, and 16 later are three.
     device = d.CompensatedDevice(fading(max_batch=7), kind, every_seconds=1e-9)
     with d.Session(device) as session:
         session.program(weights_of(device, generator))
-        device.wait(1.0)
+        d.clock_of(device).wait(1.0)
         session.query(torch.zeros(20, 8))
         priced = device.price(d.Usage(programs=1, queries=3, vectors=20))
         spent = session.usage
         assert (spent.programs, spent.queries, spent.vectors) == (priced.programs, priced.queries, priced.vectors)
 
 
-def test_parts_of_parts_are_priced_on_their_chips(generator: torch.Generator) -> None:
+def test_nested_devices_are_priced_by_the_operations_of_their_chips(generator: torch.Generator) -> None:
     def chips() -> list[d.Device]:
         return [d.make_device("matvec", in_features=4, out_features=4, seed=seed) for seed in range(4)]
 
@@ -431,7 +431,7 @@ def test_parts_of_parts_are_priced_on_their_chips(generator: torch.Generator) ->
             assert session.usage.vectors == 4 * (64 + 16 + 3)
 
 
-def test_a_stand_in_pays_for_references_as_the_chip_does(generator: torch.Generator) -> None:
+def test_a_stand_in_counts_references_as_the_chip_does(generator: torch.Generator) -> None:
     chip = d.make_device("matvec", in_features=8, out_features=12, impairments="lab")
     device = d.CompensatedDevice(chip, "output", every_seconds=0.5)
     spent = []
@@ -439,7 +439,7 @@ def test_a_stand_in_pays_for_references_as_the_chip_does(generator: torch.Genera
         session.open()
         settings = torch.rand(3, session.spec.num_controls, generator=generator) - 0.5
         for setting in settings:
-            session.apply(setting, torch.zeros(300_000, 8))  # of a microsecond each
+            session.apply(setting, torch.zeros(300_000, 8))  # one microsecond each
             session.query(torch.zeros(300_000, 8))
             session.query(torch.zeros(2, 8))
         spent.append((session.usage.programs, session.usage.queries, session.usage.vectors))
@@ -447,7 +447,7 @@ def test_a_stand_in_pays_for_references_as_the_chip_does(generator: torch.Genera
     assert spent[0][2] == 3 * (64 + 600_002 + 16)
 
 
-# -- among other devices -------------------------------------------------------------------------------
+# -- with other devices -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_COMPENSATION)
@@ -459,7 +459,7 @@ def test_keeps_the_contract(kind: Any, options: dict[str, Any]) -> None:
     assert [(result.check, result.detail) for result in check_device(make) if not result.passed] == []
 
 
-def test_time_is_the_chips_behind_whatever_stands_between(generator: torch.Generator) -> None:
+def test_the_clock_is_that_of_the_chip_behind_any_wrappers(generator: torch.Generator) -> None:
     chip = fading()
     tiles = [fading(4, 4) for _ in range(6)]
     for device in (
@@ -474,16 +474,16 @@ def test_time_is_the_chips_behind_whatever_stands_between(generator: torch.Gener
         device.close()
     assert {tile.clock_seconds for tile in tiles} == {50.0}
     compensated = d.CompensatedDevice(chip)
-    compensated.wait(5.0)
-    assert compensated.clock_seconds == chip.clock_seconds
+    assert d.clock_of(compensated) is chip
     assert isinstance(d.clock_of(d.CompensatedDevice(Aging())), d.WallClock)
 
 
-def test_passes_on_what_is_true_of_the_chip_and_nothing_that_tells_of_its_answers() -> None:
+def test_forwards_the_state_of_the_chip_and_hides_its_law() -> None:
     chip = fading(temperature_std=1.0)
     session = d.Session(d.CompensatedDevice(chip))
     assert session.capability(d.Thermometer) is chip
-    assert session.capability(d.CompensatedDevice) is session.device
+    for own in (d.Composite, d.Snapshots, d.Rehearses):
+        assert session.capability(own) is session.device
     for untrue in (d.Differentiable, d.Twinned, d.Reciprocal, d.Identifiable, d.ProgramsMany):
         assert session.capability(untrue) is None
     tiled = d.TiledDevice([fading(4, 4) for _ in range(4)], 8, 8)
@@ -498,10 +498,10 @@ def test_compensations_stack(generator: torch.Generator) -> None:
     inputs = torch.rand(20, 8, generator=generator) * 2 - 1
     before = device.query(inputs)
     chip.wait(86400.0)
-    assert apart(before, device.query(inputs)) < 0.02
+    assert relative_change(before, device.query(inputs)) < 0.02
 
 
-def test_threads_get_answers_of_their_own_settings(generator: torch.Generator) -> None:
+def test_threads_receive_answers_at_their_own_settings(generator: torch.Generator) -> None:
     device = d.CompensatedDevice(fading(drift_nu=0.0), "output", every_seconds=1e-9)
     session = d.Session(device)
     session.open()
@@ -519,18 +519,19 @@ def test_threads_get_answers_of_their_own_settings(generator: torch.Generator) -
         thread.start()
     for thread in threads:
         thread.join()
-    # Noise of 5e-4, of which six times is beyond all 1,440 values; and the factor, which that moves by less.
+    # Six standard deviations of the noise of 5e-4 cover all 1,440 values; its effect on the factor is smaller.
     assert len(wrong) == 30
     assert max(wrong) < 6e-3
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_COMPENSATION)
-def test_nobody_gets_in_between_a_program_and_its_references(kind: Any, generator: torch.Generator) -> None:
-    device = d.CompensatedDevice(fading(drift_nu=0.0), kind)  # bare: no session in front that would lock
+def test_other_threads_wait_for_the_references_of_a_program(kind: Any, generator: torch.Generator) -> None:
+    device = d.CompensatedDevice(fading(drift_nu=0.0), kind)  # without a session around it, which would lock
     device.open()
     settings = [weights_of(device, generator) for _ in range(2)]
     device.program(settings[0])
-    started, problems = threading.Event(), []
+    started = threading.Event()
+    problems: list[d.DeviceError] = []
 
     def ask() -> None:
         started.set()
@@ -552,7 +553,7 @@ def test_nobody_gets_in_between_a_program_and_its_references(kind: Any, generato
     assert problems == []
 
 
-def test_is_registered_and_gives_columns_to_the_chip(tmp_path: Path, generator: torch.Generator) -> None:
+def test_is_registered_and_adds_columns_to_the_chip(tmp_path: Path, generator: torch.Generator) -> None:
     path = tmp_path / "bench.toml"
     d.Bench(device="compensated", options={"device": "matvec", "kind": "columns", "columns": 3}).save(path)
     with d.open_device(str(path), in_features=8, out_features=5, impairments="lab", seed=3) as session:
@@ -566,7 +567,7 @@ def test_is_registered_and_gives_columns_to_the_chip(tmp_path: Path, generator: 
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_COMPENSATION)
-def test_a_saved_compensation_goes_on(kind: Any, generator: torch.Generator) -> None:
+def test_a_saved_compensation_continues(kind: Any, generator: torch.Generator) -> None:
     _, _, session = used_for_a_day(kind, generator)
     state = session.state_dict()
     other = d.Session(d.CompensatedDevice(fading(), kind))
@@ -574,16 +575,18 @@ def test_a_saved_compensation_goes_on(kind: Any, generator: torch.Generator) -> 
     assert other.load_state_dict(state)
     inputs = torch.rand(3, 8, generator=generator)
     assert torch.equal(other.query(inputs), session.query(inputs))
-    # Nor has it forgotten when it looked.
+    # The age of the references is restored too.
     for each in (session, other):
-        each.device.wait(40.0)
+        d.clock_of(each).wait(40.0)
         spent = each.usage.vectors
         each.query(inputs)
         assert each.usage.vectors == spent + 3
 
 
 class Remembering(Aging):
-    """Holds what it was programmed with in its own memory, whatever becomes of the process."""
+    """Keep the controls in a memory of the chip, which outlives the process."""
+
+    capabilities = (d.Snapshots,)
 
     def state_dict(self) -> dict[str, Any]:
         return {"weights": torch.from_numpy(self.weights), "gain": self.gain}
@@ -593,10 +596,10 @@ class Remembering(Aging):
 
 
 @pytest.mark.parametrize("later", [5.0, 1e6])
-def test_on_the_walls_clock_a_new_process_looks_at_once(
+def test_on_the_wall_clock_a_new_process_measures_references_at_once(
     later: float, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hours = Hours(monkeypatch, start=1000.0)
+    wall_time = WallTime(monkeypatch, start=1000.0)
     chip = Remembering()
     device = d.CompensatedDevice(chip, "output")
     device.open()
@@ -604,15 +607,15 @@ def test_on_the_walls_clock_a_new_process_looks_at_once(
     inputs = torch.rand(3, 4, generator=generator)
     before = device.query(inputs)
     state = device.state_dict()
-    hours.now = later  # another process, whose clock began anew
+    wall_time.now = later  # another process, whose clock has another origin
     other = d.CompensatedDevice(Remembering(), "output")
     other.open()
     assert other.load_state_dict(state)
     other.session.device.gain = 0.5  # type: ignore[attr-defined]
-    assert apart(before, other.query(inputs)) < 1e-5
+    assert relative_change(before, other.query(inputs)) < 1e-5
 
 
-def test_a_chip_that_could_not_be_restored_is_programmed_anew(generator: torch.Generator) -> None:
+def test_a_chip_that_could_not_be_restored_must_be_programmed(generator: torch.Generator) -> None:
     device = d.CompensatedDevice(Aging(), "output")
     device.open()
     weights = weights_of(device, generator)
@@ -624,15 +627,15 @@ def test_a_chip_that_could_not_be_restored_is_programmed_anew(generator: torch.G
     assert device.query(torch.zeros(1, 4)).shape == (1, 6)
 
 
-# -- what is refused -----------------------------------------------------------------------------------
+# -- refused options -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("kind", "chip", "options", "sentence"),
     [
         ("colour", "matvec", {}, "there is no compensation 'colour'; known are global, output, columns"),
-        ("global", "diffractive", {}, "is not linear: no factor undoes its drift"),
-        ("columns", "mzi", {}, "only where every matrix entry has a control of its own; use kind='output'"),
+        ("global", "diffractive", {}, "is not linear: no factor compensates its drift"),
+        ("columns", "mzi", {}, "columns need a control of their own for every matrix entry; use kind='output'"),
         ("columns", "matvec", {"columns": 0}, "columns must be at least 1 and fewer than the 8 outputs of the chip"),
         ("columns", "matvec", {"columns": 8}, "columns must be at least 1 and fewer than the 8 outputs of the chip"),
         ("global", "matvec", {"vectors": 1}, "vectors must be at least 2, to tell a gain from an offset, not 1"),
@@ -643,7 +646,9 @@ def test_a_chip_that_could_not_be_restored_is_programmed_anew(generator: torch.G
         ("output", "matvec", {"every_seconds": float("inf")}, "every_seconds must be positive and finite"),
     ],
 )
-def test_what_cannot_be_compensated_is_refused(kind: Any, chip: str, options: dict[str, Any], sentence: str) -> None:
+def test_refuses_chips_and_options_without_compensation(
+    kind: Any, chip: str, options: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(d.DeviceError, match=sentence):
         d.CompensatedDevice(device_factory(KINDS[chip])(8, 8), kind, **options)
 
@@ -652,7 +657,7 @@ def test_what_cannot_be_compensated_is_refused(kind: Any, chip: str, options: di
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 8, 30])
-def test_rows_are_measured_exactly_by_vectors_that_are_orthogonal(n: int, generator: torch.Generator) -> None:
+def test_orthogonal_vectors_measure_rows_exactly(n: int, generator: torch.Generator) -> None:
     spec = d.DeviceSpec(
         name="chip", in_features=n, out_features=3, num_controls=3 * n, input_range=(0.2, 1.0), linear=True
     )
@@ -666,7 +671,7 @@ def test_rows_are_measured_exactly_by_vectors_that_are_orthogonal(n: int, genera
     assert gain == pytest.approx(0.7, rel=1e-6)
 
 
-def test_earlier_answers_of_columns_count_less_and_less(generator: torch.Generator) -> None:
+def test_the_weight_of_earlier_answers_of_columns_decays(generator: torch.Generator) -> None:
     spec = fading().spec
     rows = Rows(spec, 2, 0, memory_seconds=10.0)
     matrix = torch.randn(12, 8, generator=generator, dtype=torch.float64)
@@ -674,7 +679,7 @@ def test_earlier_answers_of_columns_count_less_and_less(generator: torch.Generat
     begun = 0.25 * len(rows.vectors) * float(matrix[-2:].square().sum())
     inputs = torch.rand(4, 8, generator=generator, dtype=torch.float64)
     fresh = float((inputs @ matrix[-2:].T).square().sum())
-    left = 0.5 * begun  # after ten seconds times log 2, by the law of exp(-t / 10)
+    left = 0.5 * begun  # after 10 log 2 seconds, by exp(-t / 10)
     found = rows.gain(inputs, 0.5 * inputs @ matrix.T, elapsed=10.0 * log(2))
     assert found == pytest.approx((left + 0.5 * fresh) / (left + fresh), rel=1e-6)
 

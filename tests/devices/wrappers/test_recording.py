@@ -1,4 +1,4 @@
-"""A session as a file, and the device that answers from it."""
+"""Test recordings of devices, and their replay."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def chip(seed: int = 0) -> d.Device:
 
 
 def work(session: Session, seed: int = 0) -> list[torch.Tensor]:
-    """Some programs and queries, as a training run would ask for them."""
+    """Make programs and queries like those of a training run."""
     generator = torch.Generator().manual_seed(seed)
     answers = []
     for _ in range(5):
@@ -53,7 +53,7 @@ def test_replays_to_the_bit(recorded: tuple[Path, list[torch.Tensor]]) -> None:
     assert replay.spec == chip().spec
 
 
-def test_changes_nothing_of_what_the_device_answers(recorded: tuple[Path, list[torch.Tensor]]) -> None:
+def test_recording_does_not_change_the_answers(recorded: tuple[Path, list[torch.Tensor]]) -> None:
     with Session(chip()) as session:
         assert all(map(torch.equal, work(session), recorded[1]))
 
@@ -85,14 +85,14 @@ def test_names_another_operation_and_another_shape(recorded: tuple[Path, list[to
         replay.program(controls)
 
 
-def test_says_when_it_is_at_its_end(recorded: tuple[Path, list[torch.Tensor]]) -> None:
+def test_reports_the_end_of_the_recording(recorded: tuple[Path, list[torch.Tensor]]) -> None:
     with Session(ReplayDevice(recorded[0])) as session:
         work(session)
         with pytest.raises(DeviceError, match="the recording ends after 15 operations"):
             session.query(torch.zeros(1, 4))
 
 
-def test_a_divergence_is_not_tried_again(recorded: tuple[Path, list[torch.Tensor]]) -> None:
+def test_a_divergence_is_not_repeated(recorded: tuple[Path, list[torch.Tensor]]) -> None:
     with Session(ReplayDevice(recorded[0]), retry=AT_ONCE) as session:
         with pytest.raises(DeviceError):
             session.program(torch.zeros(12))
@@ -113,7 +113,7 @@ def test_by_content_the_order_is_free(recorded: tuple[Path, list[torch.Tensor]])
             session.apply(asked[0][0], torch.zeros(1, 4))
 
 
-def test_by_content_repeated_questions_get_their_answers_in_turn(tmp_path: Path) -> None:
+def test_by_content_repeated_queries_receive_their_answers_in_turn(tmp_path: Path) -> None:
     controls, inputs = torch.full((12,), 1.0), torch.full((1, 4), 0.5)
     with Session(RecordingDevice(chip(), tmp_path / "run")) as session:
         session.program(controls)
@@ -147,7 +147,7 @@ def test_a_recorded_error_has_its_class(tmp_path: Path) -> None:
         session.apply(torch.ones(12), torch.zeros(1, 4))
 
 
-def test_equal_tensors_are_kept_once(tmp_path: Path) -> None:
+def test_equal_tensors_are_stored_once(tmp_path: Path) -> None:
     with Session(RecordingDevice(chip(), tmp_path / "run")) as session:
         session.program(torch.ones(12))
         for _ in range(50):
@@ -156,7 +156,7 @@ def test_equal_tensors_are_kept_once(tmp_path: Path) -> None:
     assert size < 50 * 200 + 3000, "fifty operations, one input, and answers of twelve bytes"
 
 
-def test_what_the_caller_changes_later_is_recorded_as_it_was(tmp_path: Path) -> None:
+def test_later_changes_of_a_tensor_are_not_recorded(tmp_path: Path) -> None:
     inputs = torch.full((1, 4), 0.5)
     with Session(RecordingDevice(chip(), tmp_path / "run")) as session:
         session.program(torch.ones(12))
@@ -187,7 +187,7 @@ def test_a_crash_while_writing_leaves_the_earlier_file(
 
 
 @pytest.mark.parametrize("content", [b"", b"not a recording", b"\xff" * 64])
-def test_a_file_that_is_no_recording_is_told_in_one_sentence(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_file_is_described_in_one_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "run").write_bytes(content)
     with pytest.raises(DeviceError, match=r"run is no recording") as error:
         ReplayDevice(tmp_path / "run")
@@ -200,15 +200,13 @@ def test_a_file_that_is_no_recording_is_told_in_one_sentence(tmp_path: Path, con
     "index",
     ['{"format": 2}', '{"format": 1}', '{"format": 1, "operations": [{"operation": "query"}], "spec": {}}', "[]"],
 )
-def test_an_index_that_makes_no_sense_is_refused(tmp_path: Path, index: str) -> None:
+def test_an_invalid_index_is_refused(tmp_path: Path, index: str) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "run", {"astralora": index})
     with pytest.raises(DeviceError, match="run is "):
         ReplayDevice(tmp_path / "run")
 
 
-def test_what_is_offered_to_every_device_is_passed_on_to_those_that_take_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_offered_options_are_passed_to_devices_that_have_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bench.toml").write_text('device = "matvec"\n[options]\nin_features = 4\nout_features = 3\n')
     offered = {"impairments": "lab", "seed": 3}
     options = {"device": str(tmp_path / "bench.toml"), "path": str(tmp_path / "run")}
@@ -221,7 +219,7 @@ def test_what_is_offered_to_every_device_is_passed_on_to_those_that_take_it(
         d.make_device("record", device="fixed", path=options["path"], colour="red")
 
 
-def test_both_are_registered(tmp_path: Path) -> None:
+def test_recording_and_replay_are_registered(tmp_path: Path) -> None:
     path = str(tmp_path / "run")
     with d.open_device("record", device="matvec", path=path, in_features=4, out_features=3) as session:
         answer = session.apply(torch.full((12,), 0.5), torch.ones(1, 4))

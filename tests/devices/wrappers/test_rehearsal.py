@@ -3,10 +3,10 @@ from typing import Any
 import pytest
 import torch
 
-from astralora.devices import Device, Differentiable, ProgramsMany, RehearsalDevice, Session
+from astralora.devices import Device, Differentiable, ProgramsMany, RehearsalDevice, Session, clock_of
 
 
-def test_counts_like_the_device_that_it_stands_in_for(simulated: Any, generator: torch.Generator) -> None:
+def test_counts_operations_like_the_device(simulated: Any, generator: torch.Generator) -> None:
     real = simulated("slm", 4, 3)
     rehearsed = Session(RehearsalDevice(real.spec))
     rehearsed.open()
@@ -19,18 +19,18 @@ def test_counts_like_the_device_that_it_stands_in_for(simulated: Any, generator:
     assert counts[0] == counts[1]
 
 
-def test_its_clock_goes_by_the_prices_of_the_spec(simulated: Any) -> None:
+def test_the_clock_advances_by_the_times_of_the_spec(simulated: Any) -> None:
     real = simulated("slm", 4, 3, impairments="lab")
     rehearsed = Session(RehearsalDevice(real.spec))
     rehearsed.open()
     for session in (real, rehearsed):
         session.query_each(torch.zeros(5, 12), torch.zeros(7, 4))
         session.query(torch.zeros(3, 4))
-        session.device.wait(2.0)
-    assert rehearsed.device.clock_seconds == pytest.approx(real.device.clock_seconds)  # type: ignore[attr-defined]
+        clock_of(session).wait(2.0)
+    assert clock_of(rehearsed).clock_seconds == pytest.approx(clock_of(real).clock_seconds)
 
 
-def test_has_every_ability_that_costs_or_computes() -> None:
+def test_has_the_capabilities_that_cost_or_compute() -> None:
     device: Any = RehearsalDevice.__new__(RehearsalDevice)
     device.spec = None
     assert isinstance(device, Device)

@@ -1,4 +1,4 @@
-"""A device made of chips, against the same matrix on one."""
+"""Compare a device made of chips with one matrix of the same size."""
 
 from math import sqrt
 from typing import Any
@@ -16,7 +16,7 @@ def chips(kind: str, count: int, n: int = 4, m: int = 3, **options: Any) -> list
 
 
 def whole(session: Session, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """The matrix, asked column by column."""
+    """Measure the transfer matrix column by column."""
     return session.query(torch.eye(session.spec.in_features, dtype=dtype)).T
 
 
@@ -38,7 +38,7 @@ def test_elementwise_chips_make_a_wide_elementwise_device(count: int, n: int, m:
 
 @pytest.mark.parametrize("kind", ["mzi", "monarch"])
 @pytest.mark.parametrize(("n", "m"), [(12, 8), (10, 7)])
-def test_other_chips_tell_which_block_their_controls_reach(kind: str, n: int, m: int) -> None:
+def test_other_chips_declare_which_block_their_controls_reach(kind: str, n: int, m: int) -> None:
     tiled = TiledDevice(chips(kind, 6, 4, 4), n, m)
     assert tiled.spec.coupling == "sparse"
     with Session(tiled) as session:
@@ -70,18 +70,18 @@ def test_usage_is_that_of_all_chips() -> None:
 
 def test_chips_that_take_turns_are_programmed_for_every_batch() -> None:
     tiled = TiledDevice(chips("slm", 1), 12, 3)
-    assert tiled.spec.program_seconds == pytest.approx(1e-3), "of each of the programs that are counted"
+    assert tiled.spec.program_seconds == pytest.approx(1e-3), "time of each counted program"
     with Session(tiled) as session:
         session.program(torch.zeros(36) + torch.arange(36) / 40)
         assert session.usage.programs == 0, "nothing has been sent yet"
         session.query(torch.zeros(5, 12))
         assert session.usage.programs == 3
         session.query(torch.zeros(5, 12))
-        assert session.usage.programs == 5, "the last tile is the next one's first"
+        assert session.usage.programs == 5, "the last tile of a query is the first of the next one"
 
 
 @pytest.mark.parametrize("count", [9, 1])
-def test_a_budget_is_refused_before_it_is_exceeded(count: int) -> None:
+def test_refuses_operations_beyond_the_budget_of_all_chips(count: int) -> None:
     with Session(TiledDevice(chips("slm", count), 12, 9), budget=Budget(programs=17)) as session:
         session.apply(torch.arange(108) / 50, torch.zeros(5, 12))
         with pytest.raises(BudgetExceeded, match="18 programs of a budget of 17"):
@@ -99,7 +99,7 @@ def test_partial_sums_add_the_noise_of_their_chips() -> None:
         controls = torch.zeros(1024)
         session.program(controls)
         error = session.query(torch.zeros(400, 16))
-    # The noise of four chips, and their rounding; the whole's own step accounts for one of the four.
+    # Noise and rounding of four chips; the output step of the whole accounts for one of the four.
     declared = sqrt(tiled.spec.noise_std**2 + one.output_step**2 / 12)
     assert float(error.std()) == pytest.approx(declared, rel=5 / sqrt(2 * error.numel()))
 
@@ -112,7 +112,7 @@ def test_a_layer_on_tiles_trains_by_two_programs_a_chip() -> None:
     x = torch.empty(10, 24).uniform_(-1, 1, generator=torch.Generator().manual_seed(0)).requires_grad_()
     before = device.usage
     layer(x).square().sum().backward()
-    assert (device.usage - before).programs == 9, "the startup's controls are still in place"
+    assert (device.usage - before).programs == 9, "the chips still hold the controls of the startup"
     assert x.grad is not None
     assert layer.controls.grad is not None
 
@@ -151,11 +151,11 @@ def test_saves_and_restores_every_chip() -> None:
         (lambda: TiledDevice([*chips("slm", 1), *chips("mrr", 1)], 8, 3), "'mrr' and 'slm' are not alike"),
         (
             lambda: TiledDevice(chips("slm", 3, input_range=(0.25, 0.75)), 10, 3),
-            "10 inputs leave 2 inputs of the last chips unused, which must be 0, but 'slm' does not allow 0",
+            "10 inputs leave 2 inputs of the last chips without light, which 'slm' does not allow",
         ),
     ],
 )
-def test_says_what_cannot_be_tiled(made: Any, complaint: str) -> None:
+def test_explains_why_chips_cannot_be_tiled(made: Any, complaint: str) -> None:
     with pytest.raises(DeviceError, match=complaint):
         made()
 
@@ -165,16 +165,20 @@ def test_a_nonlinear_chip_cannot_be_tiled(matrix_device: Any) -> None:
         TiledDevice([matrix_device(linear=False)], 8, 3)
 
 
-def test_opens_all_chips_or_none(matrix_device: Any) -> None:
+def test_opens_all_chips_or_none(matrix_device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     good, bad = matrix_device(), matrix_device()
-    bad._open = lambda: (_ for _ in ()).throw(DeviceError("no answer", device="bench", operation="open"))
+
+    def fail() -> None:
+        raise DeviceError("no answer", device="bench", operation="open")
+
+    monkeypatch.setattr(bad, "_open", fail)
     with pytest.raises(DeviceError, match="no answer"):
         TiledDevice([good, bad], 8, 3).open()
     assert good.log == ["open", "close"]
 
 
 @pytest.mark.parametrize("count", [9, 2])
-def test_threads_change_nothing_but_the_waiting(count: int) -> None:
+def test_threads_do_not_change_answers_or_usage(count: int) -> None:
     answers, usages = [], []
     for threads in (False, True):
         with Session(TiledDevice(chips("slm", count, impairments="lab"), 12, 9, threads=threads)) as session:
@@ -189,15 +193,15 @@ def test_threads_change_nothing_but_the_waiting(count: int) -> None:
     assert usages[0] == usages[1]
 
 
-def test_chips_of_their_own_threads_wait_together(matrix_device: Any) -> None:
+def test_chips_with_threads_work_at_the_same_time(matrix_device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
     meeting = threading.Barrier(3, timeout=5)
     devices = [matrix_device() for _ in range(3)]
     for device in devices:
-        device._query = lambda inputs: (meeting.wait(), inputs[:, :3])[1]
+        monkeypatch.setattr(device, "_query", lambda inputs: (meeting.wait(), inputs[:, :3])[1])
     with Session(TiledDevice(devices, 12, 3, threads=True)) as session:
-        session.apply(torch.zeros(36), torch.ones(2, 12))  # would break the barrier one after the other
+        session.apply(torch.zeros(36), torch.ones(2, 12))  # in turn, they would break the barrier
 
 
 def test_chips_side_by_side_take_the_time_of_one() -> None:
@@ -208,15 +212,17 @@ def test_chips_side_by_side_take_the_time_of_one() -> None:
             assert programs == pytest.approx(seconds)
 
 
-def test_a_chip_that_saturates_shows_though_the_sum_does_not() -> None:
+def test_peaks_show_a_saturated_chip_behind_a_small_sum() -> None:
     limited = Impairments(output_levels=201)
     with Session(TiledDevice(chips("matvec", 2, 4, 3, impairments=limited), 8, 3)) as session:
-        # The first chip adds up to 4 on a detector that ends at 2, the second takes as much off.
+        # The first chip reaches 4 on a detector that ends at 2, and the second one subtracts as much.
         session.program(torch.cat([torch.ones(3, 4), -torch.ones(3, 4)], dim=1).flatten())
         assert float(session.query(torch.ones(1, 8)).abs().max()) == 0
-        assert session.device.peaks.tolist() == pytest.approx([1], abs=0.02)  # type: ignore[attr-defined]
+        report = session.capability(d.ReportsPeaks)
+        assert report is not None
+        assert report.peaks.tolist() == pytest.approx([1], abs=0.02)
         session.query(torch.full((1, 8), 0.1))
-        assert session.device.peaks.tolist() == pytest.approx([0.2], abs=0.02)  # type: ignore[attr-defined]
+        assert report.peaks.tolist() == pytest.approx([0.2], abs=0.02)
 
 
 def test_probes_keep_every_chip_of_a_tiled_device_within_its_range() -> None:
@@ -227,13 +233,14 @@ def test_probes_keep_every_chip_of_a_tiled_device_within_its_range() -> None:
     session.program(controls)
     probe = TransferProbe(session.spec)
     matrix = probe.matrix(probe.ask(session))
-    tiles = session.device._split(controls)  # type: ignore[attr-defined]
-    parts = [s.device.transfer(w, torch.eye(16)).T for s, w in zip(session.device.sessions, tiles, strict=True)]  # type: ignore[attr-defined]
+    tiled: Any = session.device
+    settings = [part.flatten() for part in controls.view(16, 64).split(16, dim=1)]
+    parts = [s.device.transfer(w, torch.eye(16)).T for s, w in zip(tiled.sessions, settings, strict=True)]
     true = torch.cat(parts, dim=1)
     assert float((matrix - true).norm() / true.norm()) < 0.05
 
 
-def test_a_device_that_takes_turns_goes_on_exactly_from_any_state() -> None:
+def test_chips_that_take_turns_continue_exactly_from_a_saved_state() -> None:
     for queries in (1, 2):
         first, second = (TiledDevice(chips("slm", 1, impairments="lab"), 8, 6) for _ in range(2))
         with Session(first) as one, Session(second) as other:
@@ -244,13 +251,13 @@ def test_a_device_that_takes_turns_goes_on_exactly_from_any_state() -> None:
             assert torch.equal(one.query(torch.ones(3, 8)), other.query(torch.ones(3, 8)))
 
 
-def test_hardware_chips_cannot_be_restored_and_say_so(matrix_device: Any) -> None:
+def test_hardware_chips_report_that_they_cannot_be_restored(matrix_device: Any) -> None:
     first, second = (TiledDevice([matrix_device(), matrix_device()], 8, 3) for _ in range(2))
     with Session(first) as one, Session(second) as other:
         one.apply(torch.zeros(24), torch.ones(2, 8))
         other.apply(torch.ones(24), torch.ones(2, 8))
         assert not other.load_state_dict(one.state_dict())
-        assert other.usage.programs == 4, "what both have spent"
+        assert other.usage.programs == 4, "the usage of both"
         with pytest.raises(d.NotConnected):
             other.query(torch.ones(2, 8))
 
@@ -266,7 +273,7 @@ def test_one_chip_given_twice_takes_turns(matrix_device: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "size", "colours"), [("output", 31, 4), ("output", 17, 4), ("monarch", 31, 2), ("monarch", 20, 2)]
 )
-def test_tiles_used_in_part_take_no_more_colours(kind: str, size: int, colours: int, matrix_device: Any) -> None:
+def test_partly_used_tiles_need_no_more_colours(kind: str, size: int, colours: int, matrix_device: Any) -> None:
     from astralora.estimators.colouring import Colouring
 
     if kind == "monarch":
@@ -278,6 +285,6 @@ def test_tiles_used_in_part_take_no_more_colours(kind: str, size: int, colours: 
 
 
 @pytest.mark.parametrize("options", [{"tile": 0}, {"chips": 0}])
-def test_a_tiling_of_nothing_is_refused(options: dict[str, int]) -> None:
+def test_a_tiling_without_tiles_or_chips_is_refused(options: dict[str, int]) -> None:
     with pytest.raises(DeviceError, match="must be at least 1, not 0"):
         d.make_device("tiled", in_features=8, out_features=8, **options)

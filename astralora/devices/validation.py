@@ -1,0 +1,47 @@
+"""Describe wrong options in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from pydantic import ValidationError
+
+__all__ = ["Place", "dotted", "first_problem"]
+
+Place = tuple[int | str, ...]
+"""Keys and indices that lead to a value, from the outside to the inside."""
+
+
+def dotted(place: Place) -> str:
+    """Return the keys and indices of a place, joined by dots."""
+    return ".".join(map(str, place))
+
+
+def first_problem(
+    error: ValidationError,
+    known: Iterable[str] | Callable[[Place], Iterable[str]] | None = None,
+    *,
+    thing: str = "key",
+    source: str = "",
+    name: Callable[[Place], str] = dotted,
+) -> str:
+    """Describe the first problem of a ValidationError: ``place in source: message; known are a, b``.
+
+    Args:
+        error: raised by a pydantic model.
+        known: keys to list where the problem is an unknown key, or a function that returns them for its place.
+        thing: word for a key, such as "option".
+        source: name of the file that the values are from; left out if empty.
+        name: function that writes the place.
+    """
+    problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = problem["loc"]
+    # pydantic puts this before the message of a ValueError that a validator raised.
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        message = f"there is no such {thing}"
+        names = known(place) if callable(known) else known
+        if names is not None:
+            message += f"; known are {', '.join(names)}"
+    where = " in ".join(part for part in (name(place), source) if part)
+    return f"{where}: {message}" if where else message
