@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
 
@@ -12,6 +12,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError
 
 from ..common.errors import ConfigurationError
+from ..devices.validation import Place, first_problem
 
 __all__ = [
     "PROJECTIONS",
@@ -262,13 +263,17 @@ def validate(kind: type[_Model], values: Mapping[str, Any], source: str, known: 
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        parts = [f"model_layer_{part}" if isinstance(part, int) else str(part) for part in first["loc"]]
-        where = ".".join(part for part in parts if part != "layers")
-        if first["type"] != "extra_forbidden":
-            raise ConfigurationError(f"{where} in {source}: {first['msg']}") from None
-        keys = known if len(first["loc"]) == 1 and known else ", ".join(_keys(kind, first["loc"][:-1]))
-        raise ConfigurationError(f"{where} in {source} is not known; known are {keys}") from None
+
+        def keys(place: Place) -> Iterable[str]:
+            return [known] if len(place) == 1 and known else _keys(kind, place[:-1])
+
+        raise ConfigurationError(first_problem(error, keys, source=source, name=_key)) from None
+
+
+def _key(place: Place) -> str:
+    """Return the key of a place as the file writes it: layers are named model_layer_N."""
+    parts = [f"model_layer_{part}" if isinstance(part, int) else part for part in place]
+    return ".".join(part for part in parts if part != "layers")
 
 
 def _keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

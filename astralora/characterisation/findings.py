@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 
 from ..devices import DeviceSpec
-from .html import html_table
+from ..devices.html import html_table
 
 __all__ = ["Characterisation", "Finding", "finding_row", "first_numbers"]
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
 from ..common.errors import ConfigurationError
+from ..devices.validation import first_problem
 from .options import Set
 
 __all__ = ["ConfigOptions", "default_of", "nest", "parse_settings", "top_keys", "validated"]
@@ -99,9 +100,7 @@ def validated(model: type[_Model], values: Mapping[str, Any]) -> _Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigurationError(f"{key} in the configuration: {first['msg']}") from None
+        raise ConfigurationError(first_problem(error, model.model_fields, source="the configuration")) from None
 
 
 def default_of(options: type[ConfigOptions], name: str) -> str | None:
@@ -133,7 +132,7 @@ def _check_key(key: str, model: type[BaseModel]) -> None:
     for place, part in enumerate(parts):
         if part not in section.model_fields:
             known = ", ".join(top_keys(section))
-            raise ConfigurationError(f"{key} in the configuration is not known; known are {known}")
+            raise ConfigurationError(f"{key} in the configuration: there is no such key; known are {known}")
         below = _section(section, part)
         if below is None:
             if place + 1 < len(parts) and not _is_table(section, part):

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from .device_files import absolute_name
 from .errors import DeviceError
 from .files import write_atomically
+from .validation import first_problem
 
 __all__ = ["Bench"]
 
@@ -60,10 +61,7 @@ class Bench(BaseModel):
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise DeviceError(f"the bench {path} is not TOML: {error}") from None
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            known = "; known are device, options" if first["type"] == "extra_forbidden" else ""
-            raise DeviceError(f"the bench {path}: {place}: {first['msg']}{known}") from None
+            raise DeviceError(f"the bench {path}: {first_problem(error, cls.model_fields)}") from None
 
     def save(self, path: str | Path) -> None:
         """Write the file, completely or not at all."""

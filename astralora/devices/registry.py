@@ -16,6 +16,7 @@ from .bench import Bench
 from .device import Device
 from .device_files import load_factory, split_name
 from .errors import DeviceError
+from .validation import first_problem
 
 __all__ = [
     "DeviceEntry",
@@ -160,10 +161,7 @@ def make_device(name: str, **options: Any) -> Device:
     except DeviceError:
         raise
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        unknown = first["type"] == "extra_forbidden"
-        raise refused(f"option {place}: {'there is no such option' if unknown else first['msg']}") from None
+        raise refused(f"option {first_problem(error, thing='option')}") from None
     except ValueError as error:
         raise refused(str(error)) from error
     except Exception as error:

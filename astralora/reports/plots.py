@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..characterisation.html import html_table
+from ..devices.html import html_table
 from .text import duration, percent
 
 __all__ = [

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from ..budgets.sample_allocator import Currency, Ranking
 from ..common.errors import ConfigurationError
 from ..devices import Bench, Budget, Retry
+from ..devices.validation import Place, first_problem
 
 __all__ = ["AllocateConfig", "DeviceConfig", "MethodConfig", "RunConfig"]
 
@@ -133,14 +134,8 @@ class RunConfig(_Section):
             values = _merged(values, overrides or {})
             return cls.model_validate(_with_bench(values))
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            known = ""
-            if first["type"] == "extra_forbidden":
-                section = first["loc"][0] if len(first["loc"]) > 1 else None
-                known = f"; known are {', '.join(_keys(cls, section))}"
-            source = f" in {path}" if path else ""
-            raise ConfigurationError(f"{where}{source}: {first['msg']}{known}") from None
+            source = str(path) if path else ""
+            raise ConfigurationError(first_problem(error, lambda place: _keys(cls, place), source=source)) from None
 
     def to_toml(self) -> str:
         """Return the complete configuration, from which the run can be repeated."""
@@ -167,10 +162,10 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _keys(model: type[BaseModel], section: object) -> list[str]:
-    """Return the valid keys of the model, or of one section."""
-    if section is not None:
-        inner = model.model_fields[str(section)].annotation
+def _keys(model: type[BaseModel], place: Place) -> list[str]:
+    """Return the valid keys of the model, or of the section that a place lies in."""
+    if len(place) > 1:
+        inner = model.model_fields[str(place[0])].annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             model = inner
     return list(model.model_fields)

@@ -88,14 +88,14 @@ def test_the_configuration_of_a_run_is_the_same_after_saving_and_loading(tmp_pat
 @pytest.mark.parametrize(
     ("tables", "complaint"),
     [
-        ({"colour": 1}, "colour in t is not known; known are granularity, default, all_layers and model_layer_0"),
-        ({"default": {"rank": 4}}, "default.rank in t is not known; known are r, lora_alpha, lora_dropout"),
-        ({"all_layers": {"q": {}}}, "all_layers.q in t is not known; known are q_proj, k_proj"),
-        ({"all_layers": {"q_proj": {"proj_dropout": 0.1}}}, "q_proj.proj_dropout in t is not known; known are "
+        ({"colour": 1}, "colour in t: there is no such key; known are granularity, default,"),
+        ({"default": {"rank": 4}}, "default.rank in t: there is no such key; known are r, lora_alpha, lora_dropout"),
+        ({"all_layers": {"q": {}}}, "all_layers.q in t: there is no such key; known are q_proj, k_proj"),
+        ({"all_layers": {"q_proj": {"proj_dropout": 0.1}}}, "q_proj.proj_dropout in t: there is no such key; known are "
          "r, lora_alpha, lora_dropout, disable_adapter, importance_alpha"),
         ({"all_layers": {"residual1": {"lora_alpha": 1}}}, "known are r, shortcut_alpha, proj_dropout, "
          "disable_projector, importance_beta"),
-        ({"granularity": "layer", "model_layer_3": {"fc1": {"rr": 1}}}, "model_layer_3.fc1.rr in t is not known"),
+        ({"granularity": "layer", "model_layer_3": {"fc1": {"rr": 1}}}, "model_layer_3.fc1.rr in t: there is no such key"),
         ({"model_layer_3": {"fc1": {"r": 1}}}, "model_layer_3 in t needs granularity 'layer'"),
         ({"granularity": "layer", "all_layers": {}}, "all_layers in t needs granularity 'network'"),
         ({"granularity": "module"}, "granularity in t: Input should be 'network' or 'layer'"),
@@ -114,11 +114,17 @@ def test_unknown_keys_and_invalid_values_are_refused_by_name(tables: dict[str, A
 @pytest.mark.parametrize(
     ("overrides", "complaint"),
     [
-        ({"trainning": {}}, "trainning in the configuration is not known; known are model, objective, data"),
-        ({"training": {"lr": 1}}, "training.lr in the configuration is not known; known are epochs, steps, batch_size"),
-        ({"dynamic": {"turnon": 1}}, "dynamic.turnon in the configuration is not known; known are realloc_n, turn_on"),
+        ({"trainning": {}}, "trainning in the configuration: there is no such key; known are model, objective, data"),
+        (
+            {"training": {"lr": 1}},
+            "training.lr in the configuration: there is no such key; known are epochs, steps, batch_size",
+        ),
+        (
+            {"dynamic": {"turnon": 1}},
+            "dynamic.turnon in the configuration: there is no such key; known are realloc_n, turn_on",
+        ),
         ({"scoring": {"proxy": "magic"}}, "there is no proxy named 'magic'; known are constant, grad_norm, snip"),
-        ({"adapters": {"default": {"rank": 1}}}, "default.rank in adapters in the configuration is not known"),
+        ({"adapters": {"default": {"rank": 1}}}, "default.rank in adapters in the configuration: there is no such key"),
         ({"adapters": 3}, "adapters in the configuration must be tables"),
     ],
 )

@@ -38,7 +38,7 @@ def test_an_entry_names_the_source_of_the_device(tmp_path: Path) -> None:
     (tmp_path / "bench.toml").write_text('device = "matvec"\n')
     entry = d.find_device(str(tmp_path / "bench.toml"))
     assert entry.source.startswith("matvec of astralora")
-    assert entry.summary.startswith("Crossbar")
+    assert entry.summary.startswith("Simulate a crossbar")
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,20 @@ from typing import Any
 
 import pytest
 
+from astralora.common.checks import check_whole
 from astralora.common.errors import ConfigurationError
-from astralora.common.options import whole_number
 
 
 @pytest.mark.parametrize("value", [1, 7])
 def test_a_whole_number_is_returned(value: int) -> None:
-    assert whole_number("rank", value) == value
+    assert check_whole("rank", value) == value
 
 
 @pytest.mark.parametrize(("value", "least"), [(0, 1), (1.0, 1), (True, 1), ("2", 1), (None, 1), (1, 2)])
 def test_anything_else_is_refused(value: Any, least: int) -> None:
     with pytest.raises(ConfigurationError, match=f"rank must be a whole number of at least {least}, not {value!r}"):
-        whole_number("rank", value, least)
+        check_whole("rank", value, least=least)
 
 
 def test_a_whole_number_may_be_zero_where_that_is_allowed() -> None:
-    assert whole_number("warmup", 0, least=0) == 0
+    assert check_whole("warmup", 0, least=0) == 0
