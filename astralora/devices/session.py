@@ -18,6 +18,7 @@ from torch import Tensor
 from .checks import check_controls, check_finite, check_inputs, check_outputs
 from .device import ChecksRequests, Composite, Device, PassesOn, ProgramsMany, Reciprocal, Snapshots
 from .errors import BudgetExceeded, DeviceError, NotConnected
+from .memory import aligned
 from .recovery import FAULTS, Recovery, Retry
 from .safety import unwatch, watch
 from .spec import DeviceSpec
@@ -405,6 +406,8 @@ class Session:
 
     def _ask(self, request: _Request) -> Any:
         """One operation on the device, with as many attempts as it takes and may have."""
+        # Equal requests have equal answers, wherever the caller's numbers lie.
+        request.arguments = tuple(map(aligned, request.arguments))
         try:
             answer = self._attempt(request)
         except FAULTS as fault:
@@ -417,6 +420,7 @@ class Session:
             like = request.arguments[-1]
             if answer.dtype != like.dtype:
                 answer = answer.to(like)
+            answer = aligned(answer)
         return answer
 
     def _ask_again(self, request: _Request, fault: DeviceError, recovery: Recovery) -> Any:

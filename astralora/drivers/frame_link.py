@@ -11,9 +11,8 @@ from typing import Final
 from pydantic import ValidationError
 
 from ..devices import DeviceSpec, ProtocolError
-
 from .frames import ANSWER, ERROR, VERSION, Buffers, Header, encode_frame, find_header, read_payload, skip_payload
-from .messages import IDENTITY, LONGEST_ERROR, OPERATIONS, STATUS, Command, Option, State, decode_error
+from .messages import IDENTITY, LONGEST_ERROR, OPERATIONS, STATUS, VALUES, Command, Option, State, decode_error
 from .transports import Transport
 from .transports.base import Bytes
 
@@ -85,7 +84,7 @@ class FrameLink:
         # Not from the beginning: what an earlier process was owed may still be on its way.
         self._sequence = int.from_bytes(os.urandom(4), "little")
         self._newest: _Request | None = None
-        self._buffers = Buffers()
+        self._buffers = Buffers(VALUES.size)
         self._largest = _LONGEST_SPEC
 
     def identify(self) -> Identity:

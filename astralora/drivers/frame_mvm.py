@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..devices import DeviceError, DeviceSpec, ProtocolError
-
+from ..devices.memory import aligned_array
 from .frame_link import FrameLink, Identity, Status
 from .link import ProtocolDevice
 from .messages import (
@@ -21,11 +21,9 @@ from .messages import (
     VALUES,
     Command,
     Option,
-    decode_values,
-    encode_values,
-    format_of,
 )
 from .transports import Transport, open_transport
+from .values import decode_values, encode_values, format_of
 
 __all__ = ["FrameDevice", "ManyFrameDevice", "open_frame_mvm"]
 
@@ -185,7 +183,7 @@ class ManyFrameDevice(FrameDevice):
                     )
                     answers.append(self._answer(data, len(part) * batch))
                 self._is_programmed = True
-                whole = np.concatenate(answers).reshape(len(settings), batch, width)
+                whole = aligned_array(np.concatenate(answers)).reshape(len(settings), batch, width)
                 return self._as_tensor(whole, inputs)
 
             def done() -> int:

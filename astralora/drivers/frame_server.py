@@ -8,14 +8,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ..devices import Device, DeviceError, DeviceTimeout, NotConnected, OutOfRange, ProgramsMany, ProtocolError
 from ..devices.checks import check_controls, check_inputs
-
+from ..devices.memory import aligned
 from .frames import ANSWER, ERROR, VERSION, Buffers, Header, encode_frame, find_header, read_payload
 from .messages import (
     IDENTITY,
@@ -26,17 +25,13 @@ from .messages import (
     STATUS,
     VALUES,
     Command,
-    Format,
     Option,
     State,
-    decode_values,
     encode_error,
-    encode_values,
-    format_of,
-    value_size,
 )
 from .transports import Transport
 from .transports.base import Bytes
+from .values import Format, decode_values, encode_values, format_of, value_size
 
 __all__ = ["FrameServer"]
 
@@ -58,7 +53,7 @@ class FrameServer:
         self._programs = 0
         self._vectors = 0
         self._is_programmed = False
-        self._buffers = Buffers()
+        self._buffers = Buffers(QUERY.size)
         # Of the newest request that was carried out: number and command, and what was answered.
         self._newest: tuple[int, int] | None = None
         self._answered: list[Bytes] = []
@@ -180,7 +175,7 @@ class FrameServer:
         return self._outputs(outputs.flatten(0, 1), wanted, settings * batch)
 
     def _one(self, setting: Tensor, inputs: Tensor) -> Tensor:
-        self.device.program(setting)
+        self.device.program(aligned(setting))
         return self.device.query(inputs)
 
     def _prepare(self) -> None:
@@ -229,4 +224,4 @@ def _unpack(fields: struct.Struct, payload: memoryview) -> tuple[int, ...]:
 
 
 def _tensor(values: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(values.astype(np.float32, copy=False))
+    return torch.from_numpy(values).to(torch.float32)

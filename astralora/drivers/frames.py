@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..devices import DeviceTimeout, ProtocolError
-
+from ..devices.memory import ALIGNMENT
 from .transports.base import Bytes
 
 try:
@@ -156,26 +156,32 @@ _UNHELD = _references([np.empty(1, np.uint8)], 0)
 
 
 class Buffers:
-    """Memory for payloads: that of earlier ones which nobody holds any more.
+    """Reuse the memory of earlier payloads to which nothing refers any more.
 
     New memory comes from the system page by page, each cleared at its first touch: for the answers of a large batch
     that takes longer than the wire does.
+
+    Args:
+        head: bytes of a payload before its values, which get an aligned address and then need no copy.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, head: int = 0) -> None:
+        self._head = head
         self._kept: list[NDArray[np.uint8]] = []
 
     def take(self, size: int) -> memoryview:
-        """So many bytes, whose content is whatever was there before."""
+        """Return memory of ``size`` bytes; its content is arbitrary."""
         for place in range(len(self._kept)):
-            fits = size <= len(self._kept[place]) <= 2 * size + _SMALL
+            fits = size <= len(self._kept[place]) - ALIGNMENT <= 2 * size + _SMALL
             if fits and _references(self._kept, place) <= _UNHELD:
                 self._kept.append(self._kept.pop(place))
-                return self._kept[-1][:size].data
-        buffer = np.empty(size, np.uint8)
-        self._kept.append(buffer)
-        del self._kept[:-_MOST_BUFFERS]
-        return buffer.data
+                break
+        else:
+            self._kept.append(np.empty(size + ALIGNMENT, np.uint8))
+            del self._kept[:-_MOST_BUFFERS]
+        memory = self._kept[-1]
+        start = -(memory.__array_interface__["data"][0] + self._head) % ALIGNMENT
+        return memory[start : start + size].data
 
 
 def read_payload(read_into: Callable[[memoryview], None], header: Header, buffers: Buffers | None = None) -> memoryview:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..devices import DeviceSpec, HardwareDevice
-
 from .transports import Transport
 
 __all__ = ["LinkDevice", "ProtocolDevice"]

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum, IntFlag
-from typing import Any, Final, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Final
 
 from ..devices import (
     BudgetExceeded,
     CalibrationMismatch,
     DeviceError,
-    DeviceSpec,
     DeviceTimeout,
     NotConnected,
     OutOfRange,
     ProtocolError,
-    Range,
 )
-
 from .transports.base import Bytes
 
 __all__ = [
@@ -33,15 +27,10 @@ __all__ = [
     "STATUS",
     "VALUES",
     "Command",
-    "Format",
     "Option",
     "State",
     "decode_error",
-    "decode_values",
     "encode_error",
-    "encode_values",
-    "format_of",
-    "value_size",
 ]
 
 
@@ -74,14 +63,6 @@ class State(IntEnum):
     PROGRAMMED = 1
 
 
-class Format(IntEnum):
-    """How values are written."""
-
-    FLOAT32 = 0
-    UINT8 = 1
-    UINT16 = 2
-
-
 IDENTITY: Final = struct.Struct("<II")
 """Largest payload taken, options; then manufacturer, model, serial number, firmware version as text with commas."""
 
@@ -100,12 +81,6 @@ VALUES: Final = struct.Struct("<B3xI")
 STATUS: Final = struct.Struct("<B3xIII")
 """State, newest sequence number carried out, programs and vectors since power-up."""
 
-_TYPES: dict[Format, np.dtype[Any]] = {
-    Format.FLOAT32: np.dtype("<f4"),
-    Format.UINT8: np.dtype("u1"),
-    Format.UINT16: np.dtype("<u2"),
-}
-
 _ERROR = struct.Struct("<H")
 _ERRORS: dict[int, type[DeviceError]] = {
     1: DeviceError,
@@ -119,64 +94,6 @@ _ERRORS: dict[int, type[DeviceError]] = {
 # What a device says of itself is shown to a person: no more than that.
 _LONGEST_MESSAGE = 1000
 LONGEST_ERROR: Final = _ERROR.size + _LONGEST_MESSAGE
-
-
-def format_of(
-    spec: DeviceSpec, what: Literal["input", "control", "output"], encoding: Literal["float32", "codes"]
-) -> Format:
-    """How these values are written: as numbers, or as the converters' own codes where they have some."""
-    levels: int | None = getattr(spec, f"{what}_levels")
-    if encoding == "float32" or levels is None or levels > 1 << 16:
-        return Format.FLOAT32
-    return Format.UINT8 if levels <= 1 << 8 else Format.UINT16
-
-
-def value_size(form: int) -> int:
-    """Bytes of one value in this format.
-
-    Raises:
-        ProtocolError: there is no such format.
-    """
-    return _type_of(form).itemsize
-
-
-def encode_values(values: NDArray[Any], form: Format, bounds: Range | None, levels: int | None) -> memoryview:
-    """Values as bytes: float32, or for code k of a converter, k = (value - low) / (high - low) * (levels - 1)."""
-    if form is not Format.FLOAT32:
-        assert bounds is not None
-        assert levels is not None
-        low, high = bounds
-        values = np.clip(np.rint((values - low) * ((levels - 1) / (high - low))), 0, levels - 1)
-    # A memoryview of no values at all cannot be cast.
-    return np.ascontiguousarray(values, dtype=_TYPES[form]).reshape(-1).view(np.uint8).data
-
-
-def decode_values(data: memoryview, form: int, bounds: Range | None, levels: int | None) -> NDArray[Any]:
-    """The values that `encode_values` wrote, as a flat array; float32 ones share the memory.
-
-    Raises:
-        ProtocolError: no such format, codes of a converter that is none, a part of a value left over, or a code
-            beyond the converter's.
-    """
-    kind = _type_of(form)
-    if len(data) % kind.itemsize:
-        raise ProtocolError(f"{len(data)} bytes are no whole number of values of {kind.itemsize} bytes")
-    values: NDArray[Any] = np.frombuffer(data, kind)
-    if form == Format.FLOAT32:
-        return values
-    if bounds is None or levels is None:
-        raise ProtocolError("values came as codes of a converter that the spec does not know")
-    if values.size and values.max() >= levels:
-        raise ProtocolError(f"code {values.max()} is beyond the {levels} that the spec promises")
-    low, high = bounds
-    return low + values * ((high - low) / (levels - 1))
-
-
-def _type_of(form: int) -> np.dtype[Any]:
-    kind = _TYPES.get(form)  # type: ignore[call-overload]  # an IntEnum is found by its number
-    if kind is None:
-        raise ProtocolError(f"there is no format {form} of values")
-    return kind  # type: ignore[no-any-return]
 
 
 def encode_error(error: BaseException) -> bytes:

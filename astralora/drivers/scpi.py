@@ -26,7 +26,6 @@ from ..devices import (
     OutOfRange,
     ProtocolError,
 )
-
 from .transports.base import Bytes
 
 __all__ = ["ERRORS", "LONGEST_LINE", "block_head", "error_number", "error_of", "matches"]

@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ..devices import DeviceError, DeviceSpec, ProtocolError
-
 from .link import ProtocolDevice
 from .scpi import LONGEST_LINE, block_head, block_length, error_of
 from .transports import Transport, open_transport
 from .transports.base import Bytes
+from .values import Format, decode_values, encode_values
 
 __all__ = ["ScpiDevice", "open_scpi_mvm"]
 
@@ -120,11 +120,11 @@ class ScpiDevice(ProtocolDevice):
         _, block = self._line.response(self._number, due, len(inputs) * self.spec.vector_seconds)
         if block is None or len(block) != due:
             raise ProtocolError(f"it answered {0 if block is None else len(block)} bytes where {due} are due")
-        values: NDArray[Any] = np.frombuffer(block, "<f4")
+        values = decode_values(block, Format.FLOAT32)
         return values.reshape(len(inputs), self.spec.out_features)
 
     def _send(self, header: bytes, values: NDArray[Any], end: bytes) -> None:
-        data = np.ascontiguousarray(values, dtype="<f4").data.cast("B")
+        data = encode_values(values, Format.FLOAT32)
         self.transport.write(header + f" {self._number},".encode() + block_head(len(data)), data, end)
 
 

@@ -9,16 +9,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..devices import Device, DeviceError, DeviceTimeout, NotConnected, OutOfRange, ProtocolError
 from ..devices.checks import check_controls, check_inputs
-
 from .scpi import LONGEST_LINE, block_head, block_length, error_number, matches
 from .transports import Transport
 from .transports.base import Bytes
+from .values import Format, decode_values, encode_values
 
 __all__ = ["ScpiServer"]
 
@@ -209,8 +208,7 @@ class ScpiServer:
         check_inputs(spec, inputs, "query")
         if not self._is_programmed:
             raise NotConnected("no controls are set; send PROGram:DATA first")
-        outputs = np.ascontiguousarray(self.device.query(inputs).detach().cpu().numpy(), dtype="<f4")
-        data = outputs.data.cast("B")
+        data = encode_values(self.device.query(inputs).detach().cpu().numpy(), Format.FLOAT32)
         answer: list[Bytes] = [f"{number},".encode() + block_head(len(data)), data]
         self._answered = (number, answer)
         return answer
@@ -220,5 +218,5 @@ def _numbered(parameters: list[str | bytearray]) -> tuple[int, Tensor]:
     match parameters:
         # 0 is the number of no request: that is what PROGram:DATA? answers where there was none.
         case [str(number), bytearray(block)] if number.isdecimal() and int(number) and not len(block) % 4:
-            return int(number), torch.from_numpy(np.frombuffer(block, "<f4").astype(np.float32, copy=False))
+            return int(number), torch.from_numpy(decode_values(block, Format.FLOAT32)).to(torch.float32)
     raise ProtocolError("write a number, a comma, and a block of float32 values; numbers begin at 1")

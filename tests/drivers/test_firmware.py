@@ -21,8 +21,9 @@ import astralora.devices as d
 from astralora.devices.testing import check_device
 from astralora.drivers.frame_link import FrameLink
 from astralora.drivers.frames import ERROR, VERSION, encode_frame, find_header, read_payload
-from astralora.drivers.messages import PROGRAM, QUERY, QUERY_EACH, Command, Format, State, decode_error
+from astralora.drivers.messages import PROGRAM, QUERY, QUERY_EACH, Command, State, decode_error
 from astralora.drivers.transports import Transport, open_transport
+from astralora.drivers.values import Format
 
 pytest.importorskip("serial", reason="pyserial is not installed")
 

@@ -19,8 +19,17 @@ from astralora.devices import errors as device_errors
 from astralora.drivers import frames
 from astralora.drivers.frame_link import FrameLink
 from astralora.drivers.frame_server import FrameServer
-from astralora.drivers.frames import ANSWER, ERROR, OVERHEAD, Buffers, encode_frame, find_header, read_payload, skip_payload
-from astralora.drivers.messages import Format, decode_error, decode_values, encode_error, encode_values
+from astralora.drivers.frames import (
+    ANSWER,
+    ERROR,
+    OVERHEAD,
+    Buffers,
+    encode_frame,
+    find_header,
+    read_payload,
+    skip_payload,
+)
+from astralora.drivers.messages import decode_error, encode_error
 from astralora.drivers.transports import Transport
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -250,35 +259,7 @@ def test_memory_is_used_again_only_when_nobody_holds_it() -> None:
     assert again.__array_interface__["data"][0] == address
 
 
-# -- values and errors -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("levels", "form"), [(256, Format.UINT8), (17, Format.UINT8), (65536, Format.UINT16)])
-def test_codes_are_the_values_of_a_converter(levels: int, form: Format) -> None:
-    bounds = (-0.75, 2.25)
-    values = bounds[0] + np.arange(levels) * (3.0 / (levels - 1))
-    coded = encode_values(values, form, bounds, levels)
-    assert len(coded) == levels * (1 if form is Format.UINT8 else 2)
-    np.testing.assert_allclose(decode_values(coded, form, bounds, levels), values, rtol=0, atol=1e-12)
-
-
-def test_values_between_codes_go_to_the_nearest_and_those_beyond_to_the_end() -> None:
-    coded = encode_values(np.array([-9.0, 0.24, 0.26, 9.0]), Format.UINT8, (0.0, 1.0), 3)
-    assert bytes(coded) == bytes([0, 0, 1, 2])
-
-
-@pytest.mark.parametrize(
-    ("data", "form", "levels", "complaint"),
-    [
-        (b"\0" * 5, 0, None, "5 bytes are no whole number of values of 4 bytes"),
-        (b"\0", 9, None, "there is no format 9"),
-        (b"\0", 1, None, "codes of a converter that the spec does not know"),
-        (b"\x10", 1, 16, "code 16 is beyond the 16 that the spec promises"),
-    ],
-)
-def test_values_that_make_no_sense_are_refused(data: bytes, form: int, levels: int | None, complaint: str) -> None:
-    with pytest.raises(ProtocolError, match=complaint):
-        decode_values(memoryview(data), form, (0.0, 1.0) if levels else None, levels)
+# -- errors ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [name for name in device_errors.__all__ if name != "DeviceError"])

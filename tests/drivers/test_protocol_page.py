@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import astralora.devices as d
-from astralora.drivers import frames, messages, scpi
+from astralora.drivers import frames, messages, scpi, values
 from astralora.drivers.emulator import ScpiEmulator
 from astralora.drivers.transports import open_transport
 
@@ -61,7 +61,7 @@ def test_payloads_are_laid_out_so(title: str, table: int, layout: struct.Struct)
 
 def test_formats_have_these_numbers_and_sizes() -> None:
     told = {row[0]: (int(row[1]), int(row[2])) for row in rows(section("Values"))[1:]}
-    assert told == {form.name.lower(): (form, messages.value_size(form)) for form in messages.Format}
+    assert told == {form.name.lower(): (form, values.value_size(form)) for form in values.Format}
 
 
 def test_the_numbers_of_the_errors_are_these() -> None:

@@ -9,7 +9,6 @@ from typing import ClassVar, Self
 
 from ...devices import Device, DeviceError, DeviceTimeout, NotConnected, ProtocolError
 from ...devices.wrappers.faults import CHIP_FAULTS, LINK_FAULTS, FaultKind, FaultPlan, FaultyDevice
-
 from ..frame_server import FrameServer
 from ..frames import ERROR, Header, encode_frame
 from ..messages import OPERATIONS, encode_error

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection
 from contextlib import nullcontext
 
 from ...devices.wrappers.faults import LINK_FAULTS, FaultDice, FaultKind, FaultPlan, FaultyDevice
-
 from ..transports import Transport
 from ..transports.base import Bytes
 

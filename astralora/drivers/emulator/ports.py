@@ -16,7 +16,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...devices import DeviceError, DeviceTimeout, NotConnected
-
 from ..transports import LoopbackTransport, Transport
 from ..transports.base import Bytes
 from ..transports.sockets import SocketTransport

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from ...devices import NotConnected
-
 from .base import Bytes, Transport
 
 __all__ = ["LoopbackTransport"]

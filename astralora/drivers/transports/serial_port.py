@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from ...devices import DeviceTimeout, NotConnected
 from ...devices.extras import require
-
 from .base import Bytes, Transport
 
 if TYPE_CHECKING:

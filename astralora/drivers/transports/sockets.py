@@ -7,7 +7,6 @@ import struct
 import sys
 
 from ...devices import DeviceTimeout, NotConnected
-
 from .base import Bytes, Transport
 
 __all__ = ["SocketTransport", "TcpTransport"]

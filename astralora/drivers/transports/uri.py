@@ -8,7 +8,6 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from ...devices import DeviceError
-
 from .base import Transport
 from .loopback import LoopbackTransport
 from .serial_port import SerialTransport

@@ -8,7 +8,6 @@ from typing import Any
 
 from ...devices import DeviceError, DeviceTimeout, NotConnected
 from ...devices.extras import require
-
 from .base import Bytes, Transport
 
 __all__ = ["VisaTransport"]
