@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from ..children import start
+
 SMALL = ["--epochs", "2", "--batch-size", "400", "--in-features", "16", "--out-features", "8"]
 
 
@@ -99,12 +101,11 @@ def test_debug_shows_where_a_mistake_came_from(tmp_path: Path) -> None:
 def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path: Path) -> None:
     long = ["--epochs", "60", "--batch-size", "100", "--in-features", "16", "--out-features", "8", "--no-baseline"]
     whole = astralora("train", *long, "--json", "--out", "whole", cwd=tmp_path)
-    process = subprocess.Popen(
+    process = start(
         [sys.executable, "-m", "astralora", "train", *long, "--out", "part 1"],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        text=True,
     )
     metrics = tmp_path / "part 1" / "metrics.jsonl"
     for _ in range(600):

@@ -18,6 +18,8 @@ from typer.testing import CliRunner
 from astralora.cli.app import app
 from astralora.training.checkpoint import load_state
 
+from ..children import start
+
 COMMAND = [sys.executable, "-m", "astralora"]
 
 
@@ -28,14 +30,11 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @contextmanager
 def emulate(folder: Path, *arguments: str) -> Generator[dict[str, Any]]:
     """The command in a process of its own, from its first line to Ctrl-C."""
-    process = subprocess.Popen(
+    process = start(
         [*COMMAND, "emulate", *arguments, "--json"],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
-        # A shell's background jobs ignore Ctrl-C, and what they start does too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         assert process.stdout is not None

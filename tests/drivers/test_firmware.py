@@ -25,6 +25,8 @@ from astralora.drivers.messages import PROGRAM, QUERY, QUERY_EACH, Command, Stat
 from astralora.drivers.transports import Transport, open_transport
 from astralora.drivers.values import Format
 
+from ..children import start
+
 pytest.importorskip("serial", reason="pyserial is not installed")
 
 SOURCES = Path(__file__).parents[2] / "examples" / "firmware"
@@ -55,7 +57,7 @@ def build(folder: Path, *options: str) -> Path:
 @contextmanager
 def running(program: Path) -> Generator[tuple[subprocess.Popen[str], str]]:
     """The process and the path of its port, until it is ended."""
-    with subprocess.Popen([program], stdout=subprocess.PIPE, text=True) as process:
+    with start([program], stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
             yield process, process.stdout.readline().strip()
