@@ -148,6 +148,7 @@ def _parts(module: Any) -> tuple[Any, Any, tuple[Any, Any, bool]]:
             )
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("name", ALL)
 def test_shortcuts_add_what_the_formulas_say(name: str, transformer: Transformer, batches: Batches) -> None:
     model = transformer(name)
@@ -162,7 +163,10 @@ def test_shortcuts_add_what_the_formulas_say(name: str, transformer: Transformer
         model(input_ids=tokens)
     hook.remove()
     assert outputs[0].shape == expected.shape
-    assert torch.allclose(outputs[0], expected, rtol=1e-4, atol=1e-5)
+    # Both round differently: each of the 3 layers adds sums of at most 24 terms, and each term costs at most eps of the
+    # largest value on the way.
+    tolerance = 3 * 24 * torch.finfo(torch.float32).eps * float(expected.abs().max())
+    assert float((outputs[0] - expected).abs().max()) <= tolerance
 
 
 def test_only_adapters_are_trained_and_of_a_classifier_its_head(transformer: Transformer) -> None:
