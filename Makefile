@@ -3,13 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test lint install clean
+.PHONY: train test campaign lint install clean
 
 train: install
 	$(BIN)/astralora train
 
 test: install
 	$(BIN)/python -m pytest -n auto
+	ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2 $(BIN)/python -m pytest -n auto -q -m 'processors and not campaign'
+	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -q -m 'processors and not campaign'
+
+# Long and repeated tests: minutes to an hour.
+campaign: install
+	$(BIN)/python -m pytest -n auto -m campaign
 
 lint: install
 	$(BIN)/ruff check .

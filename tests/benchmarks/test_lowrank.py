@@ -1,17 +1,18 @@
 """The benchmark of low-rank training, as small as it can be."""
 
+import contextlib
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn, optim
+from typer.testing import CliRunner
 
 from astralora import benchmarks
 from astralora.benchmarks.lowrank import LOWRANK, Adam, LowRankMethod
+from astralora.cli.app import app
 from astralora.common.errors import ConfigurationError
 from astralora.tasks import BYTES, topics
 
@@ -103,14 +104,9 @@ def test_what_cannot_be_run_is_refused() -> None:
 def test_the_command_leaves_records_and_a_picture(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     arguments = ["--methods", "adam", "--seeds", "0", "--steps", "1", "--width", "16", "--layers", "1", "--out", "it"]
-    run = subprocess.run(
-        [sys.executable, "-m", "astralora", "bench", "lowrank", *arguments],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
+    with contextlib.chdir(tmp_path):
+        run = CliRunner().invoke(app, ["bench", "lowrank", *arguments])
+    assert run.exit_code == 0, run.output
     assert "state bytes" in run.stdout
     records = json.loads((tmp_path / "it" / "lowrank.json").read_text())
     assert {record["part"] for record in records} == {"tuning", "run"}

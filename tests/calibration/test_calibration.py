@@ -83,7 +83,7 @@ def test_a_mesh_is_identified_from_few_settings() -> None:
 
 @pytest.mark.parametrize(("kind", "wrong"), [("mrr", "slm"), ("slm", "mrr"), ("slm", "matvec"), ("mzi", "mzi3")])
 def test_wrong_physics_is_told_to_be_wrong(kind: str, wrong: str) -> None:
-    record = al.calibrate(chip(kind, 6, gamma_std=0.01), al.Budget(programs=24), model=wrong, steps=100)
+    record = al.calibrate(chip(kind, 6, gamma_std=0.01), al.Budget(programs=24), model=wrong, steps=50)
     assert record.fit is not None
     assert not record.fit.fits
     assert record.constants == {}

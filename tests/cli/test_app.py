@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ SMALL = ["--epochs", "2", "--batch-size", "400", "--in-features", "16", "--out-f
 
 def astralora(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run the command in this process, which has imported torch already."""
-    with contextlib.chdir(cwd):
+    # A process prints warnings; pytest makes errors of them.
+    with contextlib.chdir(cwd), warnings.catch_warnings(action="ignore"):
         result = CliRunner().invoke(app, arguments, env={"COLUMNS": "120"})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
     return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
 
 

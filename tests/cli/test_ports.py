@@ -1,5 +1,6 @@
 """Emulating, checking and training over real ports, by the commands as a user types them."""
 
+import contextlib
 import json
 import os
 import signal
@@ -7,7 +8,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ from ..children import start
 COMMAND = [sys.executable, "-m", "astralora"]
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+def run(folder: Path, *arguments: str) -> Any:
+    """Run the host's command in this process: the emulator is another one."""
+    with contextlib.chdir(folder):
+        return CliRunner().invoke(app, arguments)
 
 
-@contextmanager
+@contextlib.contextmanager
 def emulate(folder: Path, *arguments: str) -> Generator[dict[str, Any]]:
     """The command in a process of its own, from its first line to Ctrl-C."""
     process = start(
@@ -57,10 +59,10 @@ def weights(run_folder: Path) -> dict[str, Any]:
 
 
 def test_training_over_a_pseudo_terminal_ends_with_the_weights_of_training_in_process(tmp_path: Path) -> None:
-    training = ["--epochs", "1", "--no-baseline", "--json"]
+    training = ["--epochs", "1", "--batch-size", "400", "--no-baseline", "--json"]
     with emulate(tmp_path, "mrr", "--pty", "--impairments", "ideal", "--bench", "bench.toml") as place:
         done = run(tmp_path, "train", "--device", "bench.toml", *training, "-o", "port")
-        assert done.returncode == 0, done.stderr
+        assert done.exit_code == 0, done.stderr
     assert place["code"] == 0
     over_port = json.loads(done.stdout)
     done = run(tmp_path, "train", "--device", "mrr", "--impairments", "ideal", *training, "-o", "process")
@@ -91,7 +93,7 @@ def test_check_passes_over_tcp_and_tells_it_as_json(tmp_path: Path) -> None:
             "--drift-seconds",
             "0.05",
         )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.exit_code == 0, done.stdout + done.stderr
     results = json.loads(done.stdout)
     assert {tuple(result) for result in results["checks"]} == {("check", "passed", "detail")}
     assert all(result["passed"] for result in results["checks"])
@@ -131,7 +133,7 @@ def test_measures_a_chip_behind_scpi_within_its_budget(tmp_path: Path) -> None:
             "--budget-vectors",
             "1500",
         )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.exit_code == 0, done.stdout + done.stderr
     measured = json.loads(done.stdout)["characterisation"]
     assert measured["spent"]["programs"] <= 20
     assert measured["spent"]["vectors"] <= 1500

@@ -447,9 +447,10 @@ def test_there_is_a_liar_for_nearly_every_check() -> None:
     assert set(CHECKS) - set(LIARS.values()) == {"requests"}, "what a session sees to for every driver"
 
 
+@pytest.mark.parametrize("runs", [10, pytest.param(100, marks=pytest.mark.campaign)])
 @pytest.mark.parametrize("honest", [Crossbar, Noisy, Raw, Interruptible], ids=lambda honest: honest.__name__)
-def test_honest_drivers_pass_a_hundred_runs_in_a_row(honest: Any) -> None:
-    for seed in range(100):
+def test_honest_drivers_pass_every_run_in_a_row(honest: Any, runs: int) -> None:
+    for seed in range(runs):
         assert failures(check_device(honest, seed=seed)) == []
 
 
