@@ -26,6 +26,7 @@ def shaken(adapted: Any, std: float = 0.3, seed: int = 3) -> None:
             unit.weights[1].normal_(0, std, generator=generator)
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("name", ALL)
 def test_a_fresh_adapted_model_computes_what_the_base_does(
     name: str, transformer: Transformer, batches: Batches
@@ -272,6 +273,7 @@ def test_a_copy_of_an_adapted_model_lives_a_life_of_its_own(
     assert not torch.allclose(twin.model(**batches[0]).logits, before)
 
 
+@pytest.mark.processors
 def test_generation_with_a_cache_goes_through_the_shortcuts_too(transformer: Transformer, batches: Batches) -> None:
     adapted = al.adapters.adapt(transformer("opt"))
     shaken(adapted)

@@ -90,7 +90,13 @@ def records(folder: Path) -> list[dict[str, Any]]:
 # Stopped before its first checkpoint, within an epoch, before and behind the test of an epoch, and at the end.
 @pytest.mark.parametrize(
     ("mode", "after"),
-    [*(("dynamic", after) for after in (2, 5, 7, 8, 14)), ("uniform", 8), ("reuse", 5), ("random", 11)],
+    [
+        *(("dynamic", after) for after in (2, 5, 7, 14)),
+        pytest.param("dynamic", 8, marks=pytest.mark.processors),
+        ("uniform", 8),
+        ("reuse", 5),
+        ("random", 11),
+    ],
 )
 def test_a_run_that_broke_off_goes_on_bit_for_bit(mode: str, after: int, whole: Callable[[str], Path]) -> None:
     undisturbed, config = whole(mode), config_of(mode)

@@ -54,9 +54,10 @@ def one_rate_each(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("one_rate_each")
-def test_flora_learns_text_as_adam_does_with_less_than_a_quarter_of_the_state() -> None:
+@pytest.mark.parametrize(("steps", "layers"), [(80, 1), pytest.param(100, 2, marks=pytest.mark.campaign)])
+def test_flora_learns_text_as_adam_does_with_less_than_a_quarter_of_the_state(steps: int, layers: int) -> None:
     pytest.importorskip("transformers")
-    records = benchmarks.lowrank(["adam", "flora"], [0], steps=100)
+    records = benchmarks.lowrank(["adam", "flora"], [0], steps=steps, layers=layers)
     adam, flora = (record for record in records if record["part"] == "run")
     shares = torch.bincount(topics().test, minlength=BYTES) / len(topics().test)
     # Both know more of the text than how frequent its bytes are.

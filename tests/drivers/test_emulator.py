@@ -90,6 +90,7 @@ def hurry(emulator: FrameEmulator, line: Transport) -> None:
 # -- faults ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("kind", LINK_FAULTS + CHIP_FAULTS)
 @pytest.mark.parametrize("operation", [0, 1, 4])
 def test_each_fault_by_itself_is_noticed_counted_and_made_good(kind: Any, operation: int) -> None:
@@ -136,7 +137,9 @@ def test_the_same_plan_makes_the_same_faults() -> None:
 
 
 @pytest.mark.processors
-@pytest.mark.parametrize(("operations", "share"), [(1000, 0.03), pytest.param(10_000, 0.01, marks=pytest.mark.campaign)])
+@pytest.mark.parametrize(
+    ("operations", "share"), [(1000, 0.03), pytest.param(10_000, 0.01, marks=pytest.mark.campaign)]
+)
 def test_many_operations_with_every_fault_accept_no_wrong_answer(operations: int, share: float) -> None:
     plan = FaultPlan.parse(f"all={share},flagged=true,seed=1")
     with FrameEmulator(chip(), "pty", plan) as emulator, Session(chip()) as here:
@@ -154,6 +157,7 @@ def test_many_operations_with_every_fault_accept_no_wrong_answer(operations: int
     assert faults <= retries <= 1.2 * faults
 
 
+@pytest.mark.processors
 def test_training_over_a_faulty_line_ends_with_the_weights_of_training_without_faults() -> None:
     def train(session: Session) -> torch.Tensor:
         layer = al.BlackBoxLinear(session, seed=0)
@@ -174,6 +178,7 @@ def test_training_over_a_faulty_line_ends_with_the_weights_of_training_without_f
             assert session.usage.retries > 5
 
 
+@pytest.mark.processors
 def test_a_machine_that_goes_on_with_wrong_numbers_does_so_unless_it_notices() -> None:
     """Without a self-test, nothing on the wire tells a stuck or saturated output from a right one."""
     for kind in ("stuck", "saturated"):

@@ -18,6 +18,8 @@ from astralora.drivers.frames import encode_frame, find_header
 from astralora.drivers.messages import Command
 from astralora.drivers.transports import LoopbackTransport, Transport, open_transport
 
+pytestmark = pytest.mark.processors
+
 N, M = 8, 6
 
 

@@ -53,6 +53,7 @@ def block(values: Any) -> bytes:
 # -- the driver ------------------------------------------------------------------------------------
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("line", ["tcp", "visa", "pty", "loop"])
 @pytest.mark.parametrize("impairments", ["ideal", "lab"])
 def test_answers_as_the_device_itself(

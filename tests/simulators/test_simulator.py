@@ -24,6 +24,8 @@ from astralora.simulators import KINDS, PRESETS, Impairments, MatVec, SimulatedD
 from astralora.simulators.chip import quantize
 from astralora.simulators.wander import Process, Wander
 
+pytestmark = pytest.mark.processors
+
 
 def start(session: Any) -> torch.Tensor:
     controls: torch.Tensor = initial_controls(session.spec, torch.Generator().manual_seed(0))

@@ -8,7 +8,18 @@ import torch
 from safetensors.torch import save_file
 
 import astralora.devices as d
-from astralora.devices import DeviceError, DeviceTimeout, FaultPlan, FaultyDevice, RecordingDevice, ReplayDevice, Retry, Session
+from astralora.devices import (
+    DeviceError,
+    DeviceTimeout,
+    FaultPlan,
+    FaultyDevice,
+    RecordingDevice,
+    ReplayDevice,
+    Retry,
+    Session,
+)
+
+pytestmark = pytest.mark.processors
 
 AT_ONCE = Retry(attempts=6, wait_seconds=0)
 
