@@ -95,7 +95,7 @@ def test_after_safe_a_repeated_program_is_carried_out(questions: tuple[torch.Ten
         device = open_frame_mvm(port)
         device.open()
         device.program(questions[0][0])
-        device._link.safe()
+        device.link.safe()
         device.resend()
         assert device.query(questions[1]).shape == (5, M)
         device.close()
@@ -116,8 +116,8 @@ def test_close_leaves_it_safe(questions: tuple[torch.Tensor, torch.Tensor]) -> N
         (lambda device: device.query(torch.zeros(1, N)), NotConnected, "no controls are set"),
         (lambda device: device.program(torch.full((N * M,), 99.0)), OutOfRange, "must stay within 0 to 6.28319 rad"),
         (lambda device: device.program(torch.zeros(3)), OutOfRange, "3 controls came for 1 settings of 48"),
-        (lambda device: device._link.exchange(99, longest=0), ProtocolError, "there is no command 99"),
-        (lambda device: device._link.exchange(Command.QUERY, b"abc", longest=0), ProtocolError, "is too short"),
+        (lambda device: device.link.exchange(99, longest=0), ProtocolError, "there is no command 99"),
+        (lambda device: device.link.exchange(Command.QUERY, b"abc", longest=0), ProtocolError, "is too short"),
     ],
 )
 def test_what_the_device_refuses_is_raised_here(
@@ -207,7 +207,7 @@ SPEC = d.DeviceSpec(name="liar", in_features=2, out_features=2, num_controls=4).
         (
             lambda c, s: frame(c | 0x80, s, bytes(8) + b"a,b,c,d" if c == 1 else b'{"name": "x"}'),
             ProtocolError,
-            "it promises what is no spec: in_features: Field required",
+            "its spec is not valid: in_features: Field required",
         ),
         (
             lambda c, s: frame(c | 0x80, s, bytes([8, 0, 0, 0, 0, 0, 0, 0]) + b"a,b,c,d" if c == 1 else SPEC),
@@ -230,7 +230,7 @@ def test_a_late_answer_is_dropped(questions: tuple[torch.Tensor, torch.Tensor], 
         device.program(questions[0][0])
         expected = device.query(questions[1])
         # A request whose answer nobody waits for, as after a timeout.
-        newest = device._link._newest
+        newest = device.link.newest
         assert newest is not None
         device.transport.write(*newest.frame)
         with caplog.at_level(logging.DEBUG, "astralora.drivers.frame_link"):

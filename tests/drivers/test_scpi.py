@@ -1,8 +1,9 @@
-"""SCPI from both ends: the driver, and the instrument as anyone's terminal would see it."""
+"""Test SCPI from both ends: the driver, and the instrument at a plain terminal."""
 
+import threading
 import tracemalloc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from astralora.devices import DeviceError, NotConnected, OutOfRange, ProtocolErr
 from astralora.drivers.emulator import ScpiEmulator
 from astralora.drivers.scpi import ERRORS, block_head, error_number, error_of, matches
 from astralora.drivers.scpi_mvm import open_scpi_mvm
+from astralora.drivers.scpi_server import Message, ScpiServer
 from astralora.drivers.transports import LoopbackTransport, Transport, open_transport
+from astralora.drivers.transports.base import Bytes
 
 N, M = 8, 6
 
@@ -131,9 +134,32 @@ def test_answers_that_were_asked_for_before_do_not_keep_it_from_opening_or_closi
         device.open()
         device.program(questions[0][0])
         device.transport.write(late)
-        assert device._line.identify() == device.identity
+        assert device.link.identify() == device.identity
         device.transport.write(late.removesuffix(b"*OPC?\n"))
         device.close()
+
+
+@contextmanager
+def answering(answer: bytes) -> Iterator[str]:
+    """Serve an instrument that answers every query with its number and these bytes."""
+
+    class Liar(ScpiServer):
+        def handle(self, message: Message) -> list[Bytes]:
+            first = message.commands[0]
+            if first.header == "QUER:DATA?":
+                return [str(first.parameters[0]).encode() + answer]
+            return super().handle(message)
+
+    server, stop = Liar(chip()), threading.Event()
+
+    def serve(line: Transport) -> None:
+        with line, suppress(NotConnected):
+            server.serve(line, stop)
+
+    LoopbackTransport.listen("liar", lambda line: threading.Thread(target=serve, args=(line,), daemon=True).start())
+    yield "loop://liar"
+    stop.set()
+    LoopbackTransport.forget("liar")
 
 
 @pytest.mark.parametrize(
@@ -148,22 +174,17 @@ def test_answers_that_were_asked_for_before_do_not_keep_it_from_opening_or_closi
     ],
 )
 def test_an_answer_that_cannot_be_right_is_refused_unread(answer: bytes, complaint: str) -> None:
-    with served(chip()) as port:
-        device = open_scpi_mvm(port, timeout=0.5)
-    ends: list[LoopbackTransport] = []
-    LoopbackTransport.listen("scpi-liar", ends.append)
-    device.transport = open_transport("loop://scpi-liar", 0.1)
-    device._line._transport = device.transport
-    with device.transport:
-        device._is_open = device._is_programmed = True
-        ends[0].write(str(device._number + 1).encode() + answer)
-        tracemalloc.start()
-        with pytest.raises(ProtocolError, match=complaint):
-            device.query(torch.zeros(5, N))
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
+    with answering(answer) as port:
+        device = open_scpi_mvm(port, timeout=0.1)
+        with Session(device, retry=d.Retry(attempts=1)) as session:
+            session.program(torch.zeros(N * M))
+            tracemalloc.start()
+            with pytest.raises(ProtocolError, match=complaint):
+                session.query(torch.zeros(5, N))
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            device.flush()
     assert peak < 100_000
-    LoopbackTransport.forget("scpi-liar")
 
 
 def test_a_second_host_is_told_in_one_sentence(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
