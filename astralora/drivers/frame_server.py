@@ -1,4 +1,4 @@
-"""The device's end of the framed protocol, as firmware would answer."""
+"""Answer the framed protocol as the firmware of a device does."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ _FIRMWARE: Final = "1.0"
 
 
 class FrameServer:
-    """Serves any device by the framed protocol.
+    """Serve any device over the framed protocol.
 
     Args:
-        device: opened when it is first programmed, closed by SAFE.
-        max_payload: longest payload that is taken, in bytes; longer ones are refused unread.
+        device: opened by its first program, closed by SAFE.
+        max_payload: longest payload to accept, in bytes; longer ones are refused unread.
     """
 
     def __init__(self, device: Device, max_payload: int = 1 << 24) -> None:
@@ -54,7 +54,7 @@ class FrameServer:
         self._vectors = 0
         self._is_programmed = False
         self._buffers = Buffers(QUERY.size)
-        # Of the newest request that was carried out: number and command, and what was answered.
+        # Number and command of the newest operation that was carried out, and its answer.
         self._newest: tuple[int, int] | None = None
         self._answered: list[Bytes] = []
         self._commands: dict[int, Callable[[memoryview], list[Bytes]]] = {
@@ -70,26 +70,32 @@ class FrameServer:
     # -- on the line ------------------------------------------------------------------------
 
     def serve(self, line: Transport, stop: threading.Event) -> None:
-        """Answer requests on a line until it hangs up or is asked to stop.
+        """Answer requests on a line until the host hangs up or ``stop`` is set.
 
         Raises:
-            NotConnected: the other side has hung up.
+            NotConnected: the host has hung up.
         """
         while not stop.is_set():
             try:
                 header = find_header(line.read, self.max_payload)
             except (DeviceTimeout, ProtocolError):
-                continue  # nobody asks, or it was noise
+                continue  # no request, or noise
             self.respond(line, header, self._receive(line, header))
 
     def respond(self, line: Transport, header: Header, payload: memoryview | DeviceError) -> None:
-        """Answer one request: its payload, or why there is none."""
-        # Where nobody takes the answer, it will be asked for again if it is wanted.
+        """Answer one request.
+
+        Args:
+            line: to the host.
+            header: of the request.
+            payload: of the request, or the error that kept it from being read.
+        """
+        # A host that missed the answer asks again.
         with suppress(DeviceTimeout):
             line.write(*self.handle(header, payload))
 
     def handle(self, header: Header, payload: memoryview | DeviceError) -> list[Bytes]:
-        """The frame that answers a request."""
+        """Return the frame that answers a request; see `respond`."""
         if isinstance(payload, DeviceError):
             return encode_frame(ERROR, header.sequence, encode_error(payload))
         operation = header.command in OPERATIONS
@@ -103,23 +109,25 @@ class FrameServer:
                 raise ProtocolError(f"there is no command {header.command}")
             answer = encode_frame(header.command | ANSWER, header.sequence, *command(payload))
         except Exception as error:
-            # Whatever goes wrong on the device is the host's to know; firmware goes on.
+            # The host gets every error of the device, and firmware goes on.
             return encode_frame(ERROR, header.sequence, encode_error(error))
         if operation:
-            # Only what was carried out: a request that failed may be tried again.
+            # A request that failed is not remembered: it may be tried again.
             self._newest, self._answered = (header.sequence, header.command), answer
         return answer
 
     def make_safe(self) -> list[Bytes]:
         """Bring the device into its safe state; the controls are lost."""
-        # A repeated program must now be carried out, whatever its number.
+        # From now on, a program is carried out also under the newest number.
         self._newest, self._is_programmed = None, False
         self.device.close()
         return []
 
     def _receive(self, line: Transport, header: Header) -> memoryview | DeviceError:
         if header.length > self.max_payload:
-            return ProtocolError(f"a payload of {header.length} bytes is more than the {self.max_payload} taken here")
+            return ProtocolError(
+                f"a payload of {header.length} bytes is more than the {self.max_payload} accepted here"
+            )
         try:
             return read_payload(line.read_into, header, self._buffers)
         except (DeviceTimeout, ProtocolError) as error:
@@ -130,7 +138,7 @@ class FrameServer:
     def _identify(self, _: memoryview) -> list[Bytes]:
         spec = self.device.spec
         words = [_MANUFACTURER, spec.name, spec.serial_number or "", _FIRMWARE]
-        # Commas part the words.
+        # Commas separate the words.
         text = ",".join(" ".join(word.replace(",", " ").split()) for word in words)
         return [IDENTITY.pack(self.max_payload, Option.QUERY_EACH), text.encode()]
 
@@ -180,7 +188,7 @@ class FrameServer:
 
     def _prepare(self) -> None:
         self.device.open()
-        # Until the device has said yes, nobody knows what it holds.
+        # The controls are unknown until the device has confirmed them.
         self._is_programmed = False
 
     def _done(self, programs: int = 0, vectors: int = 0) -> None:

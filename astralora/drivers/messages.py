@@ -1,4 +1,4 @@
-"""What the frames say: commands, payloads and errors; see docs/protocol.md."""
+"""Define the content of frames: commands, payloads and errors; see docs/protocol.md."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = [
 
 
 class Command(IntEnum):
-    """What a host may ask."""
+    """Number the commands of a host."""
 
     IDENTIFY = 1
     SPEC = 2
@@ -47,24 +47,24 @@ class Command(IntEnum):
 
 
 OPERATIONS: Final = frozenset({Command.PROGRAM, Command.QUERY, Command.QUERY_EACH})
-"""Commands that have the device do something: those whose numbers are remembered."""
+"""Commands that operate the chip; the device remembers the number of the newest one."""
 
 
 class Option(IntFlag):
-    """What a device can do beyond the least, as it identifies itself."""
+    """Name the optional commands that a device has."""
 
     QUERY_EACH = 1
 
 
 class State(IntEnum):
-    """What a device is doing."""
+    """Number the states of a device."""
 
     SAFE = 0
     PROGRAMMED = 1
 
 
 IDENTITY: Final = struct.Struct("<II")
-"""Largest payload taken, options; then manufacturer, model, serial number, firmware version as text with commas."""
+"""Longest payload accepted, options; then manufacturer, model, serial number, firmware version, as text with commas."""
 
 PROGRAM: Final = struct.Struct("<B3xI")
 """Format, number of controls; then the controls."""
@@ -76,10 +76,10 @@ QUERY_EACH: Final = struct.Struct("<BBBxII")
 """Formats of controls, inputs and answer, number of settings, number of vectors; then the controls, then the inputs."""
 
 VALUES: Final = struct.Struct("<B3xI")
-"""Of an answer: format, number of vectors; then the outputs."""
+"""Answer: format, number of vectors; then the outputs."""
 
 STATUS: Final = struct.Struct("<B3xIII")
-"""State, newest sequence number carried out, programs and vectors since power-up."""
+"""State, number of the newest operation carried out, programs and vectors since power-up."""
 
 _ERROR = struct.Struct("<H")
 _ERRORS: dict[int, type[DeviceError]] = {
@@ -91,20 +91,20 @@ _ERRORS: dict[int, type[DeviceError]] = {
     6: BudgetExceeded,
     7: CalibrationMismatch,
 }
-# What a device says of itself is shown to a person: no more than that.
+# Bytes of a message: a person reads it.
 _LONGEST_MESSAGE = 1000
 LONGEST_ERROR: Final = _ERROR.size + _LONGEST_MESSAGE
 
 
 def encode_error(error: BaseException) -> bytes:
-    """The payload of an error frame: a number and a sentence."""
+    """Return the payload of an error frame: a number and a sentence."""
     number = next((n for n, kind in _ERRORS.items() if type(error) is kind), 1)
     message = error.message if isinstance(error, DeviceError) else f"{type(error).__name__}: {error}"
     return _ERROR.pack(number) + message.encode()[:_LONGEST_MESSAGE]
 
 
 def decode_error(payload: Bytes) -> DeviceError:
-    """The error that a payload of `encode_error` tells of."""
+    """Return the error in a payload that `encode_error` wrote."""
     if len(payload) < _ERROR.size:
         return ProtocolError("it reported an error without a number")
     (number,) = _ERROR.unpack_from(payload)

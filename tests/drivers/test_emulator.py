@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,48 +44,47 @@ def work(session: Session, operations: int, seed: int = 0) -> list[torch.Tensor]
     return answers
 
 
-def hurry(emulator: FrameEmulator, line: Transport) -> None:
-    """Let a host give up soon after the emulator has dealt with what it was sent, instead of after a timeout.
+def hurry(emulator: FrameEmulator, device: Any) -> None:
+    """Let a host give up soon after the emulator has handled its request, instead of after a timeout.
 
-    Otherwise it waits through every answer that is lost, and takes what is slow on a busy machine for lost.
+    The host would wait through the timeout for every lost answer, and on a busy machine take a slow one for lost.
     """
-    write, receive, respond, hang_up = line.write, line._receive, emulator._server.respond, emulator._port.hang_up
-    asked: int | None = None
+    sent: int | None = None
     received: int | None = None
-    dealt_with: int | None = None
+    handled: int | None = None
 
-    def ask(*frame: Bytes) -> None:
-        nonlocal asked, dealt_with
-        asked, dealt_with = int.from_bytes(frame[0][4:8], "little"), None
+    def send(write: Any, *frame: Bytes) -> None:
+        nonlocal sent, handled
+        sent, handled = int.from_bytes(frame[0][4:8], "little"), None
         write(*frame)
 
-    def answer(line: Transport, header: Header, payload: Any) -> None:
-        nonlocal received, dealt_with
+    def respond(respond: Any, line: Transport, header: Header, payload: Any) -> None:
+        nonlocal received, handled
         received = header.sequence
         respond(line, header, payload)
-        dealt_with = received
+        handled = received
 
-    def cut(line: Transport) -> None:
-        nonlocal dealt_with
+    def hang_up(hang_up: Any, line: Transport) -> None:
+        nonlocal handled
         hang_up(line)
-        dealt_with = received
+        handled = received
 
-    def wait(view: memoryview, seconds: float) -> int:
+    def receive(receive: Any, view: memoryview, seconds: float) -> int:
         until = time.monotonic() + seconds
         while True:
-            # Looked at first: what is answered meanwhile is still on its way through the system.
-            idle = dealt_with == asked
-            count = receive(view, min(seconds, 0.02))
+            # Before the read: an answer sent meanwhile is still on its way through the system.
+            idle = handled == sent
+            count = int(receive(view, min(seconds, 0.02)))
             if count or idle or time.monotonic() >= until:
                 return count
 
     for owner, name, function in (
-        (line, "write", ask),
-        (line, "_receive", wait),
-        (emulator._server, "respond", answer),
-        (emulator._port, "hang_up", cut),
+        (device.transport, "write", send),
+        (device.transport, "_receive", receive),
+        (emulator.server, "respond", respond),
+        (emulator.port, "hang_up", hang_up),
     ):
-        setattr(owner, name, function)
+        setattr(owner, name, partial(function, getattr(owner, name)))
 
 
 # -- faults ----------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ def test_each_fault_by_itself_is_noticed_counted_and_made_good(kind: Any, operat
     plan = FaultPlan(at={max(operation, 1) if kind in CHIP_FAULTS else operation: kind}, flagged=True)
     with FrameEmulator(chip(), "pty", plan) as emulator, Session(chip()) as here:
         device = d.make_device("frame-mvm", port=emulator.uri, timeout=5.0)
-        hurry(emulator, device.transport)  # type: ignore[attr-defined]
+        hurry(emulator, device)
         with Session(device, retry=AT_ONCE) as session:
             assert all(map(torch.equal, work(session, 8), work(here, 8)))
             assert session.usage.retries == 1
@@ -128,7 +128,7 @@ def test_the_same_plan_makes_the_same_faults() -> None:
         plan = FaultPlan.parse("corrupt=0.1,disconnect=0.1,nan=0.1,seed=5")
         with FrameEmulator(chip(), "loop://same", plan) as emulator:
             device = d.make_device("frame-mvm", port=emulator.uri, timeout=5.0)
-            hurry(emulator, device.transport)  # type: ignore[attr-defined]
+            hurry(emulator, device)
             with Session(device, retry=AT_ONCE) as session:
                 work(session, 100)
                 counts.append((emulator.injected, session.usage.retries))
@@ -144,7 +144,7 @@ def test_many_operations_with_every_fault_accept_no_wrong_answer(operations: int
     plan = FaultPlan.parse(f"all={share},flagged=true,seed=1")
     with FrameEmulator(chip(), "pty", plan) as emulator, Session(chip()) as here:
         device = d.make_device("frame-mvm", port=emulator.uri, timeout=5.0)
-        hurry(emulator, device.transport)  # type: ignore[attr-defined]
+        hurry(emulator, device)
         with Session(device, retry=AT_ONCE) as session:
             answers = work(session, operations)
             retries = session.usage.retries

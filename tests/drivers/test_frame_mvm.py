@@ -12,7 +12,7 @@ import torch
 import astralora.devices as d
 from astralora.devices import DeviceError, DeviceTimeout, NotConnected, OutOfRange, ProtocolError, Session
 from astralora.drivers.emulator import FrameEmulator
-from astralora.drivers.frame_mvm import ManyFrameDevice, open_frame_mvm
+from astralora.drivers.frame_mvm import Encoding, ManyFrameDevice, open_frame_mvm
 from astralora.drivers.frame_server import FrameServer
 from astralora.drivers.frames import encode_frame, find_header
 from astralora.drivers.messages import Command
@@ -38,6 +38,13 @@ def questions(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.empty(4, N * M).uniform_(0, 6, generator=generator), torch.rand(5, N, generator=generator)
 
 
+def resent(device: d.Resends) -> torch.Tensor:
+    """Return the answer to the newest query, sent again."""
+    answer = device.resend()
+    assert answer is not None
+    return answer
+
+
 @pytest.mark.parametrize("address", ["loop://frames", "pty", "tcp://127.0.0.1:0"])
 @pytest.mark.parametrize("impairments", ["ideal", "lab"])
 def test_answers_as_the_device_itself(
@@ -55,9 +62,10 @@ def test_answers_as_the_device_itself(
 def test_codes_take_a_quarter_of_the_bytes_and_lose_nothing(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
     settings, inputs = questions
     moved, answers = [], []
-    for encoding in ("float32", "codes"):
+    encodings: tuple[Encoding, ...] = ("float32", "codes")
+    for encoding in encodings:
         with served(chip(impairments="lab")) as port:
-            device = open_frame_mvm(port, encoding=encoding)  # type: ignore[arg-type]
+            device = open_frame_mvm(port, encoding=encoding)
             with Session(device) as session:
                 before = device.transport.sent + device.transport.received
                 answers.append(session.apply(settings[0], inputs))
@@ -77,16 +85,17 @@ def test_what_was_carried_out_is_not_carried_out_again(questions: tuple[torch.Te
     settings, inputs = questions
     with served(chip(impairments="lab")) as port:
         device = open_frame_mvm(port)
+        assert isinstance(device, ManyFrameDevice)
         device.open()
         device.program(settings[0])
         assert device.resend() is None
         answer = device.query(inputs)
-        assert torch.equal(device.resend(), answer), "also the noise is the same"  # type: ignore[arg-type]
-        many = device.query_each(settings, inputs)  # type: ignore[attr-defined]
-        assert torch.equal(device.resend(), many)  # type: ignore[arg-type]
+        assert torch.equal(resent(device), answer), "also the noise is the same"
+        many = device.query_each(settings, inputs)
+        assert torch.equal(resent(device), many)
         status = device.status()
         assert (status.programs, status.vectors) == (1 + 4, 5 + 4 * 5)
-        assert torch.equal(device.resend(), many), "a question about its status is no operation"  # type: ignore[arg-type]
+        assert torch.equal(resent(device), many), "STATUS is no operation"
         device.close()
 
 
@@ -297,7 +306,9 @@ def test_nothing_asked_is_nothing_answered(settings: int, batch: int) -> None:
         device.close()
 
 
-def test_a_fault_between_two_of_those_frames_is_made_good(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_a_fault_between_two_of_those_frames_is_made_good(
+    questions: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings, inputs = questions
     with small_frames(chip(), 700) as port, Session(chip()) as here:
         device = open_frame_mvm(port)
@@ -310,7 +321,7 @@ def test_a_fault_between_two_of_those_frames_is_made_good(questions: tuple[torch
                     raise DeviceTimeout("lost")
                 write(*parts)
 
-            device.transport.write = lose_one  # type: ignore[method-assign]
+            monkeypatch.setattr(device.transport, "write", lose_one)
             torch.testing.assert_close(session.query_each(settings, inputs[:2]), here.query_each(settings, inputs[:2]))
             assert session.usage.retries == 1
             assert device.status().programs == 4, "none twice"
@@ -321,7 +332,7 @@ def test_too_long_a_request_is_refused_unread() -> None:
         line.write(frame(Command.QUERY, 5, bytes(1000)))
         header = find_header(line.read, 4096)
         assert (header.command, header.sequence) == (0xFF, 5)
-        assert b"a payload of 1000 bytes is more than the 256 taken here" in line.read(header.length)
+        assert b"a payload of 1000 bytes is more than the 256 accepted here" in line.read(header.length)
         line.flush()
         line.write(bytes(64))
         line.write(frame(Command.STATUS, 6))

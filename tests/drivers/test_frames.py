@@ -2,6 +2,7 @@
 
 import random
 import re
+import struct
 import threading
 import tracemalloc
 import zlib
@@ -93,15 +94,19 @@ def test_parts_make_the_same_frame_as_the_whole(cuts: list[int], payload: bytes)
     assert whole(*parts) == whole(payload)
 
 
+def example(start: str) -> str:
+    """Return the block of the documentation that begins so, in hexadecimal."""
+    block = re.search(rf"```\n({start}[^`]*)```", PAGE)
+    assert block is not None
+    return block[1]
+
+
 def test_the_frames_of_the_documentation_are_these() -> None:
-    first, second = (
-        bytes.fromhex(block)
-        for block in re.search(r"```\n(A7 4C [^`]*)```", PAGE).group(1).split("\n\n")  # type: ignore[union-attr]
-    )
+    first, second = map(bytes.fromhex, example("A7 4C ").split("\n\n"))
     controls = np.array([0.5, -0.25], "<f4").tobytes()
     assert first == whole(bytes([0, 0, 0, 0, 2, 0, 0, 0]), controls, command=3, sequence=7)
     assert second == whole(command=3 | ANSWER, sequence=7)
-    refused = bytes.fromhex(re.search(r"```\n(A7 4C 01 FF [^`]*)```", PAGE).group(1))  # type: ignore[union-attr]
+    refused = bytes.fromhex(example("A7 4C 01 FF "))
     assert refused == whole(encode_error(OutOfRange("too high")), command=ERROR, sequence=7)
     assert int.from_bytes(first[12:16], "little") == zlib.crc32(first[:12])
     assert int.from_bytes(first[-4:], "little") == zlib.crc32(first[16:-4], zlib.crc32(first[:12]))
@@ -169,7 +174,7 @@ class Canned(Transport):
 
     def __init__(self, answer: Callable[[int], bytes]) -> None:
         super().__init__("canned://", timeout=0.01)
-        self._answer, self._tape = answer, Tape(b"")
+        self.answer, self.tape = answer, Tape(b"")
         self.wanted: list[int] = []
         self.answered = b""
 
@@ -182,18 +187,18 @@ class Canned(Transport):
     def _send(self, parts: tuple[bytes | bytearray | memoryview, ...]) -> None:
         self.answered = b"".join(parts)
         sequence = int.from_bytes(self.answered[4:8], "little")
-        self._tape = Tape(self._answer(sequence))
+        self.tape = Tape(self.answer(sequence))
 
     def _receive(self, view: memoryview, seconds: float) -> int:
         self.wanted.append(len(view))
-        count = min(len(view), len(self._tape.left))
-        view[:count] = self._tape.read(count)
+        count = min(len(view), len(self.tape.left))
+        view[:count] = self.tape.read(count)
         return count
 
 
 def header_of(length: int, sequence: int, command: int) -> bytes:
-    """A header that is right in every way but that nothing of such a length follows."""
-    fields = frames._FIELDS.pack(frames.MAGIC, 1, command, sequence, length)
+    """Return a valid header of a payload that does not follow."""
+    fields = struct.pack("<2sBBII", frames.MAGIC, 1, command, sequence, length)
     return fields + zlib.crc32(fields).to_bytes(4, "little")
 
 
@@ -216,9 +221,14 @@ def test_a_hostile_length_is_refused_by_a_device_unread(length: int) -> None:
     chip = make_device("matvec", in_features=2, out_features=2)
     line = Canned(lambda _: b"")
     line.open()
-    line._tape = Tape(header_of(length, 5, 3))
+    line.tape = Tape(header_of(length, 5, 3))
     stop = threading.Event()
-    line._answer = lambda _: stop.set() or b""  # type: ignore[func-returns-value]
+
+    def stop_there(_: int) -> bytes:
+        stop.set()
+        return b""
+
+    line.answer = stop_there
     tracemalloc.start()
     FrameServer(chip, max_payload=4096).serve(line, stop)
     peak = tracemalloc.get_traced_memory()[1]
@@ -226,7 +236,7 @@ def test_a_hostile_length_is_refused_by_a_device_unread(length: int) -> None:
     assert max(line.wanted) <= 16
     assert peak < 100_000
     assert (line.answered[3], line.answered[4]) == (ERROR, 5)
-    assert f"a payload of {length} bytes is more than the 4096 taken here".encode() in line.answered
+    assert f"a payload of {length} bytes is more than the 4096 accepted here".encode() in line.answered
 
 
 def test_a_late_answer_of_hostile_length_is_not_swallowed() -> None:

@@ -152,7 +152,7 @@ def test_ray_is_imported_only_when_used() -> None:
     import subprocess
     import sys
 
-    code = "import sys, drivers.remote; assert 'ray' not in sys.modules"
+    code = "import sys, astralora.drivers.remote; assert 'ray' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -79,7 +79,9 @@ def test_what_was_carried_out_is_not_carried_out_again(questions: tuple[torch.Te
         device.program(questions[0][0])
         assert device.resend() is None
         answer = device.query(questions[1])
-        assert torch.equal(device.resend(), answer), "also the noise is the same"  # type: ignore[arg-type]
+        resent = device.resend()
+        assert resent is not None
+        assert torch.equal(resent, answer), "also the noise is the same"
         device.close()
 
 
@@ -190,7 +192,9 @@ def test_an_answer_that_cannot_be_right_is_refused_unread(answer: bytes, complai
 def test_a_second_host_is_told_in_one_sentence(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
     with served(chip()) as port, d.open_device("scpi-mvm", port=port) as session:
         session.apply(questions[0][0], questions[1])
-        with pytest.raises(NotConnected, match=r"has hung up.*; check the instrument, and whether somebody else uses"):
+        with pytest.raises(
+            NotConnected, match=r"has hung up.*; check the instrument, and whether another program uses"
+        ):
             open_scpi_mvm(port, timeout=0.5)
         session.query(questions[1])
 
@@ -264,8 +268,8 @@ def test_a_message_answers_all_its_questions(terminal: Transport) -> None:
 @pytest.mark.parametrize(
     ("message", "complaint"),
     [
-        (b"PROG:DATA 1,#9999999999\n", "a block of 999999999 bytes is more than the 16777216 taken"),
-        (b"PROG:DATA 1,#0abc\n", "only blocks of definite length are taken"),
+        (b"PROG:DATA 1,#9999999999\n", "a block of 999999999 bytes is more than the 16777216 accepted"),
+        (b"PROG:DATA 1,#0abc\n", "only blocks of definite length are accepted"),
         (b"PROG:DATA 1,#2xx\n", "begins with b'xx' where its length in digits is due"),
         (b"A" * 5000 + b"\n", "a message of more than 1024 bytes beside its blocks"),
     ],
