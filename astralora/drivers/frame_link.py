@@ -106,7 +106,9 @@ class FrameLink:
         words = [word.strip() for word in bytes(data[IDENTITY.size :]).decode(errors="replace").split(",")]
         words += [""] * (4 - len(words))
         self._largest = max(LONGEST_SPEC, max_payload)
-        return FrameIdentity(*words[:4], max_payload, Option(options & sum(Option)))
+        manufacturer, model, serial_number, firmware = words[:4]
+        known = Option(options & sum(Option))
+        return FrameIdentity(manufacturer, model, serial_number, firmware, max_payload, known)
 
     def spec(self) -> DeviceSpec:
         """Ask the device for its spec."""

@@ -1,4 +1,4 @@
-"""The driver of the framed protocol against the device's end of it, on real lines."""
+"""Test the driver of the framed protocol against its server, on real lines."""
 
 import logging
 import threading
@@ -76,12 +76,12 @@ def test_codes_take_a_quarter_of_the_bytes_and_lose_nothing(questions: tuple[tor
     torch.testing.assert_close(answers[0], answers[1], rtol=0, atol=1e-6)
 
 
-def test_an_encoding_that_is_none_is_refused() -> None:
+def test_an_unknown_encoding_is_refused() -> None:
     with pytest.raises(DeviceError, match="encoding must be 'float32' or 'codes', not 'text'"):
         d.make_device("frame-mvm", port="loop://nobody", encoding="text")
 
 
-def test_what_was_carried_out_is_not_carried_out_again(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_a_request_sent_again_is_not_carried_out_again(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
     settings, inputs = questions
     with served(chip(impairments="lab")) as port:
         device = open_frame_mvm(port)
@@ -110,7 +110,7 @@ def test_after_safe_a_repeated_program_is_carried_out(questions: tuple[torch.Ten
         device.close()
 
 
-def test_close_leaves_it_safe(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_closing_leaves_it_safe(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
     good = chip()
     with served(good) as port:
         with d.open_device("frame-mvm", port=port) as session:
@@ -129,7 +129,7 @@ def test_close_leaves_it_safe(questions: tuple[torch.Tensor, torch.Tensor]) -> N
         (lambda device: device.link.exchange(Command.QUERY, b"abc", longest=0), ProtocolError, "is too short"),
     ],
 )
-def test_what_the_device_refuses_is_raised_here(
+def test_an_error_of_the_device_is_raised_on_the_host(
     act: Callable[[Any], Any], kind: type[DeviceError], complaint: str
 ) -> None:
     with served(chip()) as port:
@@ -141,7 +141,7 @@ def test_what_the_device_refuses_is_raised_here(
         device.close()
 
 
-def test_no_vectors_are_answered_by_none() -> None:
+def test_an_empty_batch_has_an_empty_answer() -> None:
     with served(chip()) as port:
         device = open_frame_mvm(port)
         device.open()
@@ -160,7 +160,7 @@ def test_another_unit_at_the_same_port_is_refused(questions: tuple[torch.Tensor,
         device.close()
 
 
-def test_a_second_host_is_told_in_one_sentence(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_a_second_host_gets_a_one_sentence_error(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
     with served(chip(), "tcp://127.0.0.1:0") as port, d.open_device("frame-mvm", port=port) as session:
         session.apply(questions[0][0], questions[1])
         with pytest.raises(NotConnected, match=r"is in use by another host; close it there|has hung up"):
@@ -173,7 +173,7 @@ def test_a_second_host_is_told_in_one_sentence(questions: tuple[torch.Tensor, to
 
 @contextmanager
 def answering(answer: Callable[[int, int], bytes]) -> Iterator[str]:
-    """Something that answers each request with whatever this returns of its command and number."""
+    """Answer each request with the bytes that ``answer`` returns for its command and number."""
     stop = threading.Event()
 
     def serve(line: Transport) -> None:
@@ -225,7 +225,7 @@ SPEC = d.DeviceSpec(name="liar", in_features=2, out_features=2, num_controls=4).
         ),
     ],
 )
-def test_an_answer_that_cannot_be_right_is_told(
+def test_an_answer_that_cannot_be_right_is_refused(
     answer: Callable[[int, int], bytes], kind: type[DeviceError], complaint: str
 ) -> None:
     with answering(answer) as port, pytest.raises(kind, match=complaint):
@@ -253,7 +253,7 @@ def test_a_late_answer_is_dropped(questions: tuple[torch.Tensor, torch.Tensor], 
 
 @contextmanager
 def small_frames(device: d.Device, limit: int) -> Iterator[str]:
-    """A device that takes frames of a limited length only."""
+    """Serve a device that accepts frames of a limited length."""
     server, stop = FrameServer(device, max_payload=limit), threading.Event()
 
     def serve(line: Transport) -> None:
@@ -273,7 +273,7 @@ def small_frames(device: d.Device, limit: int) -> Iterator[str]:
     LoopbackTransport.forget("small")
 
 
-def test_batches_are_cut_to_what_a_frame_holds(generator: torch.Generator) -> None:
+def test_batches_are_split_to_fit_a_frame(generator: torch.Generator) -> None:
     inputs = torch.rand(200, N, generator=generator)
     controls = torch.empty(N * M).uniform_(0, 6, generator=generator)
     with small_frames(chip(), 1024) as port, d.open_device("frame-mvm", port=port) as session, Session(chip()) as here:
@@ -283,7 +283,7 @@ def test_batches_are_cut_to_what_a_frame_holds(generator: torch.Generator) -> No
         assert session.usage.queries > 6
 
 
-def test_many_settings_go_in_as_many_frames_as_it_takes(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_many_settings_are_split_into_frames(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
     settings, inputs = questions
     with small_frames(chip(), 700) as port, Session(chip()) as here:
         device = open_frame_mvm(port)
@@ -295,7 +295,7 @@ def test_many_settings_go_in_as_many_frames_as_it_takes(questions: tuple[torch.T
 
 
 @pytest.mark.parametrize(("settings", "batch"), [(0, 3), (2, 0)])
-def test_nothing_asked_is_nothing_answered(settings: int, batch: int) -> None:
+def test_an_empty_request_costs_nothing(settings: int, batch: int) -> None:
     with served(chip()) as port:
         device = open_frame_mvm(port)
         assert isinstance(device, ManyFrameDevice)
@@ -306,7 +306,7 @@ def test_nothing_asked_is_nothing_answered(settings: int, batch: int) -> None:
         device.close()
 
 
-def test_a_fault_between_two_of_those_frames_is_made_good(
+def test_a_fault_between_two_of_those_frames_is_repaired(
     questions: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, inputs = questions

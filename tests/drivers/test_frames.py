@@ -1,4 +1,4 @@
-"""Frames on a line of bytes: found among anything, believed only when whole."""
+"""Test frames on a line of bytes: found among other bytes, accepted only when whole."""
 
 import random
 import re
@@ -38,7 +38,7 @@ LIMIT = 4096
 
 
 class Tape:
-    """A line on which just these bytes come, and then silence."""
+    """Deliver these bytes, and then silence."""
 
     def __init__(self, data: bytes) -> None:
         self.left = memoryview(data)
@@ -61,7 +61,7 @@ def whole(*parts: bytes, command: int = 4, sequence: int = 77) -> bytes:
 
 
 def received(data: bytes) -> list[tuple[int, int, bytes]]:
-    """All frames that a receiver finds and believes."""
+    """Return all frames that a receiver finds and accepts."""
     tape, found = Tape(data), []
     while True:
         try:
@@ -80,7 +80,7 @@ def received(data: bytes) -> list[tuple[int, int, bytes]]:
 
 @given(payload=st.binary(max_size=300), command=st.integers(0, 255), sequence=st.integers(0, 2**32 - 1))
 @settings(max_examples=200, deadline=None)
-def test_what_is_sent_is_what_arrives(payload: bytes, command: int, sequence: int) -> None:
+def test_a_frame_arrives_as_it_was_sent(payload: bytes, command: int, sequence: int) -> None:
     frame = whole(payload, command=command, sequence=sequence)
     assert len(frame) == len(payload) + OVERHEAD
     assert received(frame) == [(command, sequence, payload)]
@@ -88,7 +88,7 @@ def test_what_is_sent_is_what_arrives(payload: bytes, command: int, sequence: in
 
 @given(cuts=st.lists(st.integers(0, 100), max_size=4), payload=st.binary(min_size=100, max_size=100))
 @settings(max_examples=100, deadline=None)
-def test_parts_make_the_same_frame_as_the_whole(cuts: list[int], payload: bytes) -> None:
+def test_a_payload_in_parts_makes_the_same_frame(cuts: list[int], payload: bytes) -> None:
     edges = [0, *sorted(cuts), 100]
     parts = [payload[start:end] for start, end in pairwise(edges)]
     assert whole(*parts) == whole(payload)
@@ -101,7 +101,7 @@ def example(start: str) -> str:
     return block[1]
 
 
-def test_the_frames_of_the_documentation_are_these() -> None:
+def test_the_frames_in_the_documentation_are_right() -> None:
     first, second = map(bytes.fromhex, example("A7 4C ").split("\n\n"))
     controls = np.array([0.5, -0.25], "<f4").tobytes()
     assert first == whole(bytes([0, 0, 0, 0, 2, 0, 0, 0]), controls, command=3, sequence=7)
@@ -112,14 +112,14 @@ def test_the_frames_of_the_documentation_are_these() -> None:
     assert int.from_bytes(first[-4:], "little") == zlib.crc32(first[16:-4], zlib.crc32(first[:12]))
 
 
-def test_the_checksum_is_that_of_zlib_whichever_library_computes_it() -> None:
+def test_every_library_computes_the_checksum_of_zlib() -> None:
     for size in (0, 1, 15, 16, 1000):
         data = random.Random(size).randbytes(size)
         assert frames.crc32(data, 123) == zlib.crc32(data, 123)
 
 
 @pytest.mark.parametrize("garbage", [b"", b"\0" * 50, b"\xa7", b"\xa7\x4c", b"\xa7" * 31, b"\xa7\x4c" * 20, b"A" * 15])
-def test_a_frame_is_found_behind_garbage(garbage: bytes) -> None:
+def test_a_frame_is_found_after_garbage(garbage: bytes) -> None:
     assert (4, 77, b"hello") in received(garbage + whole(b"hello") + b"\0" * 40)
 
 
@@ -129,7 +129,7 @@ def test_noise_without_an_end_is_given_up() -> None:
 
 
 def mutations(generator: random.Random, frame: bytes, other: bytes) -> bytes:
-    """The same bytes with something done to them."""
+    """Return the bytes with one fault."""
     data = bytearray(frame)
     for _ in range(generator.choice((1, 1, 2, 5))):
         place = generator.randrange(len(data) + 1) if data else 0
@@ -151,7 +151,7 @@ def mutations(generator: random.Random, frame: bytes, other: bytes) -> bytes:
     return bytes(data)
 
 
-def test_no_damaged_payload_is_ever_believed() -> None:
+def test_no_damaged_payload_is_accepted() -> None:
     generator = random.Random(0)
     for number in range(100_000):
         payload = generator.randbytes(generator.choice((0, 1, 8, 24, 60)))
@@ -170,7 +170,7 @@ def test_random_bytes_are_no_frame(data: bytes) -> None:
 
 
 class Canned(Transport):
-    """A transport on which an answer lies ready."""
+    """Answer every request with prepared bytes."""
 
     def __init__(self, answer: Callable[[int], bytes]) -> None:
         super().__init__("canned://", timeout=0.01)
@@ -239,7 +239,7 @@ def test_a_hostile_length_is_refused_by_a_device_unread(length: int) -> None:
     assert f"a payload of {length} bytes is more than the 4096 accepted here".encode() in line.answered
 
 
-def test_a_late_answer_of_hostile_length_is_not_swallowed() -> None:
+def test_a_late_answer_of_hostile_length_is_not_read() -> None:
     line = Canned(lambda sequence: header_of(0xFFFFFFFF, sequence - 1, 4 | ANSWER))
     line.open()
     with pytest.raises(ProtocolError):
@@ -247,7 +247,7 @@ def test_a_late_answer_of_hostile_length_is_not_swallowed() -> None:
     assert max(line.wanted) <= 16
 
 
-def test_a_payload_that_nobody_wants_is_taken_in_small_pieces() -> None:
+def test_a_dropped_payload_is_read_in_small_pieces() -> None:
     tape = Tape(whole(bytes(500_000)))
     header = find_header(tape.read, LIMIT)
     skip_payload(tape.read, header)
@@ -258,7 +258,7 @@ def test_a_payload_that_nobody_wants_is_taken_in_small_pieces() -> None:
 # -- memory of answers -----------------------------------------------------------------------------
 
 
-def test_memory_is_used_again_only_when_nobody_holds_it() -> None:
+def test_memory_is_reused_only_when_nothing_refers_to_it() -> None:
     buffers = Buffers()
     held = np.frombuffer(buffers.take(1000), "<f4")
     address = held.__array_interface__["data"][0]
@@ -273,14 +273,14 @@ def test_memory_is_used_again_only_when_nobody_holds_it() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in device_errors.__all__ if name != "DeviceError"])
-def test_errors_cross_the_wire_as_what_they_are(name: str) -> None:
+def test_errors_keep_their_type_across_the_wire(name: str) -> None:
     kind = getattr(device_errors, name)
     error = decode_error(encode_error(kind("too hot: 80 °C")))
     assert type(error) is kind
     assert error.message == "too hot: 80 °C"
 
 
-def test_an_error_of_any_other_kind_is_told_with_its_name() -> None:
+def test_an_error_of_another_type_is_sent_with_its_name() -> None:
     error = decode_error(encode_error(ZeroDivisionError("oops")))
     assert type(error) is DeviceError
     assert error.message == "ZeroDivisionError: oops"

@@ -72,7 +72,7 @@ def test_answers_as_the_device_itself(
             assert session.spec.model_copy(update={"max_batch": None}) == here.spec
 
 
-def test_what_was_carried_out_is_not_carried_out_again(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_a_request_sent_again_is_not_carried_out_again(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
     with served(chip(impairments="lab")) as port:
         device = open_scpi_mvm(port)
         device.open()
@@ -98,7 +98,7 @@ def test_a_late_answer_is_dropped(questions: tuple[torch.Tensor, torch.Tensor]) 
         device.close()
 
 
-def test_close_leaves_it_safe(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_closing_leaves_it_safe(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
     good = chip()
     with served(good) as port:
         with d.open_device("scpi-mvm", port=port) as session:
@@ -107,7 +107,7 @@ def test_close_leaves_it_safe(questions: tuple[torch.Tensor, torch.Tensor]) -> N
             good.query(questions[1])
 
 
-def test_what_the_instrument_refuses_is_raised_here() -> None:
+def test_an_error_of_the_instrument_is_raised_on_the_host() -> None:
     with served(chip()) as port:
         device = open_scpi_mvm(port)
         device.open()
@@ -127,7 +127,7 @@ def test_another_unit_at_the_same_port_is_refused() -> None:
         device.open()
 
 
-def test_answers_that_were_asked_for_before_do_not_keep_it_from_opening_or_closing(
+def test_late_answers_do_not_disturb_opening_and_closing(
     questions: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
     late = b"QUER:DATA? 5," + block(questions[1]) + b";:SYST:ERR?\nPROG:DATA?;:SYST:ERR?\n*OPC?\n"
@@ -189,7 +189,7 @@ def test_an_answer_that_cannot_be_right_is_refused_unread(answer: bytes, complai
     assert peak < 100_000
 
 
-def test_a_second_host_is_told_in_one_sentence(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_a_second_host_gets_a_one_sentence_error(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
     with served(chip()) as port, d.open_device("scpi-mvm", port=port) as session:
         session.apply(questions[0][0], questions[1])
         with pytest.raises(
@@ -200,7 +200,7 @@ def test_a_second_host_is_told_in_one_sentence(questions: tuple[torch.Tensor, to
 
 
 class Named(d.HardwareDevice):
-    """A device with a name as people write them."""
+    """Drive a device whose name has commas and line ends."""
 
     def __init__(self) -> None:
         super().__init__(d.DeviceSpec(name="MVM, 2 x 2;\nrev B", in_features=2, out_features=2, num_controls=4))
@@ -226,7 +226,7 @@ def test_a_name_may_have_commas_and_lines(protocol: str) -> None:
 # -- the instrument --------------------------------------------------------------------------------
 
 
-def test_says_who_it_is(terminal: Transport) -> None:
+def test_the_instrument_identifies_itself(terminal: Transport) -> None:
     maker, model, number, firmware = ask(terminal, b"*IDN?\n").split(",")
     assert (maker, model, number, firmware) == ("astralora", "slm", chip().spec.serial_number, "1.0")
 
@@ -261,7 +261,7 @@ def test_0_is_the_number_of_no_request(terminal: Transport, request_: bytes) -> 
     assert "numbers begin at 1" in ask(terminal, b"SYST:ERR?\n")
 
 
-def test_a_message_answers_all_its_questions(terminal: Transport) -> None:
+def test_a_message_answers_all_its_queries(terminal: Transport) -> None:
     assert ask(terminal, b"*OPC?;:SYST:ERR?;*OPC?\n") == '1;0,"No error";1'
 
 
@@ -294,7 +294,7 @@ def test_headers_match_short_and_long_forms_only() -> None:
         assert not matches(wrong, "PROGram:DATA")
 
 
-def test_errors_cross_the_wire_as_what_they_are() -> None:
+def test_errors_keep_their_type_across_the_wire() -> None:
     for kind in (DeviceError, OutOfRange, NotConnected, d.DeviceTimeout, ProtocolError, d.CalibrationMismatch):
         number, text = error_number(kind('too "hot"\n: 80'))
         assert type(error_of(number, text)) is kind

@@ -36,7 +36,7 @@ def test_values_between_codes_go_to_the_nearest_and_those_beyond_to_the_end() ->
         (b"\x10", 1, 16, "code 16 is beyond the 16 that the spec claims"),
     ],
 )
-def test_values_that_make_no_sense_are_refused(data: bytes, form: int, levels: int | None, complaint: str) -> None:
+def test_invalid_values_are_refused(data: bytes, form: int, levels: int | None, complaint: str) -> None:
     with pytest.raises(ProtocolError, match=complaint):
         decode_values(memoryview(data), form, (0.0, 1.0) if levels else None, levels)
 
