@@ -3,13 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test lint docs install clean
+.PHONY: train test campaign lint docs install clean
 
 train: $(VENV)/.installed
 	$(BIN)/astralora train
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto
+	ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2 $(BIN)/python -m pytest -n auto -q -m 'processors and not campaign'
+	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -q -m 'processors and not campaign'
+
+# Long and repeated tests: minutes to an hour.
+campaign: install
+	$(BIN)/python -m pytest -n auto -m campaign
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

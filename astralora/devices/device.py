@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import NotConnected, ProtocolError
+from .memory import aligned
 from .spec import DeviceSpec
 
 __all__ = ["Device", "HardwareDevice"]
@@ -143,6 +144,6 @@ class HardwareDevice(ABC):
 
 
 def _as_array(tensor: Tensor) -> NDArray[Any]:
-    array: NDArray[Any] = tensor.detach().cpu().contiguous().numpy().view()
+    array: NDArray[Any] = aligned(tensor.detach().cpu()).numpy().view()
     array.flags.writeable = False
     return array

@@ -16,6 +16,7 @@ from .checks import check_finite, check_outputs
 from .device import Device
 from .errors import DeviceError
 from .ledger import Ledger
+from .memory import aligned
 from .recovery import FAULTS, Recovery
 from .usage import Usage
 
@@ -79,7 +80,7 @@ class Exchange:
     def program(self, controls: Tensor) -> None:
         """Set all controls, (num_controls,)."""
         # A copy: what the driver keeps must not change when the caller's optimizer changes its tensor.
-        sent = controls.clone()
+        sent = controls.clone(memory_format=torch.contiguous_format)
         # Until the device has confirmed, its controls are unknown.
         self.programmed = None
         self._carry_out(_Request("program", partial(self._program_method, sent), programs=1, moved=_size(sent)))
@@ -93,6 +94,7 @@ class Exchange:
     def query_each(self, many: ProgramsMany, controls: Tensor, inputs: Tensor) -> Tensor:
         """Run all settings in one call of the device: (settings, batch, out_features)."""
         settings, batch, width = len(controls), len(inputs), self._device.spec.out_features
+        controls, inputs = aligned(controls), aligned(inputs)
         self.programmed = None
         request = _Request(
             "query_each",
@@ -122,7 +124,8 @@ class Exchange:
         return self._device.program if self._unchecked is None else self._unchecked.program_unchecked
 
     def _pass_piece(self, operation: str, send: Callable[[Tensor], Tensor], vectors: Tensor, width: int) -> Tensor:
-        batch = len(vectors)
+        # Equal requests get equal answers, wherever the numbers of the caller lie in memory.
+        batch, vectors = len(vectors), aligned(vectors)
         moved = batch * (vectors.shape[1] + width) * vectors.element_size()
         shape = (batch, width)
         request = _Request(operation, partial(send, vectors), shape, queries=1, vectors=batch, moved=moved)
@@ -132,7 +135,7 @@ class Exchange:
         answer = self._carry_out(request)
         # A driver that answers in the wrong shape is not asked again: it would do the same again.
         outputs = check_outputs(self._device.spec, answer, request.shape)
-        return outputs if outputs.dtype == like.dtype else outputs.to(like)
+        return aligned(outputs if outputs.dtype == like.dtype else outputs.to(like))
 
     def _carry_out(self, request: _Request) -> Tensor | None:
         """Carry out one operation, with as many attempts as it needs and may have."""

@@ -1,4 +1,4 @@
-"""The host's end of the framed protocol: numbered requests, each with its answer."""
+"""Send numbered requests as the host of the framed protocol, and find their answers."""
 
 from __future__ import annotations
 
@@ -8,50 +8,43 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from pydantic import ValidationError
-
 from ..devices import DeviceSpec, ProtocolError
 from .frames import ANSWER, ERROR, VERSION, Buffers, Header, encode_frame, find_header, read_payload, skip_payload
-from .messages import IDENTITY, LONGEST_ERROR, OPERATIONS, STATUS, Command, Option, State, decode_error
+from .link import LONGEST_SPEC, Identity, parse_spec
+from .messages import IDENTITY, LONGEST_ERROR, OPERATIONS, STATUS, VALUES, Command, Option, State, decode_error
 from .transports import Transport
 from .transports.base import Bytes
 
-__all__ = ["FrameLink", "Identity", "Status"]
+__all__ = ["FrameIdentity", "FrameLink", "Request", "Status"]
 
 _log = logging.getLogger(__name__)
 
 _LONGEST_IDENTITY: Final = 1 << 10
-_LONGEST_SPEC: Final = 1 << 23
-# Answers of earlier requests that may turn up before the one that is waited for.
+# Late answers to earlier requests that are dropped before the answer to this one.
 _MOST_STALE: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
-    """Who is at the other end.
+class FrameIdentity(Identity):
+    """Identify a chip that speaks frames.
 
     Attributes:
-        max_payload: longest payload that it takes, in bytes.
-        options: what it can do beyond the least.
-        manufacturer, model, serial_number, firmware: as with ``*IDN?``.
+        max_payload: longest payload that it accepts, in bytes.
+        options: optional commands that it has.
     """
 
     max_payload: int
     options: Option
-    manufacturer: str
-    model: str
-    serial_number: str
-    firmware: str
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What it is doing.
+    """Describe the state of a chip.
 
     Attributes:
         state: safe, or programmed.
-        sequence: newest number that it carried out.
-        programs, vectors: since power-up.
+        sequence: number of the newest operation that it carried out.
+        programs, vectors: counts since power-up.
     """
 
     state: State
@@ -61,7 +54,17 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True)
-class _Request:
+class Request:
+    """Hold a request, to send it again.
+
+    Attributes:
+        command: of the request.
+        sequence: its number.
+        frame: its bytes, in parts.
+        longest: longest payload that the answer may have, in bytes.
+        patience: seconds that the device needs before it can answer, on top of the timeout.
+    """
+
     command: int
     sequence: int
     frame: Sequence[Bytes]
@@ -70,49 +73,52 @@ class _Request:
 
 
 class FrameLink:
-    """Sends requests and finds their answers.
+    """Send requests and find their answers.
 
-    Every request has a number of its own: an answer that comes too late is recognised by it and dropped, and the
-    newest request can be sent once more without being carried out twice.
+    Every request has a number of its own. A late answer has another number, and is dropped. The newest request can
+    be sent again under its number: the device does not carry it out twice.
 
     Args:
         transport: the line; open while this is used.
+
+    Attributes:
+        newest: newest operation; None where there is none to repeat.
     """
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
-        # Not from the beginning: what an earlier process was owed may still be on its way.
+        # A random start: answers to an earlier process may still arrive.
         self._sequence = int.from_bytes(os.urandom(4), "little")
-        self._newest: _Request | None = None
-        self._buffers = Buffers()
-        self._largest = _LONGEST_SPEC
+        self.newest: Request | None = None
+        self._buffers = Buffers(VALUES.size)
+        self._largest = LONGEST_SPEC
 
-    def identify(self) -> Identity:
-        """Ask who is at the other end."""
+    def start(self) -> None:
+        """Forget the requests of before: `repeat` does not send them."""
+        self.newest = None
+
+    def identify(self) -> FrameIdentity:
+        """Ask the device for its identity."""
         data = self.exchange(Command.IDENTIFY, longest=_LONGEST_IDENTITY)
         if len(data) < IDENTITY.size:
             raise ProtocolError(f"it identified itself in {len(data)} bytes, where at least {IDENTITY.size} are due")
         max_payload, options = IDENTITY.unpack_from(data)
         words = [word.strip() for word in bytes(data[IDENTITY.size :]).decode(errors="replace").split(",")]
         words += [""] * (4 - len(words))
-        self._largest = max(_LONGEST_SPEC, max_payload)
-        return Identity(max_payload, Option(options & sum(Option)), *words[:4])
+        self._largest = max(LONGEST_SPEC, max_payload)
+        manufacturer, model, serial_number, firmware = words[:4]
+        known = Option(options & sum(Option))
+        return FrameIdentity(manufacturer, model, serial_number, firmware, max_payload, known)
 
     def spec(self) -> DeviceSpec:
-        """Ask what the device promises."""
-        data = self.exchange(Command.SPEC, longest=_LONGEST_SPEC)
-        try:
-            return DeviceSpec.model_validate_json(bytes(data))
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "its text"
-            raise ProtocolError(f"it promises what is no spec: {place}: {first['msg']}") from None
+        """Ask the device for its spec."""
+        return parse_spec(self.exchange(Command.SPEC, longest=LONGEST_SPEC))
 
     def status(self) -> Status:
-        """Ask what the device is doing."""
+        """Ask the device for its state and its counts."""
         data = self.exchange(Command.STATUS, longest=STATUS.size)
         if len(data) != STATUS.size or data[0] not in list(State):
-            raise ProtocolError(f"it told its status in {len(data)} bytes that make no sense: {data.hex(' ')}")
+            raise ProtocolError(f"it reported its status in {len(data)} bytes that make no sense: {data.hex(' ')}")
         state, sequence, programs, vectors = STATUS.unpack(data)
         return Status(State(state), sequence, programs, vectors)
 
@@ -124,34 +130,30 @@ class FrameLink:
         """Send a request and return the payload of its answer.
 
         Args:
-            command: what is asked.
-            *payload: its parts.
-            longest: the longest payload that the answer may have; more is refused unread.
+            command: of the request.
+            *payload: parts of its payload.
+            longest: longest payload that the answer may have, in bytes; a longer one is refused unread.
             patience: seconds that the device needs before it can answer, on top of the timeout.
 
         Raises:
-            DeviceError: what the device reported.
-            DeviceTimeout, NotConnected, ProtocolError: there was no answer, or none that can be right.
+            DeviceError: the device reported it.
+            DeviceTimeout, NotConnected, ProtocolError: no answer came, or one that cannot be right.
         """
-        # 0 is for answers to nobody: it tells a host that never asked why it is not served.
+        # A device uses number 0 to refuse a host that has not asked yet.
         self._sequence = self._sequence % 0xFFFFFFFF + 1
         frame = encode_frame(command, self._sequence, *payload)
-        request = _Request(command, self._sequence, frame, longest, patience)
+        request = Request(command, self._sequence, frame, longest, patience)
         if command in OPERATIONS:
-            self._newest = request
+            self.newest = request
         return self._ask(request)
 
     def repeat(self) -> memoryview:
-        """Send the newest operation, number and all, and return the payload of its answer; see `exchange`."""
-        if self._newest is None:
+        """Send the newest operation again under its number, and return the payload of its answer; see `exchange`."""
+        if self.newest is None:
             raise ProtocolError("there is no program or query yet to repeat")
-        return self._ask(self._newest)
+        return self._ask(self.newest)
 
-    def forget(self) -> None:
-        """Repeat nothing of what was asked before."""
-        self._newest = None
-
-    def _ask(self, request: _Request) -> memoryview:
+    def _ask(self, request: Request) -> memoryview:
         self.transport.write(*request.frame)
         header = self._answer_to(request)
         if header.version != VERSION:
@@ -165,7 +167,7 @@ class FrameLink:
             raise ProtocolError(f"it answered command {header.command & ~ANSWER} where {request.command} was asked")
         return read_payload(self.transport.read_into, header, self._buffers)
 
-    def _answer_to(self, request: _Request) -> Header:
+    def _answer_to(self, request: Request) -> Header:
         for _ in range(_MOST_STALE):
             header = find_header(lambda count: self.transport.read(count, request.patience), self._largest)
             if header.sequence == request.sequence or (header.sequence == 0 and header.command == ERROR):

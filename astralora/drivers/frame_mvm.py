@@ -1,8 +1,7 @@
-"""The driver of chips that speak the framed binary protocol."""
+"""Drive chips that speak the framed binary protocol."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -11,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..devices import DeviceError, DeviceSpec, Flushes, ProgramsMany, ProtocolError, Resends
-from .frame_link import FrameLink, Identity, Status
-from .link import ProtocolDevice
+from ..devices.memory import aligned_array
+from .frame_link import FrameIdentity, FrameLink, Status
+from .link import ProtocolDevice, find_chip
 from .messages import (
     PROGRAM,
     QUERY,
@@ -20,130 +20,110 @@ from .messages import (
     VALUES,
     Command,
     Option,
-    decode_values,
-    encode_values,
-    format_of,
 )
-from .transports import Transport, open_transport
+from .transports import Transport
+from .values import decode_values, encode_values, format_of
 
-__all__ = ["FrameDevice", "ManyFrameDevice", "open_frame_mvm"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["FrameDevice", "open_frame_mvm"]
 
 Encoding = Literal["float32", "codes"]
 
 
 class FrameDevice(ProtocolDevice):
-    """A chip behind the framed protocol; see docs/protocol.md.
+    """Drive a chip over the framed protocol; see docs/protocol.md.
 
     Args:
-        transport: the line to it, closed.
-        identity: as it told.
-        spec: as it promised.
-        encoding: send and ask for ``"float32"``, or for the ``"codes"`` of those converters that the spec tells of,
-            which takes a half or a quarter of the bytes.
+        transport: to the chip; closed.
+        identity: of the chip.
+        spec: of the chip.
+        encoding: ``"float32"``, or ``"codes"`` of those converters whose levels the spec gives, which takes a half or
+            a quarter of the bytes.
     """
 
-    def __init__(self, transport: Transport, identity: Identity, spec: DeviceSpec, encoding: Encoding) -> None:
-        limit = _vectors_per_frame(spec, identity)
-        if PROGRAM.size + 4 * spec.num_controls > identity.max_payload or limit < 1:
+    link: FrameLink
+    identity: FrameIdentity
+
+    def __init__(self, transport: Transport, identity: FrameIdentity, spec: DeviceSpec, encoding: Encoding) -> None:
+        most_vectors = _vectors_per_frame(spec, identity)
+        if PROGRAM.size + 4 * spec.num_controls > identity.max_payload or most_vectors < 1:
             raise DeviceError(
                 f"takes {identity.max_payload} bytes a frame, which is too little for its own controls and vectors",
                 device=spec.name,
                 operation="open",
             )
-        super().__init__(spec.model_copy(update={"max_batch": min(spec.max_batch or limit, limit)}), transport)
-        self.identity = identity
-        self.capabilities = (Flushes, Resends)
-        self._link = FrameLink(transport)
+        super().__init__(spec, transport, FrameLink(transport), identity, most_vectors)
+        # With QUERY_EACH, all settings of a call take one round trip, instead of two for each.
+        many = (ProgramsMany,) if Option.QUERY_EACH in identity.options else ()
+        self.capabilities = (Flushes, Resends, *many)
         self._inputs = format_of(spec, "input", encoding)
         self._controls = format_of(spec, "control", encoding)
         self._outputs = format_of(spec, "output", encoding)
-        # What becomes of the answer to the newest request, should it have to be asked for again.
+        # Turns the answer to the newest request into its result, also after `resend`.
         self._finish: Callable[[memoryview], Tensor | None] = lambda _: None
 
     def status(self) -> Status:
-        """Ask the chip what it is doing, and what it has done since power-up."""
+        """Ask the chip for its state, and for its counts since power-up."""
         with self._lock:
-            return self._link.status()
+            return self.link.status()
 
     def resend(self) -> Tensor | None:
-        """Send the newest request once more under its old number: what was carried out is not carried out again."""
+        """Send the newest request again under its number: the chip carries nothing out twice."""
         with self._lock:
-            answer = self._finish(self._link.repeat())
+            answer = self._finish(self.link.repeat())
             self._is_programmed = True
             return answer
 
     def query(self, inputs: Tensor) -> Tensor:
         """Pass vectors through: (batch, in_features) -> (batch, out_features)."""
         with self._lock:
-            self._finish = lambda data: self._as_tensor(self._answer(data, len(inputs)), inputs)
+            self._finish = lambda data: self._as_tensor(self.decode_answer(data, len(inputs)), inputs)
             return super().query(inputs)
-
-    def _open(self) -> None:
-        self.transport.open()
-        try:
-            self.transport.flush()
-            self._link.forget()
-            found = self._link.identify()
-            if found.serial_number != self.identity.serial_number:
-                raise DeviceError(
-                    f"number {self.identity.serial_number!r} was here before, and now number {found.serial_number!r} "
-                    f"answers; make the device anew",
-                    device=self.spec.name,
-                    operation="open",
-                )
-        except BaseException:
-            self.transport.close()
-            raise
 
     def _close(self) -> None:
         try:
-            self._link.safe()
+            self.link.safe()
         finally:
             self.transport.close()
 
     def _program(self, controls: NDArray[Any]) -> None:
         self._finish = lambda _: None
         head = PROGRAM.pack(self._controls, len(controls))
-        self._link.exchange(
+        self.link.exchange(
             Command.PROGRAM, head, self._code_controls(controls), longest=0, patience=self.spec.program_seconds
         )
 
     def _query(self, inputs: NDArray[Any]) -> NDArray[Any]:
         batch = len(inputs)
-        data = self._link.exchange(
+        data = self.link.exchange(
             Command.QUERY,
             QUERY.pack(self._inputs, self._outputs, batch),
-            self._code_inputs(inputs),
+            self.code_inputs(inputs),
             longest=VALUES.size + 4 * batch * self.spec.out_features,
             patience=batch * self.spec.vector_seconds,
         )
-        return self._answer(data, batch)
+        return self.decode_answer(data, batch)
 
     def _code_controls(self, controls: NDArray[Any]) -> memoryview:
         return encode_values(controls, self._controls, self.spec.control_range, self.spec.control_levels)
 
-    def _code_inputs(self, inputs: NDArray[Any]) -> memoryview:
+    def code_inputs(self, inputs: NDArray[Any]) -> memoryview:
+        """Write vectors as bytes, in the format that this device uses."""
         return encode_values(inputs, self._inputs, self.spec.input_range, self.spec.input_levels)
 
-    def _answer(self, data: memoryview, rows: int) -> NDArray[Any]:
+    def decode_answer(self, data: memoryview, rows: int) -> NDArray[Any]:
+        """Read the payload of an answer as output vectors: (rows, out_features).
+
+        Raises:
+            ProtocolError: it has another size or format.
+        """
         if len(data) < VALUES.size:
             raise ProtocolError(f"it answered {len(data)} bytes where at least {VALUES.size} are due")
-        form, told = VALUES.unpack_from(data)
+        form, count = VALUES.unpack_from(data)
         values = decode_values(data[VALUES.size :], form, self.spec.output_range, self.spec.output_levels)
         width = self.spec.out_features
-        if told != rows or values.size != rows * width:
-            raise ProtocolError(f"it answered {values.size} values for {told} vectors where {rows} x {width} are due")
+        if count != rows or values.size != rows * width:
+            raise ProtocolError(f"it answered {values.size} values for {count} vectors where {rows} x {width} are due")
         return values.reshape(rows, width)
-
-
-class ManyFrameDevice(FrameDevice):
-    """One that takes many settings in one frame: a round trip for all of them, instead of two for each."""
-
-    def __init__(self, transport: Transport, identity: Identity, spec: DeviceSpec, encoding: Encoding) -> None:
-        super().__init__(transport, identity, spec, encoding)
-        self.capabilities = (Flushes, ProgramsMany, Resends)
 
     def query_each(self, controls: Tensor, inputs: Tensor) -> Tensor:
         """Program each setting in turn and pass the same vectors through.
@@ -159,52 +139,88 @@ class ManyFrameDevice(FrameDevice):
             self._require(self._is_open, "query_each", "is closed; call open first")
             vectors = np.ascontiguousarray(inputs.detach().cpu().numpy())
             settings = np.ascontiguousarray(controls.detach().cpu().numpy())
-            batch, width = len(vectors), self.spec.out_features
-            if not len(settings) or not batch:
-                return inputs.new_empty(len(settings), batch, width)
-            room = self.identity.max_payload - QUERY_EACH.size - 4 * vectors.size
-            at_a_time = min(
-                room // (4 * settings.shape[1]), (self.identity.max_payload - VALUES.size) // (4 * batch * width)
-            )
-            if at_a_time < 1:
-                raise DeviceError("these vectors and controls do not fit into one frame", device=self.spec.name)
-            coded = self._code_inputs(vectors)
-            answers: list[NDArray[Any]] = []
+            if not len(settings) or not len(vectors):
+                return inputs.new_empty(len(settings), len(vectors), self.spec.out_features)
+            run = _SettingsInFrames(self, settings, vectors)
 
-            def go_on(data: memoryview | None) -> Tensor:
-                # Also the way back in after a fault, with the answer that was missing, or to hear the last one again.
-                if data is not None:
-                    if done() == len(settings):
-                        answers.pop()
-                    answers.append(self._answer(data, min(at_a_time, len(settings) - done()) * batch))
-                while done() < len(settings):
-                    part = settings[done() : done() + at_a_time]
-                    data = self._link.exchange(
-                        Command.QUERY_EACH,
-                        QUERY_EACH.pack(self._controls, self._inputs, self._outputs, len(part), batch),
-                        self._code_controls(part),
-                        coded,
-                        longest=VALUES.size + 4 * len(part) * batch * width,
-                        patience=len(part) * (self.spec.program_seconds + batch * self.spec.vector_seconds),
-                    )
-                    answers.append(self._answer(data, len(part) * batch))
+            def finish(data: memoryview | None) -> Tensor:
+                answer = run.finish(data)
                 self._is_programmed = True
-                whole = np.concatenate(answers).reshape(len(settings), batch, width)
-                return self._as_tensor(whole, inputs)
+                return self._as_tensor(answer, inputs)
 
-            def done() -> int:
-                return sum(map(len, answers)) // batch
+            self._finish = finish
+            return finish(None)
 
-            self._finish = go_on
-            return go_on(None)
+    def send_settings(self, settings: NDArray[Any], coded: memoryview, batch: int) -> NDArray[Any]:
+        """Send one frame of settings, and return its answer: (settings * batch, out_features)."""
+        rows = len(settings) * batch
+        data = self.link.exchange(
+            Command.QUERY_EACH,
+            QUERY_EACH.pack(self._controls, self._inputs, self._outputs, len(settings), batch),
+            self._code_controls(settings),
+            coded,
+            longest=VALUES.size + 4 * rows * self.spec.out_features,
+            patience=len(settings) * (self.spec.program_seconds + batch * self.spec.vector_seconds),
+        )
+        return self.decode_answer(data, rows)
+
+
+class _SettingsInFrames:
+    """Run many settings in as few frames as can hold them, and go on after a fault between two frames.
+
+    Args:
+        device: sends the frames.
+        settings: (settings, num_controls).
+        vectors: (batch, in_features).
+
+    Raises:
+        DeviceError: one setting and the vectors do not fit into one frame.
+    """
+
+    def __init__(self, device: FrameDevice, settings: NDArray[Any], vectors: NDArray[Any]) -> None:
+        spec, limit = device.spec, device.identity.max_payload
+        self._device = device
+        self._settings = settings
+        self._batch = len(vectors)
+        answer = 4 * self._batch * spec.out_features
+        room = limit - QUERY_EACH.size - 4 * vectors.size
+        self._at_a_time = min(room // (4 * settings.shape[1]), (limit - VALUES.size) // answer)
+        if self._at_a_time < 1:
+            raise DeviceError("these vectors and controls do not fit into one frame", device=spec.name)
+        self._coded = device.code_inputs(vectors)
+        self._answers: list[NDArray[Any]] = []
+
+    def finish(self, data: memoryview | None) -> NDArray[Any]:
+        """Run the settings that are left, and return all answers.
+
+        Args:
+            data: payload of the answer to the frame that was sent again; None at first.
+
+        Returns:
+            (settings, batch, out_features).
+        """
+        total = len(self._settings)
+        if data is not None:
+            if self._done() == total:
+                # The last frame was complete: its answer was only asked for again.
+                self._answers.pop()
+            rows = min(self._at_a_time, total - self._done()) * self._batch
+            self._answers.append(self._device.decode_answer(data, rows))
+        while self._done() < total:
+            part = self._settings[self._done() : self._done() + self._at_a_time]
+            self._answers.append(self._device.send_settings(part, self._coded, self._batch))
+        return aligned_array(np.concatenate(self._answers)).reshape(total, self._batch, -1)
+
+    def _done(self) -> int:
+        return sum(map(len, self._answers)) // self._batch
 
 
 def open_frame_mvm(port: str, *, timeout: float = 2.0, encoding: Encoding = "float32") -> FrameDevice:
-    """Matrix-vector chip behind the framed binary protocol, which tells its spec by itself.
+    """Drive a matrix-vector chip over the framed binary protocol; the chip reports its spec.
 
     Args:
         port: its address, such as ``serial:///dev/ttyUSB0?baudrate=921600`` or ``tcp://192.168.1.5:5000``.
-        timeout: longest silence that is waited through, in seconds; times that the spec tells of come on top.
+        timeout: longest silence to wait through, in seconds; times that the spec gives are added.
         encoding: ``"float32"``, or ``"codes"`` for the converters' own integers.
 
     Raises:
@@ -212,16 +228,10 @@ def open_frame_mvm(port: str, *, timeout: float = 2.0, encoding: Encoding = "flo
     """
     if encoding not in ("float32", "codes"):
         raise ValueError(f"encoding must be 'float32' or 'codes', not {encoding!r}")
-    transport = open_transport(port, timeout)
-    with transport:
-        transport.flush()
-        link = FrameLink(transport)
-        identity, spec = link.identify(), link.spec()
-    _log.info("%s: %s %s, number %s", port, identity.manufacturer, identity.model, identity.serial_number)
-    kind = ManyFrameDevice if Option.QUERY_EACH in identity.options else FrameDevice
-    return kind(transport, identity, spec, encoding)
+    transport, identity, spec = find_chip(port, timeout, FrameLink)
+    return FrameDevice(transport, identity, spec, encoding)
 
 
-def _vectors_per_frame(spec: DeviceSpec, identity: Identity) -> int:
+def _vectors_per_frame(spec: DeviceSpec, identity: FrameIdentity) -> int:
     head = max(QUERY.size, VALUES.size, QUERY_EACH.size + 4 * spec.num_controls)
     return (identity.max_payload - head) // (4 * max(spec.in_features, spec.out_features))

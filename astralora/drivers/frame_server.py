@@ -1,4 +1,4 @@
-"""The device's end of the framed protocol, as firmware would answer."""
+"""Answer the framed protocol as the firmware of a device does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -24,6 +23,7 @@ from ..devices import (
     capability_of,
 )
 from ..devices.checks import check_controls, check_inputs
+from ..devices.memory import aligned
 from .frames import ANSWER, ERROR, VERSION, Buffers, Header, encode_frame, find_header, read_payload
 from .messages import (
     IDENTITY,
@@ -34,17 +34,13 @@ from .messages import (
     STATUS,
     VALUES,
     Command,
-    Format,
     Option,
     State,
-    decode_values,
     encode_error,
-    encode_values,
-    format_of,
-    value_size,
 )
 from .transports import Transport
 from .transports.base import Bytes
+from .values import Format, decode_values, encode_values, format_of, value_size
 
 __all__ = ["FrameServer"]
 
@@ -53,11 +49,11 @@ _FIRMWARE: Final = "1.0"
 
 
 class FrameServer:
-    """Serves any device by the framed protocol.
+    """Serve any device over the framed protocol.
 
     Args:
-        device: opened when it is first programmed, closed by SAFE.
-        max_payload: longest payload that is taken, in bytes; longer ones are refused unread.
+        device: opened by its first program, closed by SAFE.
+        max_payload: longest payload to accept, in bytes; longer ones are refused unread.
     """
 
     def __init__(self, device: Device, max_payload: int = 1 << 24) -> None:
@@ -66,8 +62,8 @@ class FrameServer:
         self._programs = 0
         self._vectors = 0
         self._is_programmed = False
-        self._buffers = Buffers()
-        # Of the newest request that was carried out: number and command, and what was answered.
+        self._buffers = Buffers(QUERY.size)
+        # Number and command of the newest operation that was carried out, and its answer.
         self._newest: tuple[int, int] | None = None
         self._answered: list[Bytes] = []
         self._commands: dict[int, Callable[[memoryview], list[Bytes]]] = {
@@ -83,26 +79,32 @@ class FrameServer:
     # -- on the line ------------------------------------------------------------------------
 
     def serve(self, line: Transport, stop: threading.Event) -> None:
-        """Answer requests on a line until it hangs up or is asked to stop.
+        """Answer requests on a line until the host hangs up or ``stop`` is set.
 
         Raises:
-            NotConnected: the other side has hung up.
+            NotConnected: the host has hung up.
         """
         while not stop.is_set():
             try:
                 header = find_header(line.read, self.max_payload)
             except (DeviceTimeout, ProtocolError):
-                continue  # nobody asks, or it was noise
+                continue  # no request, or noise
             self.respond(line, header, self._receive(line, header))
 
     def respond(self, line: Transport, header: Header, payload: memoryview | DeviceError) -> None:
-        """Answer one request: its payload, or why there is none."""
-        # Where nobody takes the answer, it will be asked for again if it is wanted.
+        """Answer one request.
+
+        Args:
+            line: to the host.
+            header: of the request.
+            payload: of the request, or the error that kept it from being read.
+        """
+        # A host that missed the answer asks again.
         with suppress(DeviceTimeout):
             line.write(*self.handle(header, payload))
 
     def handle(self, header: Header, payload: memoryview | DeviceError) -> list[Bytes]:
-        """The frame that answers a request."""
+        """Return the frame that answers a request; see `respond`."""
         if isinstance(payload, DeviceError):
             return encode_frame(ERROR, header.sequence, encode_error(payload))
         operation = header.command in OPERATIONS
@@ -116,23 +118,25 @@ class FrameServer:
                 raise ProtocolError(f"there is no command {header.command}")
             answer = encode_frame(header.command | ANSWER, header.sequence, *command(payload))
         except Exception as error:
-            # Whatever goes wrong on the device is the host's to know; firmware goes on.
+            # The host gets every error of the device, and firmware goes on.
             return encode_frame(ERROR, header.sequence, encode_error(error))
         if operation:
-            # Only what was carried out: a request that failed may be tried again.
+            # A request that failed is not remembered: it may be tried again.
             self._newest, self._answered = (header.sequence, header.command), answer
         return answer
 
     def make_safe(self) -> list[Bytes]:
         """Bring the device into its safe state; the controls are lost."""
-        # A repeated program must now be carried out, whatever its number.
+        # From now on, a program is carried out also under the newest number.
         self._newest, self._is_programmed = None, False
         self.device.close()
         return []
 
     def _receive(self, line: Transport, header: Header) -> memoryview | DeviceError:
         if header.length > self.max_payload:
-            return ProtocolError(f"a payload of {header.length} bytes is more than the {self.max_payload} taken here")
+            return ProtocolError(
+                f"a payload of {header.length} bytes is more than the {self.max_payload} accepted here"
+            )
         try:
             return read_payload(line.read_into, header, self._buffers)
         except (DeviceTimeout, ProtocolError) as error:
@@ -143,7 +147,7 @@ class FrameServer:
     def _identify(self, _: memoryview) -> list[Bytes]:
         spec = self.device.spec
         words = [_MANUFACTURER, spec.name, spec.serial_number or "", _FIRMWARE]
-        # Commas part the words.
+        # Commas separate the words.
         text = ",".join(" ".join(word.replace(",", " ").split()) for word in words)
         return [IDENTITY.pack(self.max_payload, Option.QUERY_EACH), text.encode()]
 
@@ -189,12 +193,12 @@ class FrameServer:
         return self._outputs(outputs.flatten(0, 1), wanted, settings * batch)
 
     def _one(self, setting: Tensor, inputs: Tensor) -> Tensor:
-        self.device.program(setting)
+        self.device.program(aligned(setting))
         return self.device.query(inputs)
 
     def _prepare(self) -> None:
         self.device.open()
-        # Until the device has said yes, nobody knows what it holds.
+        # The controls are unknown until the device has confirmed them.
         self._is_programmed = False
 
     def _done(self, programs: int = 0, vectors: int = 0) -> None:
@@ -238,4 +242,4 @@ def _unpack(fields: struct.Struct, payload: memoryview) -> tuple[int, ...]:
 
 
 def _tensor(values: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(values.astype(np.float32, copy=False))
+    return torch.from_numpy(values).to(torch.float32)

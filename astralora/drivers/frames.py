@@ -1,4 +1,4 @@
-"""The frame: how a message is put on a line of bytes, and found there again.
+"""Write messages as frames on a line of bytes, and find them there.
 
     offset  size  field
     0       2     magic: A7 4C
@@ -10,8 +10,8 @@
     16      n     payload
     16 + n  4     CRC-32 of the payload, continued from that of the header
 
-All numbers are little-endian. CRC-32 is that of IEEE 802.3 (zlib, PNG). The header has a checksum of its own so that
-a damaged length is noticed before anything is read or set aside for it.
+All numbers are little-endian. CRC-32 is the checksum of IEEE 802.3 (zlib, PNG). The header has its own checksum: a
+damaged length is found before memory is allocated for it or anything is read.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..devices import DeviceTimeout, ProtocolError
+from ..devices.memory import ALIGNMENT
 from .transports.base import Bytes
 
 try:
-    # The same checksum at the speed of memory; zlib's takes longer than the wire.
+    # The same checksum, as fast as memory; zlib needs longer than the wire.
     from isal.isal_zlib import crc32
 except ImportError:
     from zlib import crc32
@@ -57,29 +58,29 @@ _FIELDS = struct.Struct("<2sBBII")
 _CHECK = struct.Struct("<I")
 _HEADER = _FIELDS.size + _CHECK.size
 OVERHEAD: Final = _HEADER + _CHECK.size
-"""Bytes of a frame beyond its payload."""
+"""Bytes of a frame beside its payload."""
 
 _MOST_BUFFERS = 4
 _SMALL = 1 << 12
-# Bytes that are read and checked at a time.
+# Bytes to read and check at a time.
 _PIECE = 1 << 18
-# At a time, of a payload that nobody wants.
+# Bytes to skip at a time.
 _SKIPPED = 1 << 16
 
 Read = Callable[[int], Bytes]
-"""Exactly so many bytes from the line, or an error."""
+"""Read exactly so many bytes from the line, or raise an error."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The beginning of a frame.
+    """Hold the fields at the beginning of a frame.
 
     Attributes:
         version: of the protocol.
-        command: what is asked or answered.
+        command: of the request, or of its answer.
         sequence: number of the request; its answer has the same.
-        length: of the payload, in bytes.
-        crc: of the header.
+        length: bytes of the payload.
+        crc: checksum of the header.
     """
 
     version: int
@@ -90,12 +91,12 @@ class Header:
 
 
 def encode_frame(command: int, sequence: int, *payload: Bytes, version: int = VERSION) -> list[Bytes]:
-    """A frame as the parts that have to be sent, without copying the payload.
+    """Return a frame as parts to send; the payload is not copied.
 
     Args:
         command: 0 to 255.
         sequence: 0 to 2^32 - 1.
-        *payload: its parts, in bytes.
+        *payload: parts of the payload.
         version: of the protocol.
     """
     fields = _FIELDS.pack(MAGIC, version, command, sequence, sum(map(len, payload)))
@@ -107,7 +108,7 @@ def encode_frame(command: int, sequence: int, *payload: Bytes, version: int = VE
 
 
 def decode_header(data: Bytes) -> Header | None:
-    """The header that these 16 bytes are, or None."""
+    """Return the header in these 16 bytes, or None where they are no header."""
     magic, version, command, sequence, length = _FIELDS.unpack_from(data)
     crc = crc32(data[: _FIELDS.size])
     if magic != MAGIC or _CHECK.unpack_from(data, _FIELDS.size) != (crc,):
@@ -116,15 +117,15 @@ def decode_header(data: Bytes) -> Header | None:
 
 
 def find_header(read: Read, patience: int) -> Header:
-    """The next header on the line, past whatever is none.
+    """Return the next header on the line; skip all other bytes before it.
 
     Args:
         read: takes exactly so many bytes off the line.
-        patience: the most bytes to pass over.
+        patience: most bytes to skip.
 
     Raises:
         ProtocolError: no header began within that many bytes.
-        DeviceTimeout: the line fell silent before.
+        DeviceTimeout: the line fell silent before a header was complete.
     """
     window, skipped = bytearray(read(_HEADER)), 0
     while True:
@@ -133,7 +134,7 @@ def find_header(read: Read, patience: int) -> Header:
             return header
         start = window.find(MAGIC, 1)
         if start < 0:
-            # The first half of the magic may be the last byte that has come.
+            # The last byte may be the first half of the magic.
             start = _HEADER - 1 if window[-1] == MAGIC[0] else _HEADER
         skipped += start
         if skipped > patience:
@@ -146,52 +147,58 @@ def find_header(read: Read, patience: int) -> Header:
 
 
 def _references(buffers: list[NDArray[np.uint8]], place: int) -> int:
-    # Arrays and tensors on top of the memory count as well.
+    # Arrays and tensors that share the memory count too.
     return sys.getrefcount(buffers[place])
 
 
-# Of a buffer that only the list holds: how many that makes is the interpreter's own affair.
-_UNHELD = _references([np.empty(1, np.uint8)], 0)
+# References to a buffer that only the list holds: their number depends on the interpreter.
+_UNUSED = _references([np.empty(1, np.uint8)], 0)
 
 
 class Buffers:
-    """Memory for payloads: that of earlier ones which nobody holds any more.
+    """Reuse the memory of earlier payloads to which nothing refers any more.
 
     New memory comes from the system page by page, each cleared at its first touch: for the answers of a large batch
     that takes longer than the wire does.
+
+    Args:
+        head: bytes of a payload before its values, which get an aligned address and then need no copy.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, head: int = 0) -> None:
+        self._head = head
         self._kept: list[NDArray[np.uint8]] = []
 
     def take(self, size: int) -> memoryview:
-        """So many bytes, whose content is whatever was there before."""
+        """Return memory of ``size`` bytes; its content is arbitrary."""
         for place in range(len(self._kept)):
-            fits = size <= len(self._kept[place]) <= 2 * size + _SMALL
-            if fits and _references(self._kept, place) <= _UNHELD:
+            fits = size <= len(self._kept[place]) - ALIGNMENT <= 2 * size + _SMALL
+            if fits and _references(self._kept, place) <= _UNUSED:
                 self._kept.append(self._kept.pop(place))
-                return self._kept[-1][:size].data
-        buffer = np.empty(size, np.uint8)
-        self._kept.append(buffer)
-        del self._kept[:-_MOST_BUFFERS]
-        return buffer.data
+                break
+        else:
+            self._kept.append(np.empty(size + ALIGNMENT, np.uint8))
+            del self._kept[:-_MOST_BUFFERS]
+        memory = self._kept[-1]
+        start = -(memory.__array_interface__["data"][0] + self._head) % ALIGNMENT
+        return memory[start : start + size].data
 
 
 def read_payload(read_into: Callable[[memoryview], None], header: Header, buffers: Buffers | None = None) -> memoryview:
-    """The payload of a frame whose length is known to be a sensible one.
+    """Read the payload of a frame; the caller has checked its length.
 
     Args:
         read_into: fills memory from the line, or raises.
         header: of the frame.
-        buffers: memory to be used again.
+        buffers: memory to reuse.
 
     Raises:
-        ProtocolError: it arrived damaged.
-        DeviceTimeout: it did not arrive whole.
+        ProtocolError: the payload arrived damaged.
+        DeviceTimeout: the payload did not arrive whole.
     """
     view = (buffers or Buffers()).take(header.length + _CHECK.size)
     payload, crc = view[: header.length], header.crc
-    # Piece by piece: one is checked while it is still in the cache, and the next already on its way.
+    # In pieces: each is checked while it is in the cache and the next one arrives.
     for start in range(0, max(header.length, 1), _PIECE):
         end = min(start + _PIECE, header.length)
         read_into(view[start:end] if end < header.length else view[start:])
@@ -202,7 +209,7 @@ def read_payload(read_into: Callable[[memoryview], None], header: Header, buffer
 
 
 def skip_payload(read: Read, header: Header) -> None:
-    """Take a payload that nobody wants off the line, in small pieces."""
+    """Read a payload in small pieces and drop it."""
     left = header.length + _CHECK.size
     while left:
         left -= len(read(min(left, _SKIPPED)))

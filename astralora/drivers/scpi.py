@@ -1,17 +1,17 @@
-"""The words of SCPI that instruments of this kind speak: blocks, numbers and errors; see docs/protocol.md.
+"""Define the part of SCPI that is used here: headers, blocks and errors; see docs/protocol.md.
 
     *IDN?                        manufacturer,model,serial number,firmware
     *CLS                         forget errors
     *RST                         go to the safe state
     *OPC?                        1, when all before is done
     SYSTem:ERRor?                0,"No error", or the oldest error
-    SYSTem:SPEC?                 block of JSON: what the device promises
+    SYSTem:SPEC?                 block of JSON: the spec
     PROGram:DATA n,block         set all controls, float32; n numbers the request
-    PROGram:DATA?                n of the program that was carried out last
+    PROGram:DATA?                n of the newest program that was carried out
     QUERy:DATA? n,block          pass vectors, float32; answers n,block
 
 Blocks are definite-length arbitrary blocks of IEEE 488.2: ``#``, a digit d, d digits that give a length, and as many
-bytes; numbers in them are little-endian. A request whose number was carried out already is answered from memory.
+bytes; numbers in them are little-endian. A request whose number was carried out before is answered from memory.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ ERRORS: Final[dict[int, tuple[type[DeviceError], str]]] = {
     -340: (CalibrationMismatch, "Calibration failed"),
     -365: (DeviceTimeout, "Time out error"),
 }
-"""Numbers and texts of SCPI 1999, volume 2, and the error that each becomes here."""
+"""Numbers and texts of SCPI 1999, volume 2, with the error that each becomes on the host."""
 
 _NUMBERS: dict[type[DeviceError], int] = {
     DeviceError: -300,
@@ -59,13 +59,13 @@ _NUMBERS: dict[type[DeviceError], int] = {
 
 
 def block_head(length: int) -> bytes:
-    """What stands before a block of so many bytes."""
+    """Return the characters before a block of so many bytes."""
     digits = str(length)
     return f"#{len(digits)}{digits}".encode()
 
 
 def block_length(head: Bytes) -> int:
-    """The length that the digits of a block's head give.
+    """Return the length that the digits of a block's head give.
 
     Raises:
         ProtocolError: they are no digits.
@@ -77,11 +77,11 @@ def block_length(head: Bytes) -> int:
 
 
 def matches(header: str, pattern: str) -> bool:
-    """Whether a header as it was sent is this command, written short or long, in any case.
+    """Return whether a header names this command, in its short or long form and in any case.
 
     Args:
-        header: such as ``":syst:err?"``.
-        pattern: the long form, with the short one in capitals, such as ``"SYSTem:ERRor?"``.
+        header: as it was sent, such as ``":syst:err?"``.
+        pattern: long form, with the short form in capitals, such as ``"SYSTem:ERRor?"``.
     """
     sent = header.upper().removeprefix(":").split(":")
     known = pattern.split(":")
@@ -92,7 +92,7 @@ def matches(header: str, pattern: str) -> bool:
 
 
 def error_number(error: BaseException) -> tuple[int, str]:
-    """How an error is told: its number, and a text in which no quote or line end is left."""
+    """Return an error's number, and a text without quotes and line ends."""
     if isinstance(error, DeviceError):
         number, detail = _NUMBERS.get(type(error), -300), error.message
     else:
@@ -102,7 +102,7 @@ def error_number(error: BaseException) -> tuple[int, str]:
 
 
 def error_of(number: int, text: str) -> DeviceError:
-    """The error that an instrument told of."""
+    """Return the error that an instrument reported."""
     kind, standard = ERRORS.get(number, (DeviceError, ""))
     detail = text.partition(";")[2].strip() or text or standard
     return kind(f"{detail} (SCPI error {number})")

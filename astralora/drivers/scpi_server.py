@@ -1,4 +1,4 @@
-"""An instrument that speaks SCPI, as its firmware would answer."""
+"""Answer SCPI as the firmware of an instrument does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,15 +17,21 @@ from ..devices.checks import check_controls, check_inputs
 from .scpi import LONGEST_LINE, block_head, block_length, error_number, matches
 from .transports import Transport
 from .transports.base import Bytes
+from .values import Format, decode_values, encode_values
 
-__all__ = ["ScpiServer"]
+__all__ = ["Command", "Message", "ScpiServer"]
 
 _MOST_ERRORS: Final = 16
 
 
 @dataclass(slots=True)
-class _Command:
-    """One command of a message: its header, and its parameters as text and blocks."""
+class Command:
+    """Hold one command of a message.
+
+    Attributes:
+        header: name of the command.
+        parameters: text, or the bytes of a block.
+    """
 
     header: str = ""
     parameters: list[str | bytearray] = field(default_factory=list)
@@ -34,23 +39,28 @@ class _Command:
 
 @dataclass(slots=True)
 class Message:
-    """A program message: commands up to the end of a line, or why it cannot be understood."""
+    """Hold a program message.
 
-    commands: list[_Command] = field(default_factory=list)
+    Attributes:
+        commands: up to the end of the line.
+        problem: why the message cannot be understood; None where it can.
+    """
+
+    commands: list[Command] = field(default_factory=list)
     problem: DeviceError | None = None
 
     @property
     def operates(self) -> bool:
-        """Whether it has the device do something."""
+        """Return whether it operates the chip."""
         return any(command.header.upper().startswith((":PROG", "PROG", "QUER", ":QUER")) for command in self.commands)
 
 
 class ScpiServer:
-    """Serves any device by SCPI; see `astralora.drivers.scpi` for the commands.
+    """Serve any device by SCPI; see `astralora.drivers.scpi` for the commands.
 
     Args:
-        device: opened when it is first programmed, closed by ``*RST``.
-        longest_block: in bytes; longer ones are refused unread.
+        device: opened by its first program, closed by ``*RST``.
+        longest_block: longest block to accept, in bytes; longer ones are refused unread.
     """
 
     def __init__(self, device: Device, longest_block: int = 1 << 24) -> None:
@@ -76,23 +86,23 @@ class ScpiServer:
     # -- on the line ------------------------------------------------------------------------
 
     def serve(self, line: Transport, stop: threading.Event) -> None:
-        """Answer messages on a line until it hangs up or is asked to stop.
+        """Answer messages on a line until the host hangs up or ``stop`` is set.
 
         Raises:
-            NotConnected: the other side has hung up.
+            NotConnected: the host has hung up.
         """
         while not stop.is_set():
-            with suppress(DeviceTimeout):  # nobody asks, or stopped in the middle
+            with suppress(DeviceTimeout):  # no message, or one that stopped in the middle
                 self.respond(line, self._receive(line))
 
     def respond(self, line: Transport, message: Message) -> None:
-        """Answer one message, if it asks for an answer."""
-        # Where nobody takes the answer, it will be asked for again if it is wanted.
+        """Answer one message, where it has a query."""
+        # A host that missed the answer asks again.
         with suppress(DeviceTimeout):
             line.write(*self.handle(message))
 
     def handle(self, message: Message) -> list[Bytes]:
-        """The response to a message: the answers of its queries with semicolons between them."""
+        """Return the response to a message: the answers to its queries, with semicolons between them."""
         response: list[Bytes] = []
         if message.problem is not None:
             self._note(message.problem)
@@ -100,7 +110,7 @@ class ScpiServer:
             try:
                 answer = self._function(command.header)(command.parameters)
             except Exception as error:
-                # Whatever goes wrong is the host's to ask for; the instrument goes on.
+                # The host can ask for every error, and the instrument goes on.
                 self._note(error)
                 continue
             if answer is not None:
@@ -109,13 +119,13 @@ class ScpiServer:
 
     def make_safe(self) -> None:
         """Bring the device into its safe state; the controls are lost."""
-        # A repeated program must now be carried out, whatever its number.
+        # From now on, a program is carried out also under the newest number.
         self._program_number, self._answered, self._is_programmed = 0, (0, []), False
         self.device.close()
 
     def _receive(self, line: Transport) -> Message:
         """Read one message off the line."""
-        message, command, text, size = Message(), _Command(), bytearray(), 0
+        message, command, text, size = Message(), Command(), bytearray(), 0
 
         def end_of_word() -> None:
             word = text.decode("ascii", "replace").strip()
@@ -135,12 +145,14 @@ class ScpiServer:
             if byte == b"#" and command.header:
                 digits = bytes(line.read(1))
                 if digits not in b"123456789":
-                    message.problem = ProtocolError("only blocks of definite length are taken")
+                    message.problem = ProtocolError("only blocks of definite length are accepted")
                     return message
                 try:
                     length = block_length(line.read(int(digits)))
                     if length > self._longest_block:
-                        raise ProtocolError(f"a block of {length} bytes is more than the {self._longest_block} taken")
+                        raise ProtocolError(
+                            f"a block of {length} bytes is more than the {self._longest_block} accepted"
+                        )
                 except ProtocolError as error:
                     message.problem = error
                     return message
@@ -151,7 +163,7 @@ class ScpiServer:
                     message.commands.append(command)
                 if byte == b"\n":
                     return message
-                command = _Command()
+                command = Command()
             elif byte == b"," or (byte == b" " and text and not command.header):
                 end_of_word()
             else:
@@ -172,7 +184,7 @@ class ScpiServer:
     def _identify(self, _: object) -> list[Bytes]:
         spec = self.device.spec
         words = ["astralora", spec.name, spec.serial_number or "", "1.0"]
-        # Commas and ends of lines part the words, and the answers.
+        # Commas separate the words, and line ends the answers.
         return [",".join(" ".join(word.replace(",", " ").split()) for word in words).encode()]
 
     def _next_error(self, _: object) -> list[Bytes]:
@@ -208,8 +220,7 @@ class ScpiServer:
         check_inputs(spec, inputs, "query")
         if not self._is_programmed:
             raise NotConnected("no controls are set; send PROGram:DATA first")
-        outputs = np.ascontiguousarray(self.device.query(inputs).detach().cpu().numpy(), dtype="<f4")
-        data = outputs.data.cast("B")
+        data = encode_values(self.device.query(inputs).detach().cpu().numpy(), Format.FLOAT32)
         answer: list[Bytes] = [f"{number},".encode() + block_head(len(data)), data]
         self._answered = (number, answer)
         return answer
@@ -217,7 +228,7 @@ class ScpiServer:
 
 def _numbered(parameters: list[str | bytearray]) -> tuple[int, Tensor]:
     match parameters:
-        # 0 is the number of no request: that is what PROGram:DATA? answers where there was none.
+        # 0 is the number of no request: PROGram:DATA? answers it before the first program.
         case [str(number), bytearray(block)] if number.isdecimal() and int(number) and not len(block) % 4:
-            return int(number), torch.from_numpy(np.frombuffer(block, "<f4").astype(np.float32, copy=False))
+            return int(number), torch.from_numpy(decode_values(block, Format.FLOAT32)).to(torch.float32)
     raise ProtocolError("write a number, a comma, and a block of float32 values; numbers begin at 1")

@@ -21,6 +21,7 @@ Transformer = Callable[..., Any]
 Batches = list[dict[str, Tensor]]
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("name", ALL)
 def test_new_adapters_do_not_change_the_outputs(name: str, transformer: Transformer, batches: Batches) -> None:
     model = transformer(name)
@@ -145,6 +146,7 @@ def _parts(module: Any) -> tuple[Any, Any, tuple[Any, Any, bool]]:
             )
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("name", ALL)
 def test_shortcuts_follow_the_formulas(name: str, transformer: Transformer, batches: Batches) -> None:
     model = transformer(name).double()  # in single precision, rounding differs between processors
@@ -265,6 +267,7 @@ def test_a_copy_of_an_adapted_model_is_independent(name: str, transformer: Trans
     assert not torch.allclose(duplicate.model(**batches[0]).logits, before)
 
 
+@pytest.mark.processors
 def test_generation_with_a_cache_uses_the_shortcuts(transformer: Transformer, batches: Batches) -> None:
     adapted = al.adapters.adapt(transformer("opt"))
     randomise_b(adapted)

@@ -95,7 +95,7 @@ def test_the_configuration_of_a_run_is_the_same_after_saving_and_loading(tmp_pat
          "r, lora_alpha, lora_dropout, disable_adapter, importance_alpha"),
         ({"all_layers": {"residual1": {"lora_alpha": 1}}}, "known are r, shortcut_alpha, proj_dropout, "
          "disable_projector, importance_beta"),
-        ({"granularity": "layer", "model_layer_3": {"fc1": {"rr": 1}}}, "model_layer_3.fc1.rr in t: there is no such key"),
+        ({"granularity": "layer", "model_layer_3": {"fc1": {"rr": 1}}}, "model_layer_3.fc1.rr in t: there is no"),
         ({"model_layer_3": {"fc1": {"r": 1}}}, "model_layer_3 in t needs granularity 'layer'"),
         ({"granularity": "layer", "all_layers": {}}, "all_layers in t needs granularity 'network'"),
         ({"granularity": "module"}, "granularity in t: Input should be 'network' or 'layer'"),

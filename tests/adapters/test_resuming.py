@@ -90,7 +90,13 @@ def records(folder: Path) -> list[dict[str, Any]]:
 # Interrupted before the first checkpoint, within an epoch, before and after the test of an epoch, and at the end.
 @pytest.mark.parametrize(
     ("mode", "after"),
-    [*(("dynamic", after) for after in (2, 5, 7, 8, 14)), ("uniform", 8), ("reuse", 5), ("random", 11)],
+    [
+        *(("dynamic", after) for after in (2, 5, 7, 14)),
+        pytest.param("dynamic", 8, marks=pytest.mark.processors),
+        ("uniform", 8),
+        ("reuse", 5),
+        ("random", 11),
+    ],
 )
 def test_an_interrupted_run_continues_bit_for_bit(mode: str, after: int, uninterrupted: Callable[[str], Path]) -> None:
     reference, config = uninterrupted(mode), config_of(mode)

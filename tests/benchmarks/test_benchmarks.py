@@ -137,11 +137,12 @@ def test_a_ratio_is_of_two_positive_times() -> None:
     assert all(record["ratio_to_linear"] > 0 for record in records)
 
 
-def test_auto_needs_less_than_a_tenth_of_the_published_method() -> None:
-    auto, paper = benchmarks.efficiency(["mrr"], ["auto", "paper"], [0], samples=(1,), patience=10)
+@pytest.mark.parametrize("factor", [3, pytest.param(10, marks=pytest.mark.campaign)])
+def test_auto_needs_a_fraction_of_the_published_method(factor: int) -> None:
+    auto, paper = benchmarks.efficiency(["mrr"], ["auto", "paper"], [0], samples=(1,), patience=factor)
     assert auto.reached
     assert not paper.reached
     assert paper.outdone
     (_, programs, vectors, _), (_, theirs, their_vectors, _) = auto.curve[-1], paper.curve[-1]
-    assert theirs > 10 * programs
-    assert their_vectors > 10 * vectors
+    assert theirs > factor * programs
+    assert their_vectors > factor * vectors

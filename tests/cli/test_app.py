@@ -1,5 +1,6 @@
 """Test the commands as a user types them: processes with their streams and exit codes."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,15 +8,32 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
+
+from astralora.cli.app import app
+
+from ..children import start
 
 SMALL = ["--epochs", "2", "--batch-size", "400", "--in-features", "16", "--out-features", "8"]
 
 
-def astralora(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def astralora(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command in this process, which has imported torch already."""
+    # A process prints warnings; pytest makes errors of them.
+    with contextlib.chdir(cwd), warnings.catch_warnings(action="ignore"):
+        result = CliRunner().invoke(app, arguments, env={"COLUMNS": "120"})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
+
+
+def astralora_process(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user does."""
     return subprocess.run(
         [sys.executable, "-m", "astralora", *arguments],
         cwd=cwd,
@@ -38,7 +56,7 @@ def test_every_command_explains_itself(command: tuple[str, ...], tmp_path: Path)
 
 
 def test_train_writes_a_run_folder_and_prints_its_path(tmp_path: Path) -> None:
-    run = astralora("train", *SMALL, cwd=tmp_path)
+    run = astralora_process("train", *SMALL, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     (folder,) = (tmp_path / "runs").iterdir()
     assert f"runs/{folder.name}/report.html" in run.stdout
@@ -54,7 +72,7 @@ def test_train_writes_a_run_folder_and_prints_its_path(tmp_path: Path) -> None:
 def test_json_is_the_only_text_on_standard_output(tmp_path: Path) -> None:
     run = astralora("train", *SMALL, "--json", "--out", "a run", cwd=tmp_path)
     assert json.loads(run.stdout) == json.loads((tmp_path / "a run" / "summary.json").read_text())
-    planned = json.loads(astralora("plan", *SMALL, "--json", cwd=tmp_path).stdout)
+    planned = json.loads(astralora_process("plan", *SMALL, "--json", cwd=tmp_path).stdout)
     assert planned["programs"] == json.loads(run.stdout)["programs"]
     assert planned["by_purpose"]["controls"]["programs"] == 1
     listed = json.loads(astralora("devices", "--json", cwd=tmp_path).stdout)
@@ -93,22 +111,21 @@ def test_a_mistake_gets_one_sentence_and_no_traceback(arguments: list[str], comp
 
 
 def test_debug_shows_where_a_mistake_came_from(tmp_path: Path) -> None:
-    assert "Traceback" in astralora("plan", "--device", "mmr", "--debug", cwd=tmp_path).stderr
+    assert "Traceback" in astralora_process("plan", "--device", "mmr", "--debug", cwd=tmp_path).stderr
 
 
 def test_an_interrupted_run_prints_how_to_resume_and_resumes(tmp_path: Path) -> None:
-    long = ["--epochs", "60", "--batch-size", "100", "--in-features", "16", "--out-features", "8", "--no-baseline"]
+    long = ["--epochs", "20", "--batch-size", "100", "--in-features", "16", "--out-features", "8", "--no-baseline"]
     whole = astralora("train", *long, "--json", "--out", "whole", cwd=tmp_path)
-    process = subprocess.Popen(
+    process = start(
         [sys.executable, "-m", "astralora", "train", *long, "--out", "part 1"],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        text=True,
     )
     metrics = tmp_path / "part 1" / "metrics.jsonl"
     for _ in range(600):
-        if metrics.exists() and metrics.stat().st_size > 20_000:
+        if metrics.exists() and metrics.stat().st_size > 5_000:
             break
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
@@ -133,11 +150,12 @@ def test_a_broken_plugin_is_listed_and_the_others_still_work(tmp_path: Path) -> 
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lab-chip\nVersion: 2.0\n")
     (info / "entry_points.txt").write_text("[astralora.devices]\nlab-chip = lab_chip:Chip\n")
     (site / "lab_chip.py").write_text("raise RuntimeError('licence [dongle] not found')\n")
-    run = astralora("devices", cwd=tmp_path, PYTHONPATH=str(site))
+    path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
+    run = astralora_process("devices", cwd=tmp_path, PYTHONPATH=path)
     assert run.returncode == 0
     assert "RuntimeError: licence [dongle] not found" in run.stdout
     assert "mrr" in run.stdout
-    train = astralora("train", "--device", "lab-chip", cwd=tmp_path, PYTHONPATH=str(site))
+    train = astralora_process("train", "--device", "lab-chip", cwd=tmp_path, PYTHONPATH=path)
     assert "cannot be loaded from lab-chip 2.0: RuntimeError: licence [dongle] not found" in train.stderr
 
 

@@ -1,5 +1,6 @@
 """Test emulation, checks and training over real ports, with the commands as a user types them."""
 
+import contextlib
 import json
 import os
 import signal
@@ -7,7 +8,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +18,25 @@ from typer.testing import CliRunner
 from astralora.cli.app import app
 from astralora.training.checkpoint import load_state
 
+from ..children import start
+
 COMMAND = [sys.executable, "-m", "astralora"]
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+def run(folder: Path, *arguments: str) -> Any:
+    """Run the host's command in this process: the emulator is another one."""
+    with contextlib.chdir(folder):
+        return CliRunner().invoke(app, arguments)
 
 
-@contextmanager
+@contextlib.contextmanager
 def emulate(folder: Path, *arguments: str) -> Generator[dict[str, Any]]:
     """Run the command in a process of its own, from its first line to Ctrl-C."""
-    process = subprocess.Popen(
+    process = start(
         [*COMMAND, "emulate", *arguments, "--json"],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
-        # Background jobs of a shell ignore Ctrl-C, and so do the processes that they start.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         assert process.stdout is not None
@@ -58,10 +59,10 @@ def weights(run_folder: Path) -> dict[str, Any]:
 
 
 def test_training_over_a_pseudo_terminal_ends_with_the_weights_of_training_in_process(tmp_path: Path) -> None:
-    training = ["--epochs", "1", "--no-baseline", "--json"]
+    training = ["--epochs", "1", "--batch-size", "400", "--no-baseline", "--json"]
     with emulate(tmp_path, "--device", "mrr", "--pty", "--impairments", "ideal", "--out", "bench.toml") as place:
         done = run(tmp_path, "train", "--device", "bench.toml", *training, "-o", "port")
-        assert done.returncode == 0, done.stderr
+        assert done.exit_code == 0, done.stderr
     assert place["code"] == 0
     over_port = json.loads(done.stdout)
     done = run(tmp_path, "train", "--device", "mrr", "--impairments", "ideal", *training, "-o", "process")
@@ -95,7 +96,7 @@ def test_check_passes_over_tcp_and_prints_json(tmp_path: Path) -> None:
             "--drift-seconds",
             "0.05",
         )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.exit_code == 0, done.stdout + done.stderr
     results = json.loads(done.stdout)
     assert {tuple(result) for result in results["checks"]} == {("check", "passed", "detail")}
     assert all(result["passed"] for result in results["checks"])
@@ -137,7 +138,7 @@ def test_measures_a_chip_behind_scpi_within_its_budget(tmp_path: Path) -> None:
             "--budget-vectors",
             "1500",
         )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.exit_code == 0, done.stdout + done.stderr
     measured = json.loads(done.stdout)["characterisation"]
     assert measured["spent"]["programs"] <= 20
     assert measured["spent"]["vectors"] <= 1500

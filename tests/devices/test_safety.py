@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from ..children import start
+
 PROGRAM = """
 import sys, time
 import numpy as np, torch
@@ -30,7 +32,7 @@ WAIT = "time.sleep(60)"
 
 def run(after: str, number: int | None = None, before: str = "") -> tuple[str, int]:
     program = [sys.executable, "-c", PROGRAM.format(before=before, after=after)]
-    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with start(program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "running\n"
         if number is not None:

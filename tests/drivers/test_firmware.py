@@ -1,4 +1,4 @@
-"""The reference firmware, compiled here and driven over a pseudo-terminal by the driver that real chips get."""
+"""Test the reference firmware: compiled here, and driven over a pseudo-terminal by the driver for real chips."""
 
 import os
 import shutil
@@ -21,8 +21,11 @@ import astralora.devices as d
 from astralora.devices.testing import check_device
 from astralora.drivers.frame_link import FrameLink
 from astralora.drivers.frames import ERROR, VERSION, encode_frame, find_header, read_payload
-from astralora.drivers.messages import PROGRAM, QUERY, QUERY_EACH, Command, Format, State, decode_error
+from astralora.drivers.messages import PROGRAM, QUERY, QUERY_EACH, Command, State, decode_error
 from astralora.drivers.transports import Transport, open_transport
+from astralora.drivers.values import Format
+
+from ..children import start
 
 pytest.importorskip("serial", reason="pyserial is not installed")
 
@@ -36,7 +39,7 @@ EXACT = (2 * N) * N * 2.0**-24
 
 
 def build(folder: Path, *options: str) -> Path:
-    """The firmware as a program of this machine; skips where it cannot be had."""
+    """Compile the firmware as a program for this machine; skip the test where this is impossible."""
     if os.name != "posix":
         pytest.skip("pseudo-terminals are had on POSIX systems only")
     if not SOURCES.is_dir():
@@ -53,8 +56,8 @@ def build(folder: Path, *options: str) -> Path:
 
 @contextmanager
 def running(program: Path) -> Generator[tuple[subprocess.Popen[str], str]]:
-    """The process and the path of its port, until it is ended."""
-    with subprocess.Popen([program], stdout=subprocess.PIPE, text=True) as process:
+    """Run the firmware, and yield its process and the path of its port."""
+    with start([program], stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
             yield process, process.stdout.readline().strip()
@@ -75,14 +78,14 @@ def port(program: Path) -> Generator[str]:
 
 @pytest.fixture
 def chip(port: str) -> Generator[d.Session]:
-    """The chip as a user gets it; its driver is ``chip.device``."""
+    """Open the chip as a user does; its driver is ``chip.device``."""
     with d.open_device("frame-mvm", port=port) as session:
         yield session
 
 
 @pytest.fixture
 def line(port: str) -> Generator[Transport]:
-    """The bare line to a chip in its safe state."""
+    """Open the bare line to a chip in its safe state."""
     with open_transport(port, 2.0) as transport:
         transport.flush()
         FrameLink(transport).safe()
@@ -99,7 +102,7 @@ def uniform(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def product(controls: Tensor, inputs: Tensor) -> Tensor:
-    """What a chip with an 8-bit control DAC answers, in float64."""
+    """Return the answer of a chip with an 8-bit control DAC, in float64."""
     step = 2 / (LEVELS - 1)
     weights = torch.round((controls.double() + 1) / step) * step - 1
     return inputs.double() @ weights.view(M, N).T
@@ -114,13 +117,13 @@ def frame(command: int, sequence: int, *payload: bytes, **options: Any) -> bytes
 
 
 def header(command: int, sequence: int, length: int) -> bytes:
-    """The beginning of a frame, whole, which announces so many bytes."""
+    """Return a valid header that announces so many bytes."""
     fields = struct.pack("<2sBBII", MAGIC, VERSION, command, sequence, length)
     return fields + struct.pack("<I", zlib.crc32(fields))
 
 
 def next_error(line: Transport) -> d.DeviceError:
-    """What the next frame on the line complains of."""
+    """Return the error in the next frame on the line."""
     answer = find_header(line.read, 0)
     assert answer.command == ERROR
     return decode_error(read_payload(line.read_into, answer))
@@ -141,7 +144,7 @@ def query_payload(inputs: Tensor) -> bytes:
 # -- what it is ------------------------------------------------------------------------------------
 
 
-def test_the_chip_tells_its_own_spec(chip: d.Session) -> None:
+def test_the_chip_reports_its_spec(chip: d.Session) -> None:
     told = {
         "name": "reference-chip",
         "in_features": N,
@@ -159,25 +162,25 @@ def test_the_chip_tells_its_own_spec(chip: d.Session) -> None:
     assert chip.spec == d.DeviceSpec(**told)
 
 
-def test_identity_and_spec_tell_of_the_same_chip(link: FrameLink) -> None:
+def test_identity_and_spec_agree(link: FrameLink) -> None:
     identity, spec = link.identify(), link.spec()
     assert (identity.model, identity.serial_number) == (spec.name, spec.serial_number)
     assert identity.max_payload == MAX_PAYLOAD
 
 
-def test_the_chip_keeps_every_promise_that_the_projects_checks_measure(port: str) -> None:
+def test_the_chip_passes_every_check(port: str) -> None:
     results = check_device(lambda: d.make_device("frame-mvm", port=port))
     assert [result for result in results if not result.passed] == []
 
 
-def test_the_readme_builds_it_as_it_is_built_here() -> None:
+def test_the_readme_has_the_same_build_command() -> None:
     readme = SOURCES / "README.md"
     if not readme.exists():
         pytest.skip(f"there is no firmware at {SOURCES}: it comes with a checkout only")
     assert " ".join(["g++", *FLAGS]) in readme.read_text(encoding="utf-8")
 
 
-def test_it_ends_cleanly_when_it_is_told_to(program: Path) -> None:
+def test_it_ends_cleanly_on_sigterm(program: Path) -> None:
     with running(program) as (process, _):
         process.send_signal(signal.SIGTERM)
         assert process.wait(5) == 0
@@ -196,23 +199,21 @@ def test_answers_are_the_product_with_the_quantised_matrix(
         assert_answers(chip, controls, inputs)
 
 
-def test_the_ends_of_the_range_are_codes_of_their_own(chip: d.Session) -> None:
+def test_both_ends_of_the_range_are_codes(chip: d.Session) -> None:
     controls = torch.ones(N * M)
     controls[::2] = -1
     chip.program(controls)
     assert torch.equal(chip.query(torch.eye(N)).T, controls.view(M, N))
 
 
-def test_a_batch_beyond_what_one_frame_takes_is_answered_whole(chip: d.Session, generator: torch.Generator) -> None:
+def test_a_batch_longer_than_a_frame_is_answered_whole(chip: d.Session, generator: torch.Generator) -> None:
     controls, inputs = uniform(generator, N * M), uniform(generator, 100, N)
     chip.program(controls)
     assert_answers(chip, controls, inputs)
 
 
 @pytest.mark.parametrize("encoding", ["float32", "codes"])
-def test_many_settings_in_one_call_are_as_one_after_another(
-    port: str, encoding: str, generator: torch.Generator
-) -> None:
+def test_many_settings_in_one_call_equal_single_ones(port: str, encoding: str, generator: torch.Generator) -> None:
     controls, inputs = uniform(generator, 20, N * M), uniform(generator, 3, N)
     with d.open_device("frame-mvm", port=port, encoding=encoding) as chip:
         together = chip.query_each(controls, inputs)
@@ -221,7 +222,7 @@ def test_many_settings_in_one_call_are_as_one_after_another(
             assert torch.equal(chip.query(inputs), answer)
 
 
-def test_what_was_done_is_counted(chip: d.Session, generator: torch.Generator) -> None:
+def test_operations_are_counted(chip: d.Session, generator: torch.Generator) -> None:
     before = chip.device.status()
     chip.query_each(uniform(generator, 4, N * M), uniform(generator, 3, N))
     after = chip.device.status()
@@ -238,7 +239,7 @@ def test_a_repeated_program_is_carried_out_once(chip: d.Session, generator: torc
     assert chip.device.status().programs == before + 1
 
 
-def test_a_repeated_query_is_answered_from_what_was_kept(chip: d.Session, generator: torch.Generator) -> None:
+def test_a_repeated_query_is_answered_from_memory(chip: d.Session, generator: torch.Generator) -> None:
     chip.program(uniform(generator, N * M))
     before = chip.device.status().vectors
     answer = chip.device.query(uniform(generator, 3, N))
@@ -269,7 +270,7 @@ def test_a_program_is_carried_out_again_after_the_safe_state(
     assert (status.state, status.programs) == (State.PROGRAMMED, before + 2)
 
 
-def test_status_tells_the_newest_number_that_was_carried_out(
+def test_status_reports_the_newest_number_carried_out(
     link: FrameLink, line: Transport, generator: torch.Generator
 ) -> None:
     line.write(frame(Command.PROGRAM, 0xFEDCBA98, program_payload(uniform(generator, N * M))))
@@ -290,7 +291,7 @@ def test_status_tells_the_newest_number_that_was_carried_out(
         pytest.param(np.random.default_rng(0).bytes(5000), id="noise"),
     ],
 )
-def test_garbage_before_a_request_is_passed_over(link: FrameLink, line: Transport, garbage: bytes) -> None:
+def test_garbage_before_a_request_is_skipped(link: FrameLink, line: Transport, garbage: bytes) -> None:
     line.write(garbage)
     assert link.status().state is State.SAFE
 
@@ -302,7 +303,7 @@ def test_a_hostile_length_is_refused_at_once(link: FrameLink, line: Transport, l
     assert link.status().state is State.SAFE
 
 
-def test_a_damaged_payload_is_told_and_not_carried_out(
+def test_a_damaged_payload_is_reported_and_not_carried_out(
     link: FrameLink, line: Transport, generator: torch.Generator
 ) -> None:
     before = link.status().programs
@@ -313,7 +314,7 @@ def test_a_damaged_payload_is_told_and_not_carried_out(
     assert link.status().programs == before
 
 
-def test_a_damaged_header_is_passed_over_in_silence(link: FrameLink, line: Transport) -> None:
+def test_a_damaged_header_is_skipped_without_an_answer(link: FrameLink, line: Transport) -> None:
     request = bytearray(frame(Command.SPEC, 9))
     request[5] ^= 0x01
     line.write(request)
@@ -357,7 +358,7 @@ def test_one_bad_setting_among_many_refuses_them_all(chip: d.Session, generator:
     assert chip.device.status().programs == before
 
 
-def test_the_last_step_of_a_hosts_rounding_is_no_reason_to_refuse(chip: d.Session) -> None:
+def test_one_rounding_step_beyond_the_range_is_accepted(chip: d.Session) -> None:
     controls = torch.full((N * M,), 1 + 2.0**-23)
     chip.device.program(controls)
     assert_answers(chip.device, torch.ones(N * M), torch.eye(N))
@@ -446,7 +447,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def mutated(random: np.random.Generator) -> bytes:
-    """A frame with faults: of its content, under checksums that are right, or of its bytes."""
+    """Return a frame with faults: of its content, under valid checksums, or of its bytes."""
     command = int(random.choice([*Command, 0, 8, 0x83, 0xFF], p=[0.04, 0.04, 0.2, 0.3, 0.3, *[0.02] * 6]))
     settings, batch = (int(random.choice([0, 1, 2, 3, 32, 33, 1 << 27, 0xFFFFFFFF])) for _ in range(2))
     form = int(random.choice([0, 0, 0, 1, 2, 255]))
@@ -479,9 +480,7 @@ def mutated(random: np.random.Generator) -> bytes:
     return bytes(whole)
 
 
-def test_no_frame_whatever_its_faults_touches_memory_that_is_not_its_own(
-    sanitized: Path, generator: torch.Generator
-) -> None:
+def test_no_damaged_frame_touches_foreign_memory(sanitized: Path, generator: torch.Generator) -> None:
     random = np.random.default_rng(20)
     with running(sanitized) as (process, path):
         with open_transport(f"serial://{path}", 2.0) as line:

@@ -1,4 +1,4 @@
-"""The driver of the framed protocol against the device's end of it, on real lines."""
+"""Test the driver of the framed protocol against its server, on real lines."""
 
 import logging
 import threading
@@ -12,11 +12,13 @@ import torch
 import astralora.devices as d
 from astralora.devices import DeviceError, DeviceTimeout, NotConnected, OutOfRange, ProtocolError, Session
 from astralora.drivers.emulator import FrameEmulator
-from astralora.drivers.frame_mvm import ManyFrameDevice, open_frame_mvm
+from astralora.drivers.frame_mvm import Encoding, open_frame_mvm
 from astralora.drivers.frame_server import FrameServer
 from astralora.drivers.frames import encode_frame, find_header
 from astralora.drivers.messages import Command
 from astralora.drivers.transports import LoopbackTransport, Transport, open_transport
+
+pytestmark = pytest.mark.processors
 
 N, M = 8, 6
 
@@ -36,6 +38,13 @@ def questions(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.empty(4, N * M).uniform_(0, 6, generator=generator), torch.rand(5, N, generator=generator)
 
 
+def resent(device: d.Resends) -> torch.Tensor:
+    """Return the answer to the newest query, sent again."""
+    answer = device.resend()
+    assert answer is not None
+    return answer
+
+
 @pytest.mark.parametrize("address", ["loop://frames", "pty", "tcp://127.0.0.1:0"])
 @pytest.mark.parametrize("impairments", ["ideal", "lab"])
 def test_answers_as_the_device_itself(
@@ -53,9 +62,10 @@ def test_answers_as_the_device_itself(
 def test_codes_take_a_quarter_of_the_bytes_and_lose_nothing(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
     settings, inputs = questions
     moved, answers = [], []
-    for encoding in ("float32", "codes"):
+    encodings: tuple[Encoding, ...] = ("float32", "codes")
+    for encoding in encodings:
         with served(chip(impairments="lab")) as port:
-            device = open_frame_mvm(port, encoding=encoding)  # type: ignore[arg-type]
+            device = open_frame_mvm(port, encoding=encoding)
             with Session(device) as session:
                 before = device.transport.sent + device.transport.received
                 answers.append(session.apply(settings[0], inputs))
@@ -66,12 +76,12 @@ def test_codes_take_a_quarter_of_the_bytes_and_lose_nothing(questions: tuple[tor
     torch.testing.assert_close(answers[0], answers[1], rtol=0, atol=1e-6)
 
 
-def test_an_encoding_that_is_none_is_refused() -> None:
+def test_an_unknown_encoding_is_refused() -> None:
     with pytest.raises(DeviceError, match="encoding must be 'float32' or 'codes', not 'text'"):
         d.make_device("frame-mvm", port="loop://nobody", encoding="text")
 
 
-def test_what_was_carried_out_is_not_carried_out_again(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_a_request_sent_again_is_not_carried_out_again(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
     settings, inputs = questions
     with served(chip(impairments="lab")) as port:
         device = open_frame_mvm(port)
@@ -79,12 +89,12 @@ def test_what_was_carried_out_is_not_carried_out_again(questions: tuple[torch.Te
         device.program(settings[0])
         assert device.resend() is None
         answer = device.query(inputs)
-        assert torch.equal(device.resend(), answer), "also the noise is the same"  # type: ignore[arg-type]
-        many = device.query_each(settings, inputs)  # type: ignore[attr-defined]
-        assert torch.equal(device.resend(), many)  # type: ignore[arg-type]
+        assert torch.equal(resent(device), answer), "also the noise is the same"
+        many = device.query_each(settings, inputs)
+        assert torch.equal(resent(device), many)
         status = device.status()
         assert (status.programs, status.vectors) == (1 + 4, 5 + 4 * 5)
-        assert torch.equal(device.resend(), many), "a question about its status is no operation"  # type: ignore[arg-type]
+        assert torch.equal(resent(device), many), "STATUS is no operation"
         device.close()
 
 
@@ -93,13 +103,13 @@ def test_after_safe_a_repeated_program_is_carried_out(questions: tuple[torch.Ten
         device = open_frame_mvm(port)
         device.open()
         device.program(questions[0][0])
-        device._link.safe()
+        device.link.safe()
         device.resend()
         assert device.query(questions[1]).shape == (5, M)
         device.close()
 
 
-def test_close_leaves_it_safe(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_closing_leaves_it_safe(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
     good = chip()
     with served(good) as port:
         with d.open_device("frame-mvm", port=port) as session:
@@ -114,11 +124,11 @@ def test_close_leaves_it_safe(questions: tuple[torch.Tensor, torch.Tensor]) -> N
         (lambda device: device.query(torch.zeros(1, N)), NotConnected, "no controls are set"),
         (lambda device: device.program(torch.full((N * M,), 99.0)), OutOfRange, "must stay within 0 to 6.28319 rad"),
         (lambda device: device.program(torch.zeros(3)), OutOfRange, "3 controls came for 1 settings of 48"),
-        (lambda device: device._link.exchange(99, longest=0), ProtocolError, "there is no command 99"),
-        (lambda device: device._link.exchange(Command.QUERY, b"abc", longest=0), ProtocolError, "is too short"),
+        (lambda device: device.link.exchange(99, longest=0), ProtocolError, "there is no command 99"),
+        (lambda device: device.link.exchange(Command.QUERY, b"abc", longest=0), ProtocolError, "is too short"),
     ],
 )
-def test_what_the_device_refuses_is_raised_here(
+def test_an_error_of_the_device_is_raised_on_the_host(
     act: Callable[[Any], Any], kind: type[DeviceError], complaint: str
 ) -> None:
     with served(chip()) as port:
@@ -130,7 +140,7 @@ def test_what_the_device_refuses_is_raised_here(
         device.close()
 
 
-def test_no_vectors_are_answered_by_none() -> None:
+def test_an_empty_batch_has_an_empty_answer() -> None:
     with served(chip()) as port:
         device = open_frame_mvm(port)
         device.open()
@@ -149,7 +159,7 @@ def test_another_unit_at_the_same_port_is_refused(questions: tuple[torch.Tensor,
         device.close()
 
 
-def test_a_second_host_is_told_in_one_sentence(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_a_second_host_gets_a_one_sentence_error(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
     with served(chip(), "tcp://127.0.0.1:0") as port, d.open_device("frame-mvm", port=port) as session:
         session.apply(questions[0][0], questions[1])
         with pytest.raises(NotConnected, match=r"is in use by another host; close it there|has hung up"):
@@ -162,7 +172,7 @@ def test_a_second_host_is_told_in_one_sentence(questions: tuple[torch.Tensor, to
 
 @contextmanager
 def answering(answer: Callable[[int, int], bytes]) -> Iterator[str]:
-    """Something that answers each request with whatever this returns of its command and number."""
+    """Answer each request with the bytes that ``answer`` returns for its command and number."""
     stop = threading.Event()
 
     def serve(line: Transport) -> None:
@@ -205,7 +215,7 @@ SPEC = d.DeviceSpec(name="liar", in_features=2, out_features=2, num_controls=4).
         (
             lambda c, s: frame(c | 0x80, s, bytes(8) + b"a,b,c,d" if c == 1 else b'{"name": "x"}'),
             ProtocolError,
-            "it promises what is no spec: in_features: Field required",
+            "its spec is not valid: in_features: Field required",
         ),
         (
             lambda c, s: frame(c | 0x80, s, bytes([8, 0, 0, 0, 0, 0, 0, 0]) + b"a,b,c,d" if c == 1 else SPEC),
@@ -214,7 +224,7 @@ SPEC = d.DeviceSpec(name="liar", in_features=2, out_features=2, num_controls=4).
         ),
     ],
 )
-def test_an_answer_that_cannot_be_right_is_told(
+def test_an_answer_that_cannot_be_right_is_refused(
     answer: Callable[[int, int], bytes], kind: type[DeviceError], complaint: str
 ) -> None:
     with answering(answer) as port, pytest.raises(kind, match=complaint):
@@ -228,7 +238,7 @@ def test_a_late_answer_is_dropped(questions: tuple[torch.Tensor, torch.Tensor], 
         device.program(questions[0][0])
         expected = device.query(questions[1])
         # A request whose answer nobody waits for, as after a timeout.
-        newest = device._link._newest
+        newest = device.link.newest
         assert newest is not None
         device.transport.write(*newest.frame)
         with caplog.at_level(logging.DEBUG, "astralora.drivers.frame_link"):
@@ -242,7 +252,7 @@ def test_a_late_answer_is_dropped(questions: tuple[torch.Tensor, torch.Tensor], 
 
 @contextmanager
 def small_frames(device: d.Device, limit: int) -> Iterator[str]:
-    """A device that takes frames of a limited length only."""
+    """Serve a device that accepts frames of a limited length."""
     server, stop = FrameServer(device, max_payload=limit), threading.Event()
 
     def serve(line: Transport) -> None:
@@ -262,7 +272,7 @@ def small_frames(device: d.Device, limit: int) -> Iterator[str]:
     LoopbackTransport.forget("small")
 
 
-def test_batches_are_cut_to_what_a_frame_holds(generator: torch.Generator) -> None:
+def test_batches_are_split_to_fit_a_frame(generator: torch.Generator) -> None:
     inputs = torch.rand(200, N, generator=generator)
     controls = torch.empty(N * M).uniform_(0, 6, generator=generator)
     with small_frames(chip(), 1024) as port, d.open_device("frame-mvm", port=port) as session, Session(chip()) as here:
@@ -272,11 +282,10 @@ def test_batches_are_cut_to_what_a_frame_holds(generator: torch.Generator) -> No
         assert session.usage.queries > 6
 
 
-def test_many_settings_go_in_as_many_frames_as_it_takes(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_many_settings_are_split_into_frames(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
     settings, inputs = questions
     with small_frames(chip(), 700) as port, Session(chip()) as here:
         device = open_frame_mvm(port)
-        assert isinstance(device, ManyFrameDevice)
         device.open()
         torch.testing.assert_close(device.query_each(settings, inputs[:2]), here.query_each(settings, inputs[:2]))
         assert device.status().programs == 4
@@ -284,10 +293,9 @@ def test_many_settings_go_in_as_many_frames_as_it_takes(questions: tuple[torch.T
 
 
 @pytest.mark.parametrize(("settings", "batch"), [(0, 3), (2, 0)])
-def test_nothing_asked_is_nothing_answered(settings: int, batch: int) -> None:
+def test_an_empty_request_costs_nothing(settings: int, batch: int) -> None:
     with served(chip()) as port:
         device = open_frame_mvm(port)
-        assert isinstance(device, ManyFrameDevice)
         device.open()
         answer = device.query_each(torch.zeros(settings, N * M), torch.zeros(batch, N))
         assert answer.shape == (settings, batch, M)
@@ -295,7 +303,9 @@ def test_nothing_asked_is_nothing_answered(settings: int, batch: int) -> None:
         device.close()
 
 
-def test_a_fault_between_two_of_those_frames_is_made_good(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_a_fault_between_two_of_those_frames_is_repaired(
+    questions: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings, inputs = questions
     with small_frames(chip(), 700) as port, Session(chip()) as here:
         device = open_frame_mvm(port)
@@ -308,7 +318,7 @@ def test_a_fault_between_two_of_those_frames_is_made_good(questions: tuple[torch
                     raise DeviceTimeout("lost")
                 write(*parts)
 
-            device.transport.write = lose_one  # type: ignore[method-assign]
+            monkeypatch.setattr(device.transport, "write", lose_one)
             torch.testing.assert_close(session.query_each(settings, inputs[:2]), here.query_each(settings, inputs[:2]))
             assert session.usage.retries == 1
             assert device.status().programs == 4, "none twice"
@@ -319,7 +329,7 @@ def test_too_long_a_request_is_refused_unread() -> None:
         line.write(frame(Command.QUERY, 5, bytes(1000)))
         header = find_header(line.read, 4096)
         assert (header.command, header.sequence) == (0xFF, 5)
-        assert b"a payload of 1000 bytes is more than the 256 taken here" in line.read(header.length)
+        assert b"a payload of 1000 bytes is more than the 256 accepted here" in line.read(header.length)
         line.flush()
         line.write(bytes(64))
         line.write(frame(Command.STATUS, 6))

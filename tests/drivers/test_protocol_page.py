@@ -1,4 +1,4 @@
-"""What docs/protocol.md says is what is spoken here."""
+"""Test that docs/protocol.md and the code agree."""
 
 import re
 import struct
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import astralora.devices as d
-from astralora.drivers import frames, messages, scpi
+from astralora.drivers import frames, messages, scpi, values
 from astralora.drivers.emulator import ScpiEmulator
 from astralora.drivers.transports import open_transport
 
@@ -17,7 +17,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="
 
 
 def section(title: str) -> str:
-    """What stands under a heading, up to the next one of its rank or above."""
+    """Return the text under a heading, up to the next one of its rank or above."""
     found = re.search(rf"^(#+) {re.escape(title)}$", PAGE, re.MULTILINE)
     assert found is not None, title
     rank = len(found[1])
@@ -25,20 +25,20 @@ def section(title: str) -> str:
 
 
 def rows(text: str) -> list[list[str]]:
-    """The cells of the tables in a text, without their heads."""
+    """Return the cells of the tables in a text, without their heads."""
     cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line[:1] == "|"]
     return [row for row in cells if not set(row[0]) <= {"-", "|"}]
 
 
 def fixed_size(title: str, table: int = 0) -> int:
-    """Bytes before the part of a payload whose length varies."""
+    """Return the bytes before the part of a payload whose length varies."""
     tables = re.split(r"\n\n", section(title))
     offsets = [row for row in rows([text for text in tables if text.startswith("| offset")][table]) if row[0].isdigit()]
     last = offsets[-1]
     return int(last[0]) + (int(last[1]) if last[1].isdigit() else 0)
 
 
-def test_the_numbers_of_the_commands_are_these() -> None:
+def test_the_page_numbers_the_commands_as_the_code_does() -> None:
     listed = [row for row in rows(section("Commands")) if row[0].isupper() and row[1][:1] == "`"]
     told = {row[0]: (int(row[1].strip("`"), 16), int(row[2].strip("`"), 16)) for row in listed}
     assert told == {command.name: (command, command | frames.ANSWER) for command in messages.Command}
@@ -55,16 +55,16 @@ def test_the_numbers_of_the_commands_are_these() -> None:
         ("STATUS", 0, messages.STATUS),
     ],
 )
-def test_payloads_are_laid_out_so(title: str, table: int, layout: struct.Struct) -> None:
+def test_the_page_lays_out_payloads_as_the_code_does(title: str, table: int, layout: struct.Struct) -> None:
     assert fixed_size(title, table) == layout.size
 
 
-def test_formats_have_these_numbers_and_sizes() -> None:
+def test_the_page_lists_the_formats_of_the_code() -> None:
     told = {row[0]: (int(row[1]), int(row[2])) for row in rows(section("Values"))[1:]}
-    assert told == {form.name.lower(): (form, messages.value_size(form)) for form in messages.Format}
+    assert told == {form.name.lower(): (form, values.value_size(form)) for form in values.Format}
 
 
-def test_the_numbers_of_the_errors_are_these() -> None:
+def test_the_page_numbers_the_errors_as_the_code_does() -> None:
     first_errors = PAGE[PAGE.index("### Errors") : PAGE.index("### Rules for the device")]
     told = {row[1].strip("`"): int(row[0]) for row in rows(first_errors) if row[0].isdigit() and row[1][:1] == "`"}
     for name, number in told.items():
@@ -72,12 +72,12 @@ def test_the_numbers_of_the_errors_are_these() -> None:
     assert len(told) == 7
 
 
-def test_the_numbers_of_the_errors_of_scpi_are_these() -> None:
+def test_the_page_numbers_the_scpi_errors_as_the_code_does() -> None:
     told = {int(row[0]): row[2].strip("`") for row in rows(section("SCPI")) if re.fullmatch(r"-\d+", row[0])}
     assert told == {number: kind.__name__ for number, (kind, _) in scpi.ERRORS.items() if number}
 
 
-def test_the_spec_has_these_fields() -> None:
+def test_the_page_lists_the_fields_of_the_spec() -> None:
     told = rows(section("The spec"))[1:]
     assert [row[0].strip("`") for row in told] == list(d.DeviceSpec.model_fields)
     required = {name for name, field in d.DeviceSpec.model_fields.items() if field.is_required()}
@@ -85,7 +85,7 @@ def test_the_spec_has_these_fields() -> None:
 
 
 class Chip(d.HardwareDevice):
-    """The instrument of the example: two inputs, one output, two controls."""
+    """Drive the instrument of the example: two inputs, one output, two controls."""
 
     def __init__(self) -> None:
         bounds: dict[str, Any] = {"input_range": (-1, 1), "control_range": (-1, 1), "serial_number": "0042"}
@@ -103,7 +103,7 @@ class Chip(d.HardwareDevice):
         return inputs @ self.controls.numpy()[:, None]
 
 
-def test_the_exchange_by_scpi_goes_as_it_is_shown() -> None:
+def test_the_scpi_exchange_on_the_page_is_right() -> None:
     shown = re.search(r"```scpi\n(.*?)```", PAGE, re.DOTALL)
     assert shown is not None
     with ScpiEmulator(Chip()) as emulator, open_transport(emulator.uri) as line:

@@ -107,8 +107,6 @@ def test_a_resource_that_no_host_offers_is_named(cluster: Any) -> None:
 
 
 def test_what_the_factory_there_refuses_is_told_here(cluster: Any) -> None:
-    with pytest.raises(DeviceError, match="there is no device named 'nope'"):
-        d.make_device("remote", **{**CHIP, "device": "nope"})
     with pytest.raises(DeviceError, match="there are no impairments named 'awful'"):
         d.make_device("remote", impairments="awful", **CHIP)
 

@@ -1,8 +1,9 @@
-"""SCPI from both ends: the driver, and the instrument as anyone's terminal would see it."""
+"""Test SCPI from both ends: the driver, and the instrument at a plain terminal."""
 
+import threading
 import tracemalloc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from astralora.devices import DeviceError, NotConnected, OutOfRange, ProtocolErr
 from astralora.drivers.emulator import ScpiEmulator
 from astralora.drivers.scpi import ERRORS, block_head, error_number, error_of, matches
 from astralora.drivers.scpi_mvm import open_scpi_mvm
+from astralora.drivers.scpi_server import Message, ScpiServer
 from astralora.drivers.transports import LoopbackTransport, Transport, open_transport
+from astralora.drivers.transports.base import Bytes
 
 N, M = 8, 6
 
@@ -53,6 +56,7 @@ def block(values: Any) -> bytes:
 # -- the driver ------------------------------------------------------------------------------------
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("line", ["tcp", "visa", "pty", "loop"])
 @pytest.mark.parametrize("impairments", ["ideal", "lab"])
 def test_answers_as_the_device_itself(
@@ -68,14 +72,16 @@ def test_answers_as_the_device_itself(
             assert session.spec.model_copy(update={"max_batch": None}) == here.spec
 
 
-def test_what_was_carried_out_is_not_carried_out_again(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_a_request_sent_again_is_not_carried_out_again(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
     with served(chip(impairments="lab")) as port:
         device = open_scpi_mvm(port)
         device.open()
         device.program(questions[0][0])
         assert device.resend() is None
         answer = device.query(questions[1])
-        assert torch.equal(device.resend(), answer), "also the noise is the same"  # type: ignore[arg-type]
+        resent = device.resend()
+        assert resent is not None
+        assert torch.equal(resent, answer), "also the noise is the same"
         device.close()
 
 
@@ -92,7 +98,7 @@ def test_a_late_answer_is_dropped(questions: tuple[torch.Tensor, torch.Tensor]) 
         device.close()
 
 
-def test_close_leaves_it_safe(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_closing_leaves_it_safe(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
     good = chip()
     with served(good) as port:
         with d.open_device("scpi-mvm", port=port) as session:
@@ -101,7 +107,7 @@ def test_close_leaves_it_safe(questions: tuple[torch.Tensor, torch.Tensor]) -> N
             good.query(questions[1])
 
 
-def test_what_the_instrument_refuses_is_raised_here() -> None:
+def test_an_error_of_the_instrument_is_raised_on_the_host() -> None:
     with served(chip()) as port:
         device = open_scpi_mvm(port)
         device.open()
@@ -121,7 +127,7 @@ def test_another_unit_at_the_same_port_is_refused() -> None:
         device.open()
 
 
-def test_answers_that_were_asked_for_before_do_not_keep_it_from_opening_or_closing(
+def test_late_answers_do_not_disturb_opening_and_closing(
     questions: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
     late = b"QUER:DATA? 5," + block(questions[1]) + b";:SYST:ERR?\nPROG:DATA?;:SYST:ERR?\n*OPC?\n"
@@ -130,9 +136,32 @@ def test_answers_that_were_asked_for_before_do_not_keep_it_from_opening_or_closi
         device.open()
         device.program(questions[0][0])
         device.transport.write(late)
-        assert device._line.identify() == device.identity
+        assert device.link.identify() == device.identity
         device.transport.write(late.removesuffix(b"*OPC?\n"))
         device.close()
+
+
+@contextmanager
+def answering(answer: bytes) -> Iterator[str]:
+    """Serve an instrument that answers every query with its number and these bytes."""
+
+    class Liar(ScpiServer):
+        def handle(self, message: Message) -> list[Bytes]:
+            first = message.commands[0]
+            if first.header == "QUER:DATA?":
+                return [str(first.parameters[0]).encode() + answer]
+            return super().handle(message)
+
+    server, stop = Liar(chip()), threading.Event()
+
+    def serve(line: Transport) -> None:
+        with line, suppress(NotConnected):
+            server.serve(line, stop)
+
+    LoopbackTransport.listen("liar", lambda line: threading.Thread(target=serve, args=(line,), daemon=True).start())
+    yield "loop://liar"
+    stop.set()
+    LoopbackTransport.forget("liar")
 
 
 @pytest.mark.parametrize(
@@ -147,34 +176,31 @@ def test_answers_that_were_asked_for_before_do_not_keep_it_from_opening_or_closi
     ],
 )
 def test_an_answer_that_cannot_be_right_is_refused_unread(answer: bytes, complaint: str) -> None:
-    with served(chip()) as port:
-        device = open_scpi_mvm(port, timeout=0.5)
-    ends: list[LoopbackTransport] = []
-    LoopbackTransport.listen("scpi-liar", ends.append)
-    device.transport = open_transport("loop://scpi-liar", 0.1)
-    device._line._transport = device.transport
-    with device.transport:
-        device._is_open = device._is_programmed = True
-        ends[0].write(str(device._number + 1).encode() + answer)
-        tracemalloc.start()
-        with pytest.raises(ProtocolError, match=complaint):
-            device.query(torch.zeros(5, N))
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
+    with answering(answer) as port:
+        device = open_scpi_mvm(port, timeout=0.1)
+        with Session(device, retry=d.Retry(attempts=1)) as session:
+            session.program(torch.zeros(N * M))
+            tracemalloc.start()
+            with pytest.raises(ProtocolError, match=complaint):
+                session.query(torch.zeros(5, N))
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            device.flush()
     assert peak < 100_000
-    LoopbackTransport.forget("scpi-liar")
 
 
-def test_a_second_host_is_told_in_one_sentence(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_a_second_host_gets_a_one_sentence_error(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
     with served(chip()) as port, d.open_device("scpi-mvm", port=port) as session:
         session.apply(questions[0][0], questions[1])
-        with pytest.raises(NotConnected, match=r"has hung up.*; check the instrument, and whether somebody else uses"):
+        with pytest.raises(
+            NotConnected, match=r"has hung up.*; check the instrument, and whether another program uses"
+        ):
             open_scpi_mvm(port, timeout=0.5)
         session.query(questions[1])
 
 
 class Named(d.HardwareDevice):
-    """A device with a name as people write them."""
+    """Drive a device whose name has commas and line ends."""
 
     def __init__(self) -> None:
         super().__init__(d.DeviceSpec(name="MVM, 2 x 2;\nrev B", in_features=2, out_features=2, num_controls=4))
@@ -200,7 +226,7 @@ def test_a_name_may_have_commas_and_lines(protocol: str) -> None:
 # -- the instrument --------------------------------------------------------------------------------
 
 
-def test_says_who_it_is(terminal: Transport) -> None:
+def test_the_instrument_identifies_itself(terminal: Transport) -> None:
     maker, model, number, firmware = ask(terminal, b"*IDN?\n").split(",")
     assert (maker, model, number, firmware) == ("astralora", "slm", chip().spec.serial_number, "1.0")
 
@@ -235,15 +261,15 @@ def test_0_is_the_number_of_no_request(terminal: Transport, request_: bytes) -> 
     assert "numbers begin at 1" in ask(terminal, b"SYST:ERR?\n")
 
 
-def test_a_message_answers_all_its_questions(terminal: Transport) -> None:
+def test_a_message_answers_all_its_queries(terminal: Transport) -> None:
     assert ask(terminal, b"*OPC?;:SYST:ERR?;*OPC?\n") == '1;0,"No error";1'
 
 
 @pytest.mark.parametrize(
     ("message", "complaint"),
     [
-        (b"PROG:DATA 1,#9999999999\n", "a block of 999999999 bytes is more than the 16777216 taken"),
-        (b"PROG:DATA 1,#0abc\n", "only blocks of definite length are taken"),
+        (b"PROG:DATA 1,#9999999999\n", "a block of 999999999 bytes is more than the 16777216 accepted"),
+        (b"PROG:DATA 1,#0abc\n", "only blocks of definite length are accepted"),
         (b"PROG:DATA 1,#2xx\n", "begins with b'xx' where its length in digits is due"),
         (b"A" * 5000 + b"\n", "a message of more than 1024 bytes beside its blocks"),
     ],
@@ -268,7 +294,7 @@ def test_headers_match_short_and_long_forms_only() -> None:
         assert not matches(wrong, "PROGram:DATA")
 
 
-def test_errors_cross_the_wire_as_what_they_are() -> None:
+def test_errors_keep_their_type_across_the_wire() -> None:
     for kind in (DeviceError, OutOfRange, NotConnected, d.DeviceTimeout, ProtocolError, d.CalibrationMismatch):
         number, text = error_number(kind('too "hot"\n: 80'))
         assert type(error_of(number, text)) is kind

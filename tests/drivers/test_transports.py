@@ -1,4 +1,4 @@
-"""Each way of moving bytes, against a real other end: a pseudo-terminal, a socket, VISA on a socket, memory."""
+"""Test every transport against a real other end: a pseudo-terminal, a socket, VISA on a socket, memory."""
 
 import errno
 import logging
@@ -34,7 +34,7 @@ KINDS = ["serial", "tcp", "visa", "loop"]
 
 
 class Peer(ABC):
-    """What is at the other end of a line.
+    """Hold the other end of a line.
 
     Attributes:
         uri: leads to it.
@@ -44,15 +44,15 @@ class Peer(ABC):
 
     @abstractmethod
     def send(self, data: bytes) -> None:
-        """Send all of it."""
+        """Send all bytes."""
 
     @abstractmethod
     def receive(self, count: int) -> bytes:
-        """The next so many bytes."""
+        """Return the next ``count`` bytes."""
 
     @abstractmethod
     def hang_up(self) -> None:
-        """Be gone; does nothing when gone already."""
+        """Disconnect; does nothing when disconnected already."""
 
 
 class Terminal(Peer):
@@ -107,7 +107,8 @@ class Socket(Peer):
 
     def hang_up(self) -> None:
         if self._listener.fileno() >= 0:
-            self._host.close()
+            if self._connection is not None or select.select([self._listener], [], [], 0)[0]:
+                self._host.close()
             self._listener.close()
 
 
@@ -149,9 +150,6 @@ def make_peer(kind: str) -> Peer:
 def peer(request: pytest.FixtureRequest) -> Generator[Peer]:
     peer = make_peer(request.param)
     yield peer
-    # A line that nobody ever opened has nobody to hang up on.
-    if isinstance(peer, Socket) and peer._connection is None:
-        peer._listener.close()
     peer.hang_up()
 
 
@@ -170,19 +168,19 @@ def in_background(function: Any, *arguments: Any) -> threading.Thread:
 # -- bytes -----------------------------------------------------------------------------------------
 
 
-def test_every_byte_goes_through_as_it_is(line: Transport, peer: Peer) -> None:
+def test_every_byte_passes_unchanged(line: Transport, peer: Peer) -> None:
     line.write(ALL_BYTES)
     assert peer.receive(256) == ALL_BYTES
     peer.send(ALL_BYTES)
     assert line.read(256) == ALL_BYTES
 
 
-def test_the_parts_of_a_message_arrive_in_their_order(line: Transport, peer: Peer) -> None:
+def test_the_parts_of_a_message_arrive_in_order(line: Transport, peer: Peer) -> None:
     line.write(b"one ", bytearray(b"two "), memoryview(b"three"), b"")
     assert peer.receive(13) == b"one two three"
 
 
-def test_what_is_larger_than_any_buffer_on_the_way_arrives_whole(line: Transport, peer: Peer) -> None:
+def test_a_message_larger_than_all_buffers_arrives_whole(line: Transport, peer: Peer) -> None:
     large = ALL_BYTES * 2000
     echo = in_background(lambda: peer.send(peer.receive(len(large))))
     line.write(large[:1000], large[1000:])
@@ -201,7 +199,7 @@ def test_an_answer_that_comes_in_pieces_is_read_whole(line: Transport, peer: Pee
     sending.join()
 
 
-def test_what_is_read_into_memory_of_ones_own_is_counted(line: Transport, peer: Peer) -> None:
+def test_bytes_read_into_given_memory_are_counted(line: Transport, peer: Peer) -> None:
     line.write(b"ab", b"c")
     peer.send(b"12345")
     memory = bytearray(5)
@@ -210,7 +208,7 @@ def test_what_is_read_into_memory_of_ones_own_is_counted(line: Transport, peer: 
     assert (line.sent, line.received) == (3, 5)
 
 
-def test_a_line_of_text_ends_where_it_says(line: Transport, peer: Peer) -> None:
+def test_a_line_of_text_ends_at_its_end_mark(line: Transport, peer: Peer) -> None:
     peer.send(b"first\nsecond\n")
     assert line.read_until(b"\n", 100) == b"first\n"
     assert line.read_until(b"\n", 100) == b"second\n"
@@ -242,7 +240,7 @@ def test_a_short_read_is_a_timeout_and_never_a_short_answer(line: Transport, pee
         line.read(5)
 
 
-def test_silence_is_waited_through_for_about_the_timeout(line: Transport) -> None:
+def test_silence_ends_after_the_timeout(line: Transport) -> None:
     line.timeout = 0.2
     start = time.monotonic()
     with pytest.raises(DeviceTimeout, match=r"fell silent for 0.2 s after 0 of 1 bytes"):
@@ -250,7 +248,7 @@ def test_silence_is_waited_through_for_about_the_timeout(line: Transport) -> Non
     assert 0.15 < time.monotonic() - start < TIMEOUT
 
 
-def test_the_first_byte_may_take_as_much_longer_as_is_said(line: Transport, peer: Peer) -> None:
+def test_the_first_byte_may_take_longer_by_the_patience(line: Transport, peer: Peer) -> None:
     line.timeout = SILENCE
 
     def settle() -> None:
@@ -305,13 +303,13 @@ def test_a_peer_that_takes_no_more_bytes_is_a_timeout(kind: str) -> None:
     [lambda line: line.write(b"x"), lambda line: line.read(1), lambda line: line.flush()],
     ids=["write", "read", "flush"],
 )
-def test_a_closed_line_says_so(peer: Peer, use: Any) -> None:
+def test_a_closed_line_is_refused(peer: Peer, use: Any) -> None:
     line = open_transport(peer.uri, TIMEOUT)
     with pytest.raises(NotConnected, match="is closed; call open first"):
         use(line)
 
 
-def test_opening_and_closing_twice_is_as_once(peer: Peer) -> None:
+def test_opening_and_closing_twice_does_nothing_more(peer: Peer) -> None:
     line = open_transport(peer.uri, TIMEOUT)
     line.open()
     line.open()
@@ -341,7 +339,7 @@ def test_a_peer_that_hangs_up_is_not_connected(line: Transport, peer: Peer) -> N
         line.read(1)
 
 
-def test_what_arrived_before_the_peer_hung_up_can_still_be_read() -> None:
+def test_bytes_from_before_the_peer_hung_up_can_be_read() -> None:
     for kind in ("tcp", "visa", "loop"):
         peer = make_peer(kind)
         with open_transport(peer.uri, TIMEOUT) as line:
@@ -382,7 +380,7 @@ def free_port() -> int:
         ("loop://nobody", "nothing listens at loop://nobody in this process; start an emulator of that name"),
     ],
 )
-def test_a_peer_that_is_not_there_is_told_in_one_sentence(uri: str, complaint: str) -> None:
+def test_a_missing_peer_gets_a_one_sentence_error(uri: str, complaint: str) -> None:
     if uri.startswith("visa"):
         pytest.importorskip("pyvisa_py", reason="pyvisa-py is not installed")
     line = open_transport(uri.format(port=free_port()), 0.5)
@@ -392,7 +390,7 @@ def test_a_peer_that_is_not_there_is_told_in_one_sentence(uri: str, complaint: s
     assert "\n" not in str(caught.value)
 
 
-def test_a_host_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_that_does_not_answer_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def silence(*_: object, **__: object) -> socket.socket:
         raise TimeoutError
 
@@ -409,7 +407,7 @@ def test_a_host_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) ->
         (errno.EIO, "cannot be opened: "),
     ],
 )
-def test_why_a_serial_port_cannot_be_opened_is_told(
+def test_the_reason_why_a_serial_port_cannot_be_opened_is_reported(
     monkeypatch: pytest.MonkeyPatch, number: int, complaint: str
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -420,7 +418,7 @@ def test_why_a_serial_port_cannot_be_opened_is_told(
         SerialTransport("/dev/ttyUSB0").open()
 
 
-def test_what_is_no_serial_port_is_told(tmp_path: Any) -> None:
+def test_a_file_that_is_no_serial_port_is_reported(tmp_path: Any) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(NotConnected, match="cannot be opened: "):
         SerialTransport(str(tmp_path / "file")).open()
@@ -429,7 +427,7 @@ def test_what_is_no_serial_port_is_told(tmp_path: Any) -> None:
 HOLD = "import serial, sys; port = serial.Serial(sys.argv[1], exclusive=True); print('held', flush=True); input()"
 
 
-def test_a_serial_port_that_another_process_has_is_told() -> None:
+def test_a_serial_port_in_use_by_another_process_is_reported() -> None:
     peer = Terminal()
     path = peer.uri.removeprefix("serial://")
     with subprocess.Popen(
@@ -453,7 +451,7 @@ def test_a_name_in_memory_can_be_listened_at_once() -> None:
     peer.hang_up()
 
 
-def test_a_line_to_nobody_in_memory_echoes() -> None:
+def test_a_line_without_a_name_echoes() -> None:
     with open_transport("loop://", SILENCE) as line:
         line.write(b"hel", b"lo")
         assert line.read(5) == b"hello"
@@ -517,7 +515,7 @@ def test_an_address_names_a_transport(uri: str, kind: type[Transport], found: di
         ("loop://chip?timeout=soon", "'soon'"),
     ],
 )
-def test_what_is_no_address_is_told_in_one_sentence(uri: str, complaint: str) -> None:
+def test_an_invalid_address_gets_a_one_sentence_error(uri: str, complaint: str) -> None:
     with pytest.raises(DeviceError) as caught:
         open_transport(uri)
     assert f"{uri!r} is no address of a port" in str(caught.value)
@@ -539,7 +537,7 @@ def test_an_ipv6_address_is_reached() -> None:
 # -- log -------------------------------------------------------------------------------------------
 
 
-def test_the_log_shows_the_beginning_of_what_passes_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_shows_the_first_bytes_of_a_message(caplog: pytest.LogCaptureFixture) -> None:
     secret = bytes(range(100, 200))
     with caplog.at_level(logging.DEBUG, "astralora.drivers.transports"), open_transport("loop://", TIMEOUT) as line:
         line.write(secret[:10], secret[10:])
@@ -553,7 +551,7 @@ def test_the_log_shows_the_beginning_of_what_passes_and_no_more(caplog: pytest.L
     ]
 
 
-def test_the_log_shows_what_there_was_of_an_answer_that_broke_off(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_shows_the_bytes_of_an_incomplete_answer(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "astralora.drivers.transports"), open_transport("loop://", SILENCE) as line:
         line.write(b"\x01\x02")
         with pytest.raises(DeviceTimeout):
@@ -561,7 +559,7 @@ def test_the_log_shows_what_there_was_of_an_answer_that_broke_off(caplog: pytest
     assert "loop:// <- 2 bytes: 01 02" in caplog.text
 
 
-def test_nothing_is_made_ready_for_a_log_that_nobody_reads(caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_is_formatted_for_a_log_that_is_off(caplog: pytest.LogCaptureFixture) -> None:
     class Unshown(bytes):
         def hex(self, *_: object) -> str:
             raise AssertionError("nobody asked for it")
@@ -605,7 +603,7 @@ def test_the_messages_of_two_threads_are_not_mixed(line: Transport, peer: Peer) 
         ("pyvisa", "visa://GPIB0::7::INSTR", "VISA instruments need pyvisa, which is not installed"),
     ],
 )
-def test_a_missing_library_is_named_with_the_extra_that_brings_it(
+def test_a_missing_library_is_named_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, module: str, uri: str, complaint: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
@@ -614,9 +612,9 @@ def test_a_missing_library_is_named_with_the_extra_that_brings_it(
         line.open()
 
 
-def test_a_visa_library_that_is_not_there_is_told() -> None:
+def test_a_missing_visa_library_is_reported() -> None:
     pytest.importorskip("pyvisa", reason="pyvisa is not installed")
-    with pytest.raises(DeviceError, match=r"no VISA library is at hand .*brings pyvisa-py"):
+    with pytest.raises(DeviceError, match=r"no VISA library is installed .*adds pyvisa-py"):
         open_transport("visa://GPIB0::7::INSTR?backend=/nowhere/libvisa.so@ivi").open()
 
 
@@ -626,20 +624,20 @@ def python(code: str) -> str:
     return done.stdout
 
 
-def test_libraries_are_imported_only_by_those_who_use_them() -> None:
+def test_libraries_are_imported_only_when_used() -> None:
     python(
-        "import sys, devices, drivers.frame_mvm, drivers.scpi_mvm, drivers.emulator; devices.list_devices();"
-        "astralora.devices.list_emulators();"
+        "import sys, astralora.drivers.frame_mvm, astralora.drivers.scpi_mvm, astralora.drivers.emulator;"
+        "astralora.devices.list_devices(); astralora.devices.list_emulators();"
         "found = {'serial', 'pyvisa', 'pyvisa_py'} & set(sys.modules); assert not found, found"
     )
 
 
-def test_without_isal_checksums_are_those_of_zlib_and_the_same() -> None:
+def test_checksums_are_the_same_without_isal() -> None:
     from astralora.drivers.frames import encode_frame
 
     payload = ALL_BYTES * 10
     code = (
-        "import sys; sys.modules['isal'] = None; from drivers import frames;"
+        "import sys; sys.modules['isal'] = None; from astralora.drivers import frames;"
         "assert frames.crc32.__module__ == 'zlib', frames.crc32.__module__;"
         "print(b''.join(frames.encode_frame(3, 9, bytes(range(256)) * 10)).hex())"
     )

@@ -14,6 +14,8 @@ from astralora.lowrank import OIALR
 
 from .conftest import Everything, linear, square_net
 
+pytestmark = pytest.mark.processors
+
 ALWAYS: dict[str, Any] = {"delay": 0, "stability_frequency": 1, "network_layer_perc_step": 1.0, "min_rank": 2}
 
 

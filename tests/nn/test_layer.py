@@ -13,6 +13,8 @@ from astralora import BlackBoxLinear, ConfigurationError, Session
 from astralora.devices import Budget, BudgetExceeded, OutOfRange
 from astralora.simulators import KINDS, Impairments
 
+pytestmark = pytest.mark.processors
+
 
 def layer_on(simulated: Any, kind: str = "slm", n: int = 8, m: int = 6, **options: Any) -> BlackBoxLinear:
     device = {key: options.pop(key) for key in ("impairments", "input_range") if key in options}

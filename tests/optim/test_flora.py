@@ -16,6 +16,8 @@ from astralora.common.errors import ConfigurationError
 from astralora.optim import DivergingMomentumWarning, Flora, state_bytes
 from astralora.training.checkpoint import load_state, save_state
 
+pytestmark = pytest.mark.processors
+
 MODES: list[dict[str, Any]] = [
     {},
     {"beta1": 0.9},

@@ -63,7 +63,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         steps=20,
     )
     return {
-        "check": check_report(checks, al.characterise(chip)),
+        "check": check_report(checks, al.characterise(chip, al.Budget(programs=40, vectors=2000))),
         "calibration": calibration_report(
             al.calibrate(
                 device_factory(KINDS["slm"])(8, 8, impairments=make_impairments()), al.Budget(programs=24), steps=60

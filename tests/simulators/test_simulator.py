@@ -31,6 +31,8 @@ from astralora.simulators.converters import quantize
 from astralora.simulators.crosstalk import Crosstalk
 from astralora.simulators.wander import Process, Wander
 
+pytestmark = pytest.mark.processors
+
 
 def start(session: Any) -> torch.Tensor:
     controls: torch.Tensor = initial_controls(session.spec, torch.Generator().manual_seed(0))

@@ -117,7 +117,7 @@ def test_the_same_seed_gives_the_same_metrics(changes: dict[str, Any], tmp_path:
 
 
 @pytest.mark.parametrize("changes", METHODS[:9])
-@pytest.mark.parametrize("stop_after", [1, 4, 5])
+@pytest.mark.parametrize("stop_after", [1, pytest.param(4, marks=pytest.mark.processors), 5])
 def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(
     changes: dict[str, Any], stop_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,7 +286,7 @@ def test_a_plan_accounts_for_full_rank_gradients(method: dict[str, Any], tmp_pat
     assert planned.vectors == pytest.approx(used["vectors"], rel=0.05)
 
 
-@pytest.mark.parametrize("task", ["digits-deep", "digits-conv"])
+@pytest.mark.parametrize("task", [pytest.param("digits-deep", marks=pytest.mark.campaign), "digits-conv"])
 def test_models_with_other_device_layers_come_within_two_points_of_digital_ones(task: str, tmp_path: Path) -> None:
     summary = train(RunFolder(tmp_path, RunConfig(task=task, seed=1)), report=False).summary
     assert summary["baseline_test_accuracy"] > 0.97

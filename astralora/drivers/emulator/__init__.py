@@ -1,4 +1,4 @@
-"""Any device on a real port, as its firmware would serve it."""
+"""Serve any device on a real port as its firmware does."""
 
 from .emulator import Emulator, FrameEmulator, ScpiEmulator
 

@@ -1,4 +1,4 @@
-"""A device on a real port, so that driver, transport and operating system can be tested without the chip."""
+"""Serve a device on a real port, to test driver, transport and operating system without the chip."""
 
 from __future__ import annotations
 
@@ -22,23 +22,27 @@ __all__ = ["Emulator", "FrameEmulator", "ScpiEmulator"]
 
 
 class Emulator:
-    """Serves a device on a port from a thread of its own, as its firmware would.
+    """Serve a device on a port from a thread of its own, as its firmware does.
 
-    Use it as a context manager, or call `start` and `stop`. One host is served at a time.
+    Use it as a context manager, or call `start` and `stop`. It serves one host at a time.
 
     Args:
-        device: what answers; usually a simulator.
-        address: where to listen: ``pty``, ``pty:PATH``, ``tcp://HOST:PORT``, ``loop://NAME``.
-        faults: what goes wrong on purpose, with programs and queries.
-        public: allow a TCP address that others than this machine can reach. Nothing is authenticated.
+        device: answers the requests; usually a simulator.
+        address: to listen at: ``pty``, ``pty:PATH``, ``tcp://HOST:PORT``, ``loop://NAME``.
+        faults: faults to inject into programs and queries.
+        public: allow a TCP address that other machines can reach. Nothing is authenticated.
 
     Attributes:
-        driver: the registered device that speaks to it.
-        uri: what that driver has to open.
+        driver: name of the registered device that speaks to it.
+        port: where it listens.
+        server: answers the requests.
+        uri: address for that driver.
 
     Raises:
-        DeviceError: it is impossible to listen there.
+        DeviceError: it cannot listen at that address.
     """
+
+    server: FrameServer | ScpiServer
 
     driver: ClassVar[str]
     busy: ClassVar[Bytes] = b""
@@ -51,35 +55,35 @@ class Emulator:
         self._chip = FaultyDevice(device, plan, CHIP_FAULTS)
         self._line_faults = LineFaults(plan, self._chip, self.possible_faults(plan))
         self._stop = threading.Event()
-        self._port = open_port(address, busy=self.busy, public=public)
-        self.uri = self._port.uri
+        self.port = open_port(address, busy=self.busy, public=public)
+        self.uri = self.port.uri
         self._thread = threading.Thread(target=self._run, name=f"astralora emulator {self.uri}", daemon=True)
 
     @classmethod
     def possible_faults(cls, plan: FaultPlan) -> tuple[FaultKind, ...]:
-        """Faults of the line that the protocol can notice."""
+        """Return the faults of the line that the protocol can notice."""
         return LINK_FAULTS
 
     @property
     def injected(self) -> Counter[FaultKind]:
-        """How many faults of each kind there were."""
+        """Return the number of faults of each kind that were injected."""
         return self._chip.injected + self._line_faults.dice.injected
 
     def start(self) -> Self:
-        """Begin to answer."""
+        """Start to answer."""
         self._thread.start()
         return self
 
     def stop(self) -> None:
-        """Answer no more, free the port, and bring the device into its safe state."""
+        """Stop answering, free the port, and bring the device into its safe state."""
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join()
-        self._port.close()
+        self.port.close()
         self.device.close()
 
     def wait(self) -> None:
-        """Answer until somebody calls `stop`, or the thread is interrupted."""
+        """Wait until `stop` is called or this thread is interrupted."""
         while self._thread.is_alive():
             self._thread.join(0.2)
 
@@ -91,25 +95,22 @@ class Emulator:
 
     def _run(self) -> None:
         while True:
-            line = self._port.accept(self._stop)
+            line = self.port.accept(self._stop)
             if line is None:
                 return
             try:
-                self._serve(line)
+                self.server.serve(line, self._stop)
             except HungUp:
-                self._port.hang_up(line)
+                self.port.hang_up(line)
             except NotConnected:
-                pass  # the host has gone; there may be another
+                pass  # the host has hung up; another one may come
             finally:
                 with suppress(DeviceError, OSError):
                     line.close()
 
-    def _serve(self, line: Transport) -> None:
-        raise NotImplementedError
-
 
 class FrameEmulator(Emulator):
-    """Emulates firmware that speaks the framed binary protocol."""
+    """Emulate firmware that speaks the framed binary protocol."""
 
     driver = "frame-mvm"
     busy = b"".join(encode_frame(ERROR, 0, encode_error(NotConnected("is in use by another host; close it there"))))
@@ -118,14 +119,11 @@ class FrameEmulator(Emulator):
         self, device: Device, address: str = "pty", faults: FaultPlan | None = None, *, public: bool = False
     ) -> None:
         super().__init__(device, address, faults, public=public)
-        self._server = _FaultyFrameServer(self._chip if faults else device, self._line_faults if faults else None)
-
-    def _serve(self, line: Transport) -> None:
-        self._server.serve(line, self._stop)
+        self.server = _FaultyFrameServer(self._chip if faults else device, self._line_faults if faults else None)
 
 
 class ScpiEmulator(Emulator):
-    """Emulates an instrument that speaks SCPI."""
+    """Emulate an instrument that speaks SCPI."""
 
     driver = "scpi-mvm"
 
@@ -138,21 +136,18 @@ class ScpiEmulator(Emulator):
         public: bool = False,
     ) -> None:
         super().__init__(device, address, faults, public=public)
-        self._server = _FaultyScpiServer(self._chip if faults else device, self._line_faults if faults else None)
+        self.server = _FaultyScpiServer(self._chip if faults else device, self._line_faults if faults else None)
 
     @classmethod
     def possible_faults(cls, plan: FaultPlan) -> tuple[FaultKind, ...]:
-        """All but damage: SCPI has no checksum, and nothing would tell a wrong answer from a right one.
+        """Return all faults of the line but damage: SCPI has no checksum to notice it by.
 
         Raises:
-            DeviceError: the plan asks for damage.
+            DeviceError: the plan has damage.
         """
         if plan.corrupt or "corrupt" in plan.at.values():
             raise DeviceError("SCPI cannot notice a corrupt answer: leave 'corrupt' out of the plan, or use frames")
         return tuple(kind for kind in LINK_FAULTS if kind != "corrupt")
-
-    def _serve(self, line: Transport) -> None:
-        self._server.serve(line, self._stop)
 
 
 class _FaultyFrameServer(FrameServer):

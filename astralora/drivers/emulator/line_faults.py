@@ -1,4 +1,4 @@
-"""Faults of the line, put between a server and its host."""
+"""Inject faults of the line between a server and its host."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ __all__ = ["HungUp", "LineFaults"]
 
 
 class HungUp(Exception):
-    """The line is to be broken here."""
+    """Ask the emulator to break the line."""
 
 
 class LineFaults:
-    """Lets answers through, or not as they are.
+    """Send answers with or without a fault.
 
     Args:
-        plan: how often which fault.
-        chip: the device behind; it is spared where the line has a fault, so that an operation has one at most.
+        plan: shares of the faults.
+        chip: device behind the server; it has no fault where the line has one, so that an operation has at most one.
         possible: faults that the protocol can notice.
 
     Attributes:
-        dice: decides, and counts.
+        dice: draws the faults and counts them.
     """
 
     def __init__(self, plan: FaultPlan, chip: FaultyDevice, possible: Collection[FaultKind] = LINK_FAULTS) -> None:
         self.dice = FaultDice(plan, LINK_FAULTS)
         self._chip = chip
         self._possible = possible
-        self._held: list[Bytes] = []
+        self._late: list[Bytes] = []
 
     def answer(
         self,
@@ -44,14 +44,14 @@ class LineFaults:
 
         Args:
             line: to the host.
-            carry_out: does what is asked, and returns the answer.
-            complain: the answer to a request that arrived damaged; empty where there is none.
+            carry_out: carries the request out, and returns the answer.
+            complain: returns the answer to a request that arrived damaged; empty where there is none.
 
         Raises:
-            HungUp: the line is to be broken.
+            HungUp: the line has to break.
         """
-        # One fault at a time: what comes with a late answer, the late answer would make good.
-        kind = None if self._held else self.dice.throw(self._possible)
+        # One fault at a time: a late answer would hide the fault that comes with it.
+        kind = None if self._late else self.dice.throw(self._possible)
         with self._chip.spared() if kind is not None else nullcontext():
             self._answer(kind, line, carry_out, complain)
 
@@ -62,28 +62,28 @@ class LineFaults:
         carry_out: Callable[[], list[Bytes]],
         complain: Callable[[], list[Bytes]],
     ) -> None:
-        # What was held back comes at the worst time: just before the next answer.
-        held, self._held = self._held, []
+        # A late answer comes at the worst time: just before the next one.
+        late, self._late = self._late, []
         if kind == "disconnect":
             raise HungUp
         if kind == "timeout":
             if self.dice.coin():
-                carry_out()  # the answer is lost; else it was the request
+                carry_out()  # the answer is lost; else the request is
             return
         if kind == "corrupt" and self.dice.coin():
-            line.write(*held, *complain())
+            line.write(*late, *complain())
             return
         answer = carry_out()
         if kind == "late":
-            self._held = answer
+            self._late = answer
             return
         if kind in ("truncated", "corrupt"):
             whole = bytearray(b"".join(answer))
             if kind == "truncated":
                 del whole[self.dice.below(len(whole)) :]
             else:
-                # Different places: the same bit flipped twice is no damage.
+                # Different bytes: flipping one bit twice changes nothing.
                 for place in {self.dice.below(len(whole)) for _ in range(3)}:
                     whole[place] ^= 1 << self.dice.below(8)
             answer = [whole]
-        line.write(*held, *answer)
+        line.write(*late, *answer)

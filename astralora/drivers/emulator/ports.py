@@ -1,4 +1,4 @@
-"""Where an emulator listens: pseudo-terminals, TCP, and lines in memory."""
+"""Listen for hosts: at pseudo-terminals, TCP addresses, and names in memory."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from ..transports.uri import parse_address
 
 __all__ = ["Port", "open_port"]
 
-# How soon a thread that waits for something sees that it is to stop, in seconds.
+# Interval at which a waiting thread checks whether to stop, in seconds.
 _TICK = 0.05
 
 
 class Port(ABC):
-    """A place where one host at a time can connect.
+    """Let one host at a time connect.
 
     Attributes:
-        uri: what a driver has to open.
+        uri: address for a driver.
     """
 
     uri: str
 
     @abstractmethod
     def accept(self, stop: threading.Event) -> Transport | None:
-        """The open line to the next host; None when asked to stop."""
+        """Return the open line to the next host; None once ``stop`` is set."""
 
     @abstractmethod
     def hang_up(self, line: Transport) -> None:
-        """Break a line as a pulled cable would."""
+        """Break a line as a pulled cable does."""
 
     @abstractmethod
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
 
 
 def open_port(address: str, *, busy: Bytes = b"", public: bool = False) -> Port:
@@ -55,11 +55,11 @@ def open_port(address: str, *, busy: Bytes = b"", public: bool = False) -> Port:
     Args:
         address: ``pty``, ``pty:PATH`` for a link of that name to it, ``tcp://HOST:PORT`` (port 0 for any that is
             free), or ``loop://NAME``.
-        busy: what a second host is told before it is turned away.
-        public: allow others than this machine to connect. There is no authentication of any kind.
+        busy: bytes for a second host before the port hangs up on it.
+        public: allow other machines to connect. There is no authentication of any kind.
 
     Raises:
-        DeviceError: the address is none, is taken, or is public and was not asked to be.
+        DeviceError: the address is not valid, is taken, or is public without ``public``.
     """
     scheme, separator, place = address.partition("://")
     if address == "pty" or address.startswith("pty:"):
@@ -79,7 +79,7 @@ def open_port(address: str, *, busy: Bytes = b"", public: bool = False) -> Port:
 
 
 class _PtyLine(Transport):
-    """The instrument's end of a pseudo-terminal."""
+    """Speak at the instrument's end of a pseudo-terminal."""
 
     def __init__(self, uri: str, master: int) -> None:
         super().__init__(uri, timeout=_TICK)
@@ -90,12 +90,12 @@ class _PtyLine(Transport):
         pass
 
     def _close(self) -> None:
-        pass  # the port's own: it stays while hosts come and go
+        pass  # the terminal belongs to the port and outlives its hosts
 
     def _send(self, parts: tuple[Bytes, ...]) -> None:
         data = memoryview(b"".join(parts))
         while data:
-            # A host that is slow to read gets its time; one that has gone does not hold the instrument up.
+            # A slow host gets 2 s; a host that has gone does not block the instrument for longer.
             if not select.select([], [self._master], [], 2.0)[1]:
                 raise DeviceTimeout(f"nobody reads {self.uri}")
             data = data[os.write(self._master, data) :]
@@ -131,7 +131,7 @@ class _PtyPort(Port):
         return line
 
     def hang_up(self, line: Transport) -> None:
-        # The next terminal is there before the last one goes: a host that comes back at once finds it.
+        # The next terminal exists before the last one closes: a host that reconnects at once finds it.
         line.close()
         ends = self._master, self._slave
         self._connect()
@@ -150,10 +150,10 @@ class _PtyPort(Port):
 
         if self._link.exists() and not self._link.is_symlink():
             raise FileExistsError(errno.EEXIST, "a file of that name exists")
-        # The host's end is kept open here as well: else the terminal is gone whenever no host has it.
+        # The host's end stays open here too: else the terminal closes whenever no host has it open.
         self._master, self._slave = os.openpty()
         tty.setraw(self._slave)
-        # The name stays while the terminal behind it changes, as with a USB adapter that is plugged in again.
+        # The name stays and the terminal changes, as with a USB adapter that is plugged in again.
         draft = self._link.with_name(f"{self._link.name}.{os.getpid()}")
         draft.symlink_to(os.ttyname(self._slave))
         draft.replace(self._link)
@@ -169,7 +169,7 @@ def _close(ends: tuple[int, int]) -> None:
 
 
 class _TcpLine(SocketTransport):
-    """The instrument's end of a TCP connection."""
+    """Speak at the instrument's end of a TCP connection."""
 
     def __init__(self, uri: str, connection: socket.socket) -> None:
         super().__init__(uri, timeout=_TICK)
@@ -187,7 +187,7 @@ class _TcpLine(SocketTransport):
             self.timeout = tick
 
     def has_gone(self) -> bool:
-        """Whether the host has hung up, as far as that has come through."""
+        """Return whether the host has hung up, as far as the system has noticed."""
         connection = self._socket
         if connection is None:
             return True
@@ -239,7 +239,8 @@ class _TcpPort(Port):
         self._listener.close()
         with suppress(queue.Empty):
             while True:
-                self._arrived.get_nowait()._close()
+                with self._arrived.get_nowait():
+                    pass  # opening and closing it closes the connection
 
     def _receive_hosts(self) -> None:
         self._listener.settimeout(_TICK)
@@ -252,7 +253,7 @@ class _TcpPort(Port):
                 return
             current = self._current
             if current is not None and not current.has_gone():
-                # An instrument has one host: a second one is told, and turned away.
+                # An instrument has one host: a second one gets a message and is disconnected.
                 with connection, suppress(OSError):
                     connection.sendall(self._busy)
                 continue
@@ -265,7 +266,7 @@ def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return False  # a name, which may be anybody's
+        return False  # a name may be that of any machine
 
 
 # -- memory --------------------------------------------------------------------------------------

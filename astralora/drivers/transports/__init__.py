@@ -1,4 +1,4 @@
-"""Ways of moving bytes to an instrument: serial ports, sockets, VISA, and lines in memory."""
+"""Move bytes to an instrument: over serial ports, sockets, VISA, and lines in memory."""
 
 from .base import Transport
 from .loopback import LoopbackTransport

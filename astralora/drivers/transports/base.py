@@ -1,4 +1,4 @@
-"""What all ways of moving bytes to an instrument share."""
+"""Define the interface and the common behaviour of all transports."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _log = logging.getLogger(__name__)
 
 Bytes = bytes | bytearray | memoryview
 
-# Bytes of a message that the log shows.
+# Bytes of a message to log.
 _SHOWN = 24
-# Longest that a drain of the line may take, in seconds.
+# Longest time to flush a line, in seconds.
 _DRAIN = 0.5
 
 
 class Transport(ABC):
-    """A line that carries bytes: fill in `_open`, `_close`, `_send` and `_receive`.
+    """Carry bytes along a line: fill in `_open`, `_close`, `_send` and `_receive`.
 
-    Public methods lock, log at DEBUG with the beginning of what passed in hexadecimal, and time out. What is
-    asked for arrives whole or not at all: a short read is a `DeviceTimeout`, never a short answer.
+    Public methods lock, log the first bytes in hexadecimal at DEBUG, and time out. A read returns all bytes that were
+    asked for, or raises `DeviceTimeout`: no answer is short.
 
     Args:
-        uri: where the line leads, for messages.
-        timeout: longest silence that is waited through, in seconds.
+        uri: address at the other end, for messages.
+        timeout: longest silence to wait through, in seconds.
 
     Attributes:
         sent: bytes that have been sent.
@@ -57,7 +57,7 @@ class Transport(ABC):
         """Connect; does nothing when connected already.
 
         Raises:
-            NotConnected: there is nothing at the other end, or somebody else has it.
+            NotConnected: nothing is at the other end, or another program has it.
         """
         with self._lock:
             if not self._is_open:
@@ -84,8 +84,8 @@ class Transport(ABC):
         """Send all parts, in their order, as one message.
 
         Raises:
-            DeviceTimeout: the other side does not take it.
-            NotConnected: the line is closed or has gone.
+            DeviceTimeout: the other side accepts no more bytes.
+            NotConnected: the line is closed or broken.
         """
         with self._lock:
             self._require_open()
@@ -96,22 +96,22 @@ class Transport(ABC):
             self.sent += sum(map(len, parts))
 
     def read(self, count: int, patience: float = 0.0) -> bytearray:
-        """Exactly ``count`` bytes.
+        """Read exactly ``count`` bytes.
 
         Args:
-            count: how many.
+            count: number of bytes.
             patience: seconds that the first byte may take on top of the timeout, such as the time to settle.
 
         Raises:
             DeviceTimeout: the line fell silent before.
-            NotConnected: the line is closed or has gone.
+            NotConnected: the line is closed or broken.
         """
         buffer = bytearray(count)
         self.read_into(memoryview(buffer), patience)
         return buffer
 
     def read_into(self, view: memoryview, patience: float = 0.0) -> None:
-        """Fill all of ``view``; otherwise as `read`."""
+        """Fill all of ``view`` from the line; as `read`."""
         with self._lock:
             self._require_open()
             got, wait = 0, self.timeout + patience
@@ -128,7 +128,7 @@ class Transport(ABC):
             self._show("<-", view)
 
     def read_until(self, end: bytes, limit: int, patience: float = 0.0) -> bytearray:
-        """Everything up to and with ``end``, read byte by byte: for short lines of text.
+        """Read everything up to ``end``, included, byte by byte: for short lines of text.
 
         Raises:
             ProtocolError: it is not among the first ``limit`` bytes.
@@ -145,7 +145,7 @@ class Transport(ABC):
             return line
 
     def flush(self) -> None:
-        """Discard whatever has arrived, and what keeps arriving without a pause."""
+        """Discard all bytes that have arrived, and those that follow without a pause."""
         with self._lock:
             self._require_open()
             gone, until = 0, time.monotonic() + _DRAIN
@@ -160,7 +160,7 @@ class Transport(ABC):
 
     @contextmanager
     def interrupted(self) -> Generator[None]:
-        """For tests: within this block the line is cut, and nothing passes either way."""
+        """Cut the line within this block, for tests: nothing passes either way."""
         with self._lock:
             self._cut = True
         try:
@@ -185,7 +185,7 @@ class Transport(ABC):
 
     @abstractmethod
     def _receive(self, view: memoryview, seconds: float) -> int:
-        """Put the next bytes into ``view`` and tell how many; 0 when there was none for so many seconds."""
+        """Put the next bytes into ``view`` and return their number; 0 where none came for so many seconds."""
 
     # -- inside the lock --------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Lines that end in the same process."""
+"""Carry bytes within this process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["LoopbackTransport"]
 
 
 class _Pipe:
-    """Bytes on their way in one direction."""
+    """Queue bytes in one direction."""
 
     def __init__(self) -> None:
         self._chunks: deque[memoryview] = deque()
@@ -53,11 +53,11 @@ class _Pipe:
 
 
 class LoopbackTransport(Transport):
-    """A line in memory: an echo, or one end of a line to whatever listens under a name in this process.
+    """Carry bytes in memory: to a listener of that name in this process, or back as an echo.
 
     Args:
-        name: of the listener; empty for an echo of what is written.
-        timeout: longest silence that is waited through, in seconds.
+        name: name of the listener; empty for an echo.
+        timeout: longest silence to wait through, in seconds.
     """
 
     _listeners: ClassVar[dict[str, Callable[[LoopbackTransport], None]]] = {}
@@ -70,11 +70,11 @@ class LoopbackTransport(Transport):
 
     @classmethod
     def listen(cls, name: str, accept: Callable[[LoopbackTransport], None]) -> None:
-        """Let ``loop://name`` lead here.
+        """Listen at ``loop://name``.
 
         Args:
-            name: not empty.
-            accept: given the open other end of each new line.
+            name: name of the listener; not empty.
+            accept: called with the open other end of each new line.
 
         Raises:
             NotConnected: the name is taken.

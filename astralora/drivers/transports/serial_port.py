@@ -1,4 +1,4 @@
-"""Serial ports, USB ones included, by pyserial."""
+"""Carry bytes over serial ports, USB ones included, by pyserial."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["SerialTransport"]
 
 
 class SerialTransport(Transport):
-    """A serial port, held exclusively: a second process that opens it is refused.
+    """Carry bytes over a serial port. The port is locked: a second process cannot open it.
 
     Args:
         port: such as ``"/dev/ttyUSB0"`` or ``"COM3"``.
-        timeout: longest silence that is waited through, in seconds.
-        baudrate: bits per second; of no consequence on USB and on pseudo-terminals.
+        timeout: longest silence to wait through, in seconds.
+        baudrate: bits per second; USB and pseudo-terminals ignore it.
     """
 
     def __init__(self, port: str, timeout: float = 2.0, *, baudrate: int = 115200) -> None:
@@ -65,7 +65,7 @@ class SerialTransport(Transport):
         try:
             if port.timeout != seconds:
                 port.timeout = seconds
-            # As many as are there; one, waited for, where there are none.
+            # All bytes that have arrived; where none has, wait for one.
             count = min(len(view), max(1, port.in_waiting))
             data = port.read(count)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Instruments on the network."""
+"""Carry bytes over the network."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .base import Bytes, Transport
 
 __all__ = ["SocketTransport", "TcpTransport"]
 
-_HINT = "check the instrument, and whether somebody else uses it"
+_HINT = "check the instrument, and whether another program uses it"
 
 
 class SocketTransport(Transport):
-    """A connected stream socket; either end of it."""
+    """Carry bytes over a connected stream socket, at either end."""
 
     def __init__(self, uri: str, timeout: float = 2.0) -> None:
         super().__init__(uri, timeout)
@@ -29,7 +29,7 @@ class SocketTransport(Transport):
 
     def _connected(self, connection: socket.socket) -> None:
         """Use this connection from now on."""
-        # Requests are answered one by one: waiting for more to send would only cost time.
+        # Requests are answered one by one: to wait for more bytes to send would cost time.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         connection.settimeout(None)
@@ -38,7 +38,7 @@ class SocketTransport(Transport):
     def _send(self, parts: tuple[Bytes, ...]) -> None:
         connection = self._limited(socket.SO_SNDTIMEO, self.timeout)
         try:
-            # All parts in one call and without joining them; what did not fit is sent after.
+            # All parts in one call, without joining them; the rest follows.
             sent = connection.sendmsg(parts)
             for part in parts:
                 if sent < len(part):
@@ -64,8 +64,7 @@ class SocketTransport(Transport):
         return count
 
     def _limited(self, which: int, seconds: float) -> socket.socket:
-        # The kernel's own timeouts: those of Python's sockets take a poll before every piece, which costs more
-        # than the piece.
+        # The kernel's timeouts: Python's sockets poll before every piece, which costs more than the piece.
         assert self._socket is not None
         if self._limits.get(which) != seconds:
             self._socket.setsockopt(socket.SOL_SOCKET, which, _interval(seconds))
@@ -74,12 +73,12 @@ class SocketTransport(Transport):
 
 
 class TcpTransport(SocketTransport):
-    """A TCP connection to an instrument.
+    """Carry bytes over a TCP connection to an instrument.
 
     Args:
         host: name or address.
-        port: number.
-        timeout: longest silence that is waited through, in seconds.
+        port: number of the port.
+        timeout: longest silence to wait through, in seconds.
     """
 
     def __init__(self, host: str, port: int, timeout: float = 2.0) -> None:
@@ -98,7 +97,7 @@ class TcpTransport(SocketTransport):
 
 
 def _interval(seconds: float) -> bytes:
-    """A time as the system's socket options take it."""
+    """Return a time as the bytes of a socket option."""
     if sys.platform == "win32":
         return struct.pack("I", max(1, round(1000 * seconds)))
     micros = max(1, round(1e6 * seconds))

@@ -1,4 +1,4 @@
-"""From an address to a transport."""
+"""Make transports from addresses."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ __all__ = ["SCHEMES", "open_transport", "parse_address"]
 
 
 def _serial(place: str, options: dict[str, str], timeout: float) -> Transport:
-    return SerialTransport(place, timeout, **_known(options, baudrate=int))
+    return SerialTransport(place, timeout, **_options(options, baudrate=int))
 
 
 def _tcp(place: str, options: dict[str, str], timeout: float) -> Transport:
-    _known(options)
+    _options(options)
     return TcpTransport(*parse_address(place), timeout)
 
 
 def _visa(place: str, options: dict[str, str], timeout: float) -> Transport:
-    return VisaTransport(place, timeout, **_known(options, backend=str))
+    return VisaTransport(place, timeout, **_options(options, backend=str))
 
 
 def _loop(place: str, options: dict[str, str], timeout: float) -> Transport:
-    _known(options)
+    _options(options)
     return LoopbackTransport(place, timeout)
 
 
@@ -41,28 +41,28 @@ SCHEMES: dict[str, Callable[[str, dict[str, str], float], Transport]] = {
     "visa": _visa,
     "loop": _loop,
 }
-"""What an address may begin with."""
+"""Functions that make a transport, by the first part of an address."""
 
 _EXAMPLES = "serial:///dev/ttyUSB0?baudrate=921600, tcp://192.168.1.5:5000, visa://TCPIP::192.168.1.5::5025::SOCKET"
 
 
 def open_transport(uri: str, timeout: float = 2.0) -> Transport:
-    """The transport that an address names; it is not connected yet.
+    """Return the transport that an address names, not connected.
 
     Args:
         uri: ``serial://PORT?baudrate=N``, ``tcp://HOST:PORT``, ``visa://RESOURCE?backend=@py``, ``loop://NAME``; each
-            may have ``timeout=SECONDS`` among what follows the question mark.
-        timeout: longest silence that is waited through, in seconds, unless the address says so.
+            accepts ``timeout=SECONDS`` after the question mark.
+        timeout: longest silence to wait through, in seconds, unless the address gives one.
 
     Raises:
-        DeviceError: the address is none.
+        DeviceError: the address is not valid.
     """
     scheme, separator, rest = uri.partition("://")
     if not separator or scheme not in SCHEMES:
         near = difflib.get_close_matches(scheme, SCHEMES, n=1)
         hint = f"did you mean {near[0]}://?" if near and separator else f"write, for example, {_EXAMPLES}"
         raise DeviceError(f"{uri!r} is no address of a port; {hint}")
-    # VISA names hold colons, which urlsplit would take for ports: only what follows "?" is left to it.
+    # VISA names have colons, which urlsplit would read as ports: it gets only the part after "?".
     place, _, query = rest.partition("?")
     options = dict(parse_qsl(urlsplit(f"?{query}").query, keep_blank_values=True))
     try:
@@ -77,10 +77,10 @@ def open_transport(uri: str, timeout: float = 2.0) -> Transport:
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """HOST:PORT as a host and a number; an IPv6 address stands in brackets.
+    """Return host and port number of HOST:PORT; an IPv6 address is in brackets.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not of that form.
     """
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
@@ -89,7 +89,7 @@ def parse_address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _known(options: dict[str, str], **types: Callable[[str], Any]) -> dict[str, Any]:
+def _options(options: dict[str, str], **types: Callable[[str], Any]) -> dict[str, Any]:
     for name in options:
         if name not in types:
             raise ValueError(f"there is no option {name!r}; known are {', '.join([*types, 'timeout'])}")

@@ -1,4 +1,4 @@
-"""Instruments by VISA: pyvisa, with pyvisa-py where no vendor's library is installed."""
+"""Carry bytes over VISA: by pyvisa, with pyvisa-py where no vendor's library is installed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["VisaTransport"]
 
 
 class VisaTransport(Transport):
-    """A VISA resource, used as a line of bytes.
+    """Carry bytes over a VISA resource.
 
     Args:
-        resource: its VISA name, such as ``"TCPIP::192.168.1.5::5025::SOCKET"`` or ``"GPIB0::7::INSTR"``.
-        timeout: longest silence that is waited through, in seconds.
-        backend: ``"@ivi"`` for an installed vendor's library, ``"@py"`` for pyvisa-py, ``""`` for the first that
-            is found in this order.
+        resource: VISA name, such as ``"TCPIP::192.168.1.5::5025::SOCKET"`` or ``"GPIB0::7::INSTR"``.
+        timeout: longest silence to wait through, in seconds.
+        backend: ``"@ivi"`` for an installed vendor's library, ``"@py"`` for pyvisa-py, ``""`` for the first of the two
+            that is found.
     """
 
     def __init__(self, resource: str, timeout: float = 2.0, *, backend: str = "") -> None:
@@ -36,20 +36,20 @@ class VisaTransport(Transport):
             manager = visa.ResourceManager(self.backend)
         except (ValueError, OSError) as error:
             raise DeviceError(
-                f"{self.uri}: no VISA library is at hand ({error}); pip install 'astralora[hardware]' brings pyvisa-py"
+                f"{self.uri}: no VISA library is installed ({error}); pip install 'astralora[hardware]' adds pyvisa-py"
             ) from error
         try:
             self._instrument = manager.open_resource(
                 self.resource, open_timeout=round(1000 * self.timeout), timeout=round(1000 * self.timeout)
             )
         except Exception as error:
-            # Backends raise whatever their operating system does.
+            # Backends pass on every exception of the operating system.
             raise NotConnected(f"{self.uri} cannot be opened: {_first_line(error)}") from error
         reason = self._why_gone()
         if reason is not None:
             self._close()
             raise NotConnected(f"{self.uri} cannot be reached: {reason}")
-        # Bytes pass as they are: messages end where the protocol says so.
+        # Bytes pass unchanged: the protocol ends its messages by itself.
         self._instrument.write_termination = ""
         self._instrument.read_termination = None
 
@@ -69,10 +69,10 @@ class VisaTransport(Transport):
             raise NotConnected(f"{self.uri} has hung up: {error}") from error
 
     def _receive(self, view: memoryview, seconds: float) -> int:
-        # VISA has no "whatever is there": a read waits for all that was asked for.
+        # VISA cannot read just the bytes that have arrived: a read waits for all that it asks for.
         instrument, codes = self._instrument, self._visa.constants.StatusCode
         reason = self._why_gone()
-        # Nothing more will come of a line that has hung up, but something may have been read ahead.
+        # A line that has hung up brings no more bytes, but some may have been read ahead.
         instrument.timeout = max(1, round(1000 * seconds)) if reason is None else 1
         try:
             with instrument.ignore_warning(codes.success_device_not_present, codes.success_max_count_read):
@@ -90,7 +90,7 @@ class VisaTransport(Transport):
         return len(data)
 
     def _why_gone(self) -> str | None:
-        """Why nobody is at the other end of a socket of pyvisa-py's, which itself takes that for silence."""
+        """Return why a socket of pyvisa-py has no other end, or None; pyvisa-py itself reports silence."""
         sessions = getattr(self._instrument.visalib, "sessions", {})
         connection = getattr(sessions.get(self._instrument.session), "interface", None)
         if not isinstance(connection, socket.socket):

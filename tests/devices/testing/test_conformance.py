@@ -452,9 +452,10 @@ def test_every_check_but_one_has_a_faulty_driver() -> None:
     assert set(CHECKS) - set(FAULTY.values()) == {"requests"}, "a session checks requests for every driver"
 
 
+@pytest.mark.parametrize("runs", [10, pytest.param(100, marks=pytest.mark.campaign)])
 @pytest.mark.parametrize("driver", [Crossbar, Noisy, Raw, Interruptible], ids=lambda driver: driver.__name__)
-def test_correct_drivers_pass_a_hundred_runs(driver: Any) -> None:
-    for seed in range(100):
+def test_correct_drivers_pass_every_run_in_a_row(driver: Any, runs: int) -> None:
+    for seed in range(runs):
         assert failures(check_device(driver, seed=seed)) == []
 
 

@@ -19,6 +19,8 @@ from astralora.devices import (
     Session,
 )
 
+pytestmark = pytest.mark.processors
+
 AT_ONCE = Retry(attempts=6, wait_seconds=0)
 
 

@@ -10,6 +10,8 @@ import astralora.devices as d
 from astralora.devices import Budget, BudgetExceeded, DeviceError, Session, TiledDevice
 from astralora.simulators import Impairments
 
+pytestmark = pytest.mark.processors
+
 
 def chips(kind: str, count: int, n: int = 4, m: int = 3, **options: Any) -> list[d.Device]:
     return [d.make_device(kind, in_features=n, out_features=m, seed=seed, **options) for seed in range(count)]
