@@ -30,6 +30,7 @@ from ..devices import (
     errors,
 )
 from ..devices.extras import require
+from ..devices.memory import aligned
 from ..devices.registry import make_inner
 
 __all__ = ["RemoteDevice", "open_remote"]
@@ -392,8 +393,8 @@ def open_remote(
 
 
 def _tensor(array: _Array) -> Tensor:
-    # A copy: Ray's arrays are read-only views of its store.
-    return torch.from_numpy(np.array(array))
+    # A copy: Ray's arrays are read-only views of its store, and lie at any address.
+    return aligned(torch.from_numpy(np.array(array)))
 
 
 def _array(tensor: Tensor) -> _Array:
