@@ -16,7 +16,7 @@ from ..device import Device
 from ..errors import DeviceError, NotConnected
 from ..random import derive_seed
 from ..reach import Patch
-from ..registry import make_device
+from ..registry import offer_device
 from ..session import Session
 from ..spec import DeviceSpec
 from ..usage import Usage
@@ -381,7 +381,7 @@ def make_tiled(
     if wanted < 1:
         raise ValueError(f"chips must be at least 1, not {wanted}")
     made = [
-        make_device(chip, in_features=tile, out_features=tile, seed=derive_seed(seed, "tile", number), **options)
+        offer_device(chip, {"seed": derive_seed(seed, "tile", number)}, in_features=tile, out_features=tile, **options)
         for number in range(min(wanted, count))
     ]
     return TiledDevice(made, in_features, out_features, name=f"tiled-{chip}")
