@@ -113,6 +113,6 @@ def test_a_plan_prices_the_references_of_a_run(kind: str) -> None:
     paid = session.usage
     assert (paid.programs, paid.queries, paid.vectors) == (priced.programs, priced.queries, priced.vectors)
     # Every program is followed by references: four times sixteen, or 32 orthogonal ones.
-    compensated = session.capability(CompensatedDevice)
-    assert compensated is not None
+    compensated = session.device
+    assert isinstance(compensated, CompensatedDevice)
     assert compensated.session.usage_by_purpose["drift"].vectors >= paid.programs * 32

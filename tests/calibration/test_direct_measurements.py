@@ -20,21 +20,13 @@ FLAWS: dict[str, Any] = {
 }
 
 
-class Unspecified:
+class Unspecified(al.devices.DeviceWrapper):
     """Wrap a chip in a spec without noise and levels."""
 
-    def __init__(self, chip: SimulatedDevice) -> None:
-        self.chip = chip
-        hidden = {"control_levels": None, "input_levels": None, "output_levels": None, "noise_std": 0.0}
-        self.spec = chip.spec.model_copy(update=hidden)
-        self.open, self.close, self.program, self.query = chip.open, chip.close, chip.program, chip.query
-
     @property
-    def clock_seconds(self) -> float:
-        return self.chip.clock_seconds
-
-    def wait(self, seconds: float) -> None:
-        self.chip.wait(seconds)
+    def spec(self) -> al.DeviceSpec:
+        hidden = {"control_levels": None, "input_levels": None, "output_levels": None, "noise_std": 0.0}
+        return self.device.spec.model_copy(update=hidden)
 
 
 def chip(kind: str = "slm", seed: int = 1, **law: Any) -> SimulatedDevice:

@@ -15,33 +15,13 @@ from astralora.simulators import KINDS, Impairments, device_factory
 PROGRAMS, VECTORS = 150, 20_000
 
 
-class Unspecified:
+class Unspecified(al.devices.DeviceWrapper):
     """Wrap a chip in a spec without converter levels and noise, so that both must be measured."""
 
-    def __init__(self, chip: Any) -> None:
-        self.chip = chip
-        hidden = {"control_levels": None, "input_levels": None, "output_levels": None, "noise_std": 0.0}
-        self.spec = chip.spec.model_copy(update=hidden)
-
-    def open(self) -> None:
-        self.chip.open()
-
-    def close(self) -> None:
-        self.chip.close()
-
-    def program(self, controls: torch.Tensor) -> None:
-        self.chip.program(controls)
-
-    def query(self, inputs: torch.Tensor) -> torch.Tensor:
-        answers: torch.Tensor = self.chip.query(inputs)
-        return answers
-
     @property
-    def clock_seconds(self) -> float:
-        return float(self.chip.clock_seconds)
-
-    def wait(self, seconds: float) -> None:
-        self.chip.wait(seconds)
+    def spec(self) -> al.DeviceSpec:
+        hidden = {"control_levels": None, "input_levels": None, "output_levels": None, "noise_std": 0.0}
+        return self.device.spec.model_copy(update=hidden)
 
 
 def make_flawed_chip(seed: int) -> tuple[Any, dict[str, float]]:
@@ -105,10 +85,11 @@ def test_a_chip_that_meets_its_spec_contradicts_no_claim(kind: str) -> None:
 
 
 def test_wrong_claims_are_reported() -> None:
-    class Overstated(Unspecified):
-        def __init__(self, chip: Any) -> None:
-            super().__init__(chip)
-            self.spec = chip.spec.model_copy(update={"output_levels": 1023, "noise_std": chip.spec.noise_std / 3})
+    class Overstated(al.devices.DeviceWrapper):
+        @property
+        def spec(self) -> al.DeviceSpec:
+            true = self.device.spec
+            return true.model_copy(update={"output_levels": 1023, "noise_std": true.noise_std / 3})
 
     law = Impairments(output_levels=255, output_noise_fraction=0.01)
     found = al.characterise(Overstated(device_factory(KINDS["slm"])(8, 8, impairments=law)))

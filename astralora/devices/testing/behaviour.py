@@ -11,7 +11,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..capabilities import Composite, ProgramsMany, Reciprocal, Resends, Snapshots, capability_of, check_declared
+from ..capabilities import (
+    Clock,
+    Composite,
+    Flushes,
+    ProgramsMany,
+    Reciprocal,
+    Resends,
+    Snapshots,
+    capability_of,
+    check_declared,
+)
 from ..device import Device
 from ..errors import DeviceError, DeviceTimeout, NotConnected, OutOfRange
 from ..recovery import Retry
@@ -308,6 +318,10 @@ def check_capabilities(subject: Subject) -> None:
             check_declared(device, declared)
         except TypeError as error:
             fail(str(error))
+    for undeclared in (Clock, Flushes, Resends):
+        # Recovery and drift would silently ignore the methods.
+        if isinstance(device, undeclared) and capability_of(device, undeclared) is None:
+            fail(f"has the methods of {undeclared.__name__}, but does not list it in capabilities")
     many, resends = capability_of(device, ProgramsMany), capability_of(device, Resends)
     snapshots, reverse = capability_of(device, Snapshots), capability_of(device, Reciprocal)
     if many is None and resends is None and snapshots is None and reverse is None:

@@ -136,7 +136,7 @@ def test_a_plan_is_read_from_words_or_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("often", "'often' is no fault plan; write, for example, timeout=0.01,nan=0.01,seed=3"),
+        ("often", "'often' is not a fault plan; write, for example, timeout=0.01,nan=0.01,seed=3"),
         ("timeout=2", "timeout: Input should be less than or equal to 1"),
         ("timout=0.1", "timout: there is no such key; known are timeout,"),
         ("nothing.toml", "the fault plan nothing.toml cannot be read: No such file or directory"),
