@@ -23,8 +23,10 @@ def start(command: Sequence[str | Path], **options: Any) -> subprocess.Popen[str
         command: program and arguments.
         **options: of `subprocess.Popen`.
     """
-    preparation = {"preexec_fn": _restore_signals} if hasattr(signal, "pthread_sigmask") else {}
-    return subprocess.Popen(command, text=True, **preparation, **options)
+    if hasattr(signal, "pthread_sigmask"):
+        options = {"preexec_fn": _restore_signals, **options}
+    process: subprocess.Popen[str] = subprocess.Popen(command, text=True, **options)
+    return process
 
 
 def _restore_signals() -> None:

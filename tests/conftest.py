@@ -51,7 +51,8 @@ class Matrix(d.HardwareDevice):
     def _query(self, inputs: NDArray[Any]) -> NDArray[Any]:
         self.log.append(f"query {len(inputs)}")
         assert self.weights is not None
-        return inputs @ self.weights.T
+        answers: NDArray[Any] = inputs @ self.weights.T
+        return answers
 
 
 @pytest.fixture

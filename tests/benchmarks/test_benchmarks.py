@@ -81,6 +81,7 @@ def test_the_best_step_is_no_smaller_than_a_level_and_better_than_its_neighbours
     step = best_step("slm", "lab", (16, 8), batch=20)
     level = al.make_device("slm", in_features=16, out_features=8, impairments="lab").spec.control_step
     assert level is not None
+    assert step is not None
     assert level <= step <= 6.3 / 8 + 1e-9
 
 

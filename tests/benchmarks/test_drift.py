@@ -9,7 +9,7 @@ import torch
 from astralora.benchmarks import drift, drift_png, simulators
 from astralora.benchmarks.drift import drifting_chip
 from astralora.common.errors import ConfigurationError
-from astralora.devices import CompensatedDevice, Session
+from astralora.devices import CompensatedDevice, Purpose, Session
 from astralora.simulators import SimulatedDevice
 from astralora.training import RunConfig, plan
 from astralora.training.fit import Fit
@@ -47,7 +47,7 @@ def test_all_kinds_have_the_same_conductances_and_exponents(generator: torch.Gen
         with Session(device) as session:
             assert session.spec.num_controls == 48
             session.program(controls)
-            chip = device.session.device if isinstance(device, CompensatedDevice) else device
+            chip: Any = device.session.device if isinstance(device, CompensatedDevice) else device
             chip = chip if isinstance(chip, SimulatedDevice) else chip.device
             states.append((chip.state_dict()["acting"], chip.state_dict()["decay"]["exponents"]))
     for acting, exponents in states[1:]:
@@ -115,4 +115,4 @@ def test_a_plan_prices_the_references_of_a_run(kind: str) -> None:
     # Every program is followed by references: four times sixteen, or 32 orthogonal ones.
     compensated = session.device
     assert isinstance(compensated, CompensatedDevice)
-    assert compensated.session.usage_by_purpose["drift"].vectors >= paid.programs * 32
+    assert compensated.session.usage_by_purpose[Purpose.DRIFT].vectors >= paid.programs * 32

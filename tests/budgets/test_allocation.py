@@ -1,6 +1,7 @@
 """Test the division of a budget against brute force and the formulas."""
 
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -95,6 +96,6 @@ def test_an_empty_budget_or_no_units_give_no_shares(mode: AllocationMode) -> Non
         (([1.0], 1, -1), "the budget must be finite and at least 0, not -1"),
     ],
 )
-def test_invalid_arguments_are_refused(arguments: tuple[object, ...], complaint: str) -> None:
+def test_invalid_arguments_are_refused(arguments: tuple[Any, ...], complaint: str) -> None:
     with pytest.raises(ConfigurationError, match=complaint):
         allocate(*arguments)

@@ -1,6 +1,6 @@
 """Test that moving samples between device layers lowers the variance and never exceeds the budget."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import astralora as al
 from astralora import ConfigurationError
 from astralora.budgets.sample_allocator import SampleAllocator
-from astralora.estimators import Exact
+from astralora.devices import Purpose
+from astralora.estimators import Exact, Gaussian
 
 from ..processes import in_two_processes
 
@@ -28,6 +29,11 @@ class Sum(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return sum((w * layer(x) for w, layer in zip(self.weights, self.layers, strict=True)), torch.zeros(()))
+
+    def device_layers(self) -> Iterator[al.BlackBoxLinear]:
+        for layer in self.layers:
+            assert isinstance(layer, al.BlackBoxLinear)
+            yield layer
 
 
 def model(
@@ -53,21 +59,21 @@ def model(
 def backward(net: Sum, inputs: Tensor, slope: Tensor) -> list[Tensor | None]:
     net.zero_grad()
     (net(inputs) * slope[: len(inputs)]).sum().backward()
-    return [layer.controls.grad for layer in net.layers]
+    return [layer.controls.grad for layer in net.device_layers()]
 
 
 def exact_gradients(net: Sum, inputs: Tensor, slope: Tensor) -> list[Tensor]:
-    estimators = [layer.estimator for layer in net.layers]
-    for layer in net.layers:
+    estimators = [layer.estimator for layer in net.device_layers()]
+    for layer in net.device_layers():
         layer.estimator = Exact()
     found = [gradient.clone() for gradient in backward(net, inputs, slope) if gradient is not None]
-    for layer, estimator in zip(net.layers, estimators, strict=True):
+    for layer, estimator in zip(net.device_layers(), estimators, strict=True):
         layer.estimator = estimator
     return found
 
 
 def control_usage(net: Sum) -> list[al.Usage]:
-    return [layer.session.usage_by_purpose.get("controls", al.Usage()) for layer in net.layers]
+    return [layer.session.usage_by_purpose.get(Purpose.CONTROLS, al.Usage()) for layer in net.device_layers()]
 
 
 def test_neyman_lowers_the_total_variance_as_predicted_for_equal_vectors() -> None:
@@ -113,7 +119,8 @@ def test_scores_exclude_the_contributions_of_directions_and_noise(monkeypatch: p
     truth = [float(g.square().sum()) for g in exact_gradients(model((1.0, 0.6, 0.3))[0], inputs, slope)]
     allocator = SampleAllocator(net, "grad_norm", period=400)
     noise: dict[Any, float] = {}
-    for layer in net.layers:
+    for layer in net.device_layers():
+        assert isinstance(layer.estimator, Gaussian)
         layer.estimator.step = 0.1
         monkeypatch.setattr(
             layer.estimator, "_adapt_step", lambda _, variance, layer=layer: noise.update({layer: variance})
@@ -123,11 +130,13 @@ def test_scores_exclude_the_contributions_of_directions_and_noise(monkeypatch: p
             backward(net, inputs, slope)
     # A mean of squares of normal numbers with variance |g|^2 + noise and weights (1 - 1/400)^k.
     effective = SAMPLES * (1 - 1 / 2.718) ** 2 / (1 - 1 / 2.718**2) * 2 * 400
-    for layer, square, mean in zip(net.layers, truth, allocator.means().values(), strict=True):
+    for layer, square, mean in zip(net.device_layers(), truth, allocator.means().values(), strict=True):
         added = noise[layer] / 0.1**2
         assert abs(mean - square) <= 5 * sqrt(2 / effective) * (square + added)
         assert added > 0.5 * square, "the noise is large enough to be noticed"
-    raw = float(net.layers[0].controls.grad.square().sum())
+    gradient = next(net.device_layers()).controls.grad
+    assert gradient is not None
+    raw = float(gradient.square().sum())
     assert raw > 1.5 * truth[0], "the contribution of the directions is large as well"
 
 
@@ -148,7 +157,7 @@ def test_no_period_spends_more_than_its_budget(ranking: Any, currency: Any, turn
         if step % 5 == 0:
             after = control_usage(net)
             used = 0.0
-            for layer, new, old in zip(net.layers, after, before, strict=True):
+            for layer, new, old in zip(net.device_layers(), after, before, strict=True):
                 spent = new - old
                 seconds = spent.hardware_seconds(layer.session.spec)
                 used += {"vectors": spent.vectors, "programs": spent.programs, "hardware_seconds": seconds}[currency]
@@ -177,17 +186,17 @@ def test_a_resting_layer_spends_nothing_on_gradients(surrogate: str) -> None:
     net, inputs, slope = model()
     net.layers = nn.ModuleList(
         al.BlackBoxLinear(layer.session, estimator="gaussian", surrogate=surrogate, samples=SAMPLES)
-        for layer in net.layers
+        for layer in net.device_layers()
     )
     front = nn.Linear(6, 6)
     optimizer = torch.optim.Adam([*net.parameters(), *front.parameters()], lr=0.01)
     allocator = SampleAllocator(net, "grad_norm", period=4, turn_on=0.3, currency="vectors")
     for step in range(12):
-        purposes = [dict(layer.session.usage_by_purpose) for layer in net.layers]
+        purposes = [dict(layer.session.usage_by_purpose) for layer in net.device_layers()]
         optimizer.zero_grad()
         with allocator.step():
             (net(front(inputs)) * slope).sum().backward()
-        for layer, old, share in zip(net.layers, purposes, allocator.samples.values(), strict=True):
+        for layer, old, share in zip(net.device_layers(), purposes, allocator.samples.values(), strict=True):
             spent = {name: usage - old.get(name, al.Usage()) for name, usage in layer.session.usage_by_purpose.items()}
             training = [usage for name, usage in spent.items() if name not in ("forward", "startup")]
             if share == 0:
@@ -221,8 +230,9 @@ def test_close_restores_the_samples_of_the_layers() -> None:
         with allocator.step():
             backward(net, inputs, slope)
     allocator.close()
-    assert not any(layer.resting for layer in net.layers)
-    assert [layer.estimator.samples for layer in net.layers] == [SAMPLES] * 3
+    assert not any(layer.resting for layer in net.device_layers())
+    estimators: list[Any] = [layer.estimator for layer in net.device_layers()]
+    assert [estimator.samples for estimator in estimators] == [SAMPLES] * 3
     assert all(gradient is not None for gradient in backward(net, inputs, slope))
 
 
@@ -266,11 +276,11 @@ def process(number: int) -> dict[str, Any]:
             (wrapped(inputs) * slope[: len(inputs)]).sum().backward()
         optimizer.step()
         samples.append(list(allocator.samples.values()))
-        resting.append([layer.controls.grad is None for layer in net.layers])
+        resting.append([layer.controls.grad is None for layer in net.device_layers()])
     return {
         "samples": samples,
         "resting": resting,
-        "controls": torch.cat([layer.controls.detach() for layer in net.layers]),
+        "controls": torch.cat([layer.controls.detach() for layer in net.device_layers()]),
         "scores": list(allocator.scores().values()),
     }
 

@@ -50,6 +50,7 @@ def make_flawed_chip(seed: int) -> tuple[Any, dict[str, float]]:
         drift_t0_seconds=1e-4,
     )
     device = device_factory(KINDS[kind])(16, 16, impairments=law, seed=seed)
+    assert device.spec.output_range is not None
     return device, {**truth, "noise_std": noise * device.spec.output_range[1]}
 
 
@@ -171,6 +172,7 @@ def test_noise_is_separated_from_rounding_even_below_one_step(share: float, gene
     device = device_factory(KINDS["matvec"])(4, 16, impairments=Impairments(output_levels=101))
     context = MeasurementContext(al.Session(device), 0)
     step = device.spec.output_step
+    assert step is not None
     centres = torch.rand(1, 20, 16, generator=generator, dtype=torch.float64) * 0.5
     noisy = centres + share * step * torch.randn(400, 20, 16, generator=generator, dtype=torch.float64)
     _, noise, error = context.estimate_noise((noisy / step).round() * step)

@@ -201,7 +201,8 @@ def test_operations_on_a_calibrated_chip_are_counted_once() -> None:
 def test_a_name_and_a_file_open_a_calibrated_chip(tmp_path: Path) -> None:
     law = {"phase_bias_std": 0.1}
     session = d.open_device("mzi", in_features=4, out_features=4, impairments=law)
-    record_of(session.device).save(tmp_path / "chip.cal.json")  # type: ignore[arg-type]
+    assert isinstance(session.device, SimulatedDevice)
+    record_of(session.device).save(tmp_path / "chip.cal.json")
     session.close()
     path = tmp_path / "chip.cal.json"
     with d.open_device("mzi", in_features=4, out_features=4, impairments=law, calibration=path) as calibrated:

@@ -44,7 +44,7 @@ def test_a_session_answers_equally_from_every_address(kind: str, simulated: Any,
 def test_a_numpy_driver_gets_aligned_arrays_and_returns_aligned_answers(
     matrix_device: Any, generator: torch.Generator
 ) -> None:
-    class Unaligned(matrix_device):  # type: ignore[misc]
+    class Unaligned(matrix_device):
         def _query(self, inputs: Any) -> Any:
             assert inputs.__array_interface__["data"][0] % ALIGNMENT == 0
             answer = super()._query(inputs).astype(np.float32)

@@ -214,7 +214,7 @@ def test_lost_controls_are_not_written_again(bench: Any) -> None:
 def test_a_device_that_resends_repeats_its_answer_first(
     matrix_device: Any, idempotent: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Numbered(matrix_device):  # type: ignore[misc]
+    class Numbered(matrix_device):
         capabilities = (Resends,)
 
         def resend(self) -> torch.Tensor | None:
@@ -236,7 +236,7 @@ def test_a_device_that_resends_repeats_its_answer_first(
 
 
 def test_the_link_is_flushed_before_a_repetition(matrix_device: Any) -> None:
-    class Piped(matrix_device):  # type: ignore[misc]
+    class Piped(matrix_device):
         capabilities = (Flushes,)
 
         def flush(self) -> None:

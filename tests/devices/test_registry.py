@@ -29,7 +29,8 @@ def test_opens_a_device_registered_in_a_notebook(matrix_device: Any) -> None:
     register_device("my-chip", matrix_device)
     with open_device("my-chip", in_features=8, out_features=2) as session:
         assert session.spec.in_features == 8
-        assert session.device.log == ["open"]  # type: ignore[attr-defined]
+        device: Any = session.device
+        assert device.log == ["open"]
 
 
 def test_a_taken_name_is_refused_unless_replace_is_set(matrix_device: Any) -> None:
@@ -68,10 +69,13 @@ def test_another_factory_does_not_replace_a_registered_one() -> None:
 
 
 def test_lambdas_and_partials_are_the_same_only_as_one_object() -> None:
-    for number, factory in enumerate((lambda: None, partial(dict))):
+    def factories() -> list[Any]:
+        return [lambda: None, partial(dict)]
+
+    for number, factory in enumerate(factories()):
         register_device(f"chip-{number}", factory)
         register_device(f"chip-{number}", factory)
-        for another in (lambda: None, partial(dict)):
+        for another in factories():
             with pytest.raises(ValueError, match="exists already"):
                 register_device(f"chip-{number}", another)
 

@@ -6,8 +6,8 @@ import re
 import tomllib
 import types
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer.main
 
@@ -43,9 +43,9 @@ def shown_commands(page: Path) -> list[list[str]]:
     return [command.split() for command in shown]
 
 
-def find_command(words: list[str]) -> click.Command:
+def find_command(words: list[str]) -> Any:
     """Return the command that these words lead to; fail where a word is not a command."""
-    command: click.Command = typer.main.get_command(app)
+    command: Any = typer.main.get_command(app)
     for word in words:
         children = getattr(command, "commands", None)
         if children is None or word.startswith("-"):

@@ -20,6 +20,7 @@ from torch import Tensor
 import astralora.devices as d
 from astralora.devices.testing import check_device
 from astralora.drivers.frame_link import FrameLink
+from astralora.drivers.frame_mvm import FrameDevice
 from astralora.drivers.frames import ERROR, VERSION, encode_frame, find_header, read_payload
 from astralora.drivers.messages import PROGRAM, QUERY, QUERY_EACH, Command, State, decode_error
 from astralora.drivers.transports import Transport, open_transport
@@ -78,7 +79,7 @@ def port(program: Path) -> Generator[str]:
 
 @pytest.fixture
 def chip(port: str) -> Generator[d.Session]:
-    """Open the chip as a user does; its driver is ``chip.device``."""
+    """Open the chip as a user does."""
     with d.open_device("frame-mvm", port=port) as session:
         yield session
 
@@ -106,6 +107,11 @@ def product(controls: Tensor, inputs: Tensor) -> Tensor:
     step = 2 / (LEVELS - 1)
     weights = torch.round((controls.double() + 1) / step) * step - 1
     return inputs.double() @ weights.view(M, N).T
+
+
+def driver(chip: d.Session) -> FrameDevice:
+    assert isinstance(chip.device, FrameDevice)
+    return chip.device
 
 
 def assert_answers(chip: d.Device, controls: Tensor, inputs: Tensor) -> None:
@@ -223,9 +229,9 @@ def test_many_settings_in_one_call_equal_single_ones(port: str, encoding: str, g
 
 
 def test_operations_are_counted(chip: d.Session, generator: torch.Generator) -> None:
-    before = chip.device.status()
+    before = driver(chip).status()
     chip.query_each(uniform(generator, 4, N * M), uniform(generator, 3, N))
-    after = chip.device.status()
+    after = driver(chip).status()
     assert (after.programs - before.programs, after.vectors - before.vectors) == (4, 12)
 
 
@@ -233,18 +239,20 @@ def test_operations_are_counted(chip: d.Session, generator: torch.Generator) -> 
 
 
 def test_a_repeated_program_is_carried_out_once(chip: d.Session, generator: torch.Generator) -> None:
-    before = chip.device.status().programs
+    before = driver(chip).status().programs
     chip.device.program(uniform(generator, N * M))
-    chip.device.resend()
-    assert chip.device.status().programs == before + 1
+    driver(chip).resend()
+    assert driver(chip).status().programs == before + 1
 
 
 def test_a_repeated_query_is_answered_from_memory(chip: d.Session, generator: torch.Generator) -> None:
     chip.program(uniform(generator, N * M))
-    before = chip.device.status().vectors
+    before = driver(chip).status().vectors
     answer = chip.device.query(uniform(generator, 3, N))
-    assert torch.equal(chip.device.resend(), answer)
-    assert chip.device.status().vectors == before + 3
+    repeated = driver(chip).resend()
+    assert repeated is not None
+    assert torch.equal(repeated, answer)
+    assert driver(chip).status().vectors == before + 3
 
 
 def test_many_settings_asked_for_twice_are_carried_out_once(link: FrameLink, generator: torch.Generator) -> None:
@@ -350,12 +358,12 @@ def test_inputs_out_of_range_are_refused(chip: d.Session) -> None:
 
 
 def test_one_bad_setting_among_many_refuses_them_all(chip: d.Session, generator: torch.Generator) -> None:
-    before = chip.device.status().programs
+    before = driver(chip).status().programs
     controls = uniform(generator, 3, N * M)
     controls[2, 0] = 3
     with pytest.raises(d.OutOfRange):
-        chip.device.query_each(controls, uniform(generator, 1, N))
-    assert chip.device.status().programs == before
+        driver(chip).query_each(controls, uniform(generator, 1, N))
+    assert driver(chip).status().programs == before
 
 
 def test_one_rounding_step_beyond_the_range_is_accepted(chip: d.Session) -> None:
@@ -451,14 +459,15 @@ def mutated(random: np.random.Generator) -> bytes:
     command = int(random.choice([*Command, 0, 8, 0x83, 0xFF], p=[0.04, 0.04, 0.2, 0.3, 0.3, *[0.02] * 6]))
     settings, batch = (int(random.choice([0, 1, 2, 3, 32, 33, 1 << 27, 0xFFFFFFFF])) for _ in range(2))
     form = int(random.choice([0, 0, 0, 1, 2, 255]))
-    head, body = {
+    requests: dict[int, tuple[bytes, int]] = {
         Command.PROGRAM: (PROGRAM.pack(form, random.choice([N * M, settings])), N * M * (4 >> 2 * (form == 1))),
         Command.QUERY: (QUERY.pack(random.choice([0, form]), 0, batch), batch * N * 4),
         Command.QUERY_EACH: (
             QUERY_EACH.pack(form, 0, 0, settings, batch),
             settings * N * M * (4 >> 2 * (form == 1)) + batch * N * 4,
         ),
-    }.get(command, (b"", 0))
+    }
+    head, body = requests.get(command, (b"", 0))
     length = body if body <= MAX_PAYLOAD - len(head) else int(random.integers(0, MAX_PAYLOAD))
     values = random.uniform(-1, 1, length // 4 + 1).astype("<f4").tobytes()[:length]
     sequence = int(random.integers(1, 5))
@@ -492,7 +501,7 @@ def test_no_damaged_frame_touches_foreign_memory(sanitized: Path, generator: tor
         controls, inputs = uniform(generator, N * M), uniform(generator, 5, N)
         with d.open_device("frame-mvm", port=f"serial://{path}") as chip:
             # Most faults are refused; these got as far as the converters.
-            assert chip.device.status().programs > 100
+            assert driver(chip).status().programs > 100
             chip.program(controls)
             assert_answers(chip, controls, inputs)
         process.terminate()

@@ -30,7 +30,7 @@ def cluster() -> Iterator[Any]:
     """A head without chips, and a host with one."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(
+    cluster: Any = Cluster(
         initialize_head=True,
         head_node_args={
             "num_cpus": 1,
@@ -165,7 +165,7 @@ def test_a_missing_ray_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_clock_of_the_chip_and_its_reverse_port_reach_across(cluster: Any) -> None:
-    options = {"device": "matvec", "resource": "chip-a", "in_features": 3, "out_features": 2}
+    options: dict[str, Any] = {"device": "matvec", "resource": "chip-a", "in_features": 3, "out_features": 2}
     with (
         d.open_device("remote", **options) as there,
         d.open_device("matvec", in_features=3, out_features=2) as here,

@@ -24,7 +24,7 @@ def moved(n: int, m: int) -> torch.Tensor:
     """Return which entries of a monarch each control moves, by autograd, (controls, m, n)."""
     law = Monarch()
     controls = torch.rand(law.num_controls(n, m), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    jacobian = torch.autograd.functional.jacobian(lambda w: law.matrix(w, n, m), controls)
+    jacobian: torch.Tensor = torch.autograd.functional.jacobian(lambda w: law.matrix(w, n, m), controls)
     return jacobian.movedim(-1, 0) != 0
 
 

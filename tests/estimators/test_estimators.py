@@ -576,7 +576,8 @@ def test_a_budget_of_exactly_the_cost_of_an_estimate_is_enough(name: str, bounds
         session.program(step[0])
         before = session.usage
         ESTIMATORS.make(name, samples=10).estimate(session, *step)
-        return session.usage - before
+        spent: Usage = session.usage - before
+        return spent
 
     spent, so_far = estimate(), session.usage
     # The same estimate again, plus the program that restores the first controls.
@@ -619,7 +620,8 @@ def test_an_automatic_step_is_at_least_two_whole_levels() -> None:
 )
 def test_an_automatic_step_reports_its_reason(levels: int | None, noise: float, size: float, bound: str) -> None:
     choice = choose_step(coarse(levels), "auto", share=1 / 32, noise=noise)
-    assert (choice.size, choice.bound) == (pytest.approx(size), bound)
+    assert choice.size == pytest.approx(size)
+    assert choice.bound == bound
 
 
 def test_a_given_step_is_used_unchanged() -> None:
@@ -654,8 +656,8 @@ def test_the_noise_of_the_device_reaches_the_estimator(simulated: Any) -> None:
     quiet, noisy = (
         simulated("matvec", 6, 5, impairments=Impairments(output_noise_fraction=fraction)) for fraction in (0.0, 0.05)
     )
-    estimates = [Gaussian(samples=5).estimate(s, *problem(quiet, 9)) for s in (quiet, noisy)]
-    assert not torch.allclose(*estimates, rtol=1e-3)
+    first, second = (Gaussian(samples=5).estimate(s, *problem(quiet, 9)) for s in (quiet, noisy))
+    assert not torch.allclose(first, second, rtol=1e-3)
 
 
 def test_a_rehearsed_estimate_costs_as_much_as_a_real_one(simulated: Any) -> None:

@@ -24,9 +24,11 @@ def measure(
     return (after - before) / (step * signs), w, before, signs, torch.cos(own)
 
 
-def pool(slopes: torch.Tensor, step: float, noise: float, *rest: torch.Tensor) -> torch.Tensor:
+def pool(
+    slopes: torch.Tensor, step: float, noise: float, w: torch.Tensor, before: torch.Tensor, signs: torch.Tensor
+) -> torch.Tensor:
     variance = 2 * noise**2 / step**2
-    return pool_slopes(slopes, variance, *rest[:3], step, BOUNDS, torch.Generator().manual_seed(0))
+    return pool_slopes(slopes, variance, w, before, signs, step, BOUNDS, torch.Generator().manual_seed(0))
 
 
 def test_noise_falls_as_the_group_outnumbers_the_terms(generator: torch.Generator) -> None:

@@ -12,19 +12,25 @@ from astralora import BlackBoxLinear, ConfigurationError
 from astralora.simulators import Impairments
 
 
-def model() -> nn.Module:
+def model() -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 2, bias=False)))
+
+
+def device_layer(net: nn.Module, name: str) -> BlackBoxLinear:
+    layer = net.get_submodule(name)
+    assert isinstance(layer, BlackBoxLinear)
+    return layer
 
 
 def test_layers_are_replaced_by_name_in_place(simulated: Any) -> None:
     net = model()
     attached = al.attach(net, {"2.0": simulated("slm", 8, 6), "2.1": simulated("slm", 6, 2)})
     assert attached is net
-    assert isinstance(net[2][0], BlackBoxLinear)
+    assert isinstance(net.get_submodule("2.0"), BlackBoxLinear)
     assert isinstance(net[0], nn.Linear)
-    assert net[2][1].bias is None, "the digital layer had no bias"
+    assert device_layer(net, "2.1").bias is None, "the digital layer had no bias"
     net(torch.ones(3, 4)).sum().backward()
     assert all(parameter.grad is not None for parameter in net.parameters())
 
@@ -33,15 +39,17 @@ def test_a_device_layer_keeps_the_bias_and_output_strength_of_the_digital_one(
     simulated: Any, generator: torch.Generator
 ) -> None:
     net = model()
-    old = net[2][0]
+    old = net.get_submodule("2.0")
+    assert isinstance(old, nn.Linear)
     with torch.no_grad():
         old.weight *= 7
     al.attach(net, {"2.0": simulated("matvec", 8, 6)})
-    new = net[2][0]
+    new = device_layer(net, "2.0")
+    assert new.bias is not None
     assert torch.equal(new.bias, old.bias)
     x = torch.randint(0, 2, (500, 8), generator=generator) * 2.0 - 1
     with torch.no_grad():
-        before, after = ((layer(x) - layer.bias).square().mean().sqrt() for layer in (old, new))
+        before, after = ((layer(x) - bias).square().mean().sqrt() for layer, bias in ((old, old.bias), (new, new.bias)))
     # Sixteen vectors set the gain; on an 8 x 6 matrix its spread is about 10 %.
     assert float(after) == pytest.approx(float(before), rel=0.3)
 
@@ -54,7 +62,7 @@ def test_a_model_that_is_the_layer_itself_is_returned_as_a_new_model(simulated: 
 def test_a_device_layer_keeps_precision_and_training_mode(simulated: Any) -> None:
     net = model().double().eval()
     al.attach(net, {"0": simulated("slm", 4, 8)})
-    assert net[0].controls.dtype == torch.float64
+    assert device_layer(net, "0").controls.dtype == torch.float64
     assert not net[0].training
 
 
@@ -79,11 +87,11 @@ def test_all_names_and_widths_are_checked_before_a_device_is_operated(
     with pytest.raises(ConfigurationError, match=complaint):
         al.attach(net, {"2.0": good, name: bad})
     assert good.usage == bad.usage == al.Usage()
-    assert isinstance(net[2][0], nn.Linear)
+    assert isinstance(net.get_submodule("2.0"), nn.Linear)
 
 
 def test_the_readme_example_runs(simulated: Any) -> None:
-    net = model()
+    net: nn.Module = model()
     device = al.open_device("mrr", in_features=8, out_features=6, impairments="lab")
     net = al.attach(net, {"2.0": device})
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
@@ -97,12 +105,14 @@ def test_one_chip_at_two_places_has_one_session(simulated: Any) -> None:
     raw = al.make_device("matvec", in_features=8, out_features=8)
     net = pair()
     al.attach(net, {"0": raw, "1": raw})
-    assert net[0].session is net[1].session
+    first, second = device_layer(net, "0"), device_layer(net, "1")
+    assert first.session is second.session
+    assert first.gain is not None
     with torch.no_grad():
         x = torch.eye(8)
         net(x)
-        ours = (net[0](x) - net[0].bias) / net[0].gain
-    torch.testing.assert_close(ours, net[0].controls.detach().reshape(8, 8).T)
+        ours = (first(x) - first.bias) / first.gain
+    torch.testing.assert_close(ours, first.controls.detach().reshape(8, 8).T)
 
 
 def test_tied_layers_stay_tied(simulated: Any) -> None:
@@ -123,7 +133,7 @@ def test_a_frozen_layer_stays_frozen(simulated: Any) -> None:
 def test_layers_of_equal_size_start_with_different_controls(simulated: Any) -> None:
     net = pair()
     al.attach(net, {"0": simulated("slm", 8, 8), "1": simulated("slm", 8, 8)})
-    assert not torch.equal(net[0].controls, net[1].controls)
+    assert not torch.equal(device_layer(net, "0").controls, device_layer(net, "1").controls)
 
 
 def test_the_method_is_checked_for_all_layers_before_a_device_is_operated(simulated: Any) -> None:
@@ -131,7 +141,7 @@ def test_the_method_is_checked_for_all_layers_before_a_device_is_operated(simula
     with pytest.raises(ConfigurationError, match="needs elementwise coupling"):
         al.attach(net, {"2.0": first, "2.1": second}, estimator="elementwise")
     assert first.usage == al.Usage()
-    assert isinstance(net[2][0], nn.Linear)
+    assert isinstance(net.get_submodule("2.0"), nn.Linear)
 
 
 def test_one_estimator_cannot_serve_two_layers(simulated: Any) -> None:
@@ -188,7 +198,7 @@ def test_a_name_goes_before_a_pattern_and_a_pattern_before_a_type() -> None:
 
     layers = {nn.Linear: named("matvec"), "blocks.*": named("slm"), "blocks.1.up": named("mrr")}
     net = al.attach(Blocks(), layers)
-    kinds = {name: net.get_submodule(name).session.spec.name for name in attached(net)}
+    kinds = {name: device_layer(net, name).session.spec.name for name in attached(net)}
     assert kinds == {
         "head": "matvec",
         "blocks.0.up": "slm",
@@ -209,10 +219,9 @@ def test_options_may_differ_by_layer() -> None:
             "blocks.1.*": {"method": "auto", "samples": 5, "estimator": "output", "surrogate": "online"},
         },
     )
-    chosen = {
-        name: (type(net.get_submodule(name).estimator).__name__, net.get_submodule(name).estimator.samples)
-        for name in ("head", "blocks.0.up", "blocks.1.up")
-    }
+    places = ("head", "blocks.0.up", "blocks.1.up")
+    estimators: dict[str, Any] = {name: device_layer(net, name).estimator for name in places}
+    chosen = {name: (type(estimator).__name__, estimator.samples) for name, estimator in estimators.items()}
     assert chosen == {"head": ("Gaussian", 7), "blocks.0.up": ("Gaussian", 3), "blocks.1.up": ("Output", 5)}
 
 
@@ -279,8 +288,9 @@ def test_detach_reduces_noise_by_repeated_measurement(simulated: Any) -> None:
     net = nn.Sequential(nn.Linear(32, 32))
     session = simulated("matvec", 32, 32, impairments=Impairments(output_noise_fraction=0.01))
     al.attach(net, {"0": session}, gain=False)
-    true = net[0].controls.detach().view(32, 32)
-    errors = [float((net[0].measure_weight(repeats) - true).std()) for repeats in (1, 16)]
+    layer = device_layer(net, "0")
+    true = layer.controls.detach().view(32, 32)
+    errors = [float((layer.measure_weight(repeats) - true).std()) for repeats in (1, 16)]
     assert errors[0] / errors[1] == pytest.approx(4, rel=5 / sqrt(2 * 32 * 32) * sqrt(2))
 
 
@@ -289,12 +299,13 @@ def test_detach_reduces_noise_by_repeated_measurement(simulated: Any) -> None:
 
 @pytest.mark.parametrize(("kind", "most"), [("matvec", 1e-3), ("slm", 1e-3), ("mrr", 1e-2)])
 def test_a_fit_is_exact_where_the_device_can_compute_the_weights(kind: str, most: float, simulated: Any) -> None:
-    net = nn.Sequential(nn.Linear(16, 12))
+    digital = nn.Linear(16, 12)
+    net = nn.Sequential(digital)
     session = simulated(kind, 16, 12)
-    weight = net[0].weight.detach().clone()
+    weight = digital.weight.detach().clone()
     al.attach(net, {"0": session}, initialize="fit")
-    layer = net[0]
-    assert isinstance(layer, BlackBoxLinear)
+    layer = device_layer(net, "0")
+    assert layer.gain is not None
     assert layer.fit_residual is not None
     assert layer.fit_residual < most
     true = layer.gain.detach() * session.device.transfer(layer.controls.detach(), torch.eye(16)).T
@@ -303,15 +314,16 @@ def test_a_fit_is_exact_where_the_device_can_compute_the_weights(kind: str, most
 
 
 def test_a_fit_on_a_lab_chip_is_nearly_as_good_as_its_rings_allow(simulated: Any) -> None:
-    net = nn.Sequential(nn.Linear(64, 32))
-    weight = net[0].weight.detach().clone()
+    digital = nn.Linear(64, 32)
+    net = nn.Sequential(digital)
+    weight = digital.weight.detach().clone()
     session = simulated("mrr", 64, 32, impairments="lab")
     al.attach(net, {"0": session}, initialize="fit")
-    layer = net[0]
-    assert isinstance(layer, BlackBoxLinear)
+    layer = device_layer(net, "0")
     assert layer.gain is not None
     # With unknown offsets some rings cannot reach their resonance, which the most negative weights need.
-    gain, settings = layer.gain.detach(), torch.linspace(*session.spec.control_range, 200)
+    low, high = session.spec.control_range
+    gain, settings = layer.gain.detach(), torch.linspace(low, high, 200)
     curves = torch.stack([session.device.transfer(w.expand(2048), torch.eye(64)).T for w in settings])
     reachable = torch.minimum(torch.maximum(weight / gain, curves.amin(dim=0)), curves.amax(dim=0))
     least = float((gain * reachable - weight).norm() / weight.norm())
@@ -326,14 +338,17 @@ def test_a_fit_on_a_lab_chip_is_nearly_as_good_as_its_rings_allow(simulated: Any
 
 def test_a_fit_on_a_mesh_follows_the_gradient(simulated: Any) -> None:
     session = simulated("mzi", 8, 8)
-    net = nn.Sequential(nn.Linear(8, 8))
+    digital = nn.Linear(8, 8)
+    net = nn.Sequential(digital)
     target = session.device.physics.matrix(
         al.devices.initial_controls(session.spec, torch.Generator().manual_seed(5)), 8, 8
     )
     with torch.no_grad():
-        net[0].weight.copy_(target)
+        digital.weight.copy_(target)
     al.attach(net, {"0": session}, initialize="fit", method="exact", gain=False)
-    assert net[0].fit_residual < 0.3
+    residual = device_layer(net, "0").fit_residual
+    assert residual is not None
+    assert residual < 0.3
 
 
 def test_a_fitted_model_can_be_trained(simulated: Any, generator: torch.Generator) -> None:
@@ -347,12 +362,12 @@ def test_a_fitted_model_can_be_trained(simulated: Any, generator: torch.Generato
 
 
 def test_the_largest_weights_stay_digital_and_the_device_is_fitted_to_the_rest(simulated: Any) -> None:
-    net = nn.Sequential(nn.Linear(16, 12))
-    weight = net[0].weight.detach().clone()
+    digital = nn.Linear(16, 12)
+    net = nn.Sequential(digital)
+    weight = digital.weight.detach().clone()
     session = simulated("slm", 16, 12)
     al.attach(net, {"0": session}, initialize="fit", digital_fraction=0.1)
-    layer = net[0]
-    assert isinstance(layer, BlackBoxLinear)
+    layer = device_layer(net, "0")
     assert layer.digital is not None
     assert layer.digital_places is not None
     rows, columns = layer.digital_places
@@ -372,6 +387,7 @@ def test_the_digital_part_has_the_gradients_of_a_linear_layer(simulated: Any, ge
     grad = torch.randn(9, 5, dtype=torch.float64, generator=generator)
     y = layer(x)
     y.backward(grad)
+    assert layer.gain is not None
     full = layer.gain.detach() * layer.controls.detach().view(5, 6) + digital
     torch.testing.assert_close(y, x @ full.T)
     torch.testing.assert_close(x.grad, grad @ full)
@@ -379,6 +395,7 @@ def test_the_digital_part_has_the_gradients_of_a_linear_layer(simulated: Any, ge
     torch.testing.assert_close(layer.digital.grad, (grad.T @ x.detach())[[1, 4], [2, 0]])
     clone = BlackBoxLinear(simulated("matvec", 6, 5), digital=digital * 2, dtype=torch.float64)
     clone.load_state_dict(layer.state_dict())
+    assert clone.digital is not None
     assert torch.equal(clone.digital, layer.digital)
 
 
@@ -386,15 +403,17 @@ def test_the_digital_part_has_the_gradients_of_a_linear_layer(simulated: Any, ge
 
 
 def test_detach_accepts_controls_that_an_optimizer_has_moved_out_of_range(simulated: Any) -> None:
-    net = al.attach(nn.Sequential(nn.Linear(8, 6)), {"0": simulated("slm", 8, 6)})
+    net = nn.Sequential(nn.Linear(8, 6))
+    al.attach(net, {"0": simulated("slm", 8, 6)})
     with torch.no_grad():
-        net[0].controls += 100
-    assert isinstance(al.detach(net)[0], nn.Linear)
+        device_layer(net, "0").controls.add_(100)
+    al.detach(net)
+    assert isinstance(net[0], nn.Linear)
 
 
 def test_detach_replaces_nothing_if_one_device_fails(simulated: Any) -> None:
     net = al.attach(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), {nn.Linear: slm})
-    net[1].session.close()
+    device_layer(net, "1").session.close()
     with pytest.raises(al.DeviceError):
         al.detach(net)
     assert attached(net) == {"0", "1"}
@@ -403,7 +422,7 @@ def test_detach_replaces_nothing_if_one_device_fails(simulated: Any) -> None:
 def test_a_frozen_layer_can_be_fitted_on_a_mesh(simulated: Any) -> None:
     net = nn.Sequential(nn.Linear(4, 4)).requires_grad_(False)
     al.attach(net, {"0": simulated("mzi", 4, 4)}, initialize="fit", method="exact")
-    assert not net[0].controls.requires_grad
+    assert not device_layer(net, "0").controls.requires_grad
 
 
 def test_a_transformer_layer_works_in_evaluation_mode() -> None:
@@ -420,7 +439,7 @@ def test_an_estimator_object_can_be_given_to_one_layer(simulated: Any) -> None:
     mine = al.estimators.ESTIMATORS.make("orthogonal")
     net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     al.attach(net, {nn.Linear: slm}, per_layer={"0": {"estimator": mine, "surrogate": "online"}})
-    assert net[0].estimator is mine
+    assert device_layer(net, "0").estimator is mine
 
 
 def test_bfloat16_is_refused_before_a_device_is_operated(simulated: Any) -> None:
@@ -438,11 +457,12 @@ def test_a_device_class_can_be_given_as_the_function_that_makes_devices(matrix_d
 def test_a_tied_layer_matches_by_all_of_its_names() -> None:
     linear = nn.Linear(8, 8)
 
-    def net() -> nn.Module:
+    def net() -> nn.ModuleDict:
         return nn.ModuleDict({"a": linear, "b": linear})
 
     with pytest.raises(ConfigurationError, match="that is not excluded"):
         al.attach(net(), {"b": slm}, exclude=["a"])
-    tied = al.attach(net(), {"a*": slm, "b": lambda n, m: al.make_device("mrr", in_features=n, out_features=m)})
+    tied = net()
+    al.attach(tied, {"a*": slm, "b": lambda n, m: al.make_device("mrr", in_features=n, out_features=m)})
     assert tied["a"] is tied["b"]
-    assert tied["a"].session.spec.name == "mrr"
+    assert device_layer(tied, "a").session.spec.name == "mrr"

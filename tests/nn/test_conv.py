@@ -24,7 +24,8 @@ def pair(simulated: Any, geometry: dict[str, Any]) -> tuple[BlackBoxConv2d, nn.C
     """Return a device layer with exact gradients, and a digital convolution with the same weights."""
     digital = nn.Conv2d(2, 5, **geometry).double()
     width = digital.weight[0].numel()
-    net = al.attach(nn.Sequential(digital), {"0": simulated("matvec", width, 5)}, method="exact", gain=False)
+    net = nn.Sequential(digital)
+    al.attach(net, {"0": simulated("matvec", width, 5)}, method="exact", gain=False)
     layer = net[0]
     assert isinstance(layer, BlackBoxConv2d)
     with torch.no_grad():

@@ -11,7 +11,8 @@ from torch import nn
 
 from astralora import BlackBoxLinear, ConfigurationError, Session
 from astralora.devices import Budget, BudgetExceeded, OutOfRange
-from astralora.simulators import KINDS, Impairments
+from astralora.simulators import KINDS, Impairments, SimulatedDevice
+from astralora.simulators.physics import LinearPhysics
 
 pytestmark = pytest.mark.processors
 
@@ -118,6 +119,8 @@ def test_all_gradients_equal_those_of_autograd(
     weights = torch.randn(3, 5, 6, dtype=torch.float64, generator=generator)
     (layer(x).tanh() * weights).sum().backward()
 
+    assert layer.gain is not None
+    assert layer.bias is not None
     w, g, b = (p.detach().clone().requires_grad_() for p in (layer.controls, layer.gain, layer.bias))
     leaf = x.detach().clone().requires_grad_()
     ((g * leaf @ w.reshape(6, 8).T + b).tanh() * weights).sum().backward()
@@ -143,7 +146,7 @@ def test_accumulated_gradients_are_the_sum_of_the_parts(simulated: Any, generato
 def test_input_gradients_use_the_present_controls(
     method: str, frozen: bool, training: bool, simulated: Any, generator: torch.Generator
 ) -> None:
-    options = {"samples": 1, "rank": 6, "probes": None} if method == "paper" else {}
+    options: dict[str, Any] = {"samples": 1, "rank": 6, "probes": None} if method == "paper" else {}
     layer = layer_on(simulated, "matvec", method=method, gain=False, dtype=torch.float64, **options)
     x = torch.randn(5, 8, dtype=torch.float64, generator=generator, requires_grad=True)
     layer(x).sum().backward()
@@ -308,7 +311,10 @@ def test_frozen_controls_spend_nothing_on_gradients(simulated: Any, generator: t
     assert "controls" not in spending(layer)
     assert x.grad is not None
     assert layer.gain is not None
-    A = layer.session.device.physics.matrix(layer.controls, 8, 6)
+    device = layer.session.device
+    assert isinstance(device, SimulatedDevice)
+    assert isinstance(device.physics, LinearPhysics)
+    A = device.physics.matrix(layer.controls, 8, 6)
     torch.testing.assert_close(x.grad, (torch.ones(5, 6) * layer.gain.detach()) @ A, atol=1e-5, rtol=1e-4)
 
 
@@ -340,7 +346,7 @@ def test_an_operation_beyond_the_budget_is_refused_before_it_is_sent(simulated: 
     layer.session.budget = Budget(programs=layer.session.usage.programs + 1)
     layer(torch.ones(5, 8)).sum().backward()
     with torch.no_grad():
-        layer.controls += 0.01
+        layer.controls.add_(0.01)
     with pytest.raises(BudgetExceeded, match="raise the budget"):
         layer(torch.ones(5, 8))
     assert layer.session.usage.programs == layer.session.budget.programs
@@ -383,8 +389,9 @@ def test_the_surrogate_starts_anew_on_another_chip(simulated: Any, generator: to
     x = torch.randn(1, 8, generator=generator, requires_grad=True)
     there(x).sum().backward()
     assert spending(there)["inputs"][1] - spent[1] == 8
-    law = there.session.device
-    A = law.transfer(there.controls.detach(), torch.eye(8)).T
+    device = there.session.device
+    assert isinstance(device, SimulatedDevice)
+    A = device.transfer(there.controls.detach(), torch.eye(8)).T
     assert there.gain is not None
     torch.testing.assert_close(x.grad, there.gain.detach() * torch.ones(1, 6) @ A, atol=1e-4, rtol=1e-3)
 
@@ -430,7 +437,7 @@ def test_bad_input_is_refused_before_anything_is_spent(x: Any, error: Any, compl
         with pytest.raises(error, match=complaint):
             layer(x)
         with torch.no_grad():
-            layer.controls += 0.01  # other controls, which the second call would program
+            layer.controls.add_(0.01)  # other controls, which the second call would program
     assert layer.session.usage == spent
 
 

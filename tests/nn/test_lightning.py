@@ -13,7 +13,8 @@ import astralora as al
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # warnings of its own imports
-    lightning = pytest.importorskip("lightning")
+    pytest.importorskip("lightning")
+    import lightning
 
 # Warnings of Lightning itself.
 pytestmark = [
@@ -75,12 +76,14 @@ def fit(module: Module, folder: Path, epochs: int, checkpoint: Path | None = Non
 
 def test_a_module_with_a_device_layer_learns(tmp_path: Path) -> None:
     module = Module()
-    before = module.net[2].controls.detach().clone()
+    layer = module.net[2]
+    assert isinstance(layer, al.BlackBoxLinear)
+    before = layer.controls.detach().clone()
     fit(module, tmp_path, 20)
     first, last = sum(module.losses[:4]), sum(module.losses[-4:])
     # The model can follow a linear teacher exactly, without noise; 80 steps get close to it.
     assert last < 0.2 * first
-    assert not torch.equal(module.net[2].controls, before)
+    assert not torch.equal(layer.controls, before)
 
 
 def test_lightning_takes_as_many_operations_as_a_plain_loop(tmp_path: Path) -> None:

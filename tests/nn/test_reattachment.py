@@ -109,6 +109,7 @@ def test_another_chip_of_the_same_kind_takes_over_all_parameters(simulated: Any)
     assert dict(new.named_parameters()).keys() == parameters.keys()
     assert all(value is parameters[name] for name, value in new.named_parameters())
     assert new.digital_places is not None
+    assert layer.digital_places is not None
     assert torch.equal(new.digital_places, layer.digital_places)
     torch.testing.assert_close(new.measure_weight(), layer.measure_weight(), atol=1e-5, rtol=1e-4)
 
@@ -129,7 +130,7 @@ def test_a_device_of_another_kind_keeps_bias_and_digital_weights(simulated: Any)
 
 def test_the_surrogate_follows_the_new_chip(simulated: Any, generator: torch.Generator) -> None:
     chip = {"impairments": {"phase_bias_std": 0.5}}
-    options = {"estimator": "elementwise", "surrogate": "online", "gain": False}
+    options: dict[str, Any] = {"estimator": "elementwise", "surrogate": "online", "gain": False}
     net, _ = attached(simulated("slm", 8, 6, **chip), **options)
     al.attach(net, {"1": simulated("slm", 8, 6, seed=1, **chip)}, **options)
     layer = net[1]

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import astralora as al
 from astralora import BlackBoxLinear
+from astralora.devices import Purpose
 
 from ..processes import in_two_processes
 
@@ -22,6 +23,12 @@ def model(device: Any, **options: Any) -> nn.Sequential:
     net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 4))
     al.attach(net, {"2": device}, **options)
     return net
+
+
+def session_of(net: nn.Sequential) -> al.Session:
+    layer = net[2]
+    assert isinstance(layer, BlackBoxLinear)
+    return layer.session
 
 
 def gradients(net: nn.Module) -> list[torch.Tensor]:
@@ -38,9 +45,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(reentrant: bool, simula
         y = checkpoint(net, inputs, use_reentrant=reentrant) if checkpointed else net(inputs)
         y.square().sum().backward()
         found.append([*gradients(net), inputs.grad])
-        session = net[2].session
         # The forward pass runs twice; the second time the device holds the controls already.
-        assert session.usage_by_purpose["controls"].programs <= 1
+        assert session_of(net).usage_by_purpose[Purpose.CONTROLS].programs <= 1
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -59,7 +65,7 @@ def test_gradients_accumulated_over_parts_equal_those_of_the_batch(simulated: An
 
 def test_accumulation_measures_the_slopes_once(simulated: Any) -> None:
     net = model(simulated("mrr", 16, 12, impairments="lab"))
-    session = net[2].session
+    session = session_of(net)
     before = session.usage.programs
     for _ in range(5):
         net(torch.randn(6, 8)).square().sum().backward()

@@ -22,7 +22,8 @@ def chip(kind: str, n: int, m: int, physics: Any = None, **law: Any) -> Any:
 
 def matrix(device: Any) -> torch.Tensor:
     eye = torch.eye(device.spec.in_features, dtype=torch.float64)
-    return device.query(eye).mT
+    product: torch.Tensor = device.query(eye).mT
+    return product
 
 
 # -- the reference law of analog products -------------------------------------------------------

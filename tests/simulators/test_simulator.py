@@ -58,6 +58,7 @@ def test_has_the_capabilities_of_a_simulator(kind: str, simulated: Any) -> None:
         Thermometer,
         Snapshots,
     }
+    assert isinstance(device, SimulatedDevice)
     assert set(device.capabilities) == (expected | {Reciprocal} if KINDS[kind].reciprocal else expected)
     for protocol in device.capabilities:
         assert isinstance(device, protocol)
@@ -366,8 +367,9 @@ def test_refuses_the_state_of_another_chip(simulated: Any) -> None:
 
 
 def test_refuses_an_unknown_impairment() -> None:
+    unknown: dict[str, Any] = {"colour": 1}
     with pytest.raises(ValidationError, match="colour"):
-        Impairments(colour=1)  # type: ignore[call-arg]
+        Impairments(**unknown)
 
 
 def test_presets_have_their_documented_values() -> None:
@@ -405,6 +407,7 @@ UNEVEN = Impairments(
 def test_vjp_equals_autograd_through_transfer(kind: str, simulated: Any, generator: torch.Generator) -> None:
     device = simulated(kind, 6, 4, impairments=UNEVEN, seed=5).device
     assert isinstance(device, PullsBack)
+    assert isinstance(device, SimulatedDevice)
     controls = start(simulated(kind, 6, 4)).double().requires_grad_()
     inputs = vectors(5, 6, generator).double().requires_grad_()
     grads = torch.randn(5, 4, generator=generator, dtype=torch.float64)

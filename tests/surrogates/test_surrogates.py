@@ -137,6 +137,7 @@ def test_online_learns_the_matrix_from_the_training_batches(simulated: Any, gene
     for _ in range(2):
         inputs = torch.empty(32, 16, dtype=torch.float64).uniform_(-1, 1, generator=generator)
         surrogate.observe(inputs, session.query(inputs))
+        assert surrogate.residual is not None
         residuals.append(surrogate.residual)
     assert session.usage.vectors == spent.vectors + 64, "no query besides the batches"
     assert residuals[0] == pytest.approx(1.0), "nothing was predicted"
@@ -201,7 +202,8 @@ def test_online_accepts_a_batch_of_identical_vectors(simulated: Any) -> None:
 def ridge_regression(X: torch.Tensor, Y: torch.Tensor, variance: float, prior: float) -> torch.Tensor:
     """Return the least-squares fit to all data with a Gaussian prior."""
     ridge = variance / prior
-    return torch.linalg.solve(X.T @ X + ridge * torch.eye(X.shape[1], dtype=X.dtype), X.T @ Y).T
+    solution: torch.Tensor = torch.linalg.solve(X.T @ X + ridge * torch.eye(X.shape[1], dtype=X.dtype), X.T @ Y).T
+    return solution
 
 
 @pytest.mark.parametrize("batch", [4, 30])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from astralora import ConfigurationError
+from astralora.devices.files import write_atomically
 from astralora.training.checkpoint import load_state, save_state
 
 STATE: dict[str, Any] = {
@@ -56,12 +57,11 @@ def test_a_crash_before_the_index_is_replaced_leaves_the_earlier_state(
     import astralora.training.checkpoint as module
 
     save_state(tmp_path, {"step": 1, "w": torch.zeros(3)})
-    write = module.write_atomically
 
     def crash_at_index(path: Path, content: Any) -> None:
         if path.suffix == ".json":
             raise KeyboardInterrupt
-        write(path, content)
+        write_atomically(path, content)
 
     monkeypatch.setattr(module, "write_atomically", crash_at_index)
     with pytest.raises(KeyboardInterrupt):

@@ -2,13 +2,14 @@
 
 import socketserver
 import threading
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import numpy as np
 
 
 class _Chip(socketserver.StreamRequestHandler):
-    def handle(self):
+    def handle(self) -> None:
         volts = np.zeros((8, 8))
         for line in self.rfile:
             command, *words = line.split()
@@ -26,7 +27,7 @@ class _Chip(socketserver.StreamRequestHandler):
 
 
 @contextmanager
-def chip_on_tcp():
+def chip_on_tcp() -> Generator[str]:
     """Serve the chip on a free port, and yield the address for the driver."""
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Chip) as server:
         server.daemon_threads = True

@@ -558,7 +558,8 @@ def test_is_registered_and_adds_columns_to_the_chip(tmp_path: Path, generator: t
     d.Bench(device="compensated", options={"device": "matvec", "kind": "columns", "columns": 3}).save(path)
     with d.open_device(str(path), in_features=8, out_features=5, impairments="lab", seed=3) as session:
         assert (session.spec.in_features, session.spec.out_features) == (8, 5)
-        assert session.device.session.spec.out_features == 8  # type: ignore[attr-defined]
+        assert isinstance(session.device, d.CompensatedDevice)
+        assert session.device.session.spec.out_features == 8
         session.program(weights_of(session, generator))
         assert session.query(torch.zeros(2, 8)).shape == (2, 5)
 
@@ -611,7 +612,8 @@ def test_on_the_wall_clock_a_new_process_measures_references_at_once(
     other = d.CompensatedDevice(Remembering(), "output")
     other.open()
     assert other.load_state_dict(state)
-    other.session.device.gain = 0.5  # type: ignore[attr-defined]
+    assert isinstance(other.session.device, Remembering)
+    other.session.device.gain = 0.5
     assert relative_change(before, other.query(inputs)) < 1e-5
 
 

@@ -9,7 +9,11 @@ The chip accepts and sends lines of text, numbers separated by spaces:
 Put your own instrument in place of these lines.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from astralora.devices import DeviceSpec, ProtocolError
 from astralora.drivers.link import LinkDevice
@@ -45,24 +49,24 @@ class BenchChip(LinkDevice):
     def __init__(self, port: str, timeout: float = 2.0) -> None:
         super().__init__(SPEC, open_transport(port, timeout))
 
-    def _open(self):
+    def _open(self) -> None:
         self.transport.open()
         self.transport.flush()
 
-    def _close(self):
+    def _close(self) -> None:
         try:
             self._ask("S")  # switch the heaters off before the port is closed
         finally:
             self.transport.close()
 
-    def _program(self, controls):
+    def _program(self, controls: NDArray[Any]) -> None:
         self._ask("V", controls)
 
-    def _query(self, inputs):
+    def _query(self, inputs: NDArray[Any]) -> NDArray[Any]:
         answers = [self._ask("X", vector) for vector in inputs]
         return np.array([[float(word) for word in answer.split()] for answer in answers])
 
-    def _ask(self, command, values=()):
+    def _ask(self, command: str, values: Iterable[float] = ()) -> str:
         line = " ".join([command, *(f"{value:.9g}" for value in values)])
         self.transport.write(line.encode() + b"\n")
         answer = self.transport.read_until(b"\n", limit=4096).decode("ascii", "replace").strip()
