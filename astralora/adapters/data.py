@@ -15,7 +15,7 @@ from ..common.errors import ConfigurationError
 from ..devices import derive_generator
 from .models import Objective
 from .proxies import Batch
-from .settings import DataSection
+from .run_config import DataSection
 from .sources import Row, Source, read_collection, read_files
 from .tokens import Tokens
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..training.folder import Folder
-from .settings import AdapterRun
+from .run_config import AdapterRun
 
 __all__ = ["AdapterFolder"]
 

@@ -13,7 +13,7 @@ from .adapted import AdaptedModel, adapt
 from .data import Data, load_data
 from .folder import AdapterFolder
 from .models import TINY, Objective, load_model, max_length
-from .settings import AdapterRun
+from .run_config import AdapterRun
 from .sources import COLLECTIONS
 from .tokens import load_tokens
 

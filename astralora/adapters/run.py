@@ -21,8 +21,8 @@ from .preparation import PreparedRun, prepare, prepare_from_folder
 from .proxies import Batch, default_loss, move_to_device_of
 from .random_state import isolated_random_state
 from .reallocation import Choice, Reallocation
+from .run_config import AdapterRun
 from .scoring import Scores, score
-from .settings import AdapterRun
 
 if TYPE_CHECKING:
     from .trainer import AdapterTrainer

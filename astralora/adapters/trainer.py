@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from .data import Data, Example, collate
 from .random_state import restore_random_state
 from .reallocation import Reallocation
-from .settings import AdapterRun
+from .run_config import AdapterRun
 from .trainer_state import restore_trainer, train_from, trainer_state
 
 __all__ = ["AdapterTrainer", "make_trainer"]

@@ -79,7 +79,7 @@ def _models() -> Iterable[str]:
 
 
 def _objectives() -> Iterable[str]:
-    from ..adapters.settings import AdapterRun
+    from ..adapters.run_config import AdapterRun
 
     return get_args(AdapterRun.model_fields["objective"].annotation)
 

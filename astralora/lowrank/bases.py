@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..common.errors import ConfigurationError
 
-__all__ = ["BasisWatch", "basis_overlap", "decompose", "in_the_frame_of", "kept_rank"]
+__all__ = ["BasisWatch", "align_basis", "basis_overlap", "decompose", "kept_rank"]
 
 # Comparisons in a row that must reach the threshold.
 _PATIENCE = 2
@@ -50,7 +50,7 @@ def basis_overlap(U1: Tensor, V1: Tensor, U2: Tensor, V2: Tensor) -> float:
     return float(((U1.mT @ U2) * (V1.mT @ V2)).sum()) / sqrt(U1.shape[1] * U2.shape[1])
 
 
-def in_the_frame_of(basis: Tensor, other: Tensor) -> Tensor:
+def align_basis(basis: Tensor, other: Tensor) -> Tensor:
     """Rotate a basis within its space until it is closest to another basis (orthogonal Procrustes).
 
     A full core between U and V can undo any rotation of a basis within its space. The overlap of bases that are aligned

@@ -10,7 +10,7 @@ import torch
 
 from astralora import ConfigurationError
 from astralora.adapters.data import Data, collate, load_data, training_batches
-from astralora.adapters.settings import DataSection
+from astralora.adapters.run_config import DataSection
 from astralora.adapters.sources import COLLECTIONS, Row, read_collection, read_files
 from astralora.adapters.tokens import SPECIAL_TOKENS, VOCABULARY, load_tokens
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from astralora.adapters.folder import AdapterFolder
 from astralora.adapters.run import train_run
-from astralora.adapters.settings import AdapterRun
+from astralora.adapters.run_config import AdapterRun
 from astralora.cli.app import app
 from astralora.training.checkpoint import load_state
 

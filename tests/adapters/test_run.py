@@ -18,7 +18,7 @@ from astralora.adapters.adapted import AdaptedModel, adapt
 from astralora.adapters.folder import AdapterFolder
 from astralora.adapters.models import load_model
 from astralora.adapters.run import train_run
-from astralora.adapters.settings import AdapterRun
+from astralora.adapters.run_config import AdapterRun
 from astralora.cli.app import app
 from astralora.training.checkpoint import load_state
 

@@ -7,7 +7,7 @@ import pytest
 
 import astralora.adapters.run
 from astralora.adapters.folder import AdapterFolder
-from astralora.adapters.settings import AdapterRun
+from astralora.adapters.run_config import AdapterRun
 
 
 @pytest.fixture

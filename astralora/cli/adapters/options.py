@@ -13,7 +13,7 @@ from .. import options as o
 from ..settings import ConfigOptions
 
 if TYPE_CHECKING:
-    from ...adapters.settings import AdapterRun
+    from ...adapters.run_config import AdapterRun
 
 __all__ = ["AdapterFile", "AdapterOptions", "Groups", "TrainOptions"]
 
@@ -156,7 +156,7 @@ class AdapterOptions(ConfigOptions):
     @classmethod
     def model(cls) -> type[AdapterRun]:
         """Return the class of the configuration."""
-        from ...adapters.settings import AdapterRun
+        from ...adapters.run_config import AdapterRun
 
         return AdapterRun
 

@@ -19,8 +19,8 @@ from .options import AdapterOptions
 
 if TYPE_CHECKING:
     from ...adapters.folder import AdapterFolder
+    from ...adapters.run_config import AdapterRun
     from ...adapters.scoring import Scores
-    from ...adapters.settings import AdapterRun
 
 __all__ = ["score"]
 
