@@ -308,7 +308,7 @@ def test_shares_of_0_and_1_are_trained(share: str, way: str, command: Command) -
          "'synflow' cannot score by the gradients of training"),
         (("train", "--data", "corpus.txt", "-o", "."), ". is not an empty folder; give another"),
         (("train", "--data", "corpus.txt", "--adapters", "none.toml"), "none.toml cannot be read"),
-        (("score", "--data", "corpus.txt", "--run", "r"), "--run scores what is in a run"),
+        (("score", "--data", "corpus.txt", "--run", "r"), "--run uses the configuration of the run"),
         (("score", "--run", "r"), "r holds no run: it has no config.toml"),
         (("search", "none.toml"), "none.toml cannot be read: No such file or directory"),
         (("search", "corpus.txt"), "corpus.txt is not TOML"),
