@@ -1,4 +1,4 @@
-"""Plot results of benchmarks, in the style of all reports."""
+"""Plot results of benchmarks, in the style of the reports."""
 
 from __future__ import annotations
 

@@ -130,8 +130,8 @@ Size = Annotated[
     typer.Option(
         "--size",
         metavar="SIZES",
-        help="Inputs and outputs of the device, such as 256; where they differ, such as 256x128. Commands that compare "
-        "sizes take several with commas between them.",
+        help="Inputs and outputs of the device: 256, or 256x128 if they differ. Commands that compare sizes accept "
+        "several, with commas between them.",
         rich_help_panel=DEVICE,
     ),
 ]
