@@ -158,8 +158,8 @@ def _search_space(rank: int) -> dict[str, Any]:
 
 
 def _scaled(rank: int, **more: Any) -> dict[str, Any]:
-    # With an alpha of twice the rank, the scale of an adapter's output does not depend on its rank.
     """Return the configuration of adapters with a rank."""
+    # With an alpha of twice the rank, the scale of an adapter's output does not depend on its rank.
     return {"default": {"r": rank, "lora_alpha": 2.0 * rank, "shortcut_alpha": 2.0 * rank, **more}}
 
 

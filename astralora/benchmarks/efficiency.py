@@ -71,7 +71,7 @@ class Efficiency:
     Attributes:
         case: description of the training.
         curve: points epoch by epoch, up to the epoch that reached the target.
-        outdone: whether the training was stopped because another one needed far fewer operations; see `efficiency`.
+        outdone: whether the training was stopped because another one needed fewer operations; see `efficiency`.
     """
 
     case: EfficiencyCase

@@ -62,7 +62,7 @@ class Curvature:
         self._low, self._high = each([constant.low for constant in known]), each([constant.high for constant in known])
         self.flat = torch.cat([constants[name].flatten() for name in self._names]).double()
         self._pairs = Pairs(pairs.settings.double(), pairs.inputs.double(), pairs.outputs.double(), pairs.again)
-        # The product of a mesh's columns has no forward derivative here, and a deep mesh has too many unknowns.
+        # Forward derivatives do not work for the product of a mesh's columns, and a deep mesh has too many unknowns.
         self.dense = len(self.flat) <= _DENSE and spec.coupling != "dense"
 
     def constants(self) -> Constants:
@@ -70,7 +70,7 @@ class Curvature:
         return {name: value.float() for name, value in self._split(self.flat).items()}
 
     def newton(self, steps: int = 4) -> None:
-        """Take Gauss-Newton steps to the maximum that L-BFGS has come close to."""
+        """Take Gauss-Newton steps from the result of L-BFGS to the nearby maximum."""
         for _ in range(steps):
             information, slope = self._normal_equations()
             moved = self.flat + torch.linalg.solve(information, slope)
@@ -92,7 +92,7 @@ class Curvature:
         return {name: (max(scale, 1.0) * value).float() for name, value in self._split(found).items()}
 
     def _split(self, values: Tensor) -> Constants:
-        """Return parts of a vector by the names of the constants."""
+        """Split a vector into parts by the names of the constants."""
         parts = values.split([shape.numel() for shape in self._shapes])
         return {name: part.view(shape) for name, shape, part in zip(self._names, self._shapes, parts, strict=True)}
 
@@ -102,7 +102,7 @@ class Curvature:
         return FREEDOM / (FREEDOM + scaled.square()) / self._spreads.square()
 
     def _residual(self, values: Tensor, chosen: Tensor) -> Tensor:
-        """Return the residuals over the noise, flat."""
+        """Return the residuals divided by the noise, flat."""
         answers = law_outputs(self._model, self._split(values), self._pairs, chosen)
         measured = self._pairs.outputs[chosen]
         valid = unsaturated_mask(measured, answers.detach(), self._spec, self._noise)

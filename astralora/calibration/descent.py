@@ -19,7 +19,7 @@ Constants = dict[str, Tensor]
 
 
 class Descent:
-    """Descend from one start.
+    """Minimise the negative log posterior from one start.
 
     Args:
         model: law to fit.
@@ -112,7 +112,9 @@ class Descent:
                     value.copy_(before[name])
 
     def _loss(self, chosen: Tensor) -> tuple[Tensor, float]:
-        """Return the negative log posterior of some settings per answer, and the mean squared residual over noise."""
+        """Return the loss on some settings and their mean squared residual in units of the noise's variance.
+         The loss is the negative log posterior of these settings, divided by the number of all answers. The mean excludes
+        saturated answers."""
         pairs, constants = self._pairs, self._unscaled()
         answers, measured = law_outputs(self._model, constants, pairs, chosen), pairs.outputs[chosen]
         valid = unsaturated_mask(measured, answers.detach(), self._spec, self._noise)

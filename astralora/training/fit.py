@@ -137,8 +137,8 @@ class Fit:
         self.wall_seconds = state["wall_seconds"]
 
     def _order(self, epoch: int) -> Tensor:
-        # The order depends on the epoch's number alone, so that a resumed run needs no history.
         """Return the order of the training samples in an epoch."""
+        # The order depends on the epoch's number alone, so that a resumed run needs no history.
         generator = derive_generator(self.config.seed, "order", epoch)
         return torch.randperm(len(self.splits.train_inputs), generator=generator)
 
