@@ -112,7 +112,7 @@ class Descent:
                     value.copy_(before[name])
 
     def _loss(self, chosen: Tensor) -> tuple[Tensor, float]:
-        """Return the loss on some settings and their mean squared residual in units of the noise's variance.
+        """Return the loss of some settings, and their mean squared residual over the noise.
          The loss is the negative log posterior of these settings, divided by the number of all answers. The mean excludes
         saturated answers."""
         pairs, constants = self._pairs, self._unscaled()

@@ -70,7 +70,7 @@ def residual_rms_by_output(pairs: Pairs, predicted: Tensor, spec: DeviceSpec, no
 def unexplained(
     model: Identifiable, constants: Constants, pairs: Pairs, spec: DeviceSpec, noise: float
 ) -> tuple[float, float]:
-    """Return the share of the answers' power that the law does not predict, and its standard error; noise is excluded."""
+    """Return the share of the answers' power without noise that the law does not predict; and its standard error."""
     predicted = predict(model, constants, pairs)
     valid = unsaturated_mask(pairs.outputs, predicted, spec, noise)
     count = float(valid.sum().clamp_min(1))
