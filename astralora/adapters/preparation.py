@@ -37,7 +37,7 @@ def prepare(config: AdapterRun) -> PreparedRun:
     """Load the data and the model of a run, and add new adapters to the model.
 
     Raises:
-        ConfigurationError: the data or the model cannot be loaded, or do not fit each other.
+        ConfigurationError: the data or the model cannot be loaded, or do not match.
     """
     require("transformers", "'astralora adapters'", extra="lowrank")
     tiny = config.model.name in TINY

@@ -113,8 +113,10 @@ class Descent:
 
     def _loss(self, chosen: Tensor) -> tuple[Tensor, float]:
         """Return the loss of some settings, and their mean squared residual over the noise.
-         The loss is the negative log posterior of these settings, divided by the number of all answers. The mean excludes
-        saturated answers."""
+
+        The loss is the negative log posterior of these settings, divided by the number of all answers. The mean
+        excludes saturated answers.
+        """
         pairs, constants = self._pairs, self._unscaled()
         answers, measured = law_outputs(self._model, constants, pairs, chosen), pairs.outputs[chosen]
         valid = unsaturated_mask(measured, answers.detach(), self._spec, self._noise)

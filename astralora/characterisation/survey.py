@@ -17,7 +17,7 @@ __all__ = ["Survey"]
 
 # A stuck control explains at most this share of the typical variance of an entry.
 _STUCK_SHARE = 0.1
-# Controls that explain at least this share of the typical variance follow one common curve.
+# All controls follow a common curve if it explains at least this share of the typical variance.
 _COMMON = 0.3
 # Largest number of controls for which a map is stored.
 _MAP = 65_536

@@ -133,7 +133,7 @@ class Settling(Measurement):
         ]
 
     def _follow(self, vector: Tensor) -> tuple[Tensor, list[float]]:
-        """Return answers after a program, (queries, out_features), and their times; the second half comes much later."""
+        """Return answers after a program, (queries, out_features), and their times; half of them come much later."""
         begin = self.context.clock.clock_seconds
         answers, times = [], []
         for query in range(self._queries):

@@ -192,7 +192,7 @@ def test_the_trained_adapters_of_a_run_are_scored(command: Command) -> None:
     found = command("score", "--data", "corpus.txt", *options, "-o", "begin.toml")
     # Every B starts at zero, so that snip ties, and a note says so.
     assert set(Scores.load(Path("begin.toml")).values.values()) == {0.0}
-    assert "note: all 19 adapters score 0 by 'snip', which ranks them by chance: every B is zero" in found.stderr
+    assert "note: all 19 adapters score 0 by 'snip', so that their order is random: every B is zero" in found.stderr
     command("score", "--data", "corpus.txt", *options, "--warmup-steps", "3", "-o", "warm.toml")
     assert all(value > 0 for value in Scores.load(Path("warm.toml")).values.values())
 
