@@ -217,7 +217,7 @@ def _summed_gradients(
     """Sum the gradients of A and B over batches, and the expected noise in the squares of gradients from devices.
 
     For estimates g_b with independent errors, E |sum g_b|^2 = |sum true g_b|^2 + sum (E |g_b|^2 - |true g_b|^2). The
-    estimator supplies the last sum, the noise.
+    last sum is the noise, with |true g_b|^2 from the estimator's ``gradient_energy``.
 
     Returns:
         The sums by key of the adapter; the noise by id of the controls.

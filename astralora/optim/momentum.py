@@ -1,4 +1,4 @@
-"""Keep the momentum of a weight in a random subspace that moves."""
+"""Keep the momentum of a weight in a random subspace that changes from time to time."""
 
 from __future__ import annotations
 
