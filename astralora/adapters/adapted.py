@@ -146,7 +146,7 @@ def _check(model: nn.Module, layers: list[TransformerLayer], config: AdapterConf
 def _inject_lora(
     model: nn.Module, layers: list[TransformerLayer], config: AdapterConfig, seed: int
 ) -> dict[int, list[tuple[str, Any, float]]]:
-    """Inject LoRA by peft, and return name, module and importance of each adapter by layer."""
+    """Inject LoRA with peft, and return name, module and importance of each adapter by layer."""
     peft = require("peft", "LoRA", extra="lowrank")
     targets: dict[str, tuple[int, str, Resolved]] = {}
     for layer in layers:

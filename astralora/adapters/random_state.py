@@ -42,7 +42,7 @@ def isolated_random_state(seed: int | None = None) -> Iterator[None]:
     """Restore the global generators at the end of a ``with`` block, in which libraries may draw from them.
 
     Args:
-        seed: seed of the generators in the block; None keeps their present state.
+        seed: seed of the generators in the block; None keeps their current state.
     """
     before = random.getstate(), np.random.get_state()
     try:

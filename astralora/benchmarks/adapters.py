@@ -146,7 +146,7 @@ def _adapted(
 
 
 def _scored_batches(text: Text, seed: int) -> Iterator[Batch]:
-    """Yield training batches for scores, different from those of the training steps."""
+    """Yield training batches for scores; the training steps use other batches."""
     while True:
         seed += TUNING_SEED
         for inputs, targets in stretches(text.train, 1000, BATCH, seed):

@@ -48,9 +48,9 @@ def fidelity(
 ) -> list[Record]:
     """Compute the cosines of estimated to exact gradients, on new chips and after an epoch of digits.
 
-    With data ``"uniform"``, the gradients are those of a batch of uniform inputs and normal output gradients; the
+    With data ``"uniform"``, the gradients belong to a batch of uniform inputs and normal output gradients; the
     surrogate has been started and has observed this batch. With data ``"digits"``, for sizes that the task supports,
-    the gradients are those of the last batch of one epoch, and the surrogate starts without measurements if it can.
+    the gradients belong to the last batch of one epoch, and the surrogate starts without measurements if it can.
 
     Args:
         devices: names of devices with a law (simulators).

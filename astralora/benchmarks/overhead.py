@@ -74,7 +74,7 @@ def overhead(
 
 
 def _ratio(device: str, impairments: str, size: int, method: str, batch: int, cycles: int, samples: int) -> float:
-    """Return the time of a step relative to that of `nn.Linear`."""
+    """Return the time of a step relative to a step of `nn.Linear`."""
     session, _ = open_chip(device, impairments, (size, size), seed=0)
     options = parse_method(method)
     if method == "paper":

@@ -78,11 +78,11 @@ def calibrate(
         device: chip or its open session.
         budget: largest numbers of programs and vectors to spend; by default 64 programs, and as many vectors as
             determine a linear device.
-        model: name of a registered device whose law is fitted, or ``"none"``; the device's own name where None.
+        model: name of a registered device whose law is fitted, or ``"none"``; the device's own name if None.
         options: options of that device, such as ``response`` of ``mrr``.
         path: path of the record. Until the record is written, measured data are stored in files beside it. After an
             interruption, the same call resumes from these files.
-        characterise: whether to measure noise, converters and channels first; where None, only if the spec claims no
+        characterise: whether to measure noise, converters and channels first; None means only if the spec claims no
             noise.
         known: characterisation of the chip, used instead of measuring again.
         steps: steps of the first fit.

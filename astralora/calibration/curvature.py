@@ -82,7 +82,7 @@ class Curvature:
         """Return standard errors by name.
 
         Args:
-            scale: root mean square residual over the noise; more than 1 if the law is incomplete.
+            scale: root mean square residual in units of the noise; more than 1 if the law is incomplete.
         """
         if self.dense:
             information, _ = self._normal_equations()

@@ -38,7 +38,7 @@ class DirectMeasurements:
     Args:
         session: session of the chip.
         budget: largest numbers of programs and vectors to spend on these measurements.
-        measurements: names of the measurements; all where None.
+        measurements: names of the measurements; all if None.
         seed: seed of the measurements.
         path: file that keeps the results until the record is written.
 

@@ -97,10 +97,10 @@ def identify(
 ) -> Identification:
     """Fit the constants of a law to measured pairs.
 
-    The fit is a maximum a posteriori estimate: squared residuals over the noise, and Student's t about the nominal
-    constants as the prior. The posterior of a deep mesh has many local maxima. Adam on random thirds of the settings
-    finds a good one, and L-BFGS on all settings converges to it. Where the law does not predict the held-out settings,
-    the fit restarts from another point with more steps.
+    The fit is a maximum a posteriori estimate: squared residuals in units of the noise, and Student's t about the
+    nominal constants as the prior. The posterior of a deep mesh has many local maxima. Adam on random thirds of the
+    settings finds a good one, and L-BFGS on all settings converges to it. Where the law does not predict the held-out
+    settings, the fit restarts from another point with more steps.
 
     A control counts as stuck if this explains the answers better; see `find_stuck`.
 

@@ -73,8 +73,8 @@ class Pairs:
     def noise_std(self, spec: DeviceSpec) -> float:
         """Return the noise of an answer, estimated from repeated vectors; the claim of the spec if there are none.
 
-        Where the noise is far below one step, the difference of two rounded answers is 0. The noise is therefore at
-        least that of the rounding.
+        Where the noise is far below one step, the difference of two rounded answers is 0. The result is therefore at
+        least the noise of the rounding.
         """
         rounding = (spec.output_step or 0.0) / 12**0.5
         if len(self.again):
@@ -86,10 +86,10 @@ class Pairs:
 def choose_design(spec: DeviceSpec, programs: int, vectors: int, seed: int) -> Design:
     """Choose informative settings and vectors within a number of programs and vectors.
 
-    The settings are a Latin hypercube: each control takes as many different values as there are settings, evenly over
-    its range and independently of the others, so that offset, efficiency and curve can be separated. The vectors are
-    orthogonal and of full power, as many as there are inputs. Where the budget does not cover all of them for each
-    program, a random part is used.
+    The settings are a Latin hypercube: the values of each control are all different, evenly spaced over its range, and
+    independent of the other controls, so that offset, efficiency and curve can be separated. The vectors are orthogonal
+    and of full power; their number is the number of inputs. If the budget does not cover all of them at each setting, a
+    random part is used.
 
     Raises:
         ConfigurationError: there are too few programs or vectors to fit and hold out any, or the spec has no control
@@ -101,7 +101,7 @@ def choose_design(spec: DeviceSpec, programs: int, vectors: int, seed: int) -> D
     each = min(len(probes), (vectors - repeats) // max(programs, 1))
     if programs < 3 or each < 1:
         raise ConfigurationError(
-            f"a calibration needs at least 3 programs and as many vectors, not {programs} and {vectors}; "
+            f"a calibration needs at least 3 programs and a vector for each, not {programs} and {vectors}; "
             f"allow about 64 programs of {len(probes)} vectors for a chip of {spec.num_controls:,} controls"
         )
     if spec.control_range is None:

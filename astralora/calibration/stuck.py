@@ -78,8 +78,8 @@ def find_stuck(
     """Find the controls for which the answers are explained better by a stuck control than by a moving one.
 
     Three hypotheses are compared: the control moves with the fitted constants; it moves with other plausible constants;
-    or it is stuck at one of several values. They are compared by twice the log odds: squared residuals over the noise,
-    Student's t of the constants, and prior odds of one in a hundred for a stuck control.
+    or it is stuck at one of several values. They are compared by twice the log odds: squared residuals in units of the
+    noise, Student's t of the constants, and prior odds of one in a hundred for a stuck control.
 
     Where each control sets one entry, all controls are compared at once. In a mesh, the candidates are controls whose
     fitted constants are far from nominal; for a stuck control, the fitted efficiency tends to 0.

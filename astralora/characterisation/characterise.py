@@ -57,7 +57,7 @@ def characterise(
     Args:
         device: device or its open session.
         budget: largest numbers of programs and vectors to spend.
-        only: names from `MEASUREMENTS`; all where None. Noise is always measured, since every error follows from it.
+        only: names from `MEASUREMENTS`; all if None. Noise is always measured, since every error follows from it.
         drift_seconds: seconds for which a setting is held to measure drift, by the device's clock; on hardware, this is
             real time.
         seed: seed of the settings and vectors.

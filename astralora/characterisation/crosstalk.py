@@ -34,8 +34,9 @@ class CrosstalkFit:
         y_ps = f_p(u_ps),   u_ps = m_ps + sum_d k_d m_(p+d)s
 
     for the entry p at the setting s, with moves m, a polynomial f_p for each entry, and one kernel k. Gauss-Newton
-    steps alternate between the curves for the present kernel and the kernel for the present curves. The slopes are
-    estimates, so their squares contain their noise. It is subtracted, because the kernel would otherwise be too small.
+    steps alternate: they fit the curves for the current kernel, and then the kernel for the current curves. The slopes
+    are estimates, so their squares contain their noise. It is subtracted, because the kernel would otherwise be too
+    small.
 
     Args:
         entries: entries y, (settings, controls).
@@ -109,8 +110,8 @@ class CrosstalkFit:
         of a sawtooth.
 
         Args:
-            off: function of a number of levels that returns the deviation, (settings, len(which)). levels: candidate
-                numbers of levels.
+            off: function of a number of levels that returns the deviation, (settings, len(which)).
+            levels: candidate numbers of levels.
             which: controls to use.
         """
         slopes, residual, basis = self._slopes[:, which], self.residual[:, which], self._basis[which]

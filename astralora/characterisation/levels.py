@@ -83,9 +83,9 @@ def scan_levels(
         gains: decrease of the sum of squared residuals for each number of levels, which is the index, from 2 on.
         total: sum of squared residuals without any steps.
         error: smallest possible standard error of one sample.
-        freedom: number of samples less the number of fitted parameters.
+        freedom: number of samples minus the number of fitted parameters.
         claimed: number of levels in the spec.
-        spread: standard deviation of the gains that noise alone causes, in units of the squared noise; 0 where None.
+        spread: standard deviation of the gains that noise alone causes, in units of the squared noise; None means 0.
     """
     what = name.removesuffix("_levels") + "s"
     gains = gains.clone()

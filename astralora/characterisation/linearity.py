@@ -136,7 +136,7 @@ class _Response:
         return used
 
     def residual_squares(self, values: Tensor) -> Tensor:
-        """Return the squared residuals over the noise after a cubic fit of strengths (..., samples): (...)."""
+        """Return the squared residuals in units of the noise after a cubic fit of strengths (..., samples): (...)."""
         powers, answers = self._whitened(values)
         slope = powers.mT @ answers
         fitted = torch.linalg.pinv(powers.mT @ powers, hermitian=True, rtol=1e-10) @ slope.unsqueeze(-1)

@@ -178,7 +178,8 @@ def _explained(values: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """Return the variance of each entry that functions of its own control explain, and its standard error: (controls,).
 
     Args:
-        values: entries, (settings, controls). basis: orthonormal functions without a mean, (controls, settings, count).
+        values: entries, (settings, controls).
+        basis: orthonormal functions without a mean, (controls, settings, count).
     """
     settings, functions = basis.shape[1:]
     about = (values - values.mean(dim=0)).mT.unsqueeze(-1)

@@ -216,7 +216,9 @@ class Drift(Measurement):
         """Measure the change between the first and the last queries, apart from a common gain.
 
         Args:
-            stack: unsaturated answers, (queries, answers). gains: gains of the queries. times: times of the queries.
+            stack: unsaturated answers, (queries, answers).
+            gains: gains of the queries.
+            times: times of the queries.
         """
         scaled = stack / gains[:, None]
         part = max(2, self._times // 4)
@@ -308,10 +310,11 @@ def _median(values: list[float]) -> float:
 def _slope_error(times: list[float], stack: Tensor, reference: Tensor, axis: int) -> float:
     """Return the standard error of the slope of log gain over log time, from the spread of vectors or outputs.
 
-    Uses the delete-one jackknife. For small changes, the log gain is the gain less one.
+    Uses the delete-one jackknife. For small changes, the log gain is the gain minus one.
 
     Args:
-        times: times of the queries. stack: answers, (queries, vectors, out_features).
+        times: times of the queries.
+        stack: answers, (queries, vectors, out_features).
         reference: weights of the answers, (vectors, out_features).
         axis: axis along which one element at a time is left out: 0 for vectors, 1 for outputs.
     """

@@ -45,7 +45,8 @@ class CalibrateConfig(MeasuredChipConfig):
 
     Attributes:
         model: the law to fit.
-        characterise: whether to measure noise, converters and channels first; where the spec claims no noise if None.
+        characterise: whether to measure noise, converters and channels first; None means only if the spec claims no
+            noise.
     """
 
     model: LawSection = LawSection()

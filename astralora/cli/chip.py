@@ -43,8 +43,9 @@ class ChipConfig(Section):
 
     Attributes:
         device: the device.
-        in_features: number of inputs, if the device accepts it. out_features: number of outputs, if the device accepts
-            it. seed: seed of everything random.
+        in_features: number of inputs, if the device accepts it.
+        out_features: number of outputs, if the device accepts it.
+        seed: seed of everything random.
     """
 
     device: ChipSection

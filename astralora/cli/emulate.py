@@ -32,8 +32,8 @@ class ServedChipConfig(ChipConfig):
     """Configure ``astralora emulate``, with the size of the device layer that ``astralora train`` trains.
 
     Attributes:
-        in_features: number of inputs, if the device accepts it. out_features: number of outputs, if the device accepts
-            it.
+        in_features: number of inputs, if the device accepts it.
+        out_features: number of outputs, if the device accepts it.
     """
 
     in_features: PositiveInt = 256

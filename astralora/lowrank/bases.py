@@ -76,7 +76,7 @@ def kept_rank(s: Tensor, cutoff: float, floor: int = 1) -> int:
     Args:
         s: singular values, from the largest to the smallest, (r,).
         cutoff: cutoff as a share of the largest singular value.
-        floor: smallest number to keep, if there are as many.
+        floor: smallest number to keep, if r is not smaller.
     """
     rank = len(s)
     below = (s < cutoff * s[0]).nonzero()

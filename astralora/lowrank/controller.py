@@ -17,7 +17,7 @@ __all__ = ["Refresh", "RefreshController"]
 
 
 class Refresh(StrEnum):
-    """Name the factors of A ~ U Sigma V^T that a refresh measures again, from the cheapest refresh on."""
+    """Name the factors of A ~ U Sigma V^T that a refresh measures again, in order of increasing cost."""
 
     REFIT = "refit"
     """Sigma only, with unchanged bases: r vectors."""
@@ -87,7 +87,7 @@ class RefreshController:
         """Choose which factors to measure again, and count the choice.
 
         Args:
-            overlap: `basis_overlap` of the present bases with the bases that the newest data suggest, at most 1.
+            overlap: `basis_overlap` of the current bases and the bases that fit the newest data, at most 1.
             error: error on the newest answers, before the refresh.
         """
         if self._grows or self.drift(error) > self.large_drift:

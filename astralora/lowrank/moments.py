@@ -83,9 +83,8 @@ def check_moments(optimizer: optim.Optimizer, parameters: Sequence[nn.Parameter]
 
 def replace_parameter(optimizer: optim.Optimizer, old: nn.Parameter, new: nn.Parameter) -> None:
     """Replace a parameter by another in its group, and move or drop its state.
-
-    If the moments of the old parameter have the shape of the new one, because they were loaded for it, they are moved
-    unchanged. If they have the shape of the old one, the state is dropped.
+     The state is dropped if its moments have the shape of the old parameter, and the new one has another shape. Otherwise
+    it is moved unchanged: for example, it may have been loaded for the new shape.
     """
     _replace_in_groups(optimizer, old, new)
     if old in optimizer.state:

@@ -74,8 +74,8 @@ class FloraAccelerator(_Accelerator):  # type: ignore[misc]  # has no annotation
             return
         if self.distributed_type.name in _UNSUPPORTED:
             raise ConfigurationError(
-                f"accumulation_compression_rank does not work with {self.distributed_type.name}, which keeps the "
-                f"gradients itself; leave it out, or use one process or DistributedDataParallel"
+                f"accumulation_compression_rank does not work with {self.distributed_type.name}, which manages "
+                f"the gradients itself; leave it out, or use one process or DistributedDataParallel"
             )
         # Processes average a gradient after its own hooks: then the compressor must wait until the pass is complete.
         compressor.during_backward = not self.use_distributed

@@ -114,7 +114,7 @@ class GradCompressor:
             optimizer: optimizer that steps each parameter as soon as its gradient is decompressed. The gradient is then
                 freed, so that only one exists at a time. Without it, all gradients are decompressed, and any optimizer
                 can step them.
-            reduce: function applied to every accumulator before, such as an average over processes.
+            reduce: function applied to every accumulator before it is decompressed, such as an average over processes.
         """
         trained = set() if optimizer is None else parameters_of(optimizer)
         for parameter, index in self._indices.items():

@@ -163,7 +163,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _keys(model: type[BaseModel], place: Place) -> list[str]:
-    """Return the valid keys of the model, or of the section that a place lies in."""
+    """Return the valid keys of the section at this path, or of the model."""
     if len(place) > 1:
         inner = model.model_fields[str(place[0])].annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):

@@ -137,7 +137,7 @@ def overhead(
     output: o.OutFolder = None,
     json: o.Json = False,
 ) -> None:
-    """Time a training step of a simulated layer as a multiple of that of nn.Linear.
+    """Time a training step of a simulated layer, as a multiple of a step of nn.Linear.
 
     Example: astralora bench overhead --method auto,exact --size 128,256
     """

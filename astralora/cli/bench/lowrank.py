@@ -46,11 +46,10 @@ def lowrank(
     output: o.OutFolder = None,
     json: o.Json = False,
 ) -> None:
-    """Train a small OPT on English text with little optimizer state or few trained numbers, and with Adam.
+    """Train a small OPT on English text with little optimizer state or few trained parameters, and with Adam.
+    The learning rate of each method is chosen first, on another seed, from the same number of candidates.
 
-    Learning rates are chosen first, on another seed, from as many for every method.
-
-    Example: astralora bench lowrank --method adam,flora --seeds 0
+       Example: astralora bench lowrank --method adam,flora --seeds 0
     """
     check_folder(output)
     with Count("runs") as count:
@@ -95,7 +94,7 @@ def adapters(
 
     All methods train the same number of parameters at any time; uniform LoRA has the lowest rank that reaches it.
 
-    Learning rates are chosen first, on another seed, from as many for every method.
+    The learning rate of each method is chosen first, on another seed, from the same number of candidates.
 
     Example: astralora bench adapters --method uniform,dynamic --seeds 0,1
     """
