@@ -117,10 +117,11 @@ def characterisation_cost(
     seed: int = 0,
 ) -> Cost:
     """Return the largest number of programs and vectors that `characterise` can spend with these arguments.
+
     Nothing is spent.
 
-       Raises:
-           ConfigurationError: there is no such measurement, or the budget does not even cover noise.
+    Raises:
+        ConfigurationError: there is no such measurement, or the budget does not even cover noise.
     """
     session = device if isinstance(device, Session) else Session(device)
     return _plan(session, budget, only, drift_seconds, seed).total

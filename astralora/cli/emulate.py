@@ -57,7 +57,7 @@ def emulate(
     ] = False,
     link: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="Link to make to the pseudo-terminal.", rich_help_panel=_PORT),
+        typer.Option(metavar="PATH", help="Symbolic link to create to the pseudo-terminal.", rich_help_panel=_PORT),
     ] = None,
     tcp: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Speak frames on TCP.", rich_help_panel=_PORT)

@@ -26,7 +26,7 @@ def train(
     resume: o.Resume = None,
     json: o.Json = False,
 ) -> None:
-    """Train a model through a device, and a digital baseline, and write a run folder with a report.
+    """Train a model through a device, train a digital baseline, and write a run folder with a report.
 
     Example: astralora train --device slm --impairments lab --epochs 10 --seed 1
     """

@@ -83,8 +83,9 @@ def check_moments(optimizer: optim.Optimizer, parameters: Sequence[nn.Parameter]
 
 def replace_parameter(optimizer: optim.Optimizer, old: nn.Parameter, new: nn.Parameter) -> None:
     """Replace a parameter by another in its group, and move or drop its state.
-     The state is dropped if its moments have the shape of the old parameter, and the new one has another shape. Otherwise
-    it is moved unchanged: for example, it may have been loaded for the new shape.
+
+    The state is dropped if its moments have the shape of the old parameter, and the new one has another shape.
+    Otherwise it is moved unchanged: for example, it may have been loaded for the new shape.
     """
     _replace_in_groups(optimizer, old, new)
     if old in optimizer.state:

@@ -127,7 +127,7 @@ def drift(
     output: o.OutFolder = None,
     json: o.Json = False,
 ) -> None:
-    """Use chips of phase-change memory for a simulated day, with and without compensation of their drift.
+    """Test chips of phase-change memory over a simulated day, with and without compensation of their drift.
 
     A classifier of digits is trained on chips that do not drift. Its controls are then programmed once into chips that
     drift. With one device layer ('digits'), a decay that all weights share does no harm. A model with batch

@@ -53,7 +53,7 @@ def efficiency(
 ) -> None:
     """Count the hardware operations that each method needs to reach a test accuracy on digits.
 
-    'paper' runs once for each number of samples, with its best step on the device, and for ten times the epochs.
+    The method 'paper' runs once for each number of samples, with the best step for the device and ten times the epochs.
 
     A run ends early when the same method needed fewer operations with another number of samples, or by --patience.
 

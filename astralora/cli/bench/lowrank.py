@@ -47,9 +47,10 @@ def lowrank(
     json: o.Json = False,
 ) -> None:
     """Train a small OPT on English text with little optimizer state or few trained parameters, and with Adam.
+
     The learning rate of each method is chosen first, on another seed, from the same number of candidates.
 
-       Example: astralora bench lowrank --method adam,flora --seeds 0
+    Example: astralora bench lowrank --method adam,flora --seeds 0
     """
     check_folder(output)
     with Count("runs") as count:
