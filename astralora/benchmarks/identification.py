@@ -63,9 +63,10 @@ def identification(
 
     Returns:
         Flat records with device, size and seed; programs, vectors and seconds of the calibration; fits, starts and
-        unexplained, as in `FitQuality`; mean and smallest cosine over settings between the control gradient of the chip
-        and the one of the nominal device (``before``) or of the twin (``after``); the number of ``constants``, and how
-        many are ``beyond`` three standard errors from the truth (None if the errors are lower bounds).
+        unexplained, as in `FitQuality`. Cosines compare the control gradient of the chip with the gradient of the
+        nominal device (``before``) and of the twin (``after``); mean and smallest value over the settings.
+        ``constants`` is the number of constants, and ``beyond`` the number of those that are more than three standard
+        errors from the truth; None if the errors are lower bounds.
     """
     records = []
     for seed in seeds:

@@ -75,7 +75,7 @@ class StuckModel:
 def find_stuck(
     model: Identifiable, constants: Mapping[str, Tensor], pairs: Pairs, spec: DeviceSpec, noise: float
 ) -> StuckModel | None:
-    """Find the controls for which the answers are explained better by a stuck control than by a moving one.
+    """Find the controls that explain the answers better if they are stuck than if they move.
 
     Three hypotheses are compared: the control moves with the fitted constants; it moves with other plausible constants;
     or it is stuck at one of several values. They are compared by twice the log odds: squared residuals in units of the
@@ -92,7 +92,7 @@ def find_stuck(
         noise: noise of an answer.
 
     Returns:
-        The law with the stuck controls; None where none is stuck.
+        The law with the stuck controls; None if no control is stuck.
     """
     if spec.control_range is None:
         return None
@@ -152,7 +152,7 @@ class _Comparison:
     """Compute how much a change of one control increases the squared residuals, in units of the noise's variance."""
 
     def stuck(self, local: Mapping[str, Constant], at: Tensor) -> Tensor:
-        """Return the increase if each candidate is stuck at its value, with nominal local constants: (candidates,)."""
+        """Return the increase if each candidate is stuck at its value and has nominal constants: (candidates,)."""
         raise NotImplementedError
 
     def moving(self, local: Mapping[str, Constant], name: str, value: float) -> Tensor:

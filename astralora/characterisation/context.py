@@ -111,8 +111,8 @@ class MeasurementContext:
     def measure_matrix_checked(self, repeats: int = 1, strength: float = 1.0) -> tuple[Tensor, bool]:
         """Measure the transfer matrix, and return whether no answer was saturated.
 
-        Saturation cuts an answer to the same value at all settings. A change of one entry in its row would then appear
-        as a change of the other entries.
+        A saturated answer does not change with the setting. A change of one entry in its row would therefore look like
+        a change of the other entries.
         """
         inputs = self.make_inputs(self.probe_signs, strength)
         answers = self.query(inputs.repeat(repeats, 1)).unflatten(0, (repeats, -1))

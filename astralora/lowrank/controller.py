@@ -35,8 +35,8 @@ class RefreshController:
     with noise subtracted. The *floor* is the error right after a refresh, which the limited rank causes. The *drift* is
     the error added since then: drift^2 = error^2 - floor^2.
 
-    The rank falls by the cut of `kept_rank` if the error allows it. It doubles, with a rebuild, if the floor is above
-    the tolerance.
+    `kept_rank` reduces the rank if the error allows it. If the floor is above the tolerance, the rank doubles, and all
+    factors are measured again.
 
     Args:
         rank: initial rank r.

@@ -21,9 +21,9 @@ def precondition(grad: Tensor, state: State, storage: Storage, *, beta2: float, 
 
         V <- beta2 V + (1 - beta2) (g^2 + eps)
 
-    The average holds every entry. If factorised, it holds only the means R of its rows and C of its columns, and v_ij =
-    R_i C_j / mean(R) (Shazeer and Stern, arXiv 1804.04235, algorithm 4). The last two axes of a tensor are its rows and
-    columns.
+    The average holds every entry. If factorised, it holds only the means R of its rows and C of its columns, with v_ij
+    = R_i C_j / mean(R) (Shazeer and Stern, arXiv 1804.04235, algorithm 4). The last two axes of a tensor are its rows
+    and columns.
 
     Args:
         grad: gradient g, in the precision of the computation.
