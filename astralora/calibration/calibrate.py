@@ -285,8 +285,8 @@ def _choose_model(spec: DeviceSpec, name: str | None, options: Mapping[str, Any]
     known = {entry.name for entry in list_devices() if entry.factory is not None}
     if name is None and spec.name not in known:
         raise ConfigurationError(
-            f"which law does {spec.name!r} follow? Pass model=..., such as {', '.join(_fittable_devices())}; a law of "
-            f"your own is a simulators.Physics that is registered as a device; model='none' measures without a law"
+            f"which law does {spec.name!r} follow? Pass model=..., such as {', '.join(_fittable_devices())}; to "
+            f"use your own law, register a simulators.Physics as a device; model='none' measures without a law"
         )
     return FittedModel(name=name or spec.name, options=dict(options or {}))
 

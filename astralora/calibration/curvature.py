@@ -97,7 +97,7 @@ class Curvature:
         return {name: part.view(shape) for name, shape, part in zip(self._names, self._shapes, parts, strict=True)}
 
     def _prior(self) -> Tensor:
-        """Return the weights of the squared constants that Student's t gives at the fit."""
+        """Return the weight of each squared constant in a quadratic approximation of the prior at the fit."""
         scaled = (self.flat - self._nominal) / self._spreads
         return FREEDOM / (FREEDOM + scaled.square()) / self._spreads.square()
 

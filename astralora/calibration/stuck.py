@@ -156,7 +156,7 @@ class _Comparison:
         raise NotImplementedError
 
     def moving(self, local: Mapping[str, Constant], name: str, value: float) -> Tensor:
-        """Return the increase if each candidate has this value of a constant and is else nominal: (candidates,)."""
+        """Return the increase if each candidate has this value of one constant, others nominal: (candidates,)."""
         raise NotImplementedError
 
 

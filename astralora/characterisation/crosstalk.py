@@ -126,7 +126,7 @@ class CrosstalkFit:
         return found
 
     def _fit(self, acted: Tensor) -> None:
-        """Fit the curve of every entry to the effective moves."""
+        """Fit the curve of every entry to the moves with crosstalk."""
         powers = _powers(acted, self.curve)
         self._basis, triangle = torch.linalg.qr(powers)
         values = self._entries.mT.unsqueeze(-1)

@@ -51,7 +51,7 @@ def report(
 
 
 def _page(source: Path) -> bytes:
-    """Make the page of a source, by its kind."""
+    """Make the page of a run, a calibration or a check, from its files."""
     if source.is_dir():
         folder = RunFolder.reopen(source)
         return run_report(recall_run(folder), folder.config.to_toml())["report.html"]
