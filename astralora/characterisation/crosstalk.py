@@ -85,12 +85,12 @@ class CrosstalkFit:
         return best
 
     def residual_with(self, moves: Tensor, which: Tensor) -> tuple[float, float, float]:
-        """Fit some entries with other moves of their controls than the present ones.
+        """Fit some entries again, with other moves of their controls.
 
         Returns:
-            Sum of squared residuals; number of fitted coefficients; and the variance that noise alone gives the
-            difference to the present fit, 2 tr (P - P0)^2 in squares of the noise, with the projectors P and P0 of both
-            fits.
+            Sum of squared residuals; number of fitted coefficients; and the variance of the difference to the current
+            fit that noise alone causes: 2 tr (P - P0)^2, in units of the squared noise, with the projectors P and P0 of
+            both fits.
         """
         basis = _powers(moves + self._crosstalk[:, which], self.curve)
         values = self._entries[:, which].mT.unsqueeze(-1)
