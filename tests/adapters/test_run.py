@@ -298,7 +298,7 @@ def test_shares_of_0_and_1_are_trained(share: str, way: str, command: Command) -
         (("train", "--data", "corpus.txt", "--proxy", "luck"), "luck"),
         (("train", "--data", "corpus.txt", "--length", "600"), "the model takes 514 tokens at most"),
         (("train", "--data", "corpus.txt", "--length", "3"), "data.length in the configuration: "),
-        (("train", "--data", "corpus.txt", "--set", "data.lenght=9"), "data.lenght in the configuration: there is no such key"),
+        (("train", "--data", "corpus.txt", "--set", "data.lenght=9"), "data.lenght in the configuration: there is no"),
         (("train", "--data", "corpus.txt", "--set", "model.options.width=9"), "model.options.width is not known to"),
         (("train", "--data", "corpus.txt", "--set", "adapters.all_layers.gate_proj.r=2"), "gate_proj does not exist"),
         (("train", "--data", "corpus.txt", "--objective", "classification"), "classification needs labels"),
