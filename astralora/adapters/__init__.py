@@ -1,4 +1,4 @@
-"""Choose which low-rank adapters and which device layers get the budget (HeteroLoRA)."""
+"""Choose which low-rank adapters and device layers get a limited budget (HeteroLoRA)."""
 
 # The names in the stub beside this file are imported at first use, since most modules need transformers and peft.
 import lazy_loader

@@ -26,7 +26,7 @@ class AdaptedModel:
     """Hold a transformer and its adapters.
 
     Attributes:
-        model: the transformer, of its own class; only the adapters and the head of a classifier are trained.
+        model: the transformer; only the adapters and the head of a classifier are trained.
         config: configuration of the adapters.
         units: adapters, layer by layer.
     """
@@ -62,20 +62,20 @@ class AdaptedModel:
         }
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore a state of `trained_state`.
+        """Restore a state that `trained_state` returned.
 
         Raises:
-            ConfigurationError: the state is of a model with other adapters.
+            ConfigurationError: the state belongs to a model with other adapters.
         """
         own = self.trained_state()
         if own.keys() != state.keys() or any(own[name].shape != state[name].shape for name in own):
-            raise ConfigurationError("the saved adapters are not the adapters of this model")
+            raise ConfigurationError("the saved adapters do not match the adapters of this model")
         with torch.no_grad():
             for name, value in state.items():
                 own[name].copy_(value)
 
     def parameter_counts(self) -> tuple[int, int]:
-        """Count the parameters that are trained at present, and all parameters."""
+        """Count the parameters that are trained now, and all parameters."""
         parameters = list(self.model.parameters())
         trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
         return trained, sum(parameter.numel() for parameter in parameters)
@@ -112,7 +112,7 @@ def adapt(model: nn.Module, config: AdapterConfig | Mapping[str, Any] | None = N
             if options.enabled and not (name == "shortcut2" and layer.index == 0):
                 generator = derive_generator(seed, "adapters", layer.index, name)
                 projectors[name] = Projector(layer.width, options, generator).to(_first_parameter(layer))
-        # A layer without shortcuts needs it too: shortcut2 of the next layer starts there.
+        # A layer without shortcuts needs it, too: shortcut2 of the next layer starts there.
         before = Shortcuts(layer, projectors, before)
         layer.module.add_module("shortcuts", before)
         units += [ShortcutUnit(layer.index, name, projector) for name, projector in projectors.items()]
@@ -146,7 +146,7 @@ def _check(model: nn.Module, layers: list[TransformerLayer], config: AdapterConf
 def _inject_lora(
     model: nn.Module, layers: list[TransformerLayer], config: AdapterConfig, seed: int
 ) -> dict[int, list[tuple[str, Any, float]]]:
-    """Inject LoRA by peft, and return name, module and importance of each adapter by layer."""
+    """Inject LoRA with peft, and return name, module and importance of each adapter by layer."""
     peft = require("peft", "LoRA", extra="lowrank")
     targets: dict[str, tuple[int, str, Resolved]] = {}
     for layer in layers:

@@ -1,4 +1,4 @@
-"""Re-export the allocation of budgets, which adapters share with device layers."""
+"""Export the allocation of budgets, which adapters and device layers share."""
 
 from ..budgets.allocation import AllocationMode, allocate
 from ..budgets.sample_allocator import SampleAllocator

@@ -49,7 +49,7 @@ _Scale = Field(default=16.0, gt=0, allow_inf_nan=False)
 
 
 class _Default(_Section):
-    """Hold the options of all adapters that no other table overrides; ``r`` is for both families."""
+    """Hold the default options of all adapters; ``r`` applies to both families."""
 
     r: PositiveInt = 8
     lora_alpha: float = _Scale
@@ -255,7 +255,7 @@ def validate(kind: type[_Model], values: Mapping[str, Any], source: str, known: 
         kind: class of the model.
         values: the nested values.
         source: origin of the values, for messages.
-        known: list of the keys at the top level, in words; the fields of the model unless given.
+        known: text that lists the top-level keys, for messages; the fields of the model unless given.
 
     Raises:
         ConfigurationError: a key is unknown, or a value is invalid; the message names the first one.
@@ -271,7 +271,7 @@ def validate(kind: type[_Model], values: Mapping[str, Any], source: str, known: 
 
 
 def _key(place: Place) -> str:
-    """Return the key of a place as the file writes it: layers are named model_layer_N."""
+    """Return the key of a place in the file, with layers named model_layer_N."""
     parts = [f"model_layer_{part}" if isinstance(part, int) else part for part in place]
     return ".".join(part for part in parts if part != "layers")
 

@@ -15,7 +15,7 @@ from ..common.errors import ConfigurationError
 from ..devices import derive_generator
 from .models import Objective
 from .proxies import Batch
-from .settings import DataSection
+from .run_config import DataSection
 from .sources import Row, Source, read_collection, read_files
 from .tokens import Tokens
 
@@ -28,7 +28,7 @@ _Pair = tuple[Tensor, Tensor | None]  # tokens and target
 _Target = Callable[[Row], Tensor]
 
 _IGNORED = -100  # label without a loss in transformers
-_MASK_SHARE = 0.15  # share of hidden tokens in the training of masked models (Devlin et al.)
+_MASK_SHARE = 0.15  # share of hidden tokens for masked models (Devlin et al.)
 _TEST_SHARE = 0.1  # share of the examples held out if there is no test set
 
 
@@ -115,7 +115,7 @@ def collate(examples: Sequence[Example], pad: int) -> dict[str, Tensor]:
 
 
 def training_batches(data: Data, size: int, *, seed: int) -> Iterator[Batch]:
-    """Yield batches of the training examples in random order, without end."""
+    """Yield batches of the training examples in random order, endlessly."""
     epoch = 0
     while True:
         generator = derive_generator(seed, "batches", epoch)
@@ -147,7 +147,7 @@ def _targets(source: Source) -> tuple[_Target, int]:
     if any(isinstance(label, float) for label in train_labels):
         for label in train_labels + test_labels:
             if isinstance(label, str):
-                raise ConfigurationError(f"the label {label!r} is not a number, and other labels are, such as 0.5")
+                raise ConfigurationError(f"the label {label!r} is not a number, but other labels are, such as 0.5")
         return lambda row: torch.tensor(float(row.label or 0)), 1
     by_name = {str(label): label for label in train_labels}
     # Labels that are numbers keep their order, so that 0 stays class 0.
@@ -170,7 +170,7 @@ def _encoded(rows: Sequence[Row], running: bool, tokens: Tokens, length: int, ta
         text = torch.tensor(tokens.encode("\n".join(row.text for row in rows)), dtype=torch.long)
         return [(piece, None) for piece in text.split(length) if len(piece) == length]
     encoded = [torch.tensor(tokens.example(row.text, row.pair, length), dtype=torch.long) for row in rows]
-    # A single token leaves none to predict or to hide.
+    # A text of one token has no token to predict or to hide.
     return [
         (ids, None if target is None else target(row))
         for ids, row in zip(encoded, rows, strict=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from ..training.folder import Folder
-from .settings import AdapterRun
+from .run_config import AdapterRun
 
 __all__ = ["AdapterFolder"]
 
 
 class AdapterFolder(Folder):
-    """Hold an adapter run: the files of every run, checkpoint/, and history.jsonl and frequency.toml of a dynamic run.
+    """Hold an adapter run: the files of `Folder`, checkpoint/, and for a dynamic run history.jsonl and frequency.toml.
 
     Args:
         path: path of the folder.

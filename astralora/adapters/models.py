@@ -1,4 +1,4 @@
-"""Make tiny transformers with random weights, or load others by transformers."""
+"""Make tiny transformers with random weights, or load others with the transformers library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .tokens import SPECIAL_TOKENS, VOCABULARY
 __all__ = ["TINY", "Objective", "load_model", "max_length"]
 
 Objective = Literal["causal", "masked", "classification"]
-"""Prediction that a model is trained for: the next token, hidden tokens, or the label of a text."""
+"""What a model is trained to predict: the next token, hidden tokens, or the label of a text."""
 
 _AUTO = {
     "causal": "AutoModelForCausalLM",

@@ -45,13 +45,13 @@ class DeviceFactor(nn.Module):
 def put_on_devices(adapted: AdaptedModel, devices: Mapping[str, What], **options: Any) -> None:
     """Compute factors of adapters on devices, in place.
 
-    An adapter that is off is not computed, and does not query its devices. A factor B on a device does not start at
-    zero, and thus changes the initial outputs of the model.
+    An adapter that is off does not query its devices. A factor B on a device does not start at zero, and thus changes
+    the initial outputs of the model.
 
     Args:
         adapted: adapted model.
-        devices: devices by adapter and factor, such as ``"model_layer_0.fc1.A"``; each is a device with as many inputs
-            and outputs as the factor, or a function of both numbers that makes one.
+        devices: devices by adapter and factor, such as ``"model_layer_0.fc1.A"``; each one is a device with the inputs
+            and outputs of the factor, or a function of these two numbers that makes a device.
         **options: options of `astralora.attach`, such as ``method``, ``estimator`` and ``samples``.
 
     Raises:

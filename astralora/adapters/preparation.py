@@ -13,7 +13,7 @@ from .adapted import AdaptedModel, adapt
 from .data import Data, load_data
 from .folder import AdapterFolder
 from .models import TINY, Objective, load_model, max_length
-from .settings import AdapterRun
+from .run_config import AdapterRun
 from .sources import COLLECTIONS
 from .tokens import load_tokens
 
@@ -37,7 +37,7 @@ def prepare(config: AdapterRun) -> PreparedRun:
     """Load the data and the model of a run, and add new adapters to the model.
 
     Raises:
-        ConfigurationError: the data or the model cannot be loaded, or do not fit each other.
+        ConfigurationError: the data or the model cannot be loaded, or do not match.
     """
     require("transformers", "'astralora adapters'", extra="lowrank")
     tiny = config.model.name in TINY

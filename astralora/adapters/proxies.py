@@ -87,7 +87,7 @@ class Proxy(ABC):
 
 
 class Constant(Proxy):
-    """Score 1 for all adapters, which leaves the choice to chance, for comparison."""
+    """Score 1 for all adapters, so that the choice is random, for comparison."""
 
     may_tie = True
 
@@ -123,9 +123,9 @@ class Snip(Proxy):
 
 
 class SynFlow(Proxy):
-    """Score as `Snip`, by the sum of all outputs for inputs of ones and absolute weights (Tanaka et al., NeurIPS 2020).
+    """Score as `Snip`, with absolute weights, inputs of ones, and the sum of all outputs as loss.
 
-    It needs no data: the batches only give the length of the inputs.
+    It needs no data: the batches only give the length of the inputs. Tanaka et al., NeurIPS 2020.
     """
 
     begins_at_zero = True
@@ -195,7 +195,7 @@ PROXIES.add("alpha_test", AlphaTest)
 def unit_grad_norm(unit: Unit) -> float:
     """Return ||dL/dA||_F + ||dL/dB||_F of the gradients in ``.grad``, without another pass.
 
-    For a factor on a device, it is the norm of the true gradient, by the estimate of the layer's estimator.
+    For a factor on a device, the norm of the true gradient is estimated, with the layer's estimator.
     """
     energies = {id(layer.controls): layer.estimator.gradient_energy for layer in unit.devices}
     total = 0.0
@@ -214,10 +214,10 @@ def unit_snip(unit: Unit) -> float:
 def _summed_gradients(
     adapted: AdaptedModel, batches: Sequence[Batch], loss: Loss
 ) -> tuple[dict[str, list[Tensor]], dict[int, float]]:
-    """Sum the gradients of A and B over batches, by key, and sum the noise in the squares of those from devices.
+    """Sum the gradients of A and B over batches, and the expected noise in the squares of gradients from devices.
 
-    For estimates g_b with independent errors, E |sum g_b|^2 is larger than the square of the sum of the true gradients
-    by the sum of E |g_b|^2 - |true g_b|^2. Both terms are known.
+    For estimates g_b with independent errors, E |sum g_b|^2 = |sum true g_b|^2 + sum (E |g_b|^2 - |true g_b|^2). The
+    last sum is the noise, with |true g_b|^2 from the estimator's ``gradient_energy``.
 
     Returns:
         The sums by key of the adapter; the noise by id of the controls.

@@ -39,10 +39,10 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
 
 @contextmanager
 def isolated_random_state(seed: int | None = None) -> Iterator[None]:
-    """Restore the global generators at the end of a ``with`` block, in which libraries may draw from them.
+    """Let libraries draw from the global generators in a ``with`` block, and restore the generators at its end.
 
     Args:
-        seed: seed of the generators in the block; None keeps their present state.
+        seed: seed of the generators in the block; None keeps their current state.
     """
     before = random.getstate(), np.random.get_state()
     try:

@@ -1,4 +1,4 @@
-"""Choose again during training which adapters are on: dynamic HeteroLoRA."""
+"""Change during training which adapters are on: dynamic HeteroLoRA."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ class Reallocation:
         groups: ``"combined"`` ranks all adapters together, ``"separated"`` ranks LoRA and shortcuts separately,
             ``"off"`` keeps shortcuts off.
         warmup_steps: number of steps with all adapters on before the first choice.
-        reuse: score by the gradients of training; None does so if adapters are on devices and the proxy allows it.
+        reuse: whether to score by the gradients of training; None means True if adapters are on devices and the proxy
+            allows it.
         perturb: standard deviation of noise on every B; see `astralora.adapters.scoring.score`.
         loss: function that computes the loss of the model on a batch.
         seed: seed of the noise and of the order of ties.
@@ -99,7 +100,7 @@ class Reallocation:
                 f"{proxy!r} cannot score by the gradients of training; {' and '.join(_REUSED)} can"
             )
         if not reuse and batches is None and kind is not PROXIES.find("constant") and 0 < turn_on < 1:
-            raise ConfigurationError(f"{proxy!r} scores adapters on batches; give some, or reuse=True")
+            raise ConfigurationError(f"{proxy!r} scores adapters on batches; pass batches, or reuse=True")
         self.adapted, self.history = adapted, list[Choice]()
         self._batches = None if batches is None else _CountedBatches(batches)
         self._interval, self._turn_on = interval, turn_on
@@ -114,7 +115,7 @@ class Reallocation:
             adapted.set_enabled({unit.key: unit.family == "lora" for unit in adapted.units})
 
     def before_step(self, step: int) -> None:
-        """Choose again which adapters are on, if the interval is over.
+        """Choose which adapters are on, if an interval has ended.
 
         With ``reuse``, switch all adapters on for this step instead; `after_backward` then chooses.
 
@@ -142,7 +143,7 @@ class Reallocation:
             self._choose(step, dict(result.values))
 
     def after_backward(self, step: int) -> None:
-        """With ``reuse``, score the adapters by their gradients, and choose if a choice is due.
+        """Score the adapters by their gradients, and choose if a choice is due; do nothing without ``reuse``.
 
         Args:
             step: number of the present step, from 0.
@@ -180,7 +181,7 @@ class Reallocation:
         """Continue from the state of another reallocation with the same arguments and the same batches.
 
         Args:
-            state: result of `state_dict`; batches that were used then are skipped.
+            state: result of `state_dict`; the batches that were used before it are skipped.
         """
         self.history = [Choice(**choice) for choice in state["history"]]
         self._generator.set_state(state["generator"])

@@ -1,4 +1,4 @@
-"""Train, test and score adapters by a configuration, and leave the results in a folder."""
+"""Train, test and score adapters by a configuration, and write the results into a folder."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .preparation import PreparedRun, prepare, prepare_from_folder
 from .proxies import Batch, default_loss, move_to_device_of
 from .random_state import isolated_random_state
 from .reallocation import Choice, Reallocation
+from .run_config import AdapterRun
 from .scoring import Scores, score
-from .settings import AdapterRun
 
 if TYPE_CHECKING:
     from .trainer import AdapterTrainer
@@ -46,8 +46,8 @@ def train_run(
     Args:
         config: configuration of the run.
         folder: new folder.
-        resume: continue an interrupted run of this configuration in the folder from its last checkpoint, to the same
-            adapters as without the interruption.
+        resume: continue the interrupted run in the folder from its last checkpoint; the resulting adapters are the same
+            as without the interruption.
         listener: function called with every record.
 
     Returns:
@@ -67,7 +67,7 @@ def train_run(
         log.reallocation = _make_reallocation(config, prepared, log.record)
     trainer = _make_trainer(config, prepared, folder.path, log.record, log.reallocation)
     trainer.on_checkpoint = log.save_checkpoint
-    # All refusals come before the first file is written.
+    # All checks come before the first file is written.
     log.begin(config, resume=resume)
     with isolated_random_state(derive_seed(config.seed, "trainer")):
         if state is None:
@@ -91,7 +91,7 @@ class _RunLog:
     Args:
         folder: folder of the run.
         prepared: adapted model and data.
-        state: checkpoint that the run continues from, if any.
+        state: checkpoint from which the run continues, if any.
         listener: function called with every record.
 
     Attributes:
@@ -134,7 +134,7 @@ class _RunLog:
         return time.perf_counter() - self._start + before
 
     def save_checkpoint(self, trainer_state: Record | None) -> None:
-        """Write the state of the trainer, or None after the last step, and of everything else in the run."""
+        """Write a checkpoint: the state of the trainer (None after the last step), and all other state of the run."""
         adapted, reallocation = self._prepared.adapted, self.reallocation
         state = {
             "trainer": trainer_state,
@@ -156,11 +156,11 @@ class _RunLog:
 
 
 def evaluate_run(folder: AdapterFolder, data: Mapping[str, Any] | None = None) -> dict[str, float]:
-    """Test the adapters of a finished run, on its own test set or on other data.
+    """Test the adapters of a finished run, on the run's test set or on other data.
 
     Args:
         folder: folder of the run.
-        data: keys of the data section that replace the run's own.
+        data: keys of the data section that replace those of the run.
 
     Returns:
         ``test_loss``, and ``test_accuracy`` or ``test_pearson`` of a classifier.

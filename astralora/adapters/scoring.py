@@ -23,7 +23,7 @@ __all__ = ["Scores", "TiedScoresWarning", "score"]
 
 
 class TiedScoresWarning(UserWarning):
-    """Warn that all adapters have the same score, so that chance ranks them."""
+    """Warn that all adapters have the same score, so that their order is random."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Scores:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a file of `save`.
+        """Load a file that `save` wrote.
 
         Raises:
             ConfigurationError: the file cannot be read, or holds no scores.
@@ -116,8 +116,8 @@ def score(
         zero = kind.begins_at_zero and not any(bool(unit.weights[1].any()) for unit in adapted.units)
         reason = ": every B is zero; train for some steps first, or perturb" if zero else ""
         warnings.warn(
-            f"all {len(values)} adapters score {next(iter(values.values())):g} by {proxy!r}, which ranks them by "
-            f"chance{reason}",
+            f"all {len(values)} adapters score {next(iter(values.values())):g} by {proxy!r}, so that their order is "
+            f"random{reason}",
             TiedScoresWarning,
             stacklevel=2,
         )

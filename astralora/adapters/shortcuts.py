@@ -47,7 +47,7 @@ class Projector(nn.Module):
 
 
 class Shortcuts(nn.Module):
-    """Hook the shortcuts of one transformer layer into it.
+    """Add the outputs of shortcuts to one transformer layer, by hooks.
 
     With x the layer's input, h the input of its feed-forward part, and p the h of the previous layer:
 
@@ -55,16 +55,16 @@ class Shortcuts(nn.Module):
         y = residual2(h) + feed_forward(h) + shortcut1(x)
 
     residual1 and residual2 are the identity plus a projector; shortcut1 and shortcut2 are projectors. Before training,
-    the layer computes the same outputs as without them. The two sums are those of the layer's own skip connections. A
-    layer that normalises after a sum does so after the shortcuts are added.
+    the layer computes the same outputs as without them. The hooks act on the two sums of the layer's skip connections.
+    In a layer that normalises after a sum, shortcuts are added before the normalisation.
 
-    In a layer that normalises first, h goes into the normalisation and into the skip connection, which has no hook.
+    In a layer that normalises first, h is the input of the normalisation and of the skip connection, which has no hook.
     Outputs that belong to h are therefore added twice: before the normalisation, and at the end of the layer.
 
     Args:
-        layer: layer to hook into.
+        layer: layer that gets the hooks.
         projectors: projectors by name, up to four.
-        before: shortcuts of the previous layer, if any.
+        before: hooks of the previous layer, if any.
     """
 
     def __init__(self, layer: TransformerLayer, projectors: Mapping[str, Projector], before: Shortcuts | None) -> None:
@@ -79,7 +79,7 @@ class Shortcuts(nn.Module):
         self._normalises_first = layer.output_norm is None
         self._input: Tensor | None = None
         self._added: Tensor | None = None
-        self._h: Tensor | None = None  # until the next layer takes it
+        self._h: Tensor | None = None  # until the next layer reads it
         layer.module.register_forward_pre_hook(self._store_input, with_kwargs=True)
         layer.attention_norm.register_forward_pre_hook(self._add_to_first_sum)
         if layer.output_norm is None:
@@ -118,7 +118,7 @@ class Shortcuts(nn.Module):
         return (total if added is None else total + added.reshape(total.shape), *rest)
 
     def _add_to_output(self, _: nn.Module, __: Any, output: Any) -> Any:
-        """Add the outputs of both sums to the output of a layer that normalises first."""
+        """Add the shortcuts of both sums to the output of a layer that normalises first."""
         added = _sum(self._added, self._second_sum())
         self._release()
         if added is None:

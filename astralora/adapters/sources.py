@@ -1,4 +1,4 @@
-"""Read texts from local files, or from public data sets by `datasets`."""
+"""Read texts from local files, or from public data sets with the `datasets` library."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class Source:
     Attributes:
         train: training texts.
         test: test texts; None if the source has none.
-        running: whether the rows are one running text, to be cut into pieces, and not separate texts.
+        running: whether the rows are parts of one continuous text, which is cut into pieces; otherwise each row is a
+            text.
     """
 
     train: list[Row]
@@ -51,7 +52,7 @@ class Collection:
         columns: columns of the text and of the second text of a pair; a plus joins several columns.
         test: split whose labels are public; None without a test set.
         label: column of the label; None if the data have no labels.
-        running: whether the rows are one running text; see `Source`.
+        running: whether the rows are parts of one continuous text; see `Source`.
     """
 
     path: str
@@ -132,7 +133,7 @@ def read_files(train: Path, test: Path | None, text: str, pair: str | None, labe
         label: key or column of the label; in CSV, a label in the form of a number becomes a number.
 
     Raises:
-        ConfigurationError: a file cannot be read, or a line lacks a key or column; the message has its number.
+        ConfigurationError: a file cannot be read, or a line lacks a key or column; the message names the line.
     """
     running = _is_text(train)
     if running and not (pair is label is None):
@@ -167,9 +168,9 @@ def _read(path: Path, text: str, pair: str | None, label: str | None) -> Iterato
         if isinstance(target, str) and path.suffix.lower() == ".csv":
             target = _number(target)
         if not isinstance(target, str | int | float | None):
-            raise ConfigurationError(f"{where} has {target!r} for a label, which must be a number or a word")
+            raise ConfigurationError(f"{where} has the label {target!r}, which is neither a number nor a word")
         if isinstance(target, float) and not isfinite(target):
-            raise ConfigurationError(f"{where} has {target!r} for a label, which must be finite")
+            raise ConfigurationError(f"{where} has the label {target!r}, which is not finite")
         yield Row(_text(record, text, where), None if pair is None else _text(record, pair, where), target)
 
 

@@ -22,8 +22,8 @@ def prepared_for_scoring(
 ) -> Iterator[None]:
     """Switch all adapters on and the model to evaluation mode in a ``with`` block, and restore the model afterwards.
 
-    Restored, bit for bit, are weights and switches of the adapters, gradients, buffers, training modes, the extra state
-    of device layers, and the global random state. The block may change nothing else.
+    At the end, weights and switches of the adapters, gradients, buffers, training modes, the extra state of device
+    layers, and the global random state are restored bit for bit. The block must not change anything else.
 
     Args:
         adapted: adapted model.

@@ -1,4 +1,4 @@
-"""Encode text as tokens, byte by byte or by a model's own tokenizer."""
+"""Encode text as tokens, byte by byte or with a model's tokenizer."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Tokens:
         self.encode, self.begin, self.end, self.pad, self.mask, self.size = encode, begin, end, pad, mask, size
 
     def example(self, text: str, pair: str | None, length: int) -> list[int]:
-        """Encode a text, or two with an end token between them, and cut the longer text until ``length`` tokens fit."""
+        """Encode one text, or two with an end token between them, and shorten the longer one to fit ``length``."""
         begin = [] if self.begin is None else [self.begin]
         end = [] if self.end is None else [self.end]
         parts = [self.encode(part) for part in (text, pair) if part is not None]

@@ -1,4 +1,4 @@
-"""Adapt the Trainer of transformers to adapters that switch on and off, and to this project's checkpoints.
+"""Extend the Trainer of transformers for adapters that are switched on and off, and for checkpoints of astralora.
 
 Import this module only if transformers is installed.
 """
@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from .data import Data, Example, collate
 from .random_state import restore_random_state
 from .reallocation import Reallocation
-from .settings import AdapterRun
+from .run_config import AdapterRun
 from .trainer_state import restore_trainer, train_from, trainer_state
 
 __all__ = ["AdapterTrainer", "make_trainer"]
@@ -25,7 +25,7 @@ Record = dict[str, Any]
 
 
 class AdapterTrainer(Trainer):
-    """Train even while every adapter is off, and save and load checkpoints by functions of the caller.
+    """Train also while every adapter is off, and save and load checkpoints by functions of the caller.
 
     Attributes:
         on_checkpoint: function called with the state of the trainer at every checkpoint.
@@ -50,14 +50,14 @@ class AdapterTrainer(Trainer):
         return _test_metrics(self.evaluate())
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Compute the loss as `Trainer.compute_loss`, in a form that backward accepts if no parameter is trained."""
+        """Compute the loss like `Trainer.compute_loss`, so that backward also works if no parameter is trained."""
         result = super().compute_loss(model, inputs, *args, **kwargs)
         loss: Tensor = result[0] if isinstance(result, tuple) else result
         if torch.is_grad_enabled() and not loss.requires_grad:
             loss.requires_grad_()
         return result
 
-    # The methods below replace those in which a Trainer writes and reads its own pickled files.
+    # The methods below replace methods in which a Trainer writes and reads pickled files.
 
     def _save_checkpoint(self, *_: Any, **__: Any) -> None:
         if self.on_checkpoint is not None:

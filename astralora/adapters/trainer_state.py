@@ -27,13 +27,13 @@ def trainer_state(trainer: Any) -> dict[str, Any]:
 
 
 def restore_trainer(trainer: Any, state: Mapping[str, Any]) -> None:
-    """Restore the optimizer and the schedule of a Trainer from `trainer_state`, after the Trainer has made them."""
+    """Restore the optimizer and the schedule that a Trainer has made, from `trainer_state`."""
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.lr_scheduler.load_state_dict(state["schedule"])
 
 
 def train_from(trainer: Any, state: Mapping[str, Any]) -> None:
-    """Continue training from the counters of `trainer_state`, which a Trainer reads from a file only."""
+    """Continue training from the counters of `trainer_state`; without this, a Trainer reads them only from a file."""
     with TemporaryDirectory() as folder:
         Path(folder, "trainer_state.json").write_text(state["counters"], encoding="utf-8")
         trainer.train(resume_from_checkpoint=folder)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LoraUnit", "ShortcutUnit", "Unit", "units_of"]
 
-_ADAPTER = "default"  # name that peft gives to the only adapter of a layer
+_ADAPTER = "default"  # name of the adapter in peft
 
 
 class Unit:
@@ -187,7 +187,7 @@ class ShortcutUnit(Unit):
 
 
 def units_of(units: Sequence[Unit], *, enabled: bool | None = None, family: Family | None = None) -> list[Unit]:
-    """Select adapters that are on or off, and of a family; None selects all."""
+    """Select adapters by family, and by whether they are on; None selects both."""
     return [
         unit
         for unit in units

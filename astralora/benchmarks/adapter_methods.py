@@ -20,7 +20,7 @@ __all__ = ["ADAPTER_METHODS", "AdapterMethod", "Batch", "Budget"]
 
 Batch = Mapping[str, Tensor]
 
-_CHOICES = 10  # reallocations in a run: the published interval is a tenth of an epoch, and a run replaces the epoch
+_CHOICES = 10  # reallocations in a run; the published interval is a tenth of an epoch, and here of a run
 _SCORED = 8  # batches that a score is computed from
 
 
@@ -28,11 +28,11 @@ _SCORED = 8  # batches that a score is computed from
 class Budget:
     """Limit the parameters that a method may train at any time.
 
-    All adapters of the search space have the same number of parameters. Those between the stream and the feed-forward
-    layer, which is four times as wide, therefore have two fifths of the rank.
+    All adapters of the search space have the same number of parameters. Adapters into or out of the feed-forward layer,
+    which is four times as wide as the residual stream, therefore have two fifths of the rank.
 
     Attributes:
-        rank: rank of an adapter from the stream to itself; a multiple of 5.
+        rank: rank of an adapter with the stream's width on both sides; a multiple of 5.
         share: share of the adapters of the search space that are enabled.
         adapters: number of enabled adapters.
         numbers: number of parameters of the enabled adapters.
@@ -77,7 +77,7 @@ class AdapterMethod(ABC):
         """Put adapters into the model."""
 
     def before_step(self, step: int) -> None:
-        """Act before a step, counted from 0."""
+        """Prepare a step, counted from 0; called before each one."""
 
 
 class Uniform(AdapterMethod):
@@ -103,7 +103,7 @@ class Static(AdapterMethod):
 
 
 class Dynamic(AdapterMethod):
-    """Choose the best of all adapters ten times in a run: HeteroLoRA."""
+    """Choose the best of all adapters ten times in a run, by HeteroLoRA."""
 
     options: ClassVar[dict[str, Any]] = {"proxy": "grad_norm", "groups": "combined"}
 
@@ -129,7 +129,7 @@ class Dynamic(AdapterMethod):
 
 
 class DynamicLora(Dynamic):
-    """Choose among LoRA adapters only, without shortcuts, for the same number of parameters."""
+    """Choose among LoRA adapters only, without shortcuts, with the same number of parameters."""
 
     options: ClassVar[dict[str, Any]] = {"proxy": "grad_norm", "groups": "off"}
 
@@ -158,8 +158,8 @@ def _search_space(rank: int) -> dict[str, Any]:
 
 
 def _scaled(rank: int, **more: Any) -> dict[str, Any]:
+    """Return the configuration of adapters with a rank."""
     # With an alpha of twice the rank, the scale of an adapter's output does not depend on its rank.
-    """Configure adapters of a rank."""
     return {"default": {"r": rank, "lora_alpha": 2.0 * rank, "shortcut_alpha": 2.0 * rank, **more}}
 
 

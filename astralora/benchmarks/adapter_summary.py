@@ -57,7 +57,7 @@ def summarize(records: Sequence[Record], reference: str = "uniform") -> list[dic
 
 
 def verdict(rows: Sequence[Record], method: str = "dynamic") -> str | None:
-    """State in one sentence whether a method beats uniform LoRA; None where the two were not compared.
+    """Return a sentence on whether a method beats uniform LoRA; None if the records do not compare them.
 
     A difference counts where it exceeds two of its standard errors.
 

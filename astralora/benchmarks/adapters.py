@@ -1,4 +1,4 @@
-"""Compare chosen adapters with LoRA everywhere, enabled a small language model and for the same budget."""
+"""Compare a few chosen adapters with LoRA everywhere, on a small language model and at the same budget."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def adapters(
         pretraining: steps of pretraining.
         width: width of the model, a multiple of 16.
         layers: number of layers of the model.
-        rank: rank of an adapter from the stream to itself, a multiple of 5; see `Budget`.
+        rank: rank of an adapter with the stream's width on both sides, a multiple of 5; see `Budget`.
         turn_on: share of the adapters that are enabled; 25 % as published.
         listener: called with every record and the number of records in all.
 
     Returns:
         Flat records of part ("tuning" or "run"), method, seed, rate, rank, steps, base_loss, validation_loss and
-        test_loss in nats per byte, trained_parameters and adapters_on (the most at any step), adapters (all adapters),
-        adapters_used (adapters that were enabled at some step) and seconds_per_step, scores included.
+        test_loss in nats per byte, trained_parameters and adapters_on (largest numbers at any step), adapters (all
+        adapters), adapters_used (adapters that were enabled at some step) and seconds_per_step, scores included.
 
     Raises:
         ConfigurationError: transformers or peft is not installed, or a method or size is invalid.
@@ -146,7 +146,7 @@ def _adapted(
 
 
 def _scored_batches(text: Text, seed: int) -> Iterator[Batch]:
-    """Yield training batches for scores, different from those of the training steps."""
+    """Yield training batches for scores; the training steps use other batches."""
     while True:
         seed += TUNING_SEED
         for inputs, targets in stretches(text.train, 1000, BATCH, seed):

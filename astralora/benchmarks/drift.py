@@ -38,7 +38,7 @@ Record = dict[str, Any]
 DAY = (*(10.0 ** (power / 2) for power in range(10)), 86400.0)
 """Seconds after the program, half a decade apart, up to a day."""
 
-# Converters and detectors of the preset "lab" with cells of phase-change memory.
+# Chips with phase-change memory, and the converters and detectors of the preset "lab".
 _MEMORY = {
     "pcm": True,
     "control_levels": 256,
@@ -51,7 +51,7 @@ _MEMORY = {
 class _NormedDigits(Digits):
     """Classify digits through two crossbars, each followed by a batch normalisation with stored statistics.
 
-    Drift harms this model, since stored means and variances do not fade like the signals.
+    Drift harms this model: the signals decay, but the stored means and variances do not.
     """
 
     device_layers = ("classifier.1", "classifier.4")
@@ -73,15 +73,15 @@ class _NormedDigits(Digits):
 MODELS: Mapping[str, type[Digits]] = {"digits": Digits, "digits-normed": _NormedDigits}
 """Models by name.
 
-``"digits"`` has one crossbar before a rectifier and a classifier, which tolerate a common factor. ``"digits-normed"``
-has two crossbars, each followed by a batch normalisation.
+``"digits"`` has one crossbar before a rectifier and a classifier, which tolerate a common factor on all signals.
+``"digits-normed"`` has two crossbars, each followed by a batch normalisation.
 """
 
 
 class _LeadingOutputs(DeviceWrapper):
-    """Use the first outputs of a chip, and program its last ones like reference columns without using them.
+    """Use only the first outputs of a chip, and program the last ones like reference columns.
 
-    Chips then have the same cells, with or without reference columns.
+    The chip then has the same cells as a chip that uses its last outputs as reference columns.
 
     Args:
         chip: chip with all outputs.
@@ -120,12 +120,12 @@ def drift(
     columns: int = 4,
     listener: Callable[[Record], None] | None = None,
 ) -> list[Record]:
-    """Train digits through crossbars without drift, program drifting ones once, and use those for a day.
+    """Train digits through crossbars without drift, program drifting crossbars once, and use them for a day.
 
-    The former have the impairments of the preset "lab", the latter those of phase-change memory: programming noise and
-    drift as measured on such cells. One trained model is tested with every kind of compensation, on chips with the same
-    cells, programming errors and drift exponents. Time passes on the chips' own clocks, and references are measured
-    with every evaluation.
+    The crossbars of the training have the impairments of the preset "lab". The drifting ones have programming noise and
+    drift as measured on phase-change memory. One trained model is tested with every kind of compensation, on chips with
+    the same cells, programming errors and drift exponents. Time passes on the chips' own clocks, and references are
+    measured with every evaluation.
 
     Args:
         seeds: seeds of weights, data order and chips.
@@ -134,7 +134,7 @@ def drift(
         epochs: epochs of training.
         times: increasing times after the program at which the test images are classified, in seconds.
         vectors: reference vectors, for compensation that uses them.
-        columns: outputs beside those of each layer, for compensation by columns.
+        columns: number of additional outputs of each chip, for compensation by columns.
         listener: called with every record.
 
     Returns:
@@ -202,7 +202,7 @@ def _trained(kind: type[Digits], seed: int, size: int, epochs: int) -> Fit:
 def _evaluate_day(
     fit: Fit, seed: int, kind: Compensation | None, times: Sequence[float], vectors: int, columns: int
 ) -> list[Record]:
-    """Evaluate a model for a day with one kind of compensation, on new chips in place of those of the training."""
+    """Evaluate a model for a day on new chips, with one kind of compensation."""
     sessions = []
     for place, layer in enumerate(fit.layers):
         own = derive_seed(seed, "drift", place)
@@ -242,7 +242,7 @@ def _evaluate_day(
 
 
 def _evaluated(fit: Fit) -> tuple[float, float]:
-    """Return the test accuracy, and the relative error of the layers' outputs to nominal chips."""
+    """Return the test accuracy, and the error of the layers' outputs relative to nominal chips."""
     error_power, signal_power = 0.0, 0.0
 
     def compare(layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
@@ -265,7 +265,7 @@ def _evaluated(fit: Fit) -> tuple[float, float]:
 
 
 def _reference_usage(session: Session) -> Usage:
-    """Return the operations for references of a compensated chip."""
+    """Return the operations that a compensated chip spent on references."""
     compensated = session.device
     if not isinstance(compensated, CompensatedDevice):
         return Usage()

@@ -33,7 +33,7 @@ _EPOCHS = 10
 
 @dataclass(frozen=True, slots=True)
 class EfficiencyCase:
-    """Describe one training towards a target accuracy.
+    """Describe one training until a target accuracy.
 
     Attributes:
         device: name of a registered device.
@@ -71,7 +71,7 @@ class Efficiency:
     Attributes:
         case: description of the training.
         curve: points epoch by epoch, up to the epoch that reached the target.
-        outdone: whether the training was stopped because it had spent too many programs and vectors; see `efficiency`.
+        outdone: whether the training was stopped because another one needed fewer operations; see `efficiency`.
     """
 
     case: EfficiencyCase
@@ -84,7 +84,7 @@ class Efficiency:
         return self.curve[-1][3] >= self.case.target
 
     def record(self) -> dict[str, Any]:
-        """Return a flat record, with the operations up to the target or, where it was not reached, in all."""
+        """Return a flat record, with the operations up to the target, or all operations if it was not reached."""
         epochs, programs, vectors, _ = self.curve[-1]
         case = self.case
         return {
@@ -173,7 +173,7 @@ def _variants(case: EfficiencyCase, samples: Sequence[int], step: float | None) 
 
 
 Group = tuple[tuple[EfficiencyCase, ...], float]
-"""Cases of one device and seed, which run one after the other, and the patience."""
+"""Cases of one device and seed in the order in which they run, and the patience."""
 
 
 def _run(groups: Sequence[Group], jobs: int) -> Iterable[list[Efficiency]]:
@@ -187,7 +187,7 @@ def _run(groups: Sequence[Group], jobs: int) -> Iterable[list[Efficiency]]:
 
 
 def _train_group(group: Group) -> list[Efficiency]:
-    """Run the cases of a group, each with the limits that the earlier ones set."""
+    """Run the cases of a group one after the other; earlier results limit the operations of later ones."""
     cases, patience = group
     results: list[Efficiency] = []
     for case in cases:

@@ -46,11 +46,11 @@ def fidelity(
     batch: int = 256,
     listener: Callable[[Record], None] | None = None,
 ) -> list[Record]:
-    """Compute the cosine of both gradients to the exact ones, on new chips and after an epoch of digits.
+    """Compute the cosines of estimated to exact gradients, on new chips and after an epoch of digits.
 
-    With data ``"uniform"``, the gradients are those of a batch of uniform inputs and normal output gradients; the
+    With data ``"uniform"``, the gradients belong to a batch of uniform inputs and normal output gradients; the
     surrogate has been started and has observed this batch. With data ``"digits"``, for sizes that the task supports,
-    the surrogate starts cold where it can, and the gradients are those of the last batch of one epoch.
+    the gradients belong to the last batch of one epoch, and the surrogate starts without measurements if it can.
 
     Args:
         devices: names of devices with a law (simulators).
@@ -64,9 +64,9 @@ def fidelity(
 
     Returns:
         Flat records of device, impairments, size, method, samples, seed, data, programs, vectors, cosine_controls,
-        cosine_inputs and predicted_controls. ``programs`` and ``vectors`` are those of the gradients, without forward
-        pass and startup. ``predicted_controls`` is the theoretical cosine of the control gradients; None where there is
-        no theory.
+        cosine_inputs and predicted_controls. ``programs`` and ``vectors`` count the operations of the gradients,
+        without forward pass and startup. ``predicted_controls`` is the theoretical cosine of the control gradients;
+        None where there is no theory.
     """
     records = []
     for description, measure in _cases(devices, methods, sizes, seeds, impairments, samples, batch):
@@ -85,7 +85,7 @@ def _cases(
     samples: Sequence[int],
     batch: int,
 ) -> Iterator[tuple[Record, Callable[[], Record]]]:
-    """Yield every case with the function that measures it."""
+    """Yield the fields that describe each case, and the function that measures it."""
     for device in devices:
         for size in sizes:
             step = best_step(device, impairments, (size, size), batch) if "paper" in methods else None

@@ -48,24 +48,25 @@ def identification(
 ) -> list[Record]:
     """Calibrate simulated chips, and compare the constants with the true ones.
 
-    A mesh has phase errors of 0.2 rad and 5 % of the phase shifters' efficiency, other chips have 0.1 rad, 2 %, and a
-    crosstalk of 0.5 %. All have 8 bits in and out, and 2 % of noise.
+    A mesh has phase errors of 0.2 rad and errors of 5 % in the efficiency of phase shifters. Other chips have errors of
+    0.1 rad and 2 %, and a crosstalk of 0.5 %. All have 8 bits in and out, and 2 % of noise.
 
     Args:
         devices: names of simulated devices.
         sizes: number of inputs, and of outputs.
         seeds: seeds of chip and settings.
-        programs: most programs of a calibration.
-        vectors: most vectors of a calibration.
+        programs: largest number of programs of a calibration.
+        vectors: largest number of vectors of a calibration.
         settings: number of random settings at which gradients are compared.
         batch: vectors of each comparison.
         listener: called with every record.
 
     Returns:
-        Flat records of device, size, seed; of the cost: programs, vectors and seconds; of fits, starts and unexplained,
-        as in `FitQuality`; of the cosine of the control gradient to the chip's own, mean and least over settings, with
-        the nominal device (``before``) and with the twin (``after``); and of the number of ``constants``, and those
-        ``beyond`` three standard errors from the truth, None where the errors are lower bounds.
+        Flat records with device, size and seed; programs, vectors and seconds of the calibration; fits, starts and
+        unexplained, as in `FitQuality`. Cosines compare the control gradient of the chip with the gradient of the
+        nominal device (``before``) and of the twin (``after``); mean and smallest value over the settings.
+        ``constants`` is the number of constants, and ``beyond`` the number of those that are more than three standard
+        errors from the truth; None if the errors are lower bounds.
     """
     records = []
     for seed in seeds:
@@ -123,7 +124,7 @@ def _identify(name: str, size: int, seed: int, budget: Budget, settings: int, ba
 def _cosines(
     nominal: Device, chip: Differentiable, twin: CalibratedTwin, settings: int, batch: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the cosines of control gradients: nominal device to chip, and twin to calibrated chip."""
+    """Return the cosines between control gradients: of nominal device and chip, and of twin and calibrated chip."""
     nominal_law = capability_of(nominal, Differentiable)
     assert nominal_law is not None
     generator = derive_generator(seed, "bench", "identification")
@@ -149,7 +150,7 @@ def _cosines(
 
 
 class _CalibratedChip:
-    """Apply a calibration to a chip without noise, for autograd."""
+    """Compute the outputs of a calibrated chip without noise, with autograd."""
 
     def __init__(self, chip: Differentiable, twin: CalibratedTwin) -> None:
         self._chip, self._twin = chip, twin

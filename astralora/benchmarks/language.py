@@ -31,14 +31,14 @@ Record = dict[str, Any]
 
 _LENGTH = 64  # context length in bytes
 BATCH = 16
-"""Number of stretches of text in a step."""
+"""Number of stretches of text in each step."""
 _EVALUATION = 512  # stretches over which a loss is averaged
 TUNING_SEED = 1_000_003
 """Seed of the runs that choose learning rates; no reported run has it."""
 
 
 def check_width(width: int) -> None:
-    """Refuse a width of the model that its attention heads do not divide.
+    """Refuse a width of the model that is not divisible by its number of attention heads.
 
     Raises:
         ConfigurationError: the width is no multiple of 16.
@@ -60,7 +60,7 @@ def tuned_runs(
     Args:
         rates: learning rates to try by method.
         seeds: seeds of the runs.
-        measure: runs a method with a rate on a seed, and returns the rest of the record.
+        measure: function of method, rate and seed that runs the method and returns the other fields of the record.
         listener: called with every record and the number of records in all.
 
     Returns:
@@ -105,7 +105,7 @@ def make_opt(width: int, layers: int, seed: int) -> nn.Module:
 
 
 def stretches(tokens: Tensor, batches: int, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield random stretches of text, and the same ones shifted by a byte: (size, length) each."""
+    """Yield random stretches of text, and the same stretches shifted by one byte as targets: (size, length) each."""
     generator = derive_generator(seed, "bench", "lowrank")
     for _ in range(batches):
         starts = torch.randint(len(tokens) - _LENGTH, (size, 1), generator=generator)

@@ -57,7 +57,7 @@ class LowRankMethod(ABC):
         """Make the optimizer of the model's parameters."""
 
     def after_step(self) -> None:
-        """Act after a step."""
+        """Update what the method needs after each step; do nothing by default."""
 
 
 class Adam(LowRankMethod):
@@ -69,7 +69,7 @@ class Adam(LowRankMethod):
 
 
 class FloraMethod(LowRankMethod):
-    """Use Flora with a momentum over few steps, which adds less noise than it averages out."""
+    """Use Flora with a momentum over few steps, so that projections add less noise than the average removes."""
 
     options: ClassVar[dict[str, Any]] = {"beta1": 0.3, "kappa": 20, "projection": "orthonormal"}
 
@@ -92,7 +92,7 @@ class QuantizedFlora(FloraMethod):
 
 
 class PublishedFlora(FloraMethod):
-    """Use Flora with the momentum and the subspaces of its paper."""
+    """Use Flora with the published decay of the momentum and period of the subspaces."""
 
     options: ClassVar[dict[str, Any]] = {"beta1": 0.9, "kappa": 1000}
 
@@ -100,7 +100,7 @@ class PublishedFlora(FloraMethod):
 class OialrMethod(LowRankMethod):
     """Use OIALR: train whole weights for two thirds of the run, then only the cores between their orthogonal bases.
 
-    All weights are cut at the first updates, so that a third of the run remains to compensate for it.
+    All weights are cut at the first updates, so that a third of the run is left to recover from the cut.
     """
 
     def __init__(self, model: nn.Module, rate: float, rank: int, seed: int, steps: int) -> None:

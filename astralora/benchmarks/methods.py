@@ -26,7 +26,7 @@ def parse_method(name: str) -> dict[str, Any]:
 
     Args:
         name: name of a registered method, estimator or surrogate, or an estimator and a surrogate with a plus sign
-            between them. The part that is not named is chosen as by ``auto``.
+            between them. An estimator or surrogate that is not named is chosen as by ``auto``.
 
     Raises:
         ConfigurationError: nothing of this name is registered.
@@ -50,7 +50,7 @@ def parse_method(name: str) -> dict[str, Any]:
 
 
 def open_chip(device: str, impairments: str, size: tuple[int, int], seed: int) -> tuple[Session, Tensor]:
-    """Open a session on a chip of this seed, and return it with initial controls."""
+    """Open a session on the chip of this seed, and return the session and initial controls."""
     session = Session(
         make_device(device, in_features=size[0], out_features=size[1], impairments=impairments, seed=seed)
     )
@@ -59,7 +59,7 @@ def open_chip(device: str, impairments: str, size: tuple[int, int], seed: int) -
 
 
 def problem(session: Session, controls: Tensor, batch: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the data of one step: inputs uniform over the input range, the outputs, and normal output gradients."""
+    """Return inputs uniform over the input range, their outputs, and normal output gradients."""
     spec = session.spec
     generator = derive_generator(seed, "bench", "problem")
     low, high = spec.input_range or (-1.0, 1.0)
@@ -75,13 +75,13 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 def best_step(device: str, impairments: str, size: tuple[int, int], batch: int) -> float | None:
-    """Return the step with which `Gaussian` comes closest to the exact gradient on a device.
+    """Return the perturbation size with which `Gaussian` comes closest to the exact gradient on a device.
 
-    The published method must not suffer from a step that does not suit the chip's levels and noise. The operations of
-    this search are not counted.
+    The published method has no rule for this size, which must suit the chip's levels and noise. The operations of this
+    search are not counted.
 
     Returns:
-        The step in control units; None for a device without a law, which uses the method's default.
+        The size in control units; None for a device without a law, for which the method's default is used.
     """
     session, controls = open_chip(device, impairments, size, seed=0)
     if session.capability(Differentiable) is None:

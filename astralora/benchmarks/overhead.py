@@ -1,4 +1,4 @@
-"""Time a training step of a device layer as a multiple of that of a linear layer."""
+"""Time a training step of a device layer as a multiple of a step of a linear layer."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def overhead(
     samples: int = 100,
     listener: Callable[[Record], None] | None = None,
 ) -> list[Record]:
-    """Time forward and backward of a simulated device layer with new controls in every step, relative to `nn.Linear`.
+    """Time steps of a simulated device layer, with new controls at each step, relative to `nn.Linear`.
 
     Both layers are timed alternately within one process, over whole cycles of eight steps, since the steps of a method
-    may differ. ``"exact"`` always uses a chip without impairments, so that its time is that of astralora itself.
+    may differ. ``"exact"`` always uses a chip without impairments, so that it measures the time of astralora itself.
 
     Args:
         devices: names of simulated devices.
@@ -45,7 +45,7 @@ def overhead(
         sizes: number of inputs, and of outputs.
         impairments: preset of the devices.
         batch: vectors per step.
-        cycles: number of timed cycles, after some steps that warm up.
+        cycles: number of timed cycles, after some steps to warm up.
         samples: perturbations per step of the published method, which is timed over single steps.
         listener: called with every record.
 
@@ -74,7 +74,7 @@ def overhead(
 
 
 def _ratio(device: str, impairments: str, size: int, method: str, batch: int, cycles: int, samples: int) -> float:
-    """Return the time of a step relative to that of `nn.Linear`."""
+    """Return the time of a step relative to a step of `nn.Linear`."""
     session, _ = open_chip(device, impairments, (size, size), seed=0)
     options = parse_method(method)
     if method == "paper":

@@ -1,4 +1,4 @@
-"""Plot results of benchmarks, in the style of all reports."""
+"""Plot results of benchmarks, in the style of the reports."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def overhead_png(records: Sequence[Record]) -> bytes:
         xscale="log",
         yscale="log",
         xlabel="inputs and outputs",
-        ylabel="time of a step / that of nn.Linear",
+        ylabel="time of a step / step of nn.Linear",
         title=f"A training step, batch {records[0]['batch']}",
     )
     sizes = sorted({r["size"] for r in records})

@@ -30,7 +30,7 @@ def refresh(
     size: tuple[int, int] = (256, 128),
     listener: Callable[[Record, int], None] | None = None,
 ) -> list[Record]:
-    """Train digits with a surrogate that is updated at every step, as published, and with one updated when needed.
+    """Train digits with a surrogate that is updated at every step, as published, or only when needed.
 
     The gradients of the controls are measured, so that only the surrogates differ.
 
@@ -44,8 +44,8 @@ def refresh(
         listener: called with every record and the number of records in all.
 
     Returns:
-        Flat records of device, seed, surrogate, refresh, test_accuracy, vectors (of the surrogate after startup),
-        health, and for the schedule also rank, refits, splits and rebuilds.
+        Flat records of device, seed, surrogate, refresh, test_accuracy, vectors (of the surrogate after startup) and
+        health; with updates when needed also rank, refits, splits and rebuilds.
     """
     records: list[Record] = []
     for device in devices:

@@ -29,8 +29,8 @@ def simulators(
     """Time a simulated device against `nn.Linear`, forward and backward.
 
     A pass queries the device with a batch, with all impairments, and computes the gradients of controls and inputs from
-    its law, with and without a program of new controls before. Passes of device and digital layer alternate in one
-    process.
+    its law. Passes are timed with and without a program of new controls first. Passes of device and digital layer
+    alternate in one process.
 
     Args:
         devices: names of devices with a law.
@@ -41,9 +41,9 @@ def simulators(
         listener: called with every record.
 
     Returns:
-        Flat records of device, impairments, size, batch; of seconds (without a program), with_program and
-        linear_seconds; and of ``multiple`` and ``multiple_with_program`` of `nn.Linear`, ``multiple_of_256`` and
-        ``multiple_of_256_with_program`` of an `nn.Linear` of 256 x 256.
+        Flat records with device, impairments, size and batch; seconds (without a program), with_program and
+        linear_seconds; ``multiple`` and ``multiple_with_program``, relative to `nn.Linear` of the same size;
+        ``multiple_of_256`` and ``multiple_of_256_with_program``, relative to an `nn.Linear` of 256 x 256.
     """
     records = []
     widest = _Digital(256, batch)
@@ -116,7 +116,7 @@ class _Simulated:
         pull_back(self._law, self._controls[0], self._inputs, self._grad)
 
     def programmed(self) -> None:
-        """Run a pass at another setting than the last one."""
+        """Program the other one of two settings, and run a pass."""
         self._controls.reverse()
         self._session.program(self._controls[0])
         self()
@@ -132,6 +132,6 @@ def _medians(passes: Sequence[Callable[[], None]], repeats: int) -> list[float]:
         for place, work in enumerate(passes):
             start = perf_counter()
             work()
-            if turn >= 5:  # the first passes start with empty caches
+            if turn >= 5:  # the first passes have empty caches
                 times[place].append(perf_counter() - start)
     return [median(each) for each in times]

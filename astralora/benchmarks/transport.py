@@ -44,10 +44,10 @@ class _Echo:
 
 
 def transport(protocol: str, size: int, batch: int, rounds: int) -> dict[str, Any]:
-    """Measure the throughput of a driver over TCP loopback, as a share of that of a bare socket with the same bytes.
+    """Measure the throughput of a driver over TCP loopback, as a share of the throughput of a bare socket.
 
-    A process of its own runs an emulator of an echo device and a socket that returns its input. Both are timed
-    alternately.
+    A second process runs an emulator of an echo device, and a socket that returns the same number of bytes. Both are
+    timed alternately.
 
     Args:
         protocol: protocol of the emulator; see `list_emulators`.

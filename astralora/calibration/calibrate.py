@@ -46,7 +46,7 @@ NO_LAW = "none"
 """Value of ``model`` for a calibration without a law."""
 
 _PROGRAMS = 64
-# One in this many settings is held out.
+# One of this many settings is held out.
 _HELD_OUT = 8
 
 
@@ -65,24 +65,24 @@ def calibrate(
 ) -> Calibration:
     """Fit the constants of a chip's law to the answers at few settings and vectors.
 
-    First come measurements that need no law, of properties that the spec does not claim. If the spec claims no noise,
-    at most a quarter of the budget goes to noise and converter codes. Then the chip is queried at settings over its
-    whole range. Its law, a differentiable simulator, is fitted to seven eighths of the answers and must predict the
-    others. If it does not, the record says so and has no constants.
+    First, properties that the spec does not claim are measured without a law: if the spec claims no noise, at most a
+    quarter of the budget is spent on noise and converter codes. Then the chip is queried at settings over its whole
+    range. Its law, a differentiable simulator, is fitted to seven eighths of the answers and must predict the others.
+    If it does not, the record says so and has no constants.
 
-    For a chip of unknown law, ``model="none"`` spends the whole budget on direct measurements. With the chip, such a
-    record corrects the dark level of each output. It does not correct input and output gains, which cannot be separated
-    from the transfer matrix.
+    For a chip of unknown law, ``model="none"`` spends the whole budget on direct measurements. The record can then
+    correct the dark level of each output of the chip. It cannot correct input and output gains, which cannot be
+    separated from the transfer matrix without a law.
 
     Args:
         device: chip or its open session.
-        budget: most programs and vectors to spend; by default 64 programs, and as many vectors as determine a linear
-            device.
-        model: name of a registered device whose law is fitted, or ``"none"``; the device's own name where None.
+        budget: largest numbers of programs and vectors to spend; by default 64 programs, and as many vectors as
+            determine a linear device.
+        model: name of a registered device whose law is fitted, or ``"none"``; the device's own name if None.
         options: options of that device, such as ``response`` of ``mrr``.
-        path: path of the record. Until it is written, measured data are kept in files beside it, and the same call
-            resumes from them after an interruption.
-        characterise: whether to measure noise, converters and channels first; where None, only if the spec claims no
+        path: path of the record. Until the record is written, measured data are stored in files beside it. After an
+            interruption, the same call resumes from these files.
+        characterise: whether to measure noise, converters and channels first; None means only if the spec claims no
             noise.
         known: characterisation of the chip, used instead of measuring again.
         steps: steps of the first fit.
@@ -128,7 +128,7 @@ class _CalibrationRun:
         self._fitted: tuple[Pairs, Identification] | None = None
 
     def choose_law(self, name: str | None, options: Mapping[str, Any] | None) -> None:
-        """Choose the law to fit; none for ``"none"``."""
+        """Choose the law to fit; None for ``"none"``."""
         if name != NO_LAW:
             self._model = _choose_model(self._spec, name, options)
             self._law = make_model(self._model, self._spec)
@@ -152,7 +152,7 @@ class _CalibrationRun:
         self._rest = Budget() if self._law is None else _less(whole, self._direct.reserved)
 
     def afford(self) -> None:
-        """Refuse the run if the session's budget does not cover both parts, before either is spent.
+        """Refuse the run if the session's budget does not cover both direct measurements and pairs; nothing is spent.
 
         Raises:
             BudgetExceeded: the session's budget is too small.
@@ -242,7 +242,7 @@ def _choose_measurements(
 
 
 def _complete(spec: DeviceSpec, budget: Budget | None) -> Budget:
-    """Return the budget with the usual limits where it sets none."""
+    """Return the budget with the default for each limit that it does not set."""
     budget = budget or Budget()
     programs = _PROGRAMS if budget.programs is None else budget.programs
     vectors = programs * (4 * spec.in_features + 4) if budget.vectors is None else budget.vectors
@@ -257,7 +257,7 @@ def _scaled(budget: Budget, share: float) -> Budget:
 
 
 def _less(budget: Budget, cost: Cost) -> Budget:
-    """Return a budget less a cost."""
+    """Return a budget minus a cost."""
     assert budget.programs is not None
     assert budget.vectors is not None
     return Budget(programs=budget.programs - cost.programs, vectors=budget.vectors - cost.vectors)
@@ -285,8 +285,8 @@ def _choose_model(spec: DeviceSpec, name: str | None, options: Mapping[str, Any]
     known = {entry.name for entry in list_devices() if entry.factory is not None}
     if name is None and spec.name not in known:
         raise ConfigurationError(
-            f"which law does {spec.name!r} follow? Pass model=..., such as {', '.join(_fittable_devices())}; a law of "
-            f"your own is a simulators.Physics that is registered as a device; model='none' measures without a law"
+            f"which law does {spec.name!r} follow? Pass model=..., such as {', '.join(_fittable_devices())}; to "
+            f"use your own law, register a simulators.Physics as a device; model='none' measures without a law"
         )
     return FittedModel(name=name or spec.name, options=dict(options or {}))
 

@@ -62,7 +62,7 @@ class Curvature:
         self._low, self._high = each([constant.low for constant in known]), each([constant.high for constant in known])
         self.flat = torch.cat([constants[name].flatten() for name in self._names]).double()
         self._pairs = Pairs(pairs.settings.double(), pairs.inputs.double(), pairs.outputs.double(), pairs.again)
-        # The product of a mesh's columns has no forward derivative here, and a deep mesh has too many unknowns.
+        # Forward derivatives do not work for the product of a mesh's columns, and a deep mesh has too many unknowns.
         self.dense = len(self.flat) <= _DENSE and spec.coupling != "dense"
 
     def constants(self) -> Constants:
@@ -70,7 +70,7 @@ class Curvature:
         return {name: value.float() for name, value in self._split(self.flat).items()}
 
     def newton(self, steps: int = 4) -> None:
-        """Take Gauss-Newton steps to the maximum that L-BFGS has come close to."""
+        """Take Gauss-Newton steps from the result of L-BFGS to the nearby maximum."""
         for _ in range(steps):
             information, slope = self._normal_equations()
             moved = self.flat + torch.linalg.solve(information, slope)
@@ -82,7 +82,7 @@ class Curvature:
         """Return standard errors by name.
 
         Args:
-            scale: root mean square residual over the noise; more than 1 if the law is incomplete.
+            scale: root mean square residual in units of the noise; more than 1 if the law is incomplete.
         """
         if self.dense:
             information, _ = self._normal_equations()
@@ -92,17 +92,17 @@ class Curvature:
         return {name: (max(scale, 1.0) * value).float() for name, value in self._split(found).items()}
 
     def _split(self, values: Tensor) -> Constants:
-        """Return parts of a vector by the names of the constants."""
+        """Split a vector into parts by the names of the constants."""
         parts = values.split([shape.numel() for shape in self._shapes])
         return {name: part.view(shape) for name, shape, part in zip(self._names, self._shapes, parts, strict=True)}
 
     def _prior(self) -> Tensor:
-        """Return the weights of the squared constants that Student's t gives at the fit."""
+        """Return the weight of each squared constant in a quadratic approximation of the prior at the fit."""
         scaled = (self.flat - self._nominal) / self._spreads
         return FREEDOM / (FREEDOM + scaled.square()) / self._spreads.square()
 
     def _residual(self, values: Tensor, chosen: Tensor) -> Tensor:
-        """Return the residuals over the noise, flat."""
+        """Return the residuals divided by the noise, flat."""
         answers = law_outputs(self._model, self._split(values), self._pairs, chosen)
         measured = self._pairs.outputs[chosen]
         valid = unsaturated_mask(measured, answers.detach(), self._spec, self._noise)

@@ -19,7 +19,7 @@ Constants = dict[str, Tensor]
 
 
 class Descent:
-    """Descend from one start.
+    """Minimise the negative log posterior from one start.
 
     Args:
         model: law to fit.
@@ -31,7 +31,7 @@ class Descent:
         start: number of the start; 0 starts from the nominal constants.
 
     Attributes:
-        residual: moving average of the mean squared residual over the noise.
+        residual: moving average of the mean squared residual in units of the noise.
     """
 
     residual = float("inf")
@@ -58,12 +58,12 @@ class Descent:
             value.requires_grad_()
 
     def constants(self) -> Constants:
-        """Return the present constants by name."""
+        """Return the current constants by name."""
         with torch.no_grad():
             return {name: value.clone() for name, value in self._unscaled().items()}
 
     def begin(self, constants: Constants) -> None:
-        """Set the present constants."""
+        """Set the current constants."""
         with torch.no_grad():
             for name, scaled in self._scaled.items():
                 known = self._declared[name]
@@ -112,7 +112,11 @@ class Descent:
                     value.copy_(before[name])
 
     def _loss(self, chosen: Tensor) -> tuple[Tensor, float]:
-        """Return the negative log posterior of some settings per answer, and the mean squared residual over noise."""
+        """Return the loss of some settings, and their mean squared residual in units of the noise.
+
+        The loss is the negative log posterior of these settings, divided by the number of all answers. The mean
+        excludes saturated answers.
+        """
         pairs, constants = self._pairs, self._unscaled()
         answers, measured = law_outputs(self._model, constants, pairs, chosen), pairs.outputs[chosen]
         valid = unsaturated_mask(measured, answers.detach(), self._spec, self._noise)

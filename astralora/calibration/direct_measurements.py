@@ -26,9 +26,9 @@ __all__ = [
 ]
 
 SHARE = 0.25
-"""Largest share of a calibration's programs and vectors that goes to direct measurements."""
+"""Largest share of a calibration's programs and vectors that is spent on direct measurements."""
 
-# Outputs with a smaller share of the median power are dead.
+# Outputs with less than this share of the median power are dead.
 _DEAD_SHARE = 0.02
 
 
@@ -37,14 +37,14 @@ class DirectMeasurements:
 
     Args:
         session: session of the chip.
-        budget: most programs and vectors to spend on these measurements.
-        measurements: names of the measurements; all where None.
+        budget: largest numbers of programs and vectors to spend on these measurements.
+        measurements: names of the measurements; all if None.
         seed: seed of the measurements.
         path: file that keeps the results until the record is written.
 
     Attributes:
         reserved: largest cost of the measurements.
-        cost: largest remaining cost: nothing where an interrupted calibration has measured already.
+        cost: largest remaining cost; 0 if an interrupted calibration has already measured.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class DirectMeasurements:
             self.cost = self.reserved if self._kept() is None else Cost(0, 0)
 
     def find(self) -> Characterisation | None:
-        """Measure, or load the kept results; None where no measurement is chosen."""
+        """Return the results, measured now or loaded from the file; None if no measurement is chosen."""
         if not self._wanted:
             return None
         found = self._kept()
@@ -70,12 +70,12 @@ class DirectMeasurements:
         return found
 
     def forget(self) -> None:
-        """Remove the kept results."""
+        """Delete the file with the results."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
     def _kept(self) -> Characterisation | None:
-        """Load the kept results; None where there are none."""
+        """Load the results from the file; None if there is no file."""
         if self._path is None or not self._path.exists():
             return None
         try:
@@ -107,7 +107,7 @@ def check_same_device(known: Characterisation, spec: DeviceSpec) -> None:
     """Refuse a characterisation of another device.
 
     Raises:
-        CalibrationMismatch: it is of another device.
+        CalibrationMismatch: the characterisation is of another device.
     """
     for what in ("serial_number", "name", "in_features", "out_features", "num_controls"):
         theirs, ours = getattr(known.promised, what), getattr(spec, what)
@@ -121,14 +121,14 @@ def check_same_device(known: Characterisation, spec: DeviceSpec) -> None:
 
 
 def finding_records(known: Characterisation | None) -> tuple[dict[str, Any], ...]:
-    """Return findings for the record, without the data for plots."""
+    """Return the findings for the record, without their data for plots."""
     if known is None:
         return ()
     return tuple(finding.model_dump(mode="json", exclude={"data"}) for finding in known.findings)
 
 
 def finding_tensors(known: Characterisation | None) -> dict[str, Tensor]:
-    """Return findings of many numbers as tensors: noise and dark level by output, transfer curve, crosstalk map."""
+    """Return the data of some findings as tensors: noise and dark level by output, transfer curve, crosstalk map."""
     found: dict[str, Tensor] = {}
     if known is None:
         return found

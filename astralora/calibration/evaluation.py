@@ -36,8 +36,9 @@ def law_outputs(model: Identifiable, constants: Constants, pairs: Pairs, chosen:
 def unsaturated_mask(measured: Tensor, predicted: Tensor, spec: DeviceSpec, noise: float) -> Tensor:
     """Return 1 where answers are within the detectors' range, and 0 where they are saturated.
 
-    The prediction decides. To exclude by the measured value would cut off one side of the noise. An answer far from the
-    end of the range counts in any case, since the law is then wrong.
+    An answer is saturated if its prediction is within 3 standard deviations of the noise of the range's end. The
+    measured value alone would exclude only one side of the noise. An answer that is measured more than 6 standard
+    deviations from the end is never excluded, since the law is then wrong.
     """
     valid = torch.ones_like(measured)
     for rail in spec.rails:
@@ -60,7 +61,7 @@ def residual_rms(pairs: Pairs, predicted: Tensor, spec: DeviceSpec, noise: float
 
 
 def residual_rms_by_output(pairs: Pairs, predicted: Tensor, spec: DeviceSpec, noise: float) -> Tensor:
-    """Return the root mean square residual of unsaturated answers of each output, (out_features,)."""
+    """Return the root mean square residual of each output's unsaturated answers, (out_features,)."""
     valid = unsaturated_mask(pairs.outputs, predicted, spec, noise)
     squares = ((pairs.outputs - predicted).square() * valid).sum(dim=(0, 1))
     return (squares / valid.sum(dim=(0, 1)).clamp_min(1)).sqrt()
@@ -69,7 +70,7 @@ def residual_rms_by_output(pairs: Pairs, predicted: Tensor, spec: DeviceSpec, no
 def unexplained(
     model: Identifiable, constants: Constants, pairs: Pairs, spec: DeviceSpec, noise: float
 ) -> tuple[float, float]:
-    """Return the share of the answers' power, without noise, that is not predicted; and its standard error."""
+    """Return the share of the answers' power without noise that the law does not predict; and its standard error."""
     predicted = predict(model, constants, pairs)
     valid = unsaturated_mask(pairs.outputs, predicted, spec, noise)
     count = float(valid.sum().clamp_min(1))

@@ -27,7 +27,7 @@ _STARTS = 3
 # factor.
 _RATES = (0.1, 0.05, 0.03)
 _SETTLED = 1.1
-# Number of searches for stuck controls: those of the first search may have hidden others.
+# Number of searches for stuck controls; the controls found first may have hidden others.
 _SEARCHES = 3
 
 
@@ -97,22 +97,23 @@ def identify(
 ) -> Identification:
     """Fit the constants of a law to measured pairs.
 
-    The fit is a maximum a posteriori estimate: squared residuals over the noise, and Student's t about the nominal
-    constants as the prior. The posterior of a deep mesh has many local maxima. Adam on random thirds of the settings
-    finds a good one, and L-BFGS on all settings converges to it. Where the law does not predict the held-out settings,
-    the fit restarts from another point with more steps.
+    The fit is a maximum a posteriori estimate: squared residuals in units of the noise, and Student's t about the
+    nominal constants as the prior. The posterior of a deep mesh has many local maxima. Adam on random thirds of the
+    settings finds a good one, and L-BFGS on all settings converges to it. Where the law does not predict the held-out
+    settings, the fit restarts from another point with more steps.
 
-    Controls are declared stuck where that explains the answers better; see `find_stuck`.
+    A control counts as stuck if this explains the answers better; see `find_stuck`.
 
     Args:
         model: law to fit.
         pairs: measured pairs; the last settings are held out.
         spec: spec of the chip, for the detectors' range and noise.
         held_out: number of settings to hold out.
-        noise: noise of an answer, rounding included, where it is known better than from the repeated vectors.
+        noise: noise of an answer, rounding included, if known; None estimates it from the repeated vectors.
         steps: steps of Adam at the first start.
         seed: seed of subsets and starts.
-        listener: called with steps done, steps in all, and the mean squared residual over the noise.
+        listener: called with the steps done, the steps in all, and the mean squared residual in units of the noise's
+            variance.
     """
     fit = _Fit(model, pairs, spec, held_out, noise, steps, seed, listener)
     share, constants, starts = fit.descend()
@@ -132,7 +133,7 @@ class _Fit:
         pairs: measured pairs; the last settings are held out.
         spec: spec of the chip.
         held_out: number of settings to hold out.
-        noise: noise of an answer, or None to take it from the pairs.
+        noise: noise of an answer; None estimates it from the repeated vectors.
         steps: steps of Adam at the first start.
         seed: seed of subsets and starts.
         listener: called after each step.

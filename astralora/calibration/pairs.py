@@ -24,7 +24,7 @@ __all__ = ["Design", "Pairs", "choose_design", "measure_pairs"]
 
 _KEY = "astralora_pairs"
 
-# Modulators with a large gain clip before the end of their range, which would look like a smaller gain.
+# Modulators with a large gain clip before the end of their range; the fit would then find a smaller gain.
 _HEADROOM = 0.875
 # The amplitude is halved while a larger share of the outputs is saturated.
 _MOST_SATURATED = 0.2
@@ -46,7 +46,7 @@ class Design:
 
     @property
     def vectors(self) -> int:
-        """Return the number of vectors in all."""
+        """Return the number of vectors of the whole measurement."""
         return len(self.settings) * len(self.inputs) + self.repeats
 
 
@@ -58,7 +58,7 @@ class Pairs:
         settings: settings, (settings, num_controls).
         inputs: inputs, (settings, vectors, in_features).
         outputs: outputs, (settings, vectors, out_features).
-        again: repeated outputs of the first vectors of the last setting, (repeats, out_features).
+        again: second outputs of the first vectors of the last setting, to estimate the noise, (repeats, out_features).
     """
 
     settings: Tensor
@@ -67,14 +67,14 @@ class Pairs:
     again: Tensor
 
     def part(self, where: slice) -> Pairs:
-        """Return some of the settings."""
+        """Return the pairs of some settings."""
         return replace(self, settings=self.settings[where], inputs=self.inputs[where], outputs=self.outputs[where])
 
     def noise_std(self, spec: DeviceSpec) -> float:
-        """Return the noise of an answer, from repeated vectors; as claimed by the spec where there are none.
+        """Return the noise of an answer, estimated from repeated vectors; the claim of the spec if there are none.
 
-        Where the noise is far below one step, the difference of two rounded answers is 0. The noise is therefore at
-        least that of the rounding.
+        Where the noise is far below one step, the difference of two rounded answers is 0. The result is therefore at
+        least the noise of the rounding.
         """
         rounding = (spec.output_step or 0.0) / 12**0.5
         if len(self.again):
@@ -86,10 +86,10 @@ class Pairs:
 def choose_design(spec: DeviceSpec, programs: int, vectors: int, seed: int) -> Design:
     """Choose informative settings and vectors within a number of programs and vectors.
 
-    The settings are a Latin hypercube: each control takes as many different values as there are settings, evenly over
-    its range and independently of the others, so that offset, efficiency and curve can be separated. The vectors are
-    orthogonal and of full power, as many as there are inputs. Where the budget does not cover all of them for each
-    program, a random part is used.
+    The settings are a Latin hypercube: the values of each control are all different, evenly spaced over its range, and
+    independent of the other controls, so that offset, efficiency and curve can be separated. The vectors are orthogonal
+    and of full power; their number is the number of inputs. If the budget does not cover all of them at each setting, a
+    random part is used.
 
     Raises:
         ConfigurationError: there are too few programs or vectors to fit and hold out any, or the spec has no control
@@ -101,7 +101,7 @@ def choose_design(spec: DeviceSpec, programs: int, vectors: int, seed: int) -> D
     each = min(len(probes), (vectors - repeats) // max(programs, 1))
     if programs < 3 or each < 1:
         raise ConfigurationError(
-            f"a calibration needs at least 3 programs and as many vectors, not {programs} and {vectors}; "
+            f"a calibration needs at least 3 programs and a vector for each, not {programs} and {vectors}; "
             f"allow about 64 programs of {len(probes)} vectors for a chip of {spec.num_controls:,} controls"
         )
     if spec.control_range is None:
@@ -147,9 +147,9 @@ def measure_pairs(
     Args:
         session: session of the chip.
         design: settings and vectors.
-        spec: spec completed by measurements, such as of codes; the session's own where None.
-        part: file that keeps the measured data after every setting; an interrupted measurement of the same design on
-            the same chip resumes from it.
+        spec: spec completed by measured properties, such as codes; the session's spec if None.
+        part: file into which the measured data are saved after every setting; an interrupted measurement of the same
+            design on the same chip resumes from it.
         listener: called with the number of settings done, and of all.
 
     Raises:
@@ -186,7 +186,7 @@ def measure_pairs(
 
 
 def _make_inputs(spec: DeviceSpec, signs: Tensor, amplitude: float) -> Tensor:
-    """Return vectors of an amplitude, on the converters' codes, so that the inputs are known exactly."""
+    """Return vectors of this amplitude, rounded to the converters' codes, so that the inputs are known exactly."""
     if spec.input_range is None:
         return signs * amplitude
     low, high = spec.input_range
@@ -196,7 +196,7 @@ def _make_inputs(spec: DeviceSpec, signs: Tensor, amplitude: float) -> Tensor:
 
 
 def _next_amplitude(spec: DeviceSpec, outputs: Tensor, amplitude: float) -> float:
-    """Return half the amplitude where too many outputs were saturated."""
+    """Return the amplitude of the next setting: halved if too many outputs were saturated, else unchanged."""
     if not spec.rails or not spec.linear:
         return amplitude
     saturated = saturated_share(spec, outputs) > _MOST_SATURATED

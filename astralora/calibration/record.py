@@ -14,7 +14,7 @@ __all__ = ["fit_quality", "fit_tensors", "spec_with_noise"]
 
 
 def spec_with_noise(spec: DeviceSpec, pairs: Pairs, found: Identification) -> DeviceSpec:
-    """Return the spec with the measured noise: the residual of a law that fits, or else the noise from repeats.
+    """Return the spec with the measured noise: the residual if the law fits, else the noise from repeated vectors.
 
     A residual clearly above the noise of the repeats is an error of the law or drift, and does not count as noise.
     """
@@ -45,8 +45,8 @@ def fit_quality(found: Identification, pairs: Pairs) -> FitQuality:
 
 
 def fit_tensors(found: Identification, law: Identifiable, pairs: Pairs, measured: DeviceSpec) -> dict[str, Tensor]:
-    # Keep the ratios between outputs, and scale them to the noise on average: the error of the law is not noise.
     """Return the tensors of a fit for the record."""
+    # Keep the ratios between outputs, and scale them to the noise on average: the error of the law is not noise.
     average = float(found.noise_by_output.square().mean().sqrt())
     by_output = found.noise_by_output * (measured.noise_std / average if average > 0 else 1.0)
     nominal = {name: torch.full(known.shape, known.nominal) for name, known in law.constants().items()}

@@ -19,8 +19,8 @@ __all__ = ["StuckModel", "find_stuck"]
 _VALUES, _HALVINGS = 17, 6
 # Number of values of each constant that a moving control may have.
 _MOVING_VALUES = 7
-# In a mesh, the candidates are the controls with a constant this many spreads from nominal, the farthest first; they
-# are compared at this many settings.
+# In a mesh, the candidates are the controls with a constant at least this many spreads from nominal, the farthest
+# first; they are compared at this many settings.
 _FAR = 4.0
 _MOST_CANDIDATES = 16
 _SETTINGS = 16
@@ -75,11 +75,11 @@ class StuckModel:
 def find_stuck(
     model: Identifiable, constants: Mapping[str, Tensor], pairs: Pairs, spec: DeviceSpec, noise: float
 ) -> StuckModel | None:
-    """Find the controls for which the answers are explained better by a stuck control than by a moving one.
+    """Find the controls that explain the answers better if they are stuck than if they move.
 
     Three hypotheses are compared: the control moves with the fitted constants; it moves with other plausible constants;
-    or it is stuck at one of several values. They are compared by twice the log odds: squared residuals over the noise,
-    Student's t of the constants, and prior odds of one in a hundred for a stuck control.
+    or it is stuck at one of several values. They are compared by twice the log odds: squared residuals in units of the
+    noise, Student's t of the constants, and prior odds of one in a hundred for a stuck control.
 
     Where each control sets one entry, all controls are compared at once. In a mesh, the candidates are controls whose
     fitted constants are far from nominal; for a stuck control, the fitted efficiency tends to 0.
@@ -92,7 +92,7 @@ def find_stuck(
         noise: noise of an answer.
 
     Returns:
-        The law with the stuck controls; None where none is stuck.
+        The law with the stuck controls; None if no control is stuck.
     """
     if spec.control_range is None:
         return None
@@ -144,19 +144,19 @@ def _farthest_controls(local: Mapping[str, Constant], constants: Mapping[str, Te
 
 
 def _surprise(known: Constant, value: Tensor) -> Tensor:
-    """Return twice the negative log prior of a constant."""
+    """Return twice the negative log prior of a constant at a value."""
     return improbability((value - known.nominal) / known.spread)
 
 
 class _Comparison:
-    """Compute by how much squared residuals over the noise rise when one control at a time changes its behaviour."""
+    """Compute how much a change of one control increases the squared residuals, in units of the noise's variance."""
 
     def stuck(self, local: Mapping[str, Constant], at: Tensor) -> Tensor:
-        """Return the rise with each candidate stuck at its value, (candidates,), and its local constants nominal."""
+        """Return the increase if each candidate is stuck at its value and has nominal constants: (candidates,)."""
         raise NotImplementedError
 
     def moving(self, local: Mapping[str, Constant], name: str, value: float) -> Tensor:
-        """Return the rise with one local constant set to a value, and the others nominal: (candidates,)."""
+        """Return the increase if each candidate has this value of one constant, others nominal: (candidates,)."""
         raise NotImplementedError
 
 
@@ -187,7 +187,7 @@ class _EntryComparison(_Comparison):
         return self._both_colours({each: known.nominal for each, known in local.items()} | {name: value}, None)
 
     def _both_colours(self, local: Mapping[str, float], stuck: Tensor | None) -> Tensor:
-        """Return the rise with changed constants, one colour at a time."""
+        """Return the increase with changed constants, computed for one colour at a time."""
         found = []
         for colour in (self._colour, ~self._colour):
             mixed = {name: self._constants[name].where(~colour, value) for name, value in local.items()}
@@ -201,7 +201,7 @@ class _EntryComparison(_Comparison):
         return (self._model.law(constants, settings, self._unit) - dark).mT
 
     def _rise(self, colours: list[Tensor]) -> Tensor:
-        """Return the rise of squared residuals from changed matrices of both colours."""
+        """Return the increase of squared residuals for the changed matrices of both colours."""
         board = self._colour.view(self._present.shape[1:])
         change = colours[0].where(board, colours[1]) - self._present
         return (change.square() * self._curvature - 2 * change * self._slope).sum(dim=0).flatten()
@@ -231,7 +231,7 @@ class _OutputComparison(_Comparison):
         return self._each_alone({each: known.nominal for each, known in local.items()} | {name: value}, None)
 
     def _each_alone(self, local: Mapping[str, float], stuck: Tensor | None) -> Tensor:
-        """Return the rise with changed constants, one control at a time."""
+        """Return the increase with changed constants, computed for one control at a time."""
         squares = []
         for place, control in enumerate(self._which):
             mixed = {name: self._constants[name].index_fill(0, control, value) for name, value in local.items()}
@@ -240,12 +240,11 @@ class _OutputComparison(_Comparison):
         return self._rise(squares)
 
     def _rise(self, squares: list[float]) -> Tensor:
-        # Scale the rise to all settings.
-        """Return the rise of squared residuals, scaled to all settings."""
+        """Return the increase of squared residuals, scaled to all settings."""
         return self._share * (torch.tensor(squares) - self._before)
 
     def _squares(self, model: Identifiable, constants: Mapping[str, Tensor]) -> float:
-        """Return the sum of squared residuals over the noise."""
+        """Return the sum of squared residuals, in units of the noise's variance."""
         predicted = predict(model, constants, self._pairs)
         valid = unsaturated_mask(self._pairs.outputs, predicted, self._spec, self._noise)
         return float(((self._pairs.outputs - predicted) * valid).square().sum()) / self._noise**2

@@ -50,16 +50,16 @@ def characterise(
 ) -> Characterisation:
     """Measure noise, converters, linearity, coupling, crosstalk, settling, repeatability, drift and speed.
 
-    The effort of all measurements grows with the budget. Where the budget does not cover all, the least important ones
-    are left out. Without a budget, the measurements take about 70 programs and, for 16 inputs, 6,000 vectors. The cost
-    is known before the first operation and is never exceeded.
+    The effort of all measurements grows with the budget. If the budget does not cover all measurements, the least
+    important ones are left out. Without a budget, the measurements take about 70 programs and, for 16 inputs, 6,000
+    vectors. The cost is known before the first operation and is never exceeded.
 
     Args:
         device: device or its open session.
-        budget: most programs and vectors to spend.
-        only: names from `MEASUREMENTS`; all where None. Noise is always measured, since every error follows from it.
-        drift_seconds: seconds for which a setting is held to measure drift, by the device's clock; on hardware that
-            time passes.
+        budget: largest numbers of programs and vectors to spend.
+        only: names from `MEASUREMENTS`; all if None. Noise is always measured, since every error follows from it.
+        drift_seconds: seconds for which a setting is held to measure drift, by the device's clock; on hardware, this is
+            real time.
         seed: seed of the settings and vectors.
         listener: called with every finding as it is made.
 
@@ -90,7 +90,7 @@ def characterise(
 def _measure(
     session: Session, plan: _Plan, listener: Callable[[Finding], None] | None
 ) -> tuple[list[Finding], dict[str, dict[str, int]]]:
-    """Make the measurements, and return the findings, and the programs and vectors that each took."""
+    """Make the measurements; return the findings, and the programs and vectors of each measurement."""
     findings: list[Finding] = []
     shares: dict[str, dict[str, int]] = {}
     with session.purpose(Purpose.CHARACTERISE), session.transaction():
@@ -116,7 +116,9 @@ def characterisation_cost(
     drift_seconds: float = 1.0,
     seed: int = 0,
 ) -> Cost:
-    """Return the most programs and vectors that `characterise` would spend with these arguments; spends nothing.
+    """Return the largest number of programs and vectors that `characterise` can spend with these arguments.
+
+    Nothing is spent.
 
     Raises:
         ConfigurationError: there is no such measurement, or the budget does not even cover noise.
@@ -129,10 +131,10 @@ class _Plan(NamedTuple):
     """Hold the measurements that a budget covers.
 
     Attributes:
-        context: what the measurements share.
+        context: session, test vectors, amplitude and noise of all measurements.
         measurements: measurements in order.
         skipped: reason by the name of each measurement that is not made.
-        total: largest cost of all, the search for the amplitude included.
+        total: largest cost of all measurements together, the search for the amplitude included.
     """
 
     context: MeasurementContext
@@ -166,9 +168,9 @@ def _plan(
 def _choose_effort(
     context: MeasurementContext, chosen: dict[str, type[Measurement]], budget: Budget
 ) -> tuple[Effort, list[str]]:
-    """Return the greatest effort that a budget covers, and the measurements that it does not cover at all.
+    """Return the greatest effort that a budget covers, and the measurements that it cannot cover.
 
-    Measurements that are not covered are removed from ``chosen``.
+    These measurements are removed from ``chosen``.
     """
     limited = budget.programs is not None or budget.vectors is not None
     efforts = [Effort(settings, repeats) for settings in _SCALES for repeats in _SCALES] if limited else [_USUAL]

@@ -1,4 +1,4 @@
-"""Hold what all measurements of a device share: session, test vectors, amplitude and noise."""
+"""Hold session, test vectors, amplitude and noise for all measurements of a device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _AMPLITUDE_TRIES = 5
 
 
 class MeasurementContext:
-    """Query a device for measurements, and hold what they have in common.
+    """Query a device for all its measurements, and hold their common amplitude and noise.
 
     Args:
         session: session of the device.
@@ -34,8 +34,9 @@ class MeasurementContext:
         probe_signs: signs of the vectors that determine the matrix of a linear device, (count, in_features).
         amplitude: share of the input range that keeps the outputs within the detectors' range.
         base: setting that most measurements start from, (num_controls,).
-        noise_std: measured noise of one output of one query, rounding included, in output units; infinite before.
-        repeated_variance: the part of ``noise_std ** 2`` that is equal whenever the same query is repeated: rounding
+        noise_std: measured noise of one output of one query, rounding included, in output units; infinite before the
+            measurement.
+        repeated_variance: the part of ``noise_std ** 2`` that does not change when a query is repeated: the rounding
             that noise does not average out.
         vector_seconds: seconds per vector, measured together with the noise.
         outputs: outputs of all queries so far.
@@ -58,14 +59,15 @@ class MeasurementContext:
         self.repeated_variance = 0.0
         self.vector_seconds = self.spec.vector_seconds
         self.low, self.high = self.spec.control_range or (-1.0, 1.0)
-        # A random setting: at the controls where training starts, some kinds hardly transmit.
+        # A random setting: at the initial controls of a training, some kinds of chips hardly transmit.
         self.base = self.draw_settings(1)[0]
         self.outputs: list[Tensor] = []
 
     def set_levels(self, **levels: int) -> None:
         """Complete the spec by measured levels, such as ``input_levels``; later inputs and settings lie on these codes.
 
-        Between codes, converters may round the two signs to different magnitudes, which adds a constant to all vectors.
+        Converters may round values between codes to different magnitudes for the two signs, which adds a constant to
+        all vectors.
         """
         self.spec = self.spec.model_copy(update=levels)
 
@@ -102,15 +104,15 @@ class MeasurementContext:
     def measure_matrix(self, repeats: int = 1, strength: float = 1.0) -> Tensor:
         """Measure the transfer matrix of a linear device at its present setting: (out_features, in_features).
 
-        Takes ``len(probe_signs) * repeats`` vectors.
+        This costs ``len(probe_signs) * repeats`` vectors.
         """
         return self.measure_matrix_checked(repeats, strength)[0]
 
     def measure_matrix_checked(self, repeats: int = 1, strength: float = 1.0) -> tuple[Tensor, bool]:
         """Measure the transfer matrix, and return whether no answer was saturated.
 
-        A saturated answer is too small by the same amount in all settings. A change of one entry in its row would then
-        appear as a change of all other entries.
+        A saturated answer does not change with the setting. A change of one entry in its row would therefore look like
+        a change of the other entries.
         """
         inputs = self.make_inputs(self.probe_signs, strength)
         answers = self.query(inputs.repeat(repeats, 1)).unflatten(0, (repeats, -1))
@@ -161,7 +163,7 @@ class MeasurementContext:
         return sqrt(spread * ((self.noise_std**2 - self.repeated_variance) / repeats + self.repeated_variance))
 
     def unsaturated(self, peaks: Tensor) -> Tensor:
-        """Return where answers of these magnitudes stay within the detectors' range, noise included."""
+        """Return which answers of these magnitudes stay within the detectors' range, noise included."""
         nearest = min((abs(rail) for rail in self.spec.rails), default=float("inf"))
         unsaturated: Tensor = peaks.abs() + 4 * self.noise_std + (self.spec.output_step or 0.0) < nearest
         return unsaturated
@@ -199,7 +201,7 @@ def _solve_matrix(inputs: Tensor, answers: Tensor) -> Tensor:
 
 
 def lattice_step(values: Tensor) -> float:
-    """Return the step of which all values, counted from the least, are whole multiples; 0 where there is none.
+    """Return the step of the lattice on which all values lie: least value + k * step; 0 if they lie on none.
 
     Args:
         values: reported values, flat.
@@ -221,7 +223,7 @@ def lattice_step(values: Tensor) -> float:
         step = float((counts * away).sum() / counts.square().sum())
     counts = away / step
     uneven = float((counts - counts.round()).abs().max())
-    # Values without steps hardly repeat, so nearly every value would be a code of its own.
+    # Values without steps hardly repeat, so nearly every value would be a different code.
     return step if uneven < 0.05 and len(codes) < 0.5 * values.numel() else 0.0
 
 
@@ -232,7 +234,7 @@ def _rounded_variance(std: float, step: float) -> float:
 
 
 def _invert(rising: Callable[[float], float], wanted: float, most: float) -> float:
-    """Invert a rising function by bisection."""
+    """Invert an increasing function by bisection."""
     low, high = 0.0, most
     for _ in range(60):
         middle = (low + high) / 2

@@ -20,18 +20,18 @@ __all__ = ["Coupling", "Wobble"]
 _SHARE = 1 / 16
 # Largest number of controls that the search for levels uses.
 _MOST_CONTROLS = 512
-# At most this many settings are given up because an output was saturated; each time the inputs are weakened.
+# At most this many settings are dropped because an output was saturated; each time the inputs are weakened.
 _DIMMED, _DIMMER = 4, 0.75
 # With at most this many levels, rounding changes a setting by a large part of the move.
 _COARSE = 128
 
 
 class Wobble(Measurement):
-    """Move all controls at once, a little and at random, for the levels of the controls and crosstalk.
+    """Measure levels and crosstalk of the controls, by small random moves of all controls at once.
 
     Each entry follows its own control along a curve. The residual contains the sawtooth of the control's converter and
-    the crosstalk of its neighbours. All controls move independently, so one set of settings serves for both, and for
-    every pair of neighbours.
+    the crosstalk of its neighbours. All controls move independently, so that the same settings measure the levels, and
+    the crosstalk of every pair of neighbours.
     """
 
     name = "wobble"
@@ -69,10 +69,10 @@ class Wobble(Measurement):
         fit = CrosstalkFit(entries, (written - base) / width, (spec.out_features, spec.in_features), error)
         levels = self._levels(fit, written, base, width)
         if levels.value is not None:
-            # The settings that really acted are now known.
+            # With the levels, the rounded settings that the chip applied are known.
             acted = _on_levels(written, self.context, round(levels.value))
             fit = CrosstalkFit(entries, (acted - base) / width, (spec.out_features, spec.in_features), error)
-        # Codes further apart than the moves do not resolve the slope of a curve.
+        # If the codes are further apart than the moves, the slope of a curve cannot be measured.
         fine = levels.value is None or (self.context.high - self.context.low) / (levels.value - 1) < width
         return [self._crosstalk(fit, fine), levels]
 
@@ -108,7 +108,7 @@ class Wobble(Measurement):
         )
 
     def _levels(self, fit: CrosstalkFit, written: Tensor, base: Tensor, width: float) -> Finding:
-        """Find the number of levels: coarse converters by fits on their codes, fine ones by their sawtooth."""
+        """Find the number of levels: by a fit for each candidate if it is small, else by the sawtooth of rounding."""
         useful = fit.strongest(_MOST_CONTROLS)
         written, base = written[:, useful], base[useful]
         total = float(fit.residual[:, useful].square().sum())
@@ -142,14 +142,14 @@ class Wobble(Measurement):
 
 
 class Coupling(Measurement):
-    """Move a few controls, one at a time and far, to find which entries each one changes."""
+    """Move a few controls far, one at a time, to find which entries each one changes."""
 
     name = "coupling"
     priority = 5
     linear = True
 
     def cost(self) -> Cost:
-        """Count one program for each of at least 2 controls, and one for the setting that they start from."""
+        """Count one program for the first setting, and one for each of at least 2 controls."""
         count = self._count
         return Cost(count + 1, (count + 1) * 2 * len(self.context.probe_signs))
 

@@ -29,13 +29,14 @@ _BEST = 64
 
 
 class CrosstalkFit:
-    """Fit entries that follow their own control and, weakly, its neighbours.
+    """Fit entries of the transfer matrix that depend on their own control and, weakly, on its neighbours.
 
         y_ps = f_p(u_ps),   u_ps = m_ps + sum_d k_d m_(p+d)s
 
     for the entry p at the setting s, with moves m, a polynomial f_p for each entry, and one kernel k. Gauss-Newton
-    steps alternate between the curves for the present kernel and the kernel for the present curves. The slopes are
-    estimates, so their squares contain their noise; it is subtracted, or the kernel would come out too small.
+    steps alternate: they fit the curves for the current kernel, and then the kernel for the current curves. The slopes
+    are estimates, so their squares contain their noise. It is subtracted, because the kernel would otherwise be too
+    small.
 
     Args:
         entries: entries y, (settings, controls).
@@ -79,17 +80,17 @@ class CrosstalkFit:
         self.slopes = self._slopes.square().mean(dim=0).sqrt()
 
     def strongest(self, count: int) -> Tensor:
-        """Return the controls whose entries move most; the others would only add noise."""
+        """Return the controls whose entries change most; the other controls would only add noise."""
         best: Tensor = self.slopes.topk(min(count, len(self.slopes))).indices
         return best
 
     def residual_with(self, moves: Tensor, which: Tensor) -> tuple[float, float, float]:
-        """Fit some entries as if their controls had made these moves.
+        """Fit some entries again, with other moves of their controls.
 
         Returns:
-            Sum of squared residuals; number of fitted coefficients; and the variance that noise alone gives the
-            difference to the present fit, 2 tr (P - P0)^2 in squares of the noise, with the projectors P and P0 of both
-            fits.
+            Sum of squared residuals; number of fitted coefficients; and the variance of the difference to the current
+            fit that noise alone causes: 2 tr (P - P0)^2, in units of the squared noise, with the projectors P and P0 of
+            both fits.
         """
         basis = _powers(moves + self._crosstalk[:, which], self.curve)
         values = self._entries[:, which].mT.unsqueeze(-1)
@@ -103,14 +104,14 @@ class CrosstalkFit:
         return float(residual.clamp_min(0)), fitted, 2 * max(fitted + self.curve * len(which) - 2 * common, 0.0)
 
     def gains(self, off: Callable[[int], Tensor], levels: range, which: Tensor) -> Tensor:
-        """Return how much the squared residuals fall if controls are off by the deviation ``off``: (len(levels),).
+        """Return the decrease of squared residuals if controls deviate by ``off``, by candidate: (len(levels),).
 
-        The gain is exact for the best candidates. For the others it takes the mean share of a sawtooth that a curve
-        absorbs.
+        The decrease is exact for the best candidates. For the others, it assumes that the curves absorb the mean share
+        of a sawtooth.
 
         Args:
             off: function of a number of levels that returns the deviation, (settings, len(which)).
-            levels: candidates.
+            levels: candidate numbers of levels.
             which: controls to use.
         """
         slopes, residual, basis = self._slopes[:, which], self.residual[:, which], self._basis[which]
@@ -125,7 +126,7 @@ class CrosstalkFit:
         return found
 
     def _fit(self, acted: Tensor) -> None:
-        """Fit the curve of every entry to the effective moves."""
+        """Fit the curve of every entry to the moves with crosstalk."""
         powers = _powers(acted, self.curve)
         self._basis, triangle = torch.linalg.qr(powers)
         values = self._entries.mT.unsqueeze(-1)
@@ -139,12 +140,12 @@ class CrosstalkFit:
         self.residual = _residual(self._basis, self._entries)
 
     def _step(self, neighbours: Tensor) -> tuple[float, float]:
-        """Return the change of a kernel entry that the residual calls for, and its standard error."""
+        """Return the Gauss-Newton step of a kernel entry, and its standard error."""
         expected = _residual(self._basis, neighbours * self._slopes)
         # The noise of the slopes adds tr(C D^T M D) to their squares, with M = X (1 - Q Q^T) X.
         moved = neighbours.mT.unsqueeze(-1) * self._derivatives
         free = moved - self._basis @ (self._basis.mT @ moved)
-        # Scatter that is not noise, such as the sawtooth of a converter, adds to the error of the slopes as well.
+        # Scatter that is not noise, such as the sawtooth of a converter, also adds to the error of the slopes.
         freedom = len(self.residual) - self.curve
         scatter = (self.residual.square().sum(dim=0) / freedom).clamp_min(self.error**2)
         blur = ((self._covariance * (moved.mT @ free)).sum(dim=(1, 2)) * scatter).sum()
@@ -172,7 +173,7 @@ def _residual(basis: Tensor, values: Tensor) -> Tensor:
 
 
 def _shifted(moves: Tensor, grid: tuple[int, int], down: int, right: int) -> Tensor:
-    """Return the moves of the control a number of rows and columns before each place; 0 beyond the edge."""
+    """Return the moves of the control at this offset before each control; 0 beyond the edge."""
     rows, columns = grid
     source = moves.view(-1, rows, columns)
     shifted = torch.zeros_like(source)

@@ -54,7 +54,7 @@ class Finding(BaseModel):
 
 
 class Characterisation(BaseModel):
-    """Record everything that was measured of a device at one time.
+    """Record all measured properties of a device at one time.
 
     Attributes:
         format: version of the record's format.
@@ -65,7 +65,7 @@ class Characterisation(BaseModel):
         promised: spec that the device claims.
         findings: findings in the order of the measurements.
         skipped: measurements that were not made, with the reason.
-        spent: programs, queries and vectors in all.
+        spent: total programs, queries and vectors.
         spent_by_measurement: programs and vectors of each measurement; the first includes the search for the amplitude.
         wall_seconds: duration in seconds.
     """
@@ -159,7 +159,7 @@ def first_numbers(which: Sequence[int]) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Write a number with three digits, and a whole number in full; nothing where it is None."""
+    """Format a number with three digits, and a whole number with all digits; return "" for None."""
     if value is None:
         return ""
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e9 else f"{value:.3g}"

@@ -16,17 +16,17 @@ __all__ = ["MOST_LEVELS", "OutputLevels", "scan_levels"]
 MOST_LEVELS = 4096
 """Largest number of levels that is tried."""
 
-# The best candidate must explain the answers better than none by this much, in units of the squared error. Pure noise
-# reaches about 2 ln 4096 plus a few among some thousands of candidates.
+# The best candidate must reduce the squared residuals by at least this much, in units of the noise's variance. Pure
+# noise reaches about 2 ln 4096 plus a few among some thousands of candidates.
 _DECISIVE = 40.0
-# The same in standard deviations, where the fit differs from candidate to candidate: one chance in 300,000.
+# The same in standard deviations, if the fit differs between candidates: noise exceeds it in one of 300,000 cases.
 _CERTAIN = 4.5
 # Candidates remain possible within three standard errors of the best.
 _INDIFFERENT = 9.0
 
 
 class OutputLevels(Measurement):
-    """Find the step of the output converters in all answers so far, at no cost."""
+    """Find the step of the output converters from all answers so far, without further queries."""
 
     name = "converters"
     priority = 9
@@ -74,18 +74,18 @@ def scan_levels(
 ) -> Finding:
     """Choose the number of levels of a converter that explains the answers best.
 
-    The residual of the best candidate counts as noise. A candidate is ruled out where it explains the answers worse
-    than a converter without steps, by three standard errors.
+    The residual of the best candidate counts as noise. A candidate is excluded if it explains the answers worse than a
+    converter without steps, by three standard errors.
 
     Args:
         name: name of the finding.
         measurement: measurement that the finding belongs to.
-        gains: decrease of the sum of squared residuals by number of levels, which is the index; from 2 on.
+        gains: decrease of the sum of squared residuals for each number of levels, which is the index, from 2 on.
         total: sum of squared residuals without any steps.
         error: smallest possible standard error of one sample.
-        freedom: number of samples less the number of fitted parameters.
+        freedom: number of samples minus the number of fitted parameters.
         claimed: number of levels in the spec.
-        spread: standard deviation of the gains that noise alone causes, in units of the squared noise; 0 where None.
+        spread: standard deviation of the gains that noise alone causes, in units of the squared noise; None means 0.
     """
     what = name.removesuffix("_levels") + "s"
     gains = gains.clone()
@@ -93,7 +93,7 @@ def scan_levels(
     spread = torch.zeros_like(gains) if spread is None else spread
     best = int(gains.argmax())
     most = float(gains[best])
-    least = error**2 / 2  # the noise estimate has an error itself, and so has the residual of few samples
+    least = error**2 / 2  # the noise estimate and the residual of few samples have errors
     noise = max(least, (total - max(most, 0.0)) / freedom, 1e-300)
     if most < max(_DECISIVE, _CERTAIN * float(spread[best])) * noise:
         noise = max(least, total / freedom, 1e-300)

@@ -15,15 +15,16 @@ from .measurement import Cost, Measurement
 __all__ = ["Ramp"]
 
 _PATTERNS = 8
-# At least this share of the outputs must be unsaturated; otherwise only weaker inputs are used.
+# At least this share of the outputs must be unsaturated; otherwise the strongest inputs are left out.
 _LEAST_UNSATURATED = 0.25
 _GRID = 41
 
 
 class Ramp(Measurement):
-    """Send a few patterns of light, each at random strengths.
+    """Measure linearity and levels of the inputs, with a few patterns of inputs at random strengths.
 
-    The rounding of one output can look like a curve, but it differs between outputs and patterns.
+    Several patterns are needed because the rounding of one output can look like a curve, but differs between outputs
+    and patterns.
     """
 
     name = "ramp"
@@ -51,7 +52,7 @@ class Ramp(Measurement):
             levels = self._levels(response)
             found.append(levels)
             if levels.value is not None:
-                # The inputs that the device really received are now known.
+                # With the levels, the rounded inputs that the device received are known.
                 response.values = _rounded(response.values, spec.input_range, round(levels.value))
                 if spec.input_levels is None and levels.low == levels.high:
                     self.context.set_levels(input_levels=round(levels.value))
@@ -94,14 +95,14 @@ class Ramp(Measurement):
 
 
 class _Response:
-    """Reduce the answers to patterns at several strengths to one number each, which estimates the strength itself.
+    """Estimate the strength of each input vector from all outputs of its answer.
 
-    Every output answers a pattern along a straight line. The outputs are combined with weights proportional to their
-    slopes.
+    For one pattern, each output of a linear device is proportional to the strength. The outputs are combined with
+    weights proportional to their slopes.
 
     Attributes:
         values: strengths, (samples,).
-        answers: estimated strengths, (samples,), less the mean of each pattern.
+        answers: estimated strengths, (samples,), minus their mean over each pattern.
         span: greatest strength that is used.
     """
 
@@ -135,7 +136,7 @@ class _Response:
         return used
 
     def residual_squares(self, values: Tensor) -> Tensor:
-        """Return the squared residuals over the noise after a cubic fit of strengths (..., samples): (...)."""
+        """Return the squared residuals in units of the noise after a cubic fit of strengths (..., samples): (...)."""
         powers, answers = self._whitened(values)
         slope = powers.mT @ answers
         fitted = torch.linalg.pinv(powers.mT @ powers, hermitian=True, rtol=1e-10) @ slope.unsqueeze(-1)
@@ -143,7 +144,7 @@ class _Response:
         return squares
 
     def departure(self, low: float) -> tuple[float, float]:
-        """Return the greatest departure of the cubic from a straight line, as a share of the range; and its error.
+        """Return the greatest distance of the cubic from a straight line, as a share of the range; and its error.
 
         Args:
             low: least strength.
@@ -151,12 +152,12 @@ class _Response:
         grid = torch.linspace(low, self.span, _GRID, dtype=torch.float64)
         curves = _powers(grid / self.span)
         line = torch.linalg.qr(torch.stack([torch.ones_like(grid), grid], dim=1)).Q
-        bent = curves - line @ (line.mT @ curves)  # the powers without their straight part
+        bent = curves - line @ (line.mT @ curves)  # powers without their linear part
         powers, answers = self._whitened(self.values)
         departures, covariance = _curve(powers, answers, bent)
         place = int(departures.abs().argmax())
         error = float(covariance[place, place].clamp_min(0).sqrt())
-        # The scatter between patterns includes the rounding of outputs, which the noise does not.
+        # The scatter between patterns includes the rounding of outputs; the noise does not.
         each = []
         for pattern in range(_PATTERNS):
             mine = self._which == pattern

@@ -25,7 +25,7 @@ class Cost(NamedTuple):
 
 
 class Effort(NamedTuple):
-    """Scale the number of operations of measurements; 1 is the usual effort.
+    """Scale the number of operations of measurements; 1 means the default number.
 
     Attributes:
         settings: factor on the number of settings.
@@ -40,7 +40,7 @@ class Measurement(ABC):
     """Measure one property of a device, at a cost that is known beforehand.
 
     Args:
-        context: what all measurements of this device share.
+        context: session, test vectors, amplitude and noise of all measurements of the device.
         effort: factors on the number of settings and vectors.
 
     Attributes:

@@ -20,7 +20,7 @@ _WAIT = 100.0
 
 
 class Noise(Measurement):
-    """Query a few vectors many times, for the noise of every output and its spectrum."""
+    """Measure the noise of every output and its spectrum, by queries of a few vectors many times."""
 
     name = "noise"
     priority = 0

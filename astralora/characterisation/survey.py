@@ -15,16 +15,16 @@ from .measurement import Cost, Measurement
 
 __all__ = ["Survey"]
 
-# A stuck control explains at most this share of the usual variance of an entry.
+# A stuck control explains at most this share of the typical variance of an entry.
 _STUCK_SHARE = 0.1
-# From this share of a usual variance on, all controls follow one common curve.
+# All controls follow a common curve if it explains at least this share of the typical variance.
 _COMMON = 0.3
-# Largest number of controls that a map is kept for.
+# Largest number of controls for which a map is stored.
 _MAP = 65_536
 
 
 class Survey(Measurement):
-    """Measure transfer matrices at settings over the whole range, for dead channels and stuck controls."""
+    """Measure transfer matrices at settings over the whole range, to find dead channels and stuck controls."""
 
     name = "survey"
     priority = 1
@@ -124,11 +124,11 @@ class Survey(Measurement):
         )
 
     def _stuck_controls(self, settings: Tensor, matrix: Tensor, error: float, rows: Tensor) -> Finding:
-        """Find controls that their entry does not follow, in rows that have a signal.
+        """Find controls whose entry does not depend on them, in rows that have a signal.
 
-        An entry whose control is stuck still follows the crosstalk of its neighbours. The test is therefore how much of
-        its variance a cubic of its own control explains, beyond the share that it would explain of any values. Where
-        most controls follow one common curve, a stuck control must not follow that curve either.
+        An entry whose control is stuck still follows the crosstalk of its neighbours. The test therefore measures which
+        share of the entry's variance a cubic of its own control explains, minus the share that a cubic explains by
+        chance. If most controls follow one common curve, a stuck control must also not follow this curve.
         """
         count, values = len(matrix), matrix.flatten(1).double()  # (settings, controls)
         size = error**2 * sqrt(2 / (count - 1))
@@ -175,10 +175,10 @@ class Survey(Measurement):
 
 
 def _explained(values: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the variance of each entry (settings, controls) that functions of its own control explain, and its error.
+    """Return the variance of each entry that functions of its own control explain, and its standard error: (controls,).
 
     Args:
-        values: entries.
+        values: entries, (settings, controls).
         basis: orthonormal functions without a mean, (controls, settings, count).
     """
     settings, functions = basis.shape[1:]
@@ -189,7 +189,7 @@ def _explained(values: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _common_curve(settings: Tensor, values: Tensor) -> Tensor:
-    """Return the common curve of all controls at the settings of each: (controls, settings, 1), of unit length."""
+    """Return the common curve of all controls at each control's settings: (controls, settings, 1), of unit length."""
     order = settings.flatten().argsort()
     parts = order.tensor_split(24)
     x = np.array([float(settings.flatten()[part].mean()) for part in parts])
@@ -202,7 +202,7 @@ def _common_curve(settings: Tensor, values: Tensor) -> Tensor:
 
 
 def _curve(context: MeasurementContext, settings: Tensor, matrix: Tensor) -> Finding:
-    """Return median and spread of the entries against their own control, over all controls."""
+    """Return the transfer curve: median and spread of all entries as a function of their own control."""
     controls, entries = settings.flatten(), matrix.flatten(1).flatten()
     order = controls.argsort()
     parts = [(controls[part], entries[part]) for part in order.tensor_split(24)]
@@ -219,7 +219,7 @@ def _curve(context: MeasurementContext, settings: Tensor, matrix: Tensor) -> Fin
 
 
 def _nominal_entries(context: MeasurementContext, controls: list[float]) -> list[float] | None:
-    """Return the entries of a nominal device at uniform settings; None where its law is not a registered one."""
+    """Return the entries of a nominal device at uniform settings; None if no law is registered under its name."""
     spec = context.spec
     try:
         model = make_model(FittedModel(name=spec.name), spec)

@@ -17,7 +17,7 @@ __all__ = ["Drift", "Repeatability", "Settling", "Speed"]
 # Drift is measured at this share of the amplitude, and at least this share of the answers must be unsaturated.
 _HEADROOM = 0.7
 _LEAST_UNSATURATED = 0.25
-# The first look at drift comes after this multiple of the duration of a look.
+# The first query for drift starts after this multiple of the duration of a query.
 _FIRST_LOOK = 30.0
 # Settling is measured after jumps by this share of the control range.
 _JUMP = 1 / 8
@@ -26,18 +26,18 @@ _LATER = 10.0
 
 
 class Repeatability(Measurement):
-    """Program another setting and return, to find whether a setting answers the same again."""
+    """Measure how much a setting's answers change when another setting is programmed in between."""
 
     name = "repeatability"
     priority = 6
 
     def cost(self) -> Cost:
-        """Count two programs for each of at least 2 returns, and one before."""
+        """Count one program, and two for each of at least 2 repetitions."""
         returns = self._returns
         return Cost(2 * returns + 1, (returns + 1) * self._vectors)
 
     def run(self) -> list[Finding]:
-        """Return the spread between returns beyond the noise, as a share of the answers."""
+        """Return the spread of the answers between repetitions, without noise, as a share of the answers."""
         away = self.context.draw_settings(1)[0]
         vectors = self.context.draw_vectors(self._vectors)
         self.context.session.program(self.context.base)
@@ -63,9 +63,9 @@ class Repeatability(Measurement):
                 low=low,
                 high=high,
                 unit="share of an answer",
-                sentence=f"Programmed again, a setting answers differently by {100 * value:.2g} % beyond noise."
+                sentence=f"Programmed again, a setting answers differently by {100 * value:.2g} %, noise excluded."
                 if low > 0
-                else f"Programmed again, a setting answers the same within {100 * high:.2g} % beyond noise.",
+                else f"Programmed again, a setting answers the same within {100 * high:.2g} %, noise excluded.",
             )
         ]
 
@@ -79,10 +79,10 @@ class Repeatability(Measurement):
 
 
 class Settling(Measurement):
-    """Compare the answers of one setting right after two different ones, to find whether the controls have settled.
+    """Find whether the controls have settled, by the answers of one setting right after two different settings.
 
-    Changes of the setting itself, such as decay, are equal after both. Only a control that has not settled differs, so
-    the difference of the two series is evaluated.
+    Changes of the setting itself, such as decay, are equal in both series of answers. A control that has not settled
+    differs between them, so their difference is evaluated.
     """
 
     name = "settling"
@@ -94,7 +94,7 @@ class Settling(Measurement):
         return Cost(4, 2 * (self._queries + 1) * self._batch_size)
 
     def run(self) -> list[Finding]:
-        """Return the share of a jump that has not settled when the device reports that it is done."""
+        """Return the share of a jump that has not settled when the device reports the end of a program."""
         each = self._batch_size
         vector = self.context.draw_vectors(1).repeat(each, 1)
         start, arrivals = [], []
@@ -153,14 +153,14 @@ class Drift(Measurement):
 
     name = "drift"
     priority = 4
-    _looks = 20
+    _times = 20
 
     def cost(self) -> Cost:
-        """Count one program, and 20 looks."""
-        return Cost(1, self._looks * self._batch_size)
+        """Count one program, and 20 queries."""
+        return Cost(1, self._times * self._batch_size)
 
     def run(self) -> list[Finding]:
-        """Return the exponent of the decay, and the change of the answers apart from it."""
+        """Return the exponent of the decay, and the other changes of the answers."""
         each = self._batch_size
         # Saturated outputs do not appear to decay.
         vectors = self.context.draw_vectors(each) * _HEADROOM
@@ -169,10 +169,10 @@ class Drift(Measurement):
         self.context.session.program(self.context.base)
         clock = self.context.clock
         start = clock.clock_seconds
-        # The first look must be short compared with the time since the program.
+        # The first query must be short compared with the time since the program.
         seconds = self.context.drift_seconds
         first = max(seconds / 1000, min(_FIRST_LOOK * each * self.context.vector_seconds, seconds / 10), 1e-6)
-        due = [first * (seconds / first) ** (look / (self._looks - 1)) for look in range(self._looks)]
+        due = [first * (seconds / first) ** (place / (self._times - 1)) for place in range(self._times)]
         answers, times = [], []
         for moment in due:
             wait = moment - (clock.clock_seconds - start)
@@ -183,7 +183,7 @@ class Drift(Measurement):
             times.append((before + clock.clock_seconds) / 2 - start)
         stack = torch.stack(answers)
         reference = stack.mean(dim=0)
-        # Exclude saturated outputs, which do not appear to decay. The mean of all looks has little noise.
+        # Exclude saturated outputs, which do not appear to decay. The mean of all queries has little noise.
         most = float(((stack * reference).sum(dim=(1, 2)) / reference.square().sum()).max())
         unsaturated = self.context.unsaturated(max(most, 1.0) * reference)
         if float(unsaturated.double().mean()) >= _LEAST_UNSATURATED:
@@ -191,7 +191,7 @@ class Drift(Measurement):
         gains = (stack * reference).sum(dim=(1, 2)) / reference.square().sum()
         noise = self.context.noise_std / float(reference.square().sum().sqrt())
         slope, error = _log_slope(times, gains, noise)
-        # Rounding shifts each answer in its own way for many looks, so the spread between answers shows its size.
+        # Each answer has its own rounding error, equal in many queries; the spread between answers shows its size.
         error = max(error, *(_slope_error(times, stack, reference, axis) for axis in (0, 1)))
         return [
             Finding(
@@ -213,22 +213,22 @@ class Drift(Measurement):
         ]
 
     def _change_beside_gain(self, stack: Tensor, gains: Tensor, times: list[float]) -> Finding:
-        """Measure the change between the first looks and the last, apart from a common gain.
+        """Measure the change between the first and the last queries, apart from a common gain.
 
         Args:
-            stack: unsaturated answers, (looks, answers).
-            gains: gains of the looks.
-            times: times of the looks.
+            stack: unsaturated answers, (queries, answers).
+            gains: gains of the queries.
+            times: times of the queries.
         """
         scaled = stack / gains[:, None]
-        part = max(2, self._looks // 4)
+        part = max(2, self._times // 4)
         apart = scaled[-part:].mean(dim=0) - scaled[:part].mean(dim=0)
         # Dividing by a smaller gain enlarges the noise.
         factor = float(gains[-part:].square().reciprocal().mean() + gains[:part].square().reciprocal().mean()) / 2
         noise = factor * (self.context.noise_std**2 - self.context.repeated_variance) * 2 / part
         excess = float(apart.square().mean()) - noise
         error = max(noise * sqrt(2 / apart.numel()), float(apart.square().std()) / sqrt(apart.numel())) + 0.02 * noise
-        # A change of the gain moves answers to other codes, with a rounding between equal and independent.
+        # A change of the gain moves answers to other codes: their rounding errors are then partly independent.
         rounding = 2 * factor * self.context.repeated_variance
         power = max(float(scaled.mean(dim=0).square().mean()), 1e-300)
         value, low, high = (
@@ -308,15 +308,15 @@ def _median(values: list[float]) -> float:
 
 
 def _slope_error(times: list[float], stack: Tensor, reference: Tensor, axis: int) -> float:
-    """Return the standard error of the slope of log gain by log time, from how vectors (0) or outputs (1) differ.
+    """Return the standard error of the slope of log gain over log time, from the spread of vectors or outputs.
 
-    Uses the delete-one jackknife. For small changes, the log gain is the gain less one.
+    Uses the delete-one jackknife. For small changes, the log gain is the gain minus one.
 
     Args:
-        times: times of the looks.
-        stack: answers, (looks, vectors, out_features).
+        times: times of the queries.
+        stack: answers, (queries, vectors, out_features).
         reference: weights of the answers, (vectors, out_features).
-        axis: axis along which one element at a time is left out.
+        axis: axis along which one element at a time is left out: 0 for vectors, 1 for outputs.
     """
     x = torch.tensor(times, dtype=torch.float64).log()
     about = (x - x.mean()) / (x - x.mean()).square().sum()
@@ -331,7 +331,7 @@ def _slope_error(times: list[float], stack: Tensor, reference: Tensor, axis: int
 
 
 def _log_slope(times: list[float], gains: Tensor, noise: float) -> tuple[float, float]:
-    """Return the slope of log gain by log time, and its standard error."""
+    """Return the slope of log gain over log time, and its standard error."""
     x, y = torch.tensor(times, dtype=torch.float64).log(), gains.clamp_min(1e-12).log()
     about = x - x.mean()
     size = float(about.square().sum())

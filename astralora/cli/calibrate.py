@@ -45,7 +45,8 @@ class CalibrateConfig(MeasuredChipConfig):
 
     Attributes:
         model: the law to fit.
-        characterise: whether to measure noise, converters and channels first; where the spec claims no noise if None.
+        characterise: whether to measure noise, converters and channels first; None means only if the spec claims no
+            noise.
     """
 
     model: LawSection = LawSection()
@@ -67,7 +68,7 @@ class CalibrateOptions(MeasuredChipOptions):
         typer.Option(
             "--model",
             metavar="NAME",
-            help="Law to fit: the name of a registered device that is simulated, or none. (default: the device's name)",
+            help="Law to fit: the name of a simulated device, or none. (default: the device's name)",
             rich_help_panel=o.METHOD,
         ),
     ] = None
@@ -93,24 +94,24 @@ def calibrate(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Result of 'astralora check --out check.json' for this chip, whose measurements are not repeated.",
+            help="Result of 'astralora check --out check.json' for this chip; its measurements are not repeated.",
         ),
     ] = None,
     output: o.OutFile[Path] = Path("chip.cal.json"),
     json: o.Json = False,
 ) -> None:
-    """Find the constants of a chip's own law: offsets, efficiencies, couplers, crosstalk, gains and losses.
+    """Find the constants of one chip: offsets, efficiencies, couplers, crosstalk, gains and losses.
 
-    Where the spec claims no noise, a quarter of the budget goes into noise, converters and channels first. Then the
-    chip is programmed with settings all over its range, once. A differentiable model is fitted to most of the answers
-    and has to predict the others. The exit code is 1 when it does not: the record then says so and has no constants.
+    If the spec claims no noise, up to a quarter of the budget is spent first, to measure noise and converters. Then the
+    chip answers at settings over its whole range. A differentiable model is fitted to most of the answers and must
+    predict the others. If it does not, the record has no constants and the exit code is 1.
 
-    The budget is 64 programs unless --budget-programs is given, and as many vectors as determine a linear device.
+    By default, the budget is 64 programs, and as many vectors as determine a linear device.
 
-    With --model none, the properties of a chip of unknown law are measured without a law.
+    With --model none, properties are measured without a law, for chips whose law is unknown.
 
-    The record is JSON, with its tensors in a file beside it. 'astralora report' writes its page. What was measured is
-    kept beside the record until that is written: after an interruption, the same command continues from there.
+    The record is JSON, with its tensors in a second file. 'astralora report' makes a page of it. Measurements are saved
+    at once: after an interruption, run the same command again to continue.
 
     Example: astralora calibrate --device mzi --out chip.cal.json
     """
@@ -159,7 +160,7 @@ def _show_progress(bars: Bars, event: dict[str, Any]) -> None:
     if event["event"] == "measured":
         bars.update("measuring", done, total, f"{done} of {total} settings", bar="measured")
     else:
-        bars.update("fitting  ", done, total, f"{event['left']:.3g} times the noise is left", bar="fitted")
+        bars.update("fitting  ", done, total, f"residual {event['left']:.3g} times the noise", bar="fitted")
 
 
 def _print_record(record: Calibration, path: Path) -> None:
@@ -169,15 +170,14 @@ def _print_record(record: Calibration, path: Path) -> None:
         rows["law"] = f"{record.model.name}: {fit.verdict}"
         rows["held out"] = (
             f"{fit.held_out_settings} of {fit.settings + fit.held_out_settings} settings; "
-            f"{fit.held_out_rms:.3g} is left of their answers, where noise is {fit.noise_std:.3g}"
+            f"residual {fit.held_out_rms:.3g}, noise {fit.noise_std:.3g}"
         )
     if record.fixed is not None:
         stuck = (~record.fixed.isnan()).nonzero()[:, 0].tolist()
         more = ", ..." if len(stuck) > 8 else ""
         rows["stuck"] = f"{len(stuck)} controls do not move: {', '.join(map(str, stuck[:8]))}{more}"
     rows["spent"] = (
-        f"{record.spent['programs']:,} programs, {record.spent['vectors']:,} vectors, "
-        f"{duration(record.wall_seconds)} here"
+        f"{record.spent['programs']:,} programs, {record.spent['vectors']:,} vectors, {duration(record.wall_seconds)}"
     )
     rows["record"] = str(path)
     print_rows(rows)

@@ -14,10 +14,10 @@ __all__ = ["load_characterisation"]
 
 
 def load_characterisation(path: Path) -> Characterisation:
-    """Read what was measured on a chip.
+    """Load the measured properties of a chip.
 
     Raises:
-        ConfigurationError: the file holds no measurements or cannot be read; in one sentence.
+        ConfigurationError: the file holds no measurements or cannot be read.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -40,7 +40,7 @@ def check(
     drift_seconds: Annotated[
         float,
         typer.Option(
-            metavar="X", help="Seconds for which a setting is kept to measure drift, also on hardware.", min=0.001
+            metavar="X", help="Seconds to observe one setting for drift; on hardware this time passes.", min=0.001
         ),
     ] = 1.0,
     measure: Annotated[
@@ -51,21 +51,21 @@ def check(
 ) -> None:
     """Check a device against the contract and its own spec, and measure its properties.
 
-    The checks verify what the spec claims (ranges, levels, linearity, coupling and noise), and shapes, types, errors,
-    recovery, counters and threads. They take some 80 programs and 1,000 vectors, or 50,000 where there is noise.
+    The checks verify the claims of the spec (ranges, levels, linearity, coupling and noise), and shapes, types, errors,
+    recovery, counters and threads. They take about 80 programs and 1,000 vectors, or 50,000 vectors if there is noise.
 
-    The measurements have a budget of their own, some 70 programs unless --budget-programs is given: noise and its
-    spectrum, effective bits, linearity error, crosstalk map, transfer curve, settling, repeatability, drift, dead and
-    stuck elements, latency and throughput.
+    The measurements have a separate budget, about 70 programs unless --budget-programs is given: noise and its
+    spectrum, effective bits, linearity error, crosstalk map, transfer curve, settling, repeatability, drift, dead
+    outputs and stuck controls, latency and throughput.
 
-    --out check.json writes the result for 'astralora calibrate --known' and 'astralora report'; a name that ends in
-    .html gets a page with pictures. The exit code is 1 when a check fails or a measurement contradicts the spec.
+    --out check.json writes the result for 'astralora calibrate --known' and 'astralora report'; --out check.html writes
+    a page with pictures. The exit code is 1 when a check fails or a measurement contradicts the spec.
 
     Example: astralora check --device bench.toml --out check.html
     """
     config = chip.load()
     check_file(output)
-    # Made once before, because a wrong name or option is not a failed check.
+    # Make the device once before the checks, because a wrong name or option is not a failed check.
     config.make()
     checks, measurements = _chosen(only)
     results: list[CheckResult] = []
@@ -151,7 +151,9 @@ def _show_verdict(results: list[CheckResult], measured: Characterisation | None)
     spent = f"{measured.spent['programs']:,} programs and {measured.spent['vectors']:,} vectors"
     contradicted = ", ".join(finding.name for finding in measured.unmet_claims)
     if contradicted:
-        errors.print(f"measured with {spent}: not as claimed are {contradicted}.", style="bold red", highlight=False)
+        errors.print(
+            f"measured with {spent}: the spec is wrong about {contradicted}.", style="bold red", highlight=False
+        )
     else:
         out.print(f"measured with {spent}; no claim was contradicted.", style="green", highlight=False)
     for name, reason in measured.skipped.items():

@@ -28,7 +28,7 @@ class ChipSection(Section):
     Attributes:
         name: registered name, bench file, or factory in a Python file.
         impairments: preset for a simulated device.
-        seed: which simulated chip; the command's seed unless given.
+        seed: seed of a simulated chip; the command's seed unless given.
         options: other options for the device's factory.
     """
 
@@ -43,8 +43,8 @@ class ChipConfig(Section):
 
     Attributes:
         device: the device.
-        in_features: inputs, offered to the device.
-        out_features: outputs, offered to the device.
+        in_features: number of inputs, if the device accepts it.
+        out_features: number of outputs, if the device accepts it.
         seed: seed of everything random.
     """
 
@@ -57,7 +57,7 @@ class ChipConfig(Section):
     def make(self) -> Callable[[], Device]:
         """Return a function that makes the closed device.
 
-        Size, impairments and seed are passed to devices that take them, unless the device's options set them.
+        Size, impairments and seed are passed to factories that accept them, unless the device's options set them.
         """
         seed = self.seed if self.device.seed is None else self.device.seed
         offered = {
@@ -75,7 +75,7 @@ class MeasuredChipConfig(ChipConfig):
     """Configure a command that measures one device.
 
     Attributes:
-        budget: the most that may be spent.
+        budget: limits on the operations of the command.
     """
 
     budget: Budget = Budget()

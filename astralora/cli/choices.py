@@ -79,7 +79,7 @@ def _models() -> Iterable[str]:
 
 
 def _objectives() -> Iterable[str]:
-    from ..adapters.settings import AdapterRun
+    from ..adapters.run_config import AdapterRun
 
     return get_args(AdapterRun.model_fields["objective"].annotation)
 
@@ -134,7 +134,7 @@ CHOICES: dict[str, Callable[[], Iterable[str]]] = {
     "surrogates": _surrogates,
     "tasks": _tasks,
 }
-"""Functions that return the names, by the placeholder that stands for them in help texts. They import when called."""
+"""Functions that return the names for each placeholder in help texts. They import their modules when called."""
 
 
 def fill_in(text: str) -> str:

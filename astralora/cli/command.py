@@ -95,7 +95,7 @@ class _Command(TyperCommand):
         for parameter in self.params:
             if isinstance(parameter, TyperOption) and parameter.name != "help":
                 parameter.help = _help(parameter, options)
-                parameter.show_default = False  # the text has it
+                parameter.show_default = False  # the help text contains it
         super().format_help(ctx, formatter)
 
 

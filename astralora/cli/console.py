@@ -16,7 +16,7 @@ out = Console()
 """Console for results."""
 
 errors = Console(stderr=True)
-"""Console for progress and errors, which keeps results clean for pipes."""
+"""Console for progress and errors on standard error, so that standard output has results only."""
 
 
 def print_json(value: Any) -> None:

@@ -32,8 +32,8 @@ class ServedChipConfig(ChipConfig):
     """Configure ``astralora emulate``, with the size of the device layer that ``astralora train`` trains.
 
     Attributes:
-        in_features: inputs, offered to the device.
-        out_features: outputs, offered to the device.
+        in_features: number of inputs, if the device accepts it.
+        out_features: number of outputs, if the device accepts it.
     """
 
     in_features: PositiveInt = 256
@@ -57,7 +57,7 @@ def emulate(
     ] = False,
     link: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="Link to make to the pseudo-terminal.", rich_help_panel=_PORT),
+        typer.Option(metavar="PATH", help="Symbolic link to create to the pseudo-terminal.", rich_help_panel=_PORT),
     ] = None,
     tcp: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Speak frames on TCP.", rich_help_panel=_PORT)
@@ -125,7 +125,7 @@ def _address(pty: bool, link: Path | None, tcp: str | None, scpi: str | None) ->
 
 
 def _print_json_line(bench: Bench, served: Device) -> None:
-    """Print where the device is as one line, because the command does not end by itself."""
+    """Print the address of the device as JSON in one line, so that scripts can read it while the command runs."""
     sys.stdout.write(json_module.dumps({**bench.model_dump(), "serial_number": served.spec.serial_number}) + "\n")
     sys.stdout.flush()
 

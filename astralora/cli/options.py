@@ -58,7 +58,7 @@ __all__ = [
 ]
 
 Value = TypeVar("Value")
-"""Type of an option that some commands require and others leave to a configuration, as in ``Device[str | None]``."""
+"""Type of an option's value: ``str`` where a command requires the option, ``str | None`` where a file may set it."""
 
 CONFIGURATION, DEVICE, METHOD, RUN, OUTPUT = "Configuration", "Device", "Method", "Run", "Output"
 """Panels that group the options in help."""
@@ -93,13 +93,19 @@ Impairments = Annotated[
 InFeatures = Annotated[
     int | None,
     typer.Option(
-        "--in-features", metavar="N", help="Inputs of a device that can have any size.", rich_help_panel=DEVICE
+        "--in-features",
+        metavar="N",
+        help="Number of inputs, for devices that can have any size.",
+        rich_help_panel=DEVICE,
     ),
 ]
 OutFeatures = Annotated[
     int | None,
     typer.Option(
-        "--out-features", metavar="N", help="Outputs of a device that can have any size.", rich_help_panel=DEVICE
+        "--out-features",
+        metavar="N",
+        help="Number of outputs, for devices that can have any size.",
+        rich_help_panel=DEVICE,
     ),
 ]
 Calibration = Annotated[
@@ -107,25 +113,25 @@ Calibration = Annotated[
     typer.Option(
         "--calibration",
         metavar="FILE",
-        help="Calibration of the chip, as 'astralora calibrate' wrote it.",
+        help="Calibration of the chip, a file of 'astralora calibrate'.",
         rich_help_panel=DEVICE,
     ),
 ]
 BudgetPrograms = Annotated[
     Value,
-    typer.Option("--budget-programs", metavar="N", help="Most programs to spend.", rich_help_panel=DEVICE),
+    typer.Option("--budget-programs", metavar="N", help="Largest number of programs to spend.", rich_help_panel=DEVICE),
 ]
 BudgetVectors = Annotated[
     Value,
-    typer.Option("--budget-vectors", metavar="N", help="Most vectors to spend.", rich_help_panel=DEVICE),
+    typer.Option("--budget-vectors", metavar="N", help="Largest number of vectors to spend.", rich_help_panel=DEVICE),
 ]
 Size = Annotated[
     str,
     typer.Option(
         "--size",
         metavar="SIZES",
-        help="Inputs and outputs of the device, such as 256; where they differ, such as 256x128. Commands that compare "
-        "sizes take several with commas between them.",
+        help="Inputs and outputs of the device: 256, or 256x128 if they differ. Commands that compare sizes accept "
+        "several, with commas between them.",
         rich_help_panel=DEVICE,
     ),
 ]
@@ -237,7 +243,7 @@ Baseline = Annotated[
     bool | None,
     typer.Option(
         "--baseline/--no-baseline",
-        help="Train the digital model beside the device.",
+        help="Train a digital baseline, too.",
         rich_help_panel=RUN,
     ),
 ]

@@ -1,4 +1,4 @@
-"""Provide ``astralora plan``, which prices a run before it starts."""
+"""Provide ``astralora plan``, which predicts the cost of a run before it starts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TOTAL = "total"
 
 @command
 def plan(options: RunOptions, output: o.OutFile[Path | None] = None, json: o.Json = False) -> None:
-    """Price a training run in programs, vectors and hours on hardware, without running it.
+    """Predict the programs, vectors and hours on hardware of a training run, without running it.
 
     The options are those of 'astralora train'. --out writes the result as JSON.
 

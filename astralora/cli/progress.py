@@ -12,9 +12,9 @@ __all__ = ["Bars", "Count"]
 
 
 class Bars:
-    """Show one or more progress bars, each from its first update on.
+    """Show one or more progress bars.
 
-    Nothing is shown before, so a command that refuses its options prints its one sentence alone.
+    A bar appears at its first update, so that a command that refuses its options prints only the error.
 
     Args:
         transient: remove the bars at the end.
@@ -86,10 +86,10 @@ class Count:
         self._progress.stop()
 
     def advance(self, _: Any = None, total: int | None = None) -> None:
-        """Count one more part. The signature is that of the benchmarks' listeners.
+        """Count one more part; the benchmarks call it as a listener.
 
         Args:
-            _: the record that is done, which is not shown.
+            _: record of the finished part; it is not shown.
             total: number of parts, where it is known.
         """
         self._progress.update(self._bar, advance=1, total=total)

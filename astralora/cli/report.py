@@ -35,7 +35,7 @@ def report(
     output: o.OutFile[Path | None] = None,
     json: o.Json = False,
 ) -> None:
-    """Write the page of a run, a calibration or a check again: one file that needs no network.
+    """Write the HTML page of a run, a calibration or a check: one file that needs no network.
 
     The page is written beside the source unless --out is given.
 
@@ -51,7 +51,7 @@ def report(
 
 
 def _page(source: Path) -> bytes:
-    """Make the page of a source, by its kind."""
+    """Make the page of a run, a calibration or a check, from its files."""
     if source.is_dir():
         folder = RunFolder.reopen(source)
         return run_report(recall_run(folder), folder.config.to_toml())["report.html"]

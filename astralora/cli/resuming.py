@@ -20,18 +20,18 @@ _INTERRUPTED = 130  # exit code of a command that Ctrl-C has ended
 
 
 def refuse_other_options(options: object, output: Path | None) -> None:
-    """Refuse every option beside ``--resume`` that would change the run.
+    """Refuse options that would change a resumed run.
 
     Args:
         options: the command's group of options, whose fields all have defaults.
         output: ``--out``.
 
     Raises:
-        ConfigurationError: there is such an option.
+        ConfigurationError: another option than ``--resume``, ``--json`` and ``--debug`` was given.
     """
     if output is not None or options != type(options)():
         raise ConfigurationError(
-            "--resume continues the run exactly as it was begun: the only other options are --json and --debug"
+            "--resume continues a run unchanged: the only other options allowed are --json and --debug"
         )
 
 
@@ -44,7 +44,7 @@ def print_complete_run(folder: Path, summary: dict[str, Any], json: bool) -> Non
 
 @contextmanager
 def reports_how_to_resume(command: str, folder: Path) -> Generator[None]:
-    """End an interrupted run with the command that resumes it, and with exit code 130.
+    """Print the command that resumes an interrupted run, and exit with code 130.
 
     Args:
         command: command that resumes a run, such as ``astralora train``.

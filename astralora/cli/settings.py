@@ -26,7 +26,7 @@ class ConfigOptions:
 
     Attributes:
         keys: dotted key of the configuration by name of the field.
-        open_keys: keys at the top whose content has a form of its own and is checked when the configuration is loaded.
+        open_keys: top-level keys whose content is checked only when the configuration is loaded.
         settings: ``--set`` as KEY=VALUE, which override the other options.
     """
 
@@ -58,13 +58,13 @@ def parse_settings(
     Args:
         settings: KEY=VALUE each; a value is TOML, or a word without quotes.
         model: class of the configuration that has the keys.
-        open_keys: keys at the top whose content is not checked here.
+        open_keys: top-level keys whose content is not checked here.
 
     Returns:
         Values by dotted key.
 
     Raises:
-        ConfigurationError: not KEY=VALUE, or a key that the configuration does not have.
+        ConfigurationError: an entry is not KEY=VALUE, or the configuration does not have the key.
     """
     values = {}
     for setting in settings or ():
@@ -86,7 +86,7 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
         for part in path:
             table = table.setdefault(part, {})
             if not isinstance(table, dict):
-                raise ConfigurationError(f"{key} cannot be set: {part} has a value of its own")
+                raise ConfigurationError(f"{key} cannot be set: {part} is a value and has no keys")
         table[last] = value
     return tables
 
@@ -95,7 +95,7 @@ def validated(model: type[_Model], values: Mapping[str, Any]) -> _Model:
     """Make a configuration from nested tables.
 
     Raises:
-        ConfigurationError: names the first key whose value is not legal.
+        ConfigurationError: a value is not valid; the message names its key.
     """
     try:
         return model.model_validate(values)
@@ -136,11 +136,11 @@ def _check_key(key: str, model: type[BaseModel]) -> None:
         below = _section(section, part)
         if below is None:
             if place + 1 < len(parts) and not _is_table(section, part):
-                raise ConfigurationError(f"{key} cannot be set: {part} has a value of its own")
+                raise ConfigurationError(f"{key} cannot be set: {part} is a value and has no keys")
             return
         section = below
     raise ConfigurationError(
-        f"{key} in the configuration has no value of its own; known are {', '.join(top_keys(section))}"
+        f"{key} in the configuration is a table; set one of its keys: {', '.join(top_keys(section))}"
     )
 
 

@@ -26,7 +26,7 @@ def train(
     resume: o.Resume = None,
     json: o.Json = False,
 ) -> None:
-    """Train a model through a device, beside its digital baseline, and write a run folder with a report.
+    """Train a model through a device, train a digital baseline, and write a run folder with a report.
 
     Example: astralora train --device slm --impairments lab --epochs 10 --seed 1
     """
@@ -98,7 +98,7 @@ def _spent(record: dict[str, Any]) -> str:
 
 
 def _perturbations(data: RunData) -> str | None:
-    """Describe the size of perturbations and what decides it; None where there are none."""
+    """Describe the size of perturbations and its reason; None for methods without perturbations."""
     size, bound = data.summary["step_size"], data.summary["step_bound"]
     if size is None:
         return None

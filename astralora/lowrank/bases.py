@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ..common.errors import ConfigurationError
 
-__all__ = ["BasisWatch", "basis_overlap", "decompose", "in_the_frame_of", "kept_rank"]
+__all__ = ["BasisWatch", "align_basis", "basis_overlap", "decompose", "kept_rank"]
 
-# Comparisons in a row that must reach the threshold.
+# Number of consecutive comparisons that must reach the threshold.
 _PATIENCE = 2
 
 
 def basis_overlap(U1: Tensor, V1: Tensor, U2: Tensor, V2: Tensor) -> float:
-    """Measure how far two pairs of bases agree: sum((U1^T U2) * (V1^T V2)) / r.
+    """Measure how well two pairs of bases agree: sum((U1^T U2) * (V1^T V2)) / r.
 
     The overlap is the cosine between U1 V1^T and U2 V2^T. It is 1 for equal pairs. It does not change when a column of
     U and the same column of V change their signs together, which a singular value decomposition leaves open. The
@@ -50,11 +50,11 @@ def basis_overlap(U1: Tensor, V1: Tensor, U2: Tensor, V2: Tensor) -> float:
     return float(((U1.mT @ U2) * (V1.mT @ V2)).sum()) / sqrt(U1.shape[1] * U2.shape[1])
 
 
-def in_the_frame_of(basis: Tensor, other: Tensor) -> Tensor:
+def align_basis(basis: Tensor, other: Tensor) -> Tensor:
     """Rotate a basis within its space until it is closest to another basis (orthogonal Procrustes).
 
-    A full core between U and V can undo any rotation of a basis within its space. The overlap of bases that are aligned
-    in this way shows how far their spaces have moved, and ignores rotations within the spaces.
+    A full core between U and V can undo any rotation of a basis within its space. With aligned bases, `basis_overlap`
+    therefore measures how far the spaces have moved, and ignores rotations within them.
 
     Args:
         basis: (m, r1), with orthonormal columns.
@@ -69,14 +69,14 @@ def in_the_frame_of(basis: Tensor, other: Tensor) -> Tensor:
 
 
 def kept_rank(s: Tensor, cutoff: float, floor: int = 1) -> int:
-    """Count the singular values to keep: all before the first s_i < cutoff s_0, but at least half and at least a floor.
+    """Count the singular values to keep: all before the first s_i < cutoff s_0, but at least half and ``floor``.
 
     All are kept if none is below the cutoff, as in a flat spectrum.
 
     Args:
         s: singular values, from the largest to the smallest, (r,).
         cutoff: cutoff as a share of the largest singular value.
-        floor: smallest number to keep, if there are as many.
+        floor: smallest number to keep, if r is not smaller.
     """
     rank = len(s)
     below = (s < cutoff * s[0]).nonzero()
@@ -104,7 +104,7 @@ class BasisWatch:
         self.threshold = threshold
         self.overlap: float | None = None
         self._bases: tuple[Tensor, Tensor] | None = None
-        self._stable_count = 0  # comparisons in a row that reached the threshold
+        self._stable_count = 0  # consecutive comparisons that reached the threshold
 
     @property
     def settled(self) -> bool:
@@ -123,7 +123,7 @@ class BasisWatch:
         return self.overlap
 
     def record_overlap(self, overlap: float) -> None:
-        """Count an overlap that the caller computed as a comparison."""
+        """Record an overlap that the caller has computed, as one comparison."""
         self.overlap = overlap
         self._stable_count = self._stable_count + 1 if overlap >= self.threshold else 0
 

@@ -17,10 +17,10 @@ __all__ = ["Refresh", "RefreshController"]
 
 
 class Refresh(StrEnum):
-    """List which factors of A ~ U Sigma V^T a refresh measures again, the cheapest first."""
+    """Name the factors of A ~ U Sigma V^T that a refresh measures again, in order of increasing cost."""
 
     REFIT = "refit"
-    """Sigma alone, between unchanged bases: r vectors."""
+    """Sigma only, with unchanged bases: r vectors."""
     SPLIT = "split"
     """Sigma and both bases, by one step of projector splitting: 2r + M vectors."""
     REBUILD = "rebuild"
@@ -35,15 +35,15 @@ class RefreshController:
     with noise subtracted. The *floor* is the error right after a refresh, which the limited rank causes. The *drift* is
     the error added since then: drift^2 = error^2 - floor^2.
 
-    The rank falls by the cut of `kept_rank` if the error allows it. It doubles, with a rebuild, if the floor is above
-    the tolerance.
+    `kept_rank` reduces the rank if the error allows it. If the floor is above the tolerance, the rank doubles, and all
+    factors are measured again.
 
     Args:
         rank: initial rank r.
         max_rank: largest rank; four times the initial rank unless given.
         stability_threshold: smallest overlap of stable bases.
-        large_drift: drift above which all factors are measured again.
-        tolerance: largest floor that is good enough.
+        large_drift: largest drift before all factors are measured again.
+        tolerance: largest acceptable floor.
         sigma_cutoff_fraction: share of the largest singular value below which singular values may be cut.
 
     Attributes:
@@ -69,7 +69,7 @@ class RefreshController:
         for name, value in (("rank", rank), ("max_rank", self.max_rank)):
             check_whole(name, value)
         if self.max_rank < rank:
-            raise ConfigurationError(f"max_rank must be no less than the rank of {rank}, and {max_rank} is")
+            raise ConfigurationError(f"max_rank must be at least the rank {rank}, not {max_rank}")
         self.rank = rank
         self.stability_threshold = check_share("stability_threshold", stability_threshold)
         self.large_drift = check_share("large_drift", large_drift)
@@ -87,7 +87,7 @@ class RefreshController:
         """Choose which factors to measure again, and count the choice.
 
         Args:
-            overlap: `basis_overlap` of the present bases with the bases that the newest data suggest, at most 1.
+            overlap: `basis_overlap` of the current bases and the bases that fit the newest data, at most 1.
             error: error on the newest answers, before the refresh.
         """
         if self._grows or self.drift(error) > self.large_drift:
@@ -107,7 +107,7 @@ class RefreshController:
         return self.rank
 
     def cut(self, s: Tensor) -> int:
-        """Return how many of these singular values, (r,), remain after a cut."""
+        """Return the number of these singular values, (r,), that remain after a cut."""
         return kept_rank(s, self.cutoff)
 
     def allows(self, error: float, cut_error: float) -> bool:
@@ -117,7 +117,7 @@ class RefreshController:
     def judge(self, choice: Refresh, error: float, rank: int) -> None:
         """Record the result of a refresh, and decide whether the next one raises the rank.
 
-        A refit cannot correct the bases. The error that it leaves above the floor still counts as drift.
+        A refit cannot correct the bases. The error above the floor that remains after it still counts as drift.
 
         Args:
             choice: kind of the refresh.

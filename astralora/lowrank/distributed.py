@@ -23,7 +23,7 @@ def unwrap(model: nn.Module) -> tuple[nn.Module, DistributedDataParallel | None]
         return model, None
     if model.mixed_precision is not None:
         raise ConfigurationError(
-            "DistributedDataParallel with mixed_precision keeps copies of parameters that are going to be replaced; "
+            "DistributedDataParallel with mixed_precision keeps copies of parameters that OIALR replaces; "
             "use torch.autocast in its place"
         )
     return model.module, model
@@ -32,7 +32,7 @@ def unwrap(model: nn.Module) -> tuple[nn.Module, DistributedDataParallel | None]
 def from_first_rank(ddp: DistributedDataParallel | None, *tensors: Tensor) -> tuple[Tensor, ...]:
     """Replace tensors by the tensors of the first process, and return them.
 
-    Each machine chooses the signs of singular vectors by itself, so that processes would not agree.
+    The signs of singular vectors differ between machines, so that the processes could not use their own decompositions.
     """
     if ddp is None:
         return tensors

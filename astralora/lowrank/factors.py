@@ -33,7 +33,7 @@ class Factored(nn.Module):
             return (U @ sigma @ V.mT).view(self._shape)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the given factors at the first call, and else U, Sigma and V of a weight at full rank."""
+        """Return the given factors at the first call, and later U, Sigma and V of a weight at full rank."""
         if self._first is not None:
             factors, self._first = self._first, None
             return factors
@@ -95,7 +95,7 @@ class Weight:
         return self.trained.numel() + sum(basis.numel() for basis in self.bases)
 
     def factorise(self, U: Tensor, sigma: Tensor, V: Tensor) -> nn.Parameter:
-        """Train Sigma between these fixed bases from now on, and return the parameter of Sigma."""
+        """Replace the weight by Sigma between these fixed bases, and return the new parameter Sigma."""
         weight = self.trained
         U, sigma, V = (factor.detach().to(weight).contiguous().clone() for factor in (U, sigma, V))
         if not self.is_factored:
@@ -109,7 +109,7 @@ class Weight:
         return self.trained
 
     def make_whole(self) -> nn.Parameter:
-        """Train the weight itself again, and return its parameter."""
+        """Replace the factors by the whole weight, and return its new parameter."""
         parametrize.remove_parametrizations(self.module, self.attribute, leave_parametrized=True)
         self.trained.requires_grad_()
         return self.trained

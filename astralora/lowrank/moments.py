@@ -25,12 +25,12 @@ class RotatesMoments(Protocol):
     """Describe an optimizer that transforms its own state, because it does not keep one tensor for each moment."""
 
     def rotate_moments(self, old: nn.Parameter, new: nn.Parameter, left: Tensor, right: Tensor) -> None:
-        """Transform the state of one parameter into the state of another, whose gradient is left^T G right.
+        """Transform the state of a parameter with gradient G into the state of another with gradient left^T G right.
 
         Args:
-            old: parameter that has the state and is in no group any more; its gradient G counts as a matrix of its
-                first axis by all others.
-            new: parameter that is in the group in its place already; may be the same.
+            old: parameter with the state, no longer in a group; its gradient G counts as a matrix, with its first axis
+                as rows and all others as columns.
+            new: parameter that has already replaced it in its group; may be the same.
             left: (m, r), with orthonormal columns.
             right: (n, r), with orthonormal columns.
         """
@@ -44,8 +44,8 @@ def rotate_first_moment(moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
 def rotate_second_moment(moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """Return (U * U)^T v (V * V), the expected square of U^T g V for uncorrelated entries of g with E g^2 = v.
 
-    A diagonal second moment does not hold the correlations of the entries. This replacement stays positive, keeps the
-    sum of all entries in a full rotation, and leaves a constant moment unchanged.
+    A diagonal second moment has no information on the correlations of the entries. The result stays positive. A full
+    rotation does not change the sum of all entries, and a constant moment stays the same.
     """
     return left.square().mT @ moment @ right.square()
 
@@ -63,7 +63,7 @@ _MOMENTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 
 def check_moments(optimizer: optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
-    """Refuse an optimizer if its state of these parameters cannot be transformed.
+    """Refuse an optimizer whose state of these parameters cannot be transformed.
 
     Raises:
         ConfigurationError: the state has an entry of an unknown kind, which the message names.
@@ -84,7 +84,8 @@ def check_moments(optimizer: optim.Optimizer, parameters: Sequence[nn.Parameter]
 def replace_parameter(optimizer: optim.Optimizer, old: nn.Parameter, new: nn.Parameter) -> None:
     """Replace a parameter by another in its group, and move or drop its state.
 
-    State that was loaded for the new shape before is moved unchanged. State with moments of another shape is dropped.
+    The state is dropped if its moments have the shape of the old parameter, and the new one has another shape.
+    Otherwise it is moved unchanged: for example, it may have been loaded for the new shape.
     """
     _replace_in_groups(optimizer, old, new)
     if old in optimizer.state:
@@ -104,8 +105,8 @@ def rotate_moments(
 
     Args:
         optimizer: optimizer that `check_moments` has accepted.
-        old: parameter whose gradient G counts as a matrix of its first axis by all others, (m, n).
-        new: parameter in its place, (r, r); may be the same.
+        old: parameter with gradient G, a matrix with the first axis as rows and all others as columns, (m, n).
+        new: parameter that replaces it, (r, r); may be the same.
         left: (m, r), with orthonormal columns.
         right: (n, r), with orthonormal columns.
     """

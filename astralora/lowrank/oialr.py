@@ -1,4 +1,4 @@
-"""Train whole weights first, and then small matrices between bases that have settled (OIALR)."""
+"""Train whole weights first, and later small matrices between settled bases (OIALR)."""
 
 from __future__ import annotations
 
@@ -45,9 +45,10 @@ class OIALR:
 
         Sigma = U' s V'^T,   U <- U U',   V <- V V',   Sigma <- diag(s),
 
-    which does not change the weight. Then it cuts small singular values: all from the first
-    s_i < ``sigma_cutoff_fraction`` s_0 on, but at most half of them at a time, and never below ``min_rank``. Updates
-    begin with the last weights of the model, and each one includes ``network_layer_perc_step`` of all weights more.
+    which does not change the weight. Then it cuts small singular values: all from the first s_i <
+    ``sigma_cutoff_fraction`` s_0 on, but at most half of them at a time, and never below ``min_rank``. The first update
+    changes only the last weights of the model. Each further update also includes the next share
+    ``network_layer_perc_step`` of all weights.
 
     In the optimizer's groups, Sigma takes the place of the weight, and the optimizer's state is transformed into the
     new bases, m <- U'^T m V'. This is exact for momentum; for second moments see `astralora.lowrank.moments`.
@@ -63,15 +64,17 @@ class OIALR:
     OIALR factorises the weights of `nn.Linear`, `nn.Conv1d`, `nn.Conv2d` and `nn.MultiheadAttention`, except those that
     are shared, frozen, or have at most ``min_rank`` rows or columns; `left_whole` lists the exceptions. Modules keep
     their class and their place, and ``module.weight`` still returns the weight. The weight is multiplied out in every
-    pass: fewer numbers are trained, kept by the optimizer and sent between processes, but the arithmetic stays.
+    pass. Fewer numbers are trained, stored by the optimizer and sent between processes, but each pass needs no less
+    arithmetic.
 
-    Pass a `DistributedDataParallel` model with its wrapper. All processes use the decompositions of the first one.
-    Values loaded into ``model`` may have any ranks; weights and groups take the shapes of the values.
+    For data-parallel training, pass the `DistributedDataParallel` wrapper as ``model``. All processes use the
+    decompositions of the first one. Values loaded into ``model`` may have any ranks; the shapes of weights and groups
+    are changed to the shapes of the values.
 
     Args:
         model: model to change in place.
-        optimizer: optimizer that trains the model; None for a model that only loads values.
-        delay: number of steps with whole weights.
+        optimizer: optimizer that trains the model; None for a model that is not trained, only loaded.
+        delay: number of steps before weights are factored.
         stability_frequency: number of steps between updates.
         sigma_cutoff_fraction: cutoff as a share of the largest singular value.
         min_rank: smallest rank.
@@ -79,8 +82,8 @@ class OIALR:
         keep_first_layer: leave the first weight of the model whole.
         keep_last_layer: leave the last weight of the model whole.
         criterion: ``"time"`` factorises all weights at ``delay``. ``"stability"`` factorises each weight when its bases
-            have settled at two updates in a row, which takes a decomposition of each weight at every update, and the
-            memory for its bases.
+            have settled at two updates in a row, which costs a decomposition of each weight at every update, and memory
+            for its bases.
         stability_threshold: smallest overlap of settled bases with the bases of the previous update.
 
     Attributes:
@@ -113,7 +116,7 @@ class OIALR:
         self.sigma_cutoff_fraction = check_share("sigma_cutoff_fraction", sigma_cutoff_fraction)
         self.network_layer_perc_step = check_share("network_layer_perc_step", network_layer_perc_step)
         if self.network_layer_perc_step == 0:
-            raise ConfigurationError("network_layer_perc_step must be above 0, or no weight would ever join")
+            raise ConfigurationError("network_layer_perc_step must be above 0, or no weight would be factored")
         if criterion not in ("time", "stability"):
             raise ConfigurationError(f"criterion must be 'time' or 'stability', not {criterion!r}")
         self.criterion = criterion
@@ -136,7 +139,7 @@ class OIALR:
 
     @torch.no_grad()
     def step(self) -> bool:
-        """Count a training step, and update the weights if it is time; call it after the optimizer's ``step``.
+        """Count a training step, and update the weights if an update is due; call it after the optimizer's ``step``.
 
         Returns:
             Whether parameters of the model were replaced. Other code that stores parameters, such as an average of the
@@ -146,7 +149,7 @@ class OIALR:
             ConfigurationError: in the first step, if the state of the optimizer cannot be transformed.
         """
         if self._optimizer is None:
-            raise ConfigurationError("a model can be trained only with its optimizer; give it to OIALR")
+            raise ConfigurationError("training needs the optimizer; pass it to OIALR")
         if self._steps == 0:
             check_moments(self._optimizer, [weight.trained for weight in self.weights])
         self._steps += 1
@@ -185,10 +188,10 @@ class OIALR:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state of `state_dict`, and give the weights the saved ranks.
 
-        Load the states of model and optimizer before or after.
+        The states of model and optimizer can be loaded before or after this.
 
         Raises:
-            ConfigurationError: the state is of another model; nothing was changed.
+            ConfigurationError: the state belongs to another model; nothing was changed.
         """
         own, saved = set(self._watches), set(state["ranks"])
         if own != saved:
@@ -252,7 +255,7 @@ class OIALR:
         return U, s, V
 
     def _rotate_state(self, before: nn.Parameter, after: nn.Parameter, left: Tensor, right: Tensor) -> None:
-        after.grad = None  # it was a gradient in the old bases
+        after.grad = None  # this gradient belongs to the old bases
         self._replaced |= after is not before
         if self._optimizer is not None:
             rotate_moments(self._optimizer, before, after, left, right)
@@ -281,7 +284,7 @@ class OIALR:
                 replace_parameter(self._optimizer, before, after)
 
     def _announce_replacements(self) -> bool:
-        """Register replaced parameters with the data-parallel wrapper, and report whether there were any."""
+        """Register replaced parameters with the data-parallel wrapper; return whether any were replaced."""
         replaced, self._replaced = self._replaced, False
         if replaced and self._ddp is not None:
             rewrap(self._ddp)

@@ -24,11 +24,11 @@ _ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
 def find_weights(
     model: nn.Module, *, min_rank: int, keep_first_layer: bool, keep_last_layer: bool
 ) -> tuple[list[Weight], dict[str, str]]:
-    """Find the matrices of a model that shall be factorised, and the reasons why others shall not.
+    """Find the matrices of a model to factorise, and the reasons why others stay whole.
 
     Args:
         model: any model of torch modules.
-        min_rank: largest smaller side of a matrix that stays whole.
+        min_rank: a matrix stays whole if its smaller side is at most this number.
         keep_first_layer: leave the first matrix whole.
         keep_last_layer: leave the last matrix whole.
 

@@ -14,7 +14,7 @@ __all__ = ["FloraAccelerator"]
 
 
 class _Absent:
-    """Replace the base class of accelerators without accelerate: the name exists, and a call names the extra."""
+    """Replace `accelerate.Accelerator` if accelerate is not installed; a call raises an error that says so."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         require("accelerate", "FloraAccelerator", extra="lowrank")
@@ -27,12 +27,12 @@ except ModuleNotFoundError as error:
         raise
     _Accelerator = _Absent
 
-# They split parameters over processes, or run backward passes of their own.
+# These split parameters over processes, or run the backward pass themselves.
 _UNSUPPORTED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
 
 
 class FloraAccelerator(_Accelerator):  # type: ignore[misc]  # has no annotations
-    """Replace `accelerate.Accelerator` by one that accumulates compressed gradients: algorithm 1 of Flora.
+    """Accumulate compressed gradients as an `accelerate.Accelerator`: algorithm 1 of Flora.
 
     Between the micro-batches of ``with accelerator.accumulate(model):`` no gradient of full size is stored. In a single
     process, at most one gradient exists at a time. The synchronising micro-batch decompresses the gradients into
@@ -52,7 +52,7 @@ class FloraAccelerator(_Accelerator):  # type: ignore[misc]  # has no annotation
 
     Raises:
         ConfigurationError: the rank or the projection is not valid, accelerate is not installed, or it uses DeepSpeed,
-            FSDP or Megatron, which keep gradients themselves.
+            FSDP or Megatron, which manage gradients themselves.
     """
 
     def __init__(
@@ -74,15 +74,15 @@ class FloraAccelerator(_Accelerator):  # type: ignore[misc]  # has no annotation
             return
         if self.distributed_type.name in _UNSUPPORTED:
             raise ConfigurationError(
-                f"accumulation_compression_rank does not work with {self.distributed_type.name}, which keeps the "
-                f"gradients itself; leave it out, or use one process or DistributedDataParallel"
+                f"accumulation_compression_rank does not work with {self.distributed_type.name}, which manages "
+                f"the gradients itself; leave it out, or use one process or DistributedDataParallel"
             )
         # Processes average a gradient after its own hooks: then the compressor must wait until the pass is complete.
         compressor.during_backward = not self.use_distributed
         self.register_for_checkpointing(compressor)
 
     def prepare_model(self, model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-        """Prepare a model as `accelerate.Accelerator.prepare_model` does, and compress its gradients from now on."""
+        """Prepare a model like `accelerate.Accelerator.prepare_model`, and start the compression of its gradients."""
         prepared: nn.Module = super().prepare_model(model, *args, **kwargs)
         if self.compressor is not None:
             self.compressor.watch(prepared)

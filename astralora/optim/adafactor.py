@@ -21,9 +21,9 @@ def precondition(grad: Tensor, state: State, storage: Storage, *, beta2: float, 
 
         V <- beta2 V + (1 - beta2) (g^2 + eps)
 
-    The average holds every entry. If factorised, it holds only the means R of its rows and C of its columns, and
-    v_ij = R_i C_j / mean(R) (Shazeer and Stern, arXiv 1804.04235, algorithm 4). The last two axes of a tensor count as
-    rows and columns.
+    The average holds every entry. If factorised, it holds only the means R of its rows and C of its columns, with v_ij
+    = R_i C_j / mean(R) (Shazeer and Stern, arXiv 1804.04235, algorithm 4). The last two axes of a tensor are its rows
+    and columns.
 
     Args:
         grad: gradient g, in the precision of the computation.
@@ -43,7 +43,7 @@ def precondition(grad: Tensor, state: State, storage: Storage, *, beta2: float, 
 
 
 def second_moment(state: Mapping[str, Any], storage: Storage) -> Tensor | None:
-    """Return the averages v of all entries in the shape of the parameter: as stored, or R_i C_j / mean(R)."""
+    """Return the averages v in the shape of the parameter: as stored, or R_i C_j / mean(R)."""
     rows, columns = (storage.get(state, name, signed=False) for name in ("rows", "columns"))
     if rows is None or columns is None:
         return storage.get(state, "square", signed=False)
@@ -60,7 +60,7 @@ def store_second_moment(v: Tensor, state: State, storage: Storage, *, factorize:
 
 
 def clip(update: Tensor, threshold: float) -> Tensor:
-    """Scale an update down to this root mean square, if its own is larger."""
+    """Scale an update down to this root mean square, if it has a larger one."""
     return update / (rms(update) / threshold).clamp_(min=1.0)
 
 

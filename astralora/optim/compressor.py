@@ -26,13 +26,13 @@ class GradCompressor:
         C <- C + down(grad)                     for each micro-batch, after which the gradient is freed
         grad <- up(C)                           at the end; the next accumulation has another projection
 
-    The result is the sum of the gradients, without bias; its relative variance is (d + 1) / rank with Gaussian
-    projections, where d is the smaller side. This also holds for gradients that are estimates themselves: zero-order
-    gradients of a device's controls are averaged over micro-batches in r / d of the memory.
+    The result is an unbiased estimate of the sum of the gradients. Its relative variance is (d + 1) / rank with
+    Gaussian projections, where d is the smaller side. This also holds for gradients that are estimates themselves:
+    zero-order gradients of a device's controls are averaged over micro-batches in r / d of the memory.
 
-    Tensors of more than two axes count as matrices of their first axis by all others. The controls of a device layer
-    are folded into a nearly square matrix. Other vectors, and gradients that would not become smaller, accumulate in
-    ``.grad`` as usual.
+    A tensor of more than two axes counts as a matrix, with its first axis as rows and all others as columns. The
+    controls of a device layer are folded into a nearly square matrix. Other vectors, and gradients that would not
+    become smaller, accumulate in ``.grad`` as usual.
 
         compressor = GradCompressor(model, rank=8)
         for part in parts:
@@ -42,7 +42,7 @@ class GradCompressor:
         optimizer.zero_grad()
 
     Args:
-        parameters: tensors, or a module: its present and future parameters, and the controls of its device layers.
+        parameters: tensors, or a module, of which present and future parameters and controls of device layers are used.
         rank: rank r of the projections.
         projection: one of `astralora.optim.projection.PROJECTIONS`.
         seed: seed of the projections.
@@ -51,7 +51,7 @@ class GradCompressor:
             them first.
 
     Attributes:
-        paused: while set, gradients stay in ``.grad``.
+        paused: whether gradients are left in ``.grad``.
 
     Raises:
         ConfigurationError: the rank or the projection is not valid.
@@ -111,9 +111,10 @@ class GradCompressor:
         """Write the accumulated gradients into ``.grad``, and start a new accumulation in another subspace.
 
         Args:
-            optimizer: optimizer that steps each parameter as soon as its gradient is decompressed and then frees it, so
-                that one gradient exists at a time. Without it, all gradients exist, and any optimizer can step them.
-            reduce: function applied to every accumulator first, such as an average over processes.
+            optimizer: optimizer that steps each parameter as soon as its gradient is decompressed. The gradient is then
+                freed, so that only one exists at a time. Without it, all gradients are decompressed, and any optimizer
+                can step them.
+            reduce: function applied to every accumulator before it is decompressed, such as an average over processes.
         """
         trained = set() if optimizer is None else parameters_of(optimizer)
         for parameter, index in self._indices.items():
@@ -147,7 +148,7 @@ class GradCompressor:
         return state_bytes(self._sums)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the accumulators, the number of the accumulation and the options; valid during an accumulation too."""
+        """Return the accumulators, the number of the accumulation and the options, also during an accumulation."""
         return {
             "rank": self.rank,
             "projection": self.projection,
@@ -200,7 +201,7 @@ class GradCompressor:
         padded = nn.functional.pad(grad.flatten().to(_precision(grad)), (0, rows * columns - grad.numel()))
         part = self._projection(parameter, index).down(padded.view(rows, columns))
         before = self._sums.get(index)
-        # A loaded sum may be on another device.
+        # A loaded sum may be on another torch device.
         self._sums[index] = part if before is None else part.add_(before.to(part))
         parameter.grad = None
 

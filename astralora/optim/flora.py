@@ -23,7 +23,7 @@ State = dict[str, Any]
 
 
 class Flora(optim.Optimizer):
-    """Optimize with a fraction of Adam's state: random projections of the momentum, drawn again from a seed.
+    """Optimize with a fraction of Adam's state, by random projections of the momentum that are drawn from a seed.
 
     Hao, Cao and Mou, "Flora: Low-Rank Adapters Are Secretly Gradient Compressors", ICML 2024, arXiv 2402.03293,
     algorithm 2, with the update of Adafactor (Shazeer and Stern, arXiv 1804.04235). For a weight of n x m, the state
@@ -31,20 +31,21 @@ class Flora(optim.Optimizer):
     min(n, m) >= rank and max(n, m) <= 4 min(n, m), and dense for all other tensors. Weights and gradients in half
     precision are updated in float32.
 
-    The learning rate scales the update after the average, so that a schedule acts at once.
+    The learning rate is applied after the momentum, so that a schedule takes effect at once.
 
     Args:
         params: tensors, or groups with options of their own, as in every torch optimizer.
         lr: learning rate; None with ``relative_step``.
         rank: rank r of the momentum; None keeps it dense.
-        kappa: steps in one subspace. Many steps improve the average; few steps reach every direction sooner.
+        kappa: number of steps before the subspace changes. Many steps improve the average; few steps cover all
+            directions sooner.
         eps: number added to squared gradients, and smallest RMS of a parameter for ``scale_parameter``.
         clip_threshold: largest RMS of an update, before the learning rate.
         decay_rate: c in 1 - t^c, the decay of second moments in step t.
         beta1: decay of the momentum; without momentum (None or 0), ``rank`` has no effect.
         weight_decay: decay of the parameter itself, multiplied by the step size (decoupled).
         scale_parameter: measure step sizes in units of the parameter's RMS.
-        relative_step: let step sizes fall with the step, min(1e-2, 1 / sqrt(t)).
+        relative_step: decrease step sizes with the number of the step t, min(1e-2, 1 / sqrt(t)).
         warmup_init: start the relative step at 1e-6 t.
         factorize_second_moment: store means of rows and columns in place of all entries.
         seed: seed of the projections.
@@ -154,13 +155,13 @@ class Flora(optim.Optimizer):
 
         The momentum is decompressed, transformed to U^T m V, and compressed again; it stays dense if the new matrix is
         smaller than the rank. A dense momentum transforms exactly. A compressed one moves to an independent subspace:
-        it is U^T m V without bias, with as much noise as a move after ``kappa`` steps adds. Second moments, whole or by
-        rows and columns, transform as Adam's, see `astralora.lowrank.moments.rotate_second_moment`. Codes of 8 bits are
-        decoded before and encoded again after.
+        it is an unbiased estimate of U^T m V, with the noise that a move after ``kappa`` steps adds. Second moments,
+        whole or by rows and columns, transform like those of Adam; see
+        `astralora.lowrank.moments.rotate_second_moment`. Codes of 8 bits are decoded before and encoded again after.
 
         Args:
-            old: parameter that has the state; counts as a matrix of its first axis by all others, (m, n).
-            new: matrix in the place of the old parameter in its group, (r, r); may be the same.
+            old: parameter with the state, a matrix with its first axis as rows and all others as columns, (m, n).
+            new: matrix that has replaced the old parameter in its group, (r, r); may be the same.
             left: U, (m, r), with orthonormal columns.
             right: V, (n, r), with orthonormal columns.
 
@@ -268,7 +269,7 @@ class Flora(optim.Optimizer):
         group: dict[str, Any],
         step: int,
     ) -> Tensor:
-        """Average the update with the updates before it: exactly, or in a subspace."""
+        """Return the moving average of the updates: exact, or in a subspace."""
         beta1 = group["beta1"]
         before = storage.get(state, "moment", signed=True)
         if not is_compressed(update.shape, group):
@@ -289,14 +290,14 @@ class Flora(optim.Optimizer):
     def _projection(
         self, parameter: Tensor, shape: torch.Size, group: dict[str, Any], number: int, *, like: Tensor
     ) -> Projection:
-        """Draw the subspace of a number for a parameter's momentum of this shape."""
+        """Draw the subspace with this number for the momentum of a parameter with this shape."""
         n, m = shape
         purpose = ("momentum", self._index_of(parameter), number)
         return Projection.draw(group["projection"], group["rank"], (n, m), group["seed"], *purpose, like=like)
 
 
 def _copy_to_device(state: Mapping[str, Any], device: torch.device) -> State:
-    """Copy the state of a parameter to a device, since two optimizers may load the same state."""
+    """Copy the state of a parameter to a torch device; never share it, since two optimizers may load the same state."""
     return {
         name: (value.clone() if name == "step" else value.to(device, copy=True)) if isinstance(value, Tensor) else value
         for name, value in state.items()

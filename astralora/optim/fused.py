@@ -19,7 +19,7 @@ class StepsParameters(Protocol):
     param_groups: list[dict[str, Any]]
 
     def step_parameter(self, parameter: Tensor) -> None:
-        """Update a parameter by its gradient."""
+        """Update one parameter with its gradient."""
 
 
 def parameters_of(optimizer: StepsParameters) -> set[Tensor]:
@@ -28,7 +28,7 @@ def parameters_of(optimizer: StepsParameters) -> set[Tensor]:
 
 
 class FusedBackward:
-    """Hold the hooks of `fuse_backward` until `remove` is called or a ``with`` block ends."""
+    """Hold the hooks of `fuse_backward`; remove them by `remove` or at the end of a ``with`` block."""
 
     def __init__(self, hooks: list[RemovableHandle]) -> None:
         self._hooks = hooks
@@ -55,7 +55,8 @@ def fuse_backward(model: nn.Module, optimizer: StepsParameters) -> FusedBackward
     was called, and a scheduler after it acts on the next backward pass.
 
     Methods that need all gradients at once do not work with it: clipping by the global norm, loss scaling, accumulation
-    over micro-batches (use `GradCompressor.release`), and reentrant checkpointing of a parameter in several parts.
+    over micro-batches (use `GradCompressor.release`), and reentrant checkpointing if several parts use the same
+    parameter.
 
     Args:
         model: model whose parameters are stepped, if they are in the optimizer.
@@ -72,7 +73,7 @@ def fuse_backward(model: nn.Module, optimizer: StepsParameters) -> FusedBackward
     theirs = parameters_of(optimizer)
     shared = [parameter for parameter in model.parameters() if parameter in theirs and parameter.requires_grad]
     if not shared:
-        raise ConfigurationError("the optimizer has none of the parameters that the model trains; give it those first")
+        raise ConfigurationError("the optimizer has no trained parameter of the model; add these parameters to it")
 
     def step(parameter: Tensor) -> None:
         optimizer.step_parameter(parameter)

@@ -1,4 +1,4 @@
-"""Keep the momentum of a weight in a random subspace that moves."""
+"""Keep the momentum of a weight in a random subspace that changes from time to time."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def step_momentum(
         compressed: compressed momentum C, in the subspace ``here``.
         update: update u, (n, m).
         beta1: decay of the average.
-        here: present subspace.
+        here: current subspace.
         there: new subspace, if the subspace moves.
 
     Returns:

@@ -20,11 +20,11 @@ __all__ = ["DivergingMomentumWarning", "check_options", "warn_of_divergence"]
 
 
 class DivergingMomentumWarning(UserWarning):
-    """Warn that a compressed momentum grows more at a move of its subspace than it decays between two moves."""
+    """Warn that a compressed momentum will diverge, since its subspace changes too often."""
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options of a group of parameters that cannot work.
+    """Refuse invalid options of a group of parameters.
 
     Raises:
         ConfigurationError: an option is outside of its range; the message names it and the valid values.
@@ -48,10 +48,11 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def warn_of_divergence(weights: Iterable[Tensor], options: Mapping[str, Any]) -> None:
-    """Warn, once for a group, if the momentum grows more at a move of the subspace than it decays between two moves.
+    """Warn once for each group if its momentum will diverge.
 
-    A move C <- down_new(up_old(C)) multiplies |C|^2 on average by 1 + d/r for Gaussian projections, and by d/r for
-    orthonormal ones. The kappa steps between two moves multiply it by beta1^(2 kappa).
+    A move of the subspace, C <- down_new(up_old(C)), multiplies |C|^2 on average by 1 + d/r for Gaussian projections,
+    and by d/r for orthonormal ones. The kappa steps between two moves multiply it by beta1^(2 kappa). It diverges if
+    the product is more than 1.
     """
     worst: tuple[float, Tensor] | None = None
     for weight in weights:
@@ -79,14 +80,14 @@ def _check_rates(options: Mapping[str, Any]) -> None:
     lr, relative = options["lr"], options["relative_step"]
     if relative and lr is not None:
         raise ConfigurationError(
-            f"relative_step=True sets the step size itself, and lr={lr!r} would have no effect; leave one of them out"
+            f"relative_step=True sets the step size, so that lr={lr!r} would have no effect; leave one of them out"
         )
     if options["warmup_init"] and not relative:
-        raise ConfigurationError("warmup_init=True warms up the relative step, and needs relative_step=True")
+        raise ConfigurationError("warmup_init=True applies to the relative step, and needs relative_step=True")
     if relative:
         return
     if lr is None:
-        raise ConfigurationError("lr is missing; give one, or let relative_step=True set the step size")
+        raise ConfigurationError("lr is missing; pass it, or set relative_step=True")
     _check_number("lr", float(lr) if isinstance(lr, Tensor) else lr, lambda value: value >= 0, "at least 0")
 
 

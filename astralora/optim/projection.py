@@ -33,13 +33,13 @@ class Projection:
 
     @classmethod
     def draw(cls, kind: str, rank: int, shape: tuple[int, int], seed: int, *purpose: str | int, like: Tensor) -> Self:
-        """Draw the projection of a seed and a purpose, which is the same on every machine and torch device.
+        """Draw the projection for a seed and a purpose; it is the same on every machine and torch device.
 
         Args:
             kind: one of `PROJECTIONS`.
             rank: rank r, at most d.
             shape: n and m.
-            seed: seed that all projections of a user share.
+            seed: seed of all projections of one optimizer or compressor.
             *purpose: words and numbers that identify this projection.
             like: tensor of the dtype and torch device of the result.
         """
@@ -48,11 +48,11 @@ class Projection:
         return cls(matrix.to(like), tall=n >= m)
 
     def down(self, matrix: Tensor) -> Tensor:
-        """Compress: (n, m) -> (rank, m) where n < m, else (n, rank)."""
+        """Compress a matrix: (n, m) -> (rank, m) if n < m, else (n, rank)."""
         return matrix @ self.matrix.mT if self.tall else self.matrix @ matrix
 
     def up(self, compressed: Tensor) -> Tensor:
-        """Decompress: (rank, m) or (n, rank) -> (n, m)."""
+        """Decompress a matrix: (rank, m) or (n, rank) -> (n, m)."""
         return compressed @ self.matrix if self.tall else self.matrix.mT @ compressed
 
 

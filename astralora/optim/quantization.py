@@ -1,4 +1,4 @@
-"""Store optimizer states as they are, or in codes of eight bits."""
+"""Store optimizer states unchanged, or in codes of eight bits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BLOCK = 256  # numbers that share a scale
 class Storage(ABC):
     """Store named tensors in the state of a parameter, as one or more tensors each.
 
-    Numbers without a sign are second moments. An optimizer divides by their roots.
+    A tensor without signs is a second moment. An optimizer divides by its root.
     """
 
     @abstractmethod
@@ -35,7 +35,7 @@ class Storage(ABC):
 
 
 class Plain(Storage):
-    """Store tensors as they are."""
+    """Store tensors unchanged."""
 
     def get(self, state: Mapping[str, Any], name: str, **_: bool) -> Tensor | None:
         """Return the tensor itself."""

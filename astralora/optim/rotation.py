@@ -27,16 +27,16 @@ def rotate_state(
     bases: tuple[Tensor, Tensor],
     subspace: Callable[[torch.Size, int, Tensor], Projection],
 ) -> State:
-    """Return the state of a parameter whose gradient is U^T G V, from the state of one whose gradient is G.
+    """Return the state of a parameter with gradient U^T G V, computed from the state of one with gradient G.
 
     Args:
-        state: state of the old parameter, which counts as a matrix of its first axis by all others, (m, n).
+        state: state of the old parameter, a matrix with its first axis as rows and all others as columns, (m, n).
         storage: format of both states.
         options: options of the group of both parameters.
         shapes: shape of the old parameter, and of the new one, (r, r).
         bases: U, (m, r), and V, (n, r), with orthonormal columns.
-        subspace: function of a matrix shape, the number of a subspace, and a tensor of the wanted precision; it returns
-            the projection.
+        subspace: function of a matrix shape, the number of a subspace and a tensor; it returns the projection, in the
+            tensor's precision.
     """
     (old, new), (left, right) = shapes, (basis.double() for basis in bases)
     after: State = {"step": state["step"]}
@@ -51,8 +51,7 @@ def rotate_state(
             dense = subspace(old, number, dense).up(dense)
         rotated = rotate_first_moment(dense.flatten(1), left, right)
         if is_compressed(new, options):
-            # With the projection of the old subspace, the momentum would depend on its own projection: it would be
-            # biased.
+            # Use a new subspace: in the old one, the projection would depend on the momentum, and bias it.
             after["subspace"] = number + 1
             rotated = subspace(new, number + 1, rotated).down(rotated)
         storage.put(after, "moment", rotated.to(moment), signed=True)

@@ -86,8 +86,8 @@ def _verdicts(record: Calibration) -> list[Verdict]:
         found.append(Verdict("This record corrects nothing, and no twin can be made from it.", "warning"))
     found.append(
         Verdict(
-            f"The residual of held-out answers is {fit.held_out_rms:.3g}, that of fitted answers "
-            f"{fit.training_rms:.3g}; noise alone is {fit.noise_std:.3g}."
+            f"The residual is {fit.held_out_rms:.3g} for held-out answers and "
+            f"{fit.training_rms:.3g} for fitted answers; noise alone is {fit.noise_std:.3g}."
         )
     )
     found.append(Verdict(f"The calibration took {spent}, and {duration(record.wall_seconds)} on this machine."))
@@ -112,7 +112,7 @@ def _errors(record: Calibration) -> str:
         return "There are no constants, since no law fits."
     if record.fit.errors == "full":
         return "Standard errors include the correlations between constants."
-    return "Standard errors take the other constants as exact, and are lower bounds."
+    return "Standard errors assume that the other constants are exact, and are lower bounds."
 
 
 def _row(record: Calibration, name: str, values: Tensor) -> dict[str, str]:
@@ -156,13 +156,13 @@ def _held_out(ax: Axes, measured: Tensor, predicted: Tensor) -> None:
 
 
 def _unsaturated(record: Calibration, predicted: Tensor) -> Tensor:
-    """Return where answers are predicted within the detectors' range; at its ends there is no residual."""
+    """Return which predicted answers are within the detectors' range; saturated answers have no meaningful residual."""
     bounds = record.promised.output_range
     return predicted.isfinite() if bounds is None else (predicted > bounds[0]) & (predicted < bounds[1])
 
 
 def _residuals(ax: Axes, residuals: Tensor, noise: float) -> None:
-    """Plot a histogram of the residuals beside that of the noise."""
+    """Plot histograms of the residuals and of the noise."""
     values = residuals.flatten().numpy()
     width = 4 * max(float(values.std()), 1e-12) if len(values) else 1.0
     ax.hist(

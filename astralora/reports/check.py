@@ -20,7 +20,7 @@ __all__ = ["check_report"]
 
 
 def check_report(checks: Sequence[CheckResult], measured: Characterisation | None) -> bytes:
-    """Return a self-contained page of checks and measurements; either may be missing."""
+    """Return a self-contained page of checks and measurements; one of them may be missing."""
     name = measured.serial_number or measured.device if measured is not None else "device"
     pictures = {}
     for title, (finding_name, paint) in PICTURES.items():
@@ -71,7 +71,7 @@ def _spec(measured: Characterisation) -> str:
     return json.dumps(measured.promised.model_dump(mode="json", exclude_defaults=True), indent=2)
 
 
-# -- pictures -----------------------------------------------------------------------------------
+# -- plots --------------------------------------------------------------------------------------
 
 
 def _transfer_curve(ax: Axes, finding: Finding) -> None:
@@ -161,7 +161,7 @@ def _linearity(ax: Axes, finding: Finding) -> None:
 
 
 def _dead(ax: Axes, finding: Finding) -> None:
-    """Plot the signal of each output or input."""
+    """Plot the signal of each output or input, to show the dead ones."""
     power = _arrays(finding)["power"]
     ax.bar(range(len(power)), np.sqrt(power), color=DEVICE)
     what = finding.name.removeprefix("dead_").removesuffix("s")
@@ -169,7 +169,7 @@ def _dead(ax: Axes, finding: Finding) -> None:
 
 
 def _settling(ax: Axes, finding: Finding) -> None:
-    """Plot the remaining share of a jump against time."""
+    """Plot the share of a jump that has not settled, against time."""
     data = _arrays(finding)
     # A logarithmic axis cannot show the first answer, at time 0.
     time = 1e3 * np.maximum(data["time"], data["time"][1] / 2)

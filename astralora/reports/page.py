@@ -39,7 +39,7 @@ def render(
         template: name of the template, without ``.html.j2``.
         title: title of the page.
         verdicts: sentences at the top of the page.
-        pictures: PNGs by name.
+        pictures: plots as PNG by name.
         **values: values for the rest of the template.
     """
     environment = Environment(loader=PackageLoader("astralora", "reports"), autoescape=True, trim_blocks=False)
@@ -53,7 +53,7 @@ def render(
 
 
 def draw(paint: Callable[[Axes], None]) -> bytes:
-    """Draw one plot as PNG, by a function that paints on axes."""
+    """Return one plot as PNG, drawn by a function of axes."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     ax = figure.add_subplot()
     prepare(ax)

@@ -58,7 +58,7 @@ class RunData:
     control_unit: str
 
     def series(self, event: str, x: str, y: str) -> tuple[list[float], list[float]]:
-        """Return two fields of all records of one event that have both."""
+        """Return two fields of the records of one event; records without both fields are left out."""
         records = [r for r in self.metrics if r["event"] == event and x in r and y in r]
         return [r[x] for r in records], [r[y] for r in records]
 
@@ -177,14 +177,14 @@ _OVERVIEW = ("accuracy_by_epoch", "accuracy_by_programs", "surrogate_residual", 
 
 
 def plot_png(name: str, run: RunData) -> bytes:
-    """Draw one plot as PNG."""
+    """Return one plot as PNG."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     _draw(figure.add_subplot(), name, run)
     return as_png(figure)
 
 
 def overview_png(run: RunData) -> bytes:
-    """Draw the most important plots on one sheet, as PNG."""
+    """Return the most important plots as one PNG."""
     figure = Figure(figsize=(11, 7.2), layout="constrained")
     figure.suptitle(run.title, fontsize=13)
     for place, name in enumerate(_OVERVIEW, start=1):
@@ -201,7 +201,7 @@ def _draw(ax: Axes, name: str, run: RunData) -> None:
 def plot_transfer_curve(
     ax: Axes, control: ArrayLike, entry: ArrayLike, spread: ArrayLike, nominal: ArrayLike | None = None
 ) -> None:
-    """Plot entries of the transfer matrix against their control, beside the nominal curve if it is known."""
+    """Plot entries of the transfer matrix against their control, and the nominal curve if it is known."""
     ax.errorbar(control, entry, spread, fmt="o", ms=4, color=DEVICE, ecolor=ERROR_BAR, label="measured")
     if nominal is not None:
         ax.plot(control, nominal, "--", color=ACCENT, label="nominal")

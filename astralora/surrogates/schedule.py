@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..common.errors import ConfigurationError
 from ..devices import Session
-from ..lowrank.bases import basis_overlap, in_the_frame_of
+from ..lowrank.bases import align_basis, basis_overlap
 from ..lowrank.controller import Refresh, RefreshController
 from ..probing.probes import LinearProbe, answer_variance, orthogonal_probes
 from .base import measure_transfer_matrix
@@ -148,7 +148,7 @@ class Schedule:
         suggested = absorb(U @ factors.S, V, X, residual, unexplained)
         if suggested is None:
             return 1.0
-        return basis_overlap(U, V.mT, in_the_frame_of(suggested.U, U), in_the_frame_of(suggested.V.mT, V.mT))
+        return basis_overlap(U, V.mT, align_basis(suggested.U, U), align_basis(suggested.V.mT, V.mT))
 
     # -- from measurements -----------------------------------------------------------------
 

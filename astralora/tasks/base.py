@@ -12,7 +12,7 @@ __all__ = ["Splits", "Task"]
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """Hold the data of a task; the first axis is that of the samples."""
+    """Hold the data of a task, with the samples along the first axis."""
 
     train_inputs: Tensor
     train_targets: Tensor

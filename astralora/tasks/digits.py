@@ -76,7 +76,7 @@ class Digits(Task):
         )
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the cross-entropy with labels smoothed by a tenth, since a model soon memorises 1,437 images."""
+        """Return the cross-entropy with labels smoothed by 0.1, since a model soon memorises 1,437 images."""
         return nn.functional.cross_entropy(outputs, targets, label_smoothing=0.1)
 
     def correct(self, outputs: Tensor, targets: Tensor) -> int:
@@ -87,8 +87,8 @@ class Digits(Task):
 class DeepDigits(Digits):
     """Classify the digits through two device layers in sequence.
 
-    A layer normalisation after each removes the mean over the outputs of an image; on chips whose weights have mostly
-    one sign it dominates. Tanh gives the second device inputs of zero mean.
+    A layer normalisation after each removes the mean over the outputs of an image. This mean dominates on chips whose
+    weights mostly have one sign. Tanh gives the second device inputs of zero mean.
     """
 
     device_layers = ("classifier.1", "classifier.4")

@@ -1,4 +1,4 @@
-"""Provide texts that every Python installation contains."""
+"""Load texts that every Python installation contains, for language models."""
 
 from __future__ import annotations
 

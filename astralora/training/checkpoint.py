@@ -23,8 +23,8 @@ _INDEX = "state.json"
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Save nested dicts, lists, tensors, numbers, strings and None.
 
-    Tensors go to a new file. The index that names this file is replaced last and is decisive, so a crash in between
-    keeps the earlier state.
+    Tensors go to a new file. The index, which names this file, is replaced last, so that a crash in between keeps the
+    earlier state.
 
     Args:
         folder: folder, created if needed.

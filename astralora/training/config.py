@@ -63,12 +63,12 @@ class MethodConfig(_Section):
 
 
 class AllocateConfig(_Section):
-    """Choose how samples move between device layers; see `SampleAllocator`.
+    """Configure the movement of samples between device layers; see `SampleAllocator`.
 
     Attributes:
         ranking: quantity by which layers share the budget.
-        period: number of steps of one budget.
-        turn_on: share of the layers that get samples at all.
+        period: number of steps for which one budget is spent.
+        turn_on: share of the layers that get samples; the others get none.
         budget: budget of one period, in ``currency``; the cost of the configured samples unless given.
         currency: unit of the budget.
     """
@@ -96,7 +96,7 @@ class RunConfig(_Section):
         device: choice of the device.
         method: choice of the gradient method.
         allocate: movement of samples between the device layers.
-        budget: most operations of the device.
+        budget: limits on the operations of each device.
         retry: number and timing of retries after a fault of the device's link.
     """
 
@@ -138,7 +138,7 @@ class RunConfig(_Section):
             raise ConfigurationError(first_problem(error, lambda place: _keys(cls, place), source=source)) from None
 
     def to_toml(self) -> str:
-        """Return the complete configuration, from which the run can be repeated."""
+        """Return the complete configuration as TOML, from which the run can be repeated."""
         return tomli_w.dumps(self.model_dump(exclude_none=True))
 
 
@@ -163,7 +163,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _keys(model: type[BaseModel], place: Place) -> list[str]:
-    """Return the valid keys of the model, or of the section that a place lies in."""
+    """Return the valid keys of the section at this path, or of the model."""
     if len(place) > 1:
         inner = model.model_fields[str(place[0])].annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):

@@ -53,7 +53,7 @@ class Fit:
         self._sums = {"loss": 0.0, "correct": 0, "samples": 0, "residual": 0.0, "saturation": 0.0}
 
     def run(self) -> Iterator[Record]:
-        """Train from the present step to the end; yield a record after each step and each epoch."""
+        """Train from the current step to the end, and yield a record after each step and each epoch."""
         while self.step < self.total_steps:
             start = time.perf_counter()
             epoch, position = divmod(self.step, self.steps_per_epoch)
@@ -137,8 +137,8 @@ class Fit:
         self.wall_seconds = state["wall_seconds"]
 
     def _order(self, epoch: int) -> Tensor:
-        # The order depends on the epoch's number alone, so that a resumed run needs no history.
         """Return the order of the training samples in an epoch."""
+        # The order depends on the epoch's number alone, so that a resumed run needs no history.
         generator = derive_generator(self.config.seed, "order", epoch)
         return torch.randperm(len(self.splits.train_inputs), generator=generator)
 

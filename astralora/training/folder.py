@@ -22,8 +22,8 @@ class Folder:
         path: path of the folder.
     """
 
-    advice = "give another"
-    """What to do where the folder is not empty, in an error message."""
+    advice = "give another folder"
+    """Remedy in the error message for a folder that is not empty."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -105,7 +105,7 @@ class Folder:
 
 
 class RunFolder(Folder):
-    """Hold a training run: the files of every run, checkpoint/, report.html and plots.
+    """Hold a training run: the files of `Folder`, checkpoint/, report.html and plots.
 
     Args:
         path: path of the folder.
@@ -115,7 +115,7 @@ class RunFolder(Folder):
     def __init__(self, path: Path, config: RunConfig) -> None:
         super().__init__(path)
         self.config = config
-        self.advice = f"give another, or go on with its run by --resume '{path}'"
+        self.advice = f"give another folder, or resume its run with --resume '{path}'"
 
     def begin(self) -> None:
         """Create the folder of a new run, and write its config.toml.

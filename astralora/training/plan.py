@@ -28,14 +28,14 @@ _WINDOW = 160
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Hold the cost of a run.
+    """Hold the predicted cost of a run.
 
     Attributes:
         specs: specs of the devices.
         steps: number of updates.
         first_step: operations of each device at startup and in the first step.
         by_device: operations of each device by purpose.
-        expense: a sentence about the cost that a calibration would save; None where it would save little.
+        expense: sentence about the operations that a calibration would save; None if it would save few.
     """
 
     specs: tuple[DeviceSpec, ...]
@@ -46,7 +46,7 @@ class Plan:
 
     @property
     def by_purpose(self) -> Spending:
-        """Return the operations of all devices by purpose."""
+        """Return the operations of all devices together, by purpose."""
         return _sum(*((1, spending) for spending in self.by_device))
 
     @property
@@ -55,7 +55,7 @@ class Plan:
         return _total(self.by_purpose)
 
     def seconds(self, purpose: str | None = None) -> float:
-        """Return the time on hardware at each spec's rates, for one purpose or for all."""
+        """Return the seconds on hardware at the rates of each spec, for one purpose or for all."""
         return sum(
             usage.hardware_seconds(spec)
             for spec, spending in zip(self.specs, self.by_device, strict=True)
@@ -65,7 +65,7 @@ class Plan:
 
     @property
     def hardware_seconds(self) -> float:
-        """Return the time on hardware in all."""
+        """Return the seconds on hardware for all purposes."""
         return self.seconds()
 
 
@@ -103,8 +103,8 @@ def check_run(config: RunConfig, task: Task, splits: Splits, devices: Mapping[st
         reason = config.budget.shortfall(first, device.spec)
         if reason is not None:
             raise BudgetExceeded(
-                f"start and first step alone would come to {reason}; raise the budget, "
-                f"or price the run with 'astralora plan'",
+                f"startup and first step alone take {reason}; raise the budget, "
+                f"or predict the cost of the run with 'astralora plan'",
                 device=device.spec.name,
                 operation="train",
             )
@@ -165,7 +165,7 @@ class _Rehearsal:
         self._evaluation: list[Spending] | None = None
 
     def run(self, steps: int) -> None:
-        """Rehearse the first steps in order, with short last batches and evaluations: steps may differ."""
+        """Rehearse the first steps in order, short last batches and evaluations included, since steps may differ."""
         for done in range(steps):
             if done and done % self._per_epoch == 0:
                 self._evaluation = self._evaluate()
@@ -212,7 +212,7 @@ class _Rehearsal:
 
 
 def _expense(config: RunConfig, fit: Fit) -> str | None:
-    """Return the sentence about the expected expense of an automatic method."""
+    """Return the sentence about operations that a calibration would save, for the method "auto"."""
     if config.method.name != "auto":
         return None
     sentences = (expected_expense(layer.session.spec, layer.estimator) for layer in fit.layers)
@@ -233,5 +233,5 @@ def _sum(*parts: tuple[float, Spending]) -> Spending:
 
 
 def _total(parts: Spending) -> Usage:
-    """Add up usages."""
+    """Return the sum of usages."""
     return sum(parts.values(), Usage())

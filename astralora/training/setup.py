@@ -25,9 +25,9 @@ def make_task(config: RunConfig) -> Task:
 def make_devices(config: RunConfig, task: Task) -> dict[str, Device]:
     """Make a closed device for each of the task's device layers, by the layer's name.
 
-    Every device gets those of width, impairments and seed that it accepts. Impairments and a seed that the user has set
-    are passed in any case, and refused where the device does not accept them. A chip of fixed width is compared with
-    the layer when it is attached.
+    Width, impairments and seed are passed to each factory that accepts them. Impairments and a seed that the user has
+    set are always passed, so that a factory that does not accept them raises an error. `attach` later compares the
+    width of a chip with its layer.
 
     Raises:
         DeviceError: there is no such device, or it does not accept an option.
@@ -40,7 +40,7 @@ def make_devices(config: RunConfig, task: Task) -> dict[str, Device]:
 
 
 def _make_device(config: RunConfig, width: tuple[int, int], name: str | None) -> Device:
-    """Make one device."""
+    """Make the closed device of one layer."""
     chosen = config.device
     seed = config.seed if chosen.seed is None else chosen.seed
     offered: dict[str, Any] = {
@@ -73,7 +73,7 @@ def check_method(config: RunConfig, device: Device) -> None:
     method = config.method
     options = {name: value for name, value in method.options.items() if name not in ATTACH_OPTIONS}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExpensiveGradientWarning)  # plan and report contain it
+        warnings.simplefilter("ignore", ExpensiveGradientWarning)  # plan and report contain this warning
         choose_method(Session(device), method.name, method.estimator, method.surrogate, **options)
 
 

@@ -1,4 +1,4 @@
-"""Write TensorBoard events, where TensorBoard is installed."""
+"""Write TensorBoard events if TensorBoard is installed."""
 
 from __future__ import annotations
 

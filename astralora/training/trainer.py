@@ -35,7 +35,7 @@ _CHECKPOINT_SECONDS = 300.0
 
 
 class Interrupted(Exception):
-    """Report that a run stopped on request after a complete step, with everything saved.
+    """Report that a run was interrupted after a complete step, with its state saved.
 
     Args:
         step: last complete step.
@@ -58,7 +58,7 @@ def train(
     Args:
         folder: folder of a new run or of an interrupted one.
         resume: whether to resume from the folder's checkpoint.
-        report: whether to draw plots and page, which takes longer than many small runs.
+        report: whether to draw the plots and the page; for small runs, this takes longer than the training.
         listener: called with every record; the first has the event "start" and the number of steps.
 
     Returns:

@@ -287,7 +287,7 @@ def test_trained_adapters_are_restored_and_others_refused(transformer: Transform
     again = al.adapters.adapt(transformer("roberta"), seed=5)
     again.load_trained_state(state)
     assert torch.equal(again.model(**batches[0]).logits, adapted.model(**batches[0]).logits)
-    with pytest.raises(ConfigurationError, match="not the adapters of this model"):
+    with pytest.raises(ConfigurationError, match="do not match the adapters of this model"):
         al.adapters.adapt(transformer("roberta"), {"default": {"r": 2}}).load_trained_state(state)
 
 

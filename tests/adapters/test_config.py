@@ -7,8 +7,8 @@ import pytest
 
 from astralora import ConfigurationError
 from astralora.adapters import AdapterConfig
+from astralora.adapters.run_config import AdapterRun
 from astralora.adapters.scoring import Scores
-from astralora.adapters.settings import AdapterRun
 
 NETWORK = """
 granularity = "network"

@@ -10,7 +10,7 @@ import torch
 
 from astralora import ConfigurationError
 from astralora.adapters.data import Data, collate, load_data, training_batches
-from astralora.adapters.settings import DataSection
+from astralora.adapters.run_config import DataSection
 from astralora.adapters.sources import COLLECTIONS, Row, read_collection, read_files
 from astralora.adapters.tokens import SPECIAL_TOKENS, VOCABULARY, load_tokens
 
@@ -99,7 +99,7 @@ def test_an_invalid_file_is_refused_with_the_line(name: str, content: str, compl
 @pytest.mark.parametrize("label", ["[1]", "NaN", "{}"])
 def test_an_invalid_label_is_refused_with_the_line(label: str, write: Write) -> None:
     path = write("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": ' + label + "}\n")
-    with pytest.raises(ConfigurationError, match=r"line 2 of .*a.jsonl has .* for a label, which must be"):
+    with pytest.raises(ConfigurationError, match=r"line 2 of .*a.jsonl has the label .*, which is n"):
         read_files(path, None, "text", None, "label")
 
 
@@ -337,7 +337,7 @@ def test_labels_with_a_fraction_are_real_numbers(write: Write) -> None:
     [
         ([0, 1], [2], r"the test set has the label 2, and the training set only '0', '1'"),
         ([1, 1], [1], r"needs two labels at least, and all training texts have '1'"),
-        ([0.5, "good"], [0.5], r"the label 'good' is not a number, and other labels are"),
+        ([0.5, "good"], [0.5], r"the label 'good' is not a number, but other labels are"),
         ([0.5, 1.5], ["good"], r"the label 'good' is not a number"),
     ],
 )

@@ -191,7 +191,7 @@ def test_the_first_choice_equals_the_choice_by_grad_norm(transformer: Transforme
         ({"turn_on": 1.5}, "turn_on must be at least 0 and at most 1"),
         ({"groups": "all"}, "groups must be one of combined, separated, off"),
         ({"proxy": "synflow", "reuse": True}, "'synflow' cannot score by the gradients of training"),
-        ({}, "'grad_norm' scores adapters on batches; give some"),
+        ({}, "'grad_norm' scores adapters on batches; pass batches"),
     ],
 )
 def test_invalid_arguments_are_refused(options: dict[str, Any], complaint: str, transformer: Transformer) -> None:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from astralora.adapters.folder import AdapterFolder
 from astralora.adapters.run import train_run
-from astralora.adapters.settings import AdapterRun
+from astralora.adapters.run_config import AdapterRun
 from astralora.cli.app import app
 from astralora.training.checkpoint import load_state
 
@@ -157,9 +157,9 @@ def test_a_complete_run_is_not_changed(uninterrupted: Callable[[str], Path]) -> 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("run", "--lr", "0.1"), "--resume continues the run exactly as it was begun"),
-        (("run", "--dynamic"), "--resume continues the run exactly as it was begun"),
-        (("run", "-o", "other"), "--resume continues the run exactly as it was begun"),
+        (("run", "--lr", "0.1"), "--resume continues a run unchanged"),
+        (("run", "--dynamic"), "--resume continues a run unchanged"),
+        (("run", "-o", "other"), "--resume continues a run unchanged"),
         (("run",), "run holds no run: it has no config.toml"),
     ],
 )

@@ -18,7 +18,7 @@ from astralora.adapters.adapted import AdaptedModel, adapt
 from astralora.adapters.folder import AdapterFolder
 from astralora.adapters.models import load_model
 from astralora.adapters.run import train_run
-from astralora.adapters.settings import AdapterRun
+from astralora.adapters.run_config import AdapterRun
 from astralora.cli.app import app
 from astralora.training.checkpoint import load_state
 
@@ -192,7 +192,7 @@ def test_the_trained_adapters_of_a_run_are_scored(command: Command) -> None:
     found = command("score", "--data", "corpus.txt", *options, "-o", "begin.toml")
     # Every B starts at zero, so that snip ties, and a note says so.
     assert set(Scores.load(Path("begin.toml")).values.values()) == {0.0}
-    assert "note: all 19 adapters score 0 by 'snip', which ranks them by chance: every B is zero" in found.stderr
+    assert "note: all 19 adapters score 0 by 'snip', so that their order is random: every B is zero" in found.stderr
     command("score", "--data", "corpus.txt", *options, "--warmup-steps", "3", "-o", "warm.toml")
     assert all(value > 0 for value in Scores.load(Path("warm.toml")).values.values())
 
@@ -298,7 +298,7 @@ def test_shares_of_0_and_1_are_trained(share: str, way: str, command: Command) -
         (("train", "--data", "corpus.txt", "--proxy", "luck"), "luck"),
         (("train", "--data", "corpus.txt", "--length", "600"), "the model takes 514 tokens at most"),
         (("train", "--data", "corpus.txt", "--length", "3"), "data.length in the configuration: "),
-        (("train", "--data", "corpus.txt", "--set", "data.lenght=9"), "data.lenght in the configuration: there is"),
+        (("train", "--data", "corpus.txt", "--set", "data.lenght=9"), "data.lenght in the configuration: there is no"),
         (("train", "--data", "corpus.txt", "--set", "model.options.width=9"), "model.options.width is not known to"),
         (("train", "--data", "corpus.txt", "--set", "adapters.all_layers.gate_proj.r=2"), "gate_proj does not exist"),
         (("train", "--data", "corpus.txt", "--objective", "classification"), "classification needs labels"),
@@ -308,7 +308,7 @@ def test_shares_of_0_and_1_are_trained(share: str, way: str, command: Command) -
          "'synflow' cannot score by the gradients of training"),
         (("train", "--data", "corpus.txt", "-o", "."), ". is not an empty folder; give another"),
         (("train", "--data", "corpus.txt", "--adapters", "none.toml"), "none.toml cannot be read"),
-        (("score", "--data", "corpus.txt", "--run", "r"), "--run scores what is in a run"),
+        (("score", "--data", "corpus.txt", "--run", "r"), "--run uses the configuration of the run"),
         (("score", "--run", "r"), "r holds no run: it has no config.toml"),
         (("search", "none.toml"), "none.toml cannot be read: No such file or directory"),
         (("search", "corpus.txt"), "corpus.txt is not TOML"),
@@ -327,7 +327,7 @@ def test_a_run_is_not_overwritten(command: Command) -> None:
     command("train", "--data", "corpus.txt", *STEPS, "-o", "run")
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     complaint = refusal(command("train", "--data", "corpus.txt", *STEPS, "-o", "run", fails=True))
-    assert complaint == "run is not an empty folder; give another"
+    assert complaint == "run is not an empty folder; give another folder"
     assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
 
 

@@ -155,7 +155,7 @@ def test_settings_cover_the_whole_range_of_every_control() -> None:
 
 def test_a_budget_that_is_too_small_is_refused_before_anything_is_spent() -> None:
     session = al.Session(chip("slm", 4))
-    with pytest.raises(al.ConfigurationError, match="needs at least 3 programs and as many vectors, not 2"):
+    with pytest.raises(al.ConfigurationError, match="needs at least 3 programs and a vector for each, not 2"):
         al.calibrate(session, al.Budget(programs=2))
     session = al.Session(chip("slm", 4), al.Budget(programs=5))
     with pytest.raises(al.BudgetExceeded):

@@ -93,12 +93,12 @@ def test_a_run_can_be_repeated_from_its_own_config(tmp_path: Path) -> None:
         (["train", "--device", "mmr"], "there is no device named 'mmr'; did you mean 'mrr'?"),
         (["plan", "--device", "mmr"], "did you mean 'mrr'?"),
         (["train", "--method", "magic"], "known are auto, paper, twin, exact"),
-        (["train", "--budget-programs", "1"], "start and first step alone would come to 2 programs"),
+        (["train", "--budget-programs", "1"], "startup and first step alone take 2 programs"),
         (["train", "--step", "0.001"], "below one control level"),
         (["train", "--config", "nowhere.toml"], "nowhere.toml cannot be read"),
         (["train", "--set", "colour=[red]"], "colour"),
         (["train", "--resume", "nowhere"], "nowhere holds no run"),
-        (["train", "--resume", "nowhere", "--epochs", "3"], "--resume continues the run exactly as it was begun"),
+        (["train", "--resume", "nowhere", "--epochs", "3"], "--resume continues a run unchanged"),
     ],
 )
 def test_a_mistake_gets_one_sentence_and_no_traceback(arguments: list[str], complaint: str, tmp_path: Path) -> None:

@@ -126,8 +126,8 @@ def test_set_takes_the_same_keys_everywhere(settings: list[str], expected: Any) 
             r"^device.colour in the configuration: there is no such key; known are name, impairments, seed",
         ),
         ("port=x", r"^port in the configuration: there is no such key; known are .*device\.\*"),
-        ("seed.x=1", "^seed.x cannot be set: seed has a value of its own"),
-        ("device=mrr", "^device in the configuration has no value of its own; known are name,"),
+        ("seed.x=1", "^seed.x cannot be set: seed is a value and has no keys"),
+        ("device=mrr", "^device in the configuration is a table; set one of its keys: name,"),
     ],
 )
 def test_a_wrong_key_is_refused_with_the_known_ones(setting: str, complaint: str, model: type[BaseModel]) -> None:

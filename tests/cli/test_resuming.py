@@ -7,7 +7,7 @@ import pytest
 
 import astralora.adapters.run
 from astralora.adapters.folder import AdapterFolder
-from astralora.adapters.settings import AdapterRun
+from astralora.adapters.run_config import AdapterRun
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_an_interrupted_adapter_run_prints_how_to_resume(command: Any, tmp_path:
 def test_other_options_are_refused_beside_resume(arguments: tuple[object, ...], command: Any) -> None:
     run = command(*arguments, "--resume", "nowhere")
     assert run.exit_code == 1
-    assert "--resume continues the run exactly as it was begun" in run.stderr
+    assert "--resume continues a run unchanged" in run.stderr
 
 
 @pytest.mark.parametrize("arguments", [("train",), ("adapters", "train")])

@@ -9,7 +9,7 @@ from torch import Tensor
 import astralora as al
 from astralora import ConfigurationError
 from astralora.lowrank import BasisWatch, basis_overlap, kept_rank
-from astralora.lowrank.bases import in_the_frame_of
+from astralora.lowrank.bases import align_basis
 
 from .conftest import basis
 
@@ -50,11 +50,11 @@ def test_rotating_one_column_reduces_the_overlap_by_the_cosine_of_the_angle() ->
 def test_the_overlap_of_aligned_bases_depends_on_their_spaces_alone(generator: torch.Generator) -> None:
     U = basis(9, 4, generator)
     mixed = U @ basis(4, 4, generator)
-    torch.testing.assert_close(in_the_frame_of(mixed, U), U)
+    torch.testing.assert_close(align_basis(mixed, U), U)
     other = basis(9, 4, generator)
     # The sum of the cosines of the angles between the spaces remains.
     cosines = torch.linalg.svdvals(U.T @ other)
-    assert float((U.T @ in_the_frame_of(other, U)).trace()) == pytest.approx(float(cosines.sum()))
+    assert float((U.T @ align_basis(other, U)).trace()) == pytest.approx(float(cosines.sum()))
 
 
 @pytest.mark.parametrize("place", range(4))

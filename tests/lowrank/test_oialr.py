@@ -431,5 +431,5 @@ def test_options_outside_of_their_range_are_refused(options: dict[str, Any], com
 
 
 def test_a_step_without_an_optimizer_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="only with its optimizer"):
+    with pytest.raises(ConfigurationError, match="training needs the optimizer"):
         OIALR(square_net()).step()

@@ -183,7 +183,7 @@ def test_back_ends_that_keep_gradients_themselves_are_refused(monkeypatch: pytes
     from accelerate.utils import DistributedType
 
     monkeypatch.setattr(accelerate.Accelerator, "distributed_type", DistributedType.FSDP)
-    with pytest.raises(ConfigurationError, match="does not work with FSDP, which keeps the gradients itself"):
+    with pytest.raises(ConfigurationError, match="does not work with FSDP, which manages the gradients itself"):
         accelerator()
 
 

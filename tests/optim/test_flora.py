@@ -91,7 +91,7 @@ def test_the_momentum_is_never_larger_than_the_weight(shape: tuple[int, ...]) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "lr is missing; give one, or let relative_step=True set the step size"),
+        ({}, "lr is missing; pass it, or set relative_step=True"),
         ({"lr": 0.1, "relative_step": True}, "lr=0.1 would have no effect; leave one of them out"),
         ({"lr": 0.1, "warmup_init": True}, "warmup_init=True .* needs relative_step=True"),
         ({"lr": -0.1}, "lr must be at least 0, not -0.1"),

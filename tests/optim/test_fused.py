@@ -135,5 +135,5 @@ def test_an_optimizer_without_step_parameter_is_refused(net: nn.Module) -> None:
 
 
 def test_an_optimizer_of_another_model_is_refused(net: nn.Module) -> None:
-    with pytest.raises(ConfigurationError, match="none of the parameters that the model trains"):
+    with pytest.raises(ConfigurationError, match="no trained parameter of the model"):
         fuse_backward(net, Flora([nn.Parameter(torch.ones(1))], lr=0.1))

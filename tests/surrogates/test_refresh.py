@@ -255,7 +255,7 @@ def test_a_cut_that_increases_the_error_of_the_batch_is_not_made() -> None:
     ("options", "complaint"),
     [
         ({"rank": 0}, "rank must be a whole number of at least 1"),
-        ({"rank": 4, "max_rank": 3}, "max_rank must be no less than the rank of 4, and 3 is"),
+        ({"rank": 4, "max_rank": 3}, "max_rank must be at least the rank 4, not 3"),
         ({"rank": 4, "tolerance": -1}, "tolerance must be between 0 and 1, not -1"),
         ({"rank": 4, "large_drift": 2}, "large_drift must be between 0 and 1"),
     ],
@@ -270,7 +270,7 @@ def test_a_controller_refuses_invalid_numbers(options: dict[str, Any], complaint
     [
         ({"refresh": "often"}, "refresh must be 'stability', a RefreshController or None, not 'often'"),
         ({"max_rank": 20}, "max_rank limits what refresh='stability' may do"),
-        ({"refresh": "stability", "max_rank": 5}, "max_rank must be no less than the rank of 10"),
+        ({"refresh": "stability", "max_rank": 5}, "max_rank must be at least the rank 10, not 5"),
     ],
 )
 @pytest.mark.parametrize("kind", [Psi, LowRankOnline])

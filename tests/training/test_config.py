@@ -49,7 +49,7 @@ def test_an_invalid_file_is_reported_in_one_sentence(text: str, complaint: str, 
     [
         (["epochs"], "--set takes KEY=VALUE, not 'epochs'"),
         (["=3"], "--set takes KEY=VALUE"),
-        (["epochs=2", "epochs.x=3"], "epochs has a value of its own"),
+        (["epochs=2", "epochs.x=3"], "epochs is a value and has no keys"),
         (["device.nothing=3"], "known are name, impairments, seed, calibration, options"),
     ],
 )

@@ -208,7 +208,7 @@ def test_a_spent_budget_ends_the_run_early_with_a_result(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "error", "complaint"),
     [
-        ({"budget": {"programs": 1}}, BudgetExceeded, "start and first step alone would come to 2 programs"),
+        ({"budget": {"programs": 1}}, BudgetExceeded, "startup and first step alone take 2 programs"),
         ({"budget": {"vectors": 400}}, BudgetExceeded, "vectors of a budget of 400"),
         ({"device": {"name": "mmr"}}, DeviceError, "did you mean 'mrr'"),
         ({"device": {"options": {"seed": 3}}}, DeviceError, "'seed' has a key of its own"),

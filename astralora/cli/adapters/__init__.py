@@ -11,7 +11,7 @@ from .train import train
 __all__ = ["adapters"]
 
 # The commands import what they need when they run, because transformers takes longer to import than all of astralora.
-adapters = typer.Typer(help="Train low-rank adapters of transformers where they matter.", no_args_is_help=True)
+adapters = typer.Typer(help="Train, score and choose low-rank adapters of transformers.", no_args_is_help=True)
 add_command(adapters, train)
 add_command(adapters, evaluate, "test")
 add_command(adapters, score)

@@ -16,7 +16,7 @@ __all__ = ["print_warnings"]
 
 @contextmanager
 def print_warnings() -> Generator[None]:
-    """Print the warnings about tied scores at the end, a line each, and silence everything else."""
+    """Print warnings about tied scores at the end, one line for each, and silence all other messages."""
     from ...adapters.scoring import TiedScoresWarning
     from ...common.extras import require
 

@@ -13,7 +13,7 @@ from .. import options as o
 from ..settings import ConfigOptions
 
 if TYPE_CHECKING:
-    from ...adapters.settings import AdapterRun
+    from ...adapters.run_config import AdapterRun
 
 __all__ = ["AdapterFile", "AdapterOptions", "Groups", "TrainOptions"]
 
@@ -39,7 +39,7 @@ AdapterFile = Annotated[
     typer.Option(
         "--adapters",
         metavar="FILE",
-        help="TOML file that says which adapters there are. (default: all)",
+        help="TOML file that enables and configures adapters. (default: all)",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -48,7 +48,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="NAME",
-        help="File (JSONL, CSV or text) or public data set: {collections}; a part of it as in glue/sst2.",
+        help="File (JSONL, CSV or text) or public data set: {collections}; or a part, as in glue/sst2.",
         rich_help_panel=_DATA,
     ),
 ]
@@ -62,16 +62,18 @@ TestData = Annotated[
     ),
 ]
 TextKey = Annotated[
-    str | None, typer.Option("--text", metavar="NAME", help="Column of the text.", rich_help_panel=_DATA)
+    str | None, typer.Option("--text", metavar="NAME", help="Name of the column with the text.", rich_help_panel=_DATA)
 ]
 PairKey = Annotated[
-    str | None, typer.Option("--pair", metavar="NAME", help="Column of the second text.", rich_help_panel=_DATA)
+    str | None,
+    typer.Option("--pair", metavar="NAME", help="Name of the column with the second text.", rich_help_panel=_DATA),
 ]
 LabelKey = Annotated[
-    str | None, typer.Option("--label", metavar="NAME", help="Column of the label.", rich_help_panel=_DATA)
+    str | None,
+    typer.Option("--label", metavar="NAME", help="Name of the column with the label.", rich_help_panel=_DATA),
 ]
 Length = Annotated[
-    int | None, typer.Option("--length", metavar="N", help="Most tokens of a text.", rich_help_panel=_DATA)
+    int | None, typer.Option("--length", metavar="N", help="Largest number of tokens in a text.", rich_help_panel=_DATA)
 ]
 Proxy = Annotated[
     str | None,
@@ -79,18 +81,20 @@ Proxy = Annotated[
 ]
 Batches = Annotated[
     int | None,
-    typer.Option("--batches", metavar="N", help="Batches on which adapters are scored.", rich_help_panel=_SCORES),
+    typer.Option("--batches", metavar="N", help="Number of batches for each scoring.", rich_help_panel=_SCORES),
 ]
 Perturb = Annotated[
     float | None,
-    typer.Option("--perturb", metavar="X", help="Noise on every B during scoring.", rich_help_panel=_SCORES),
+    typer.Option(
+        "--perturb", metavar="X", help="Standard deviation of noise on every B during scoring.", rich_help_panel=_SCORES
+    ),
 ]
 ReallocN = Annotated[
     float | None,
     typer.Option(
         "--realloc-n",
         metavar="X",
-        help="Share of an epoch after which adapters are chosen again.",
+        help="Time between two choices of adapters, as a share of an epoch.",
         rich_help_panel=_SCORES,
     ),
 ]
@@ -99,7 +103,7 @@ Groups = Annotated[
     typer.Option(
         "--groups",
         metavar="NAME",
-        help="How LoRA and shortcuts are ranked, or off for no shortcuts: {groups}.",
+        help="Ranking of LoRA and shortcuts; off disables shortcuts: {groups}.",
         rich_help_panel=_SCORES,
     ),
 ]
@@ -113,11 +117,11 @@ Dynamic = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterOptions(ConfigOptions):
-    """Hold the options that set keys of an `AdapterRun`, as the command ``score`` has them.
+    """Hold the options of ``score`` that set keys of an `AdapterRun`.
 
     Attributes:
         config: TOML file, which the other options override.
-        adapters: TOML file that says which adapters there are.
+        adapters: TOML file that enables and configures adapters.
         data: file or public data set.
     """
 
@@ -156,7 +160,7 @@ class AdapterOptions(ConfigOptions):
     @classmethod
     def model(cls) -> type[AdapterRun]:
         """Return the class of the configuration."""
-        from ...adapters.settings import AdapterRun
+        from ...adapters.run_config import AdapterRun
 
         return AdapterRun
 
@@ -184,7 +188,7 @@ class TrainOptions(AdapterOptions):
     """Hold the options of ``train`` that set keys of an `AdapterRun`.
 
     Attributes:
-        dynamic: train a share of the adapters at a time, with the settings of the file where it has any.
+        dynamic: train a share of the adapters at a time; the other ``dynamic`` keys come from the file.
     """
 
     keys: ClassVar[Mapping[str, str]] = {

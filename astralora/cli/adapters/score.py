@@ -19,8 +19,8 @@ from .options import AdapterOptions
 
 if TYPE_CHECKING:
     from ...adapters.folder import AdapterFolder
+    from ...adapters.run_config import AdapterRun
     from ...adapters.scoring import Scores
-    from ...adapters.settings import AdapterRun
 
 __all__ = ["score"]
 
@@ -30,7 +30,7 @@ def score(
     options: AdapterOptions,
     run: Annotated[
         Path | None,
-        typer.Option("--run", metavar="FOLDER", help="Score the adapters of this finished run, as it has left them."),
+        typer.Option("--run", metavar="FOLDER", help="Score the trained adapters of this finished run."),
     ] = None,
     warmup_steps: o.WarmupSteps[int] = 0,
     output: o.OutFile[Path] = Path("scores.toml"),
@@ -56,11 +56,13 @@ def score(
 
 
 def _config_of_run(folder: AdapterFolder, options: AdapterOptions) -> AdapterRun:
-    """Return the configuration of a finished run, with the scoring that the options give."""
+    """Return the configuration of a finished run, with its scoring changed by the options."""
     given = options.given()
     others = any(not key.startswith("scoring.") for key in given)
     if options.config or options.settings or options.adapters or others:
-        raise ConfigurationError("--run scores what is in a run: the only other options are those of scores")
+        raise ConfigurationError(
+            "--run uses the configuration of the run; besides it, give only --proxy, --batches and --perturb"
+        )
     config = folder.config()
     if not given:
         return config

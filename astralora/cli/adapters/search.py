@@ -38,8 +38,8 @@ def search(
         str,
         typer.Option(
             metavar="NAME",
-            help="topk: the best adapters at one rank; proportional: ranks in proportion to scores, for as many "
-            "numbers.",
+            help="topk: the best adapters at one rank; proportional: ranks in proportion to scores, with the same "
+            "number of parameters.",
         ),
     ] = "topk",
     seed: o.Seed[int] = 0,
@@ -48,7 +48,7 @@ def search(
 ) -> None:
     """Choose adapters by their scores, and write which are on and which are off, layer by layer.
 
-    --adapters is a file whose defaults are kept. --out is a file for 'astralora adapters train --adapters'.
+    --adapters names a file whose defaults are kept. 'astralora adapters train --adapters' reads the file of --out.
 
     Example: astralora adapters search scores.toml --turn-on 0.25 --rank 8
     """

@@ -19,7 +19,7 @@ from .notes import print_warnings
 from .options import TrainOptions
 
 if TYPE_CHECKING:
-    from ...adapters.settings import AdapterRun
+    from ...adapters.run_config import AdapterRun
 
 __all__ = ["train"]
 

@@ -10,7 +10,7 @@ from .wires import session, transport
 
 __all__ = ["bench"]
 
-bench = typer.Typer(help="Measure astralora itself.", no_args_is_help=True)
+bench = typer.Typer(help="Run benchmarks of astralora itself.", no_args_is_help=True)
 for function in (
     efficiency,
     fidelity,

@@ -37,7 +37,7 @@ def simulators(
     sizes: o.Size = "64,256",
     impairments: o.Impairments[str] = "lab",
     batch_size: o.BatchSize[int] = 256,
-    repeats: Annotated[int, typer.Option(metavar="N", help="Passes of each, whose median counts.", min=3)] = 30,
+    repeats: Annotated[int, typer.Option(metavar="N", help="Number of timed passes; the median is shown.", min=3)] = 30,
     output: o.OutFolder = None,
     json: o.Json = False,
 ) -> None:
@@ -86,11 +86,11 @@ def identification(
     output: o.OutFolder = None,
     json: o.Json = False,
 ) -> None:
-    """Calibrate flawed chips, and compare the constants that were found with the true ones.
+    """Calibrate flawed chips, and compare the fitted constants with the true ones.
 
-    Meshes are off by 0.2 rad and 5 % of their efficiency, other chips by 0.1 rad, 2 % and a crosstalk of 0.5 %. All
-    have 8 bits in and out, and 2 % noise. Cosines compare the control gradient with that of the chip itself; the least
-    of 5 settings is shown. The budget is that of one calibration.
+    Meshes have phase errors of 0.2 rad and efficiency errors of 5 %. Other chips have errors of 0.1 rad and 2 %, and a
+    crosstalk of 0.5 %. All have 8 bits in and out, and 2 % noise. Cosines compare the control gradient with the chip's
+    true gradient; the table shows the smallest of 5 settings. The budget is for one calibration.
 
     Example: astralora bench identification --device mzi --size 64 --seeds 0
     """
@@ -118,18 +118,20 @@ def drift(
     size: o.Size = "64",
     epochs: o.Epochs[int] = 10,
     tasks: o.DriftTasks = "digits,digits-normed",
-    vectors: Annotated[int, typer.Option(metavar="N", help="Reference vectors of 'global' and 'output'.", min=2)] = 16,
+    vectors: Annotated[
+        int, typer.Option(metavar="N", help="Number of reference vectors for 'global' and 'output'.", min=2)
+    ] = 16,
     columns: Annotated[
-        int, typer.Option(metavar="N", help="Outputs of a chip that 'columns' uses as references.", min=1)
+        int, typer.Option(metavar="N", help="Number of outputs that 'columns' uses as references.", min=1)
     ] = 4,
     output: o.OutFolder = None,
     json: o.Json = False,
 ) -> None:
-    """Use chips of phase-change memory for a simulated day, with and without compensation of their drift.
+    """Test chips of phase-change memory over a simulated day, with and without compensation of their drift.
 
-    Digits are learned on chips that do not drift, and programmed once on chips that do. A common decay does no harm
-    through one device layer ('digits'). Two layers with batch normalisation behind each ('digits-normed') are
-    sensitive to it.
+    A classifier of digits is trained on chips that do not drift. Its controls are then programmed once into chips that
+    drift. With one device layer ('digits'), a decay that all weights share does no harm. A model with batch
+    normalisation after each of two layers ('digits-normed') is sensitive to it.
 
     Example: astralora bench drift --seeds 0,1,2
     """
@@ -192,7 +194,7 @@ def _show_accuracy(records: Sequence[Record]) -> None:
         cells = [[r["test_accuracy"] for r in group if r["compensation"] == kind] for kind in kinds]
         table.add_row(key[0], duration(key[1]), *map(mean_and_deviation, cells))
     out.print(table)
-    out.print("Test accuracy since the program, mean and standard deviation over the seeds, in percent.\n", style="dim")
+    out.print("Test accuracy by time after the program: mean and deviation over the seeds, in percent.\n", style="dim")
 
 
 def _show_compensation(records: Sequence[Record]) -> None:
@@ -213,7 +215,7 @@ def _show_compensation(records: Sequence[Record]) -> None:
         )
     out.print(table)
     out.print(
-        "Error of the layers' outputs at the first and the last time, in percent; and the cost for the chips of one "
-        "seed: programs, reference vectors and their time on hardware, and outputs used as references.",
+        "Error of the layers' outputs at the first and the last time, in percent; and the cost of references on the "
+        "chips of one seed: programs, vectors, time on hardware, and outputs (columns).",
         style="dim",
     )

@@ -63,7 +63,7 @@ def save(name: str, folder: Path | None, records: list[Record], picture: bytes |
 
 
 def print_folder(folder: Path) -> None:
-    """Print where the result is."""
+    """Print the path of the result."""
     out.print(f"result: {folder}", soft_wrap=True)
 
 
@@ -113,7 +113,7 @@ def parse_numbers(option: str, text: str, least: int = 0) -> list[int]:
     """Parse whole numbers with commas between them.
 
     Raises:
-        ConfigurationError: not such numbers, or one is too small.
+        ConfigurationError: the text is not a list of whole numbers, or one is too small.
     """
     return _parse(text, least, f"{option} takes whole numbers of at least {least}")
 
@@ -122,7 +122,7 @@ def parse_sizes(text: str, least: int = 1) -> list[int]:
     """Parse the sizes of square devices, with commas between them.
 
     Raises:
-        ConfigurationError: not such numbers, or one is too small.
+        ConfigurationError: the text is not a list of whole numbers, or one is too small.
     """
     return parse_numbers("--size", text, least)
 
@@ -131,7 +131,7 @@ def parse_square(text: str, least: int = 1) -> int:
     """Parse the size of one square device.
 
     Raises:
-        ConfigurationError: not one number, or it is too small.
+        ConfigurationError: the text is not one number, or the number is too small.
     """
     sizes = parse_sizes(text, least)
     if len(sizes) > 1:
@@ -140,10 +140,10 @@ def parse_square(text: str, least: int = 1) -> int:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Parse inputs and outputs of one device; one number is both.
+    """Parse the inputs and outputs of one device; a single number sets both.
 
     Raises:
-        ConfigurationError: not a size.
+        ConfigurationError: the text is not a size.
     """
     parts = _parse(text.replace("x", ","), 1, "--size takes INPUTSxOUTPUTS")
     if len(parts) > 2:

@@ -43,19 +43,19 @@ def efficiency(
     epochs: o.Epochs[int] = 10,
     patience: Annotated[
         float,
-        typer.Option(metavar="X", help="Stop at this multiple of what another method has needed.", min=1.0),
+        typer.Option(metavar="X", help="Stop a run at this multiple of the operations of another method.", min=1.0),
     ] = 100.0,
     task: o.Task[str] = "digits-deep",
     size: o.Size = "256x128",
-    jobs: Annotated[int, typer.Option(metavar="N", help="Runs at a time.", min=1)] = 1,
+    jobs: Annotated[int, typer.Option(metavar="N", help="Number of parallel runs.", min=1)] = 1,
     output: o.OutFolder = None,
     json: o.Json = False,
 ) -> None:
-    """Count the hardware operations that digits take to a test accuracy, method by method.
+    """Count the hardware operations that each method needs to reach a test accuracy on digits.
 
-    'paper' gets each number of samples, its best step on the device, and ten times the epochs.
+    The method 'paper' runs once for each number of samples, with the best step for the device and ten times the epochs.
 
-    A run ends early when it can no longer win, against other numbers of samples or by --patience.
+    A run ends early when the same method needed fewer operations with another number of samples, or by --patience.
 
     Example: astralora bench efficiency --device mrr --method auto --seeds 0
     """
@@ -97,7 +97,7 @@ def fidelity(
     output: o.OutFolder = None,
     json: o.Json = False,
 ) -> None:
-    """Compare both gradients with the exact ones, and show what was spent on them.
+    """Compare the gradients of controls and inputs with the exact ones, and show their cost.
 
     Example: astralora bench fidelity --device mrr --method auto,paper --seeds 0
     """
@@ -137,7 +137,7 @@ def overhead(
     output: o.OutFolder = None,
     json: o.Json = False,
 ) -> None:
-    """Time a training step of a simulated layer as a multiple of that of nn.Linear.
+    """Time a training step of a simulated layer, as a multiple of a step of nn.Linear.
 
     Example: astralora bench overhead --method auto,exact --size 128,256
     """
@@ -175,7 +175,7 @@ def refresh(
     output: o.OutFolder = None,
     json: o.Json = False,
 ) -> None:
-    """Count the vectors that keep a low-rank surrogate accurate, updated at every step and by stability.
+    """Count the vectors that keep a low-rank surrogate accurate, with updates at every step or by stability.
 
     Control gradients are measured in both cases, so that only the surrogate differs.
 
@@ -212,7 +212,7 @@ def _show_efficiency(records: Sequence[Record]) -> None:
             " to ".join(f"{100 * pick(r['best_accuracy'] for r in group):.1f}" for pick in (min, max)) + " %",
         )
     out.print(table)
-    out.print("Range over the seeds that reached the target; evaluations are not counted.", style="dim")
+    out.print("Range over the seeds that reached the target, without the cost of evaluations.", style="dim")
     if any(r["outdone"] for r in records):
         out.print("* some runs ended early, after far more than other runs needed; see --help.", style="dim")
 

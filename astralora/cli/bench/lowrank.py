@@ -46,9 +46,9 @@ def lowrank(
     output: o.OutFolder = None,
     json: o.Json = False,
 ) -> None:
-    """Train a small OPT on English text with little optimizer state or few trained numbers, and with Adam.
+    """Train a small OPT on English text with little optimizer state or few trained parameters, and with Adam.
 
-    Learning rates are chosen first, on another seed, from as many for every method.
+    The learning rate of each method is chosen first, on another seed, from the same number of candidates.
 
     Example: astralora bench lowrank --method adam,flora --seeds 0
     """
@@ -82,7 +82,7 @@ def adapters(
     seeds: o.Seeds = "0,1,2,3,4",
     steps: o.Steps[int] = 400,
     pretraining: Annotated[
-        int, typer.Option(metavar="N", help="Steps before them, of the whole model on other text.", min=1)
+        int, typer.Option(metavar="N", help="Number of earlier steps: the whole model is trained on other text.", min=1)
     ] = 1000,
     width: o.Width = 64,
     layers: o.Layers = 2,
@@ -93,9 +93,9 @@ def adapters(
 ) -> None:
     """Adapt a small OPT from English to source code, with a few chosen adapters and with LoRA everywhere.
 
-    All methods train as many numbers at any time; uniform LoRA takes the least rank that comes to as many.
+    All methods train the same number of parameters at any time; uniform LoRA has the lowest rank that reaches it.
 
-    Learning rates are chosen first, on another seed, from as many for every method.
+    The learning rate of each method is chosen first, on another seed, from the same number of candidates.
 
     Example: astralora bench adapters --method uniform,dynamic --seeds 0,1
     """
@@ -135,7 +135,7 @@ def _show_lowrank(records: Sequence[Record]) -> None:
             *(format_range([record[what] for record in group]) for what in ("state_bytes", "trainable", "total")),
         )
     out.print(table)
-    out.print("Nats per byte, mean and range over the seeds; the numbers are those at the end.", style="dim")
+    out.print("Nats per byte, mean and range over the seeds; parameters are counted at the end.", style="dim")
 
 
 def _show_adapters(rows: Sequence[Record]) -> None:

@@ -26,7 +26,7 @@ def session(
     output: o.OutFolder = None,
     json: o.Json = False,
 ) -> None:
-    """Time a query through a session against the same query on the bare device.
+    """Compare the time of a query through a session with the same query on the bare device.
 
     Example: astralora bench session --device mrr --impairments lab
     """
@@ -56,7 +56,7 @@ def transport(
     output: o.OutFolder = None,
     json: o.Json = False,
 ) -> None:
-    """Time a query along a wire protocol against a bare socket that copies the same bytes.
+    """Compare the time of a query over a wire protocol with a bare socket that sends the same bytes.
 
     Example: astralora bench transport --protocol frames
     """

@@ -1,4 +1,4 @@
-"""Configure a run of adapters by defaults, a TOML file and options of the command line."""
+"""Define the configuration of an adapter run, shared by defaults, TOML files and the command line."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class DataSection(_Section):
 
     Attributes:
         name: public data set, such as "glue/sst2", "super_glue/boolq", "alpaca" or "wikitext".
-        train: local file of training data in its place: JSONL, CSV or text.
+        train: local file of training data, instead of ``name``: JSONL, CSV or text.
         test: local file of test data; a tenth of the training data is held out without it.
         text: key or column of the text.
         pair: key or column of the second text of a pair.
@@ -107,11 +107,12 @@ class DynamicSection(_Section):
     """Configure the choice of adapters during training; see `astralora.adapters.Reallocation`.
 
     Attributes:
-        realloc_n: share of an epoch between choices.
+        realloc_n: time between choices, as a share of an epoch.
         turn_on: share of the adapters that are on.
         groups: whether LoRA and shortcuts are ranked together.
         warmup_steps: number of steps with all adapters on before the first choice.
-        reuse: score by the gradients of training; None does so if adapters are on devices.
+        reuse: whether to score by the gradients of training; None means True if adapters are on devices and the proxy
+            allows it.
     """
 
     realloc_n: float = Field(default=0.1, gt=0, le=1)
@@ -122,7 +123,7 @@ class DynamicSection(_Section):
 
 
 class AdapterRun(_Section):
-    """Configure a complete run.
+    """Configure a complete run of adapters.
 
     Attributes:
         model: transformer.
@@ -146,7 +147,7 @@ class AdapterRun(_Section):
 
     @classmethod
     def load(cls, path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Self:
-        """Read a TOML file over the defaults, and apply nested ``overrides`` over both.
+        """Merge the defaults, a TOML file and nested ``overrides``; later ones take precedence.
 
         Raises:
             ConfigurationError: the file cannot be read, is not TOML, or a key is unknown or a value invalid.
