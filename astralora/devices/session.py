@@ -315,7 +315,7 @@ class Session(DeviceWrapper):
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> bool:
-        """Restore what `state_dict` returned.
+        """Restore the state that `state_dict` returned.
 
         Returns:
             Whether the inner state of the device was restored too. If not, only the counters were, and the next program

@@ -69,7 +69,7 @@ class DeviceWrapper:
         self.device.program(controls)
 
     def query(self, inputs: Tensor) -> Tensor:
-        """Pass vectors through: (batch, in_features) -> (batch, out_features)."""
+        """Pass vectors through the device: (batch, in_features) -> (batch, out_features)."""
         return self.device.query(inputs)
 
     def capability(self, protocol: type[_Capability]) -> _Capability | None:

@@ -74,7 +74,7 @@ class FrameDevice(ProtocolDevice):
             return answer
 
     def query(self, inputs: Tensor) -> Tensor:
-        """Pass vectors through: (batch, in_features) -> (batch, out_features)."""
+        """Pass vectors through the device: (batch, in_features) -> (batch, out_features)."""
         with self._lock:
             self._finish = lambda data: self._as_tensor(self.decode_answer(data, len(inputs)), inputs)
             return super().query(inputs)

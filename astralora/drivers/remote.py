@@ -333,7 +333,7 @@ class RemoteDevice(DeviceWrapper):
             self.device.program(controls)
 
     def query(self, inputs: Tensor) -> Tensor:
-        """Pass vectors through: (batch, in_features) -> (batch, out_features)."""
+        """Pass vectors through the device: (batch, in_features) -> (batch, out_features)."""
         with self._lock:
             self._require_open("query")
             return self.device.query(inputs)
@@ -345,7 +345,7 @@ class RemoteDevice(DeviceWrapper):
             return self.behind(ProgramsMany).query_each(controls, inputs)
 
     def query_adjoint(self, outputs: Tensor) -> Tensor:
-        """Pass vectors in reverse: (batch, out_features) -> (batch, in_features)."""
+        """Pass vectors backwards through the device: (batch, out_features) -> (batch, in_features)."""
         with self._lock:
             self._require_open("query_adjoint")
             return self.behind(Reciprocal).query_adjoint(outputs)

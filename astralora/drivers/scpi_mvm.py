@@ -52,7 +52,7 @@ class ScpiDevice(ProtocolDevice):
             return answer
 
     def query(self, inputs: Tensor) -> Tensor:
-        """Pass vectors through: (batch, in_features) -> (batch, out_features)."""
+        """Pass vectors through the device: (batch, in_features) -> (batch, out_features)."""
         with self._lock:
             values = inputs.detach().cpu().numpy()
 

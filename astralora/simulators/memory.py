@@ -101,7 +101,7 @@ class Decay:
         return {"programmed_at": self._programmed_at, "exponents": self._exponents}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self._programmed_at, self._log_elapsed = state["programmed_at"], None
         exponents = state["exponents"]
         self._exponents = None if exponents is None else exponents.to(self._noise.device)

@@ -182,7 +182,7 @@ class SimulatedDevice:
         self._state.program(controls)
 
     def query(self, inputs: Tensor) -> Tensor:
-        """Pass vectors through: (batch, in_features) -> (batch, out_features).
+        """Pass vectors through the device: (batch, in_features) -> (batch, out_features).
 
         Raises:
             OutOfRange: the input electronics refuse them.
@@ -229,7 +229,7 @@ class SimulatedDevice:
         return self.physics.reciprocal and isinstance(self.physics, LinearPhysics)
 
     def query_adjoint(self, outputs: Tensor) -> Tensor:
-        """Pass vectors in reverse: (batch, out_features) -> (batch, in_features).
+        """Pass vectors backwards through the device: (batch, out_features) -> (batch, in_features).
 
         The reverse port multiplies by the transpose of the present transfer matrix. It has its own input converters,
         noise, saturation and output converters, of the same kind as those of the forward port.
@@ -338,7 +338,7 @@ class SimulatedDevice:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned.
+        """Restore the state that `state_dict` returned.
 
         Raises:
             ValueError: the state belongs to another chip.

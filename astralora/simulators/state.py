@@ -155,7 +155,7 @@ class ChipState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         device = self._chip.law.device
         self.clock_seconds = state["clock_seconds"]
         self._acting, self._settling.before, self._position = (

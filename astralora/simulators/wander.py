@@ -117,7 +117,7 @@ class Wander:
         return {"times": list(self._times), "values": list(self._values), "generator": self._generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self._times = list(state["times"])
         self._values = [value.to(self._generator.device) for value in state["values"]]
         self.value = self._sum()

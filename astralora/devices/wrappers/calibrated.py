@@ -141,7 +141,7 @@ class CalibratedDevice(DeviceWrapper):
         self.session.program(controls if self.twin is None else self.twin.written(controls))
 
     def query(self, inputs: Tensor) -> Tensor:
-        """Pass vectors through: (batch, in_features) -> (batch, out_features)."""
+        """Pass vectors through the device: (batch, in_features) -> (batch, out_features)."""
         if self.twin is None:
             return self._without_dark(self.session.query(inputs))
         return self.twin.corrected(self.session.query(self.twin.sent(inputs)))
@@ -175,7 +175,7 @@ class CalibratedDevice(DeviceWrapper):
         return self.session.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> bool:
-        """Restore what `state_dict` returned; return False where the chip could not be restored."""
+        """Restore the state that `state_dict` returned; return False where the chip could not be restored."""
         return self.session.load_state_dict(state)
 
 

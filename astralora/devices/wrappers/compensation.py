@@ -220,7 +220,7 @@ class CompensatedDevice(DeviceWrapper):
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> bool:
-        """Restore what `state_dict` returned; return False where the chip must be programmed again."""
+        """Restore the state that `state_dict` returned; return False where the chip must be programmed again."""
         with self.session.transaction():
             restored = self.session.load_state_dict(state["session"])
             (self._rows or self._references).load_state_dict(state["references"])

@@ -189,7 +189,7 @@ class FaultyDevice(DeviceWrapper):
         self._after("program", kind)
 
     def query(self, inputs: Tensor) -> Tensor:
-        """Pass vectors through: (batch, in_features) -> (batch, out_features)."""
+        """Pass vectors through the device: (batch, in_features) -> (batch, out_features)."""
         return self._answer("query", lambda: self.device.query(inputs))
 
     def query_each(self, controls: Tensor, inputs: Tensor) -> Tensor:
@@ -201,7 +201,7 @@ class FaultyDevice(DeviceWrapper):
         return self._answer("query_each", lambda: many.query_each(controls, inputs))
 
     def query_adjoint(self, outputs: Tensor) -> Tensor:
-        """Pass vectors in reverse: (batch, out_features) -> (batch, in_features)."""
+        """Pass vectors backwards through the device: (batch, out_features) -> (batch, in_features)."""
         reverse = self.behind(Reciprocal)
         return self._answer("query_adjoint", lambda: reverse.query_adjoint(outputs))
 

@@ -76,7 +76,7 @@ class RecordingDevice(DeviceWrapper):
             self.device.program(controls)
 
     def query(self, inputs: Tensor) -> Tensor:
-        """Pass vectors through: (batch, in_features) -> (batch, out_features)."""
+        """Pass vectors through the device: (batch, in_features) -> (batch, out_features)."""
         entry: dict[str, Any] = {"operation": "query", "inputs": self._keep(inputs)}
         with self._recorded(entry):
             outputs = self.device.query(inputs)
@@ -84,7 +84,7 @@ class RecordingDevice(DeviceWrapper):
         return outputs
 
     def query_adjoint(self, outputs: Tensor) -> Tensor:
-        """Pass vectors in reverse: (batch, out_features) -> (batch, in_features)."""
+        """Pass vectors backwards through the device: (batch, out_features) -> (batch, in_features)."""
         entry: dict[str, Any] = {"operation": "query_adjoint", "inputs": self._keep(outputs)}
         with self._recorded(entry):
             answers = self.behind(Reciprocal).query_adjoint(outputs)

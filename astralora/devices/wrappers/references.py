@@ -89,7 +89,7 @@ class References:
         return {"first": self._first, "variance": self._variance}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self._first, self._variance = state["first"], state["variance"]
 
     def _sums(self, now: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -213,7 +213,7 @@ class Rows:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self._rows, self._offset, self._variance = state["rows"], state["offset"], state["variance"]
         self._first_power, self._products, self._power = state["begun"], state["along"], state["power"]
 

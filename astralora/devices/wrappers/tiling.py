@@ -223,7 +223,7 @@ class TiledDevice(DeviceWrapper):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> bool:
-        """Restore what `state_dict` returned.
+        """Restore the state that `state_dict` returned.
 
         Returns:
             Whether the inner state of every chip was restored. If not, the whole counts as not programmed.
