@@ -255,7 +255,9 @@ class Calibration(_Record):
         hashes = {key: content.pop(key, None) for key in _HASHES}
         name = hashes["tensors_file"]
         if not isinstance(name, str) or Path(name).name != name:
-            raise DeviceError(f"the tensors_file of the calibration {path} must be the name of a file in the same folder")
+            raise DeviceError(
+                f"the tensors_file of the calibration {path} must be the name of a file in the same folder"
+            )
         try:
             data = path.with_name(name).read_bytes()
         except OSError:
