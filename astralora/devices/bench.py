@@ -59,7 +59,7 @@ class Bench(BaseModel):
         except OSError as error:
             raise DeviceError(f"the bench file {path} cannot be read: {error.strerror or error}") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise DeviceError(f"the bench file {path} is not valid TOML: {error}") from None
+            raise DeviceError(f"the bench file {path} is not TOML: {error}") from None
         except ValidationError as error:
             raise DeviceError(f"the bench file {path}: {first_problem(error, cls.model_fields)}") from None
 

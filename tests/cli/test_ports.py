@@ -189,7 +189,7 @@ def invoke(*arguments: str) -> Any:
             ["emulate", "--device", "mrr", "--faults", "colour=1"],
             "colour: there is no such key; known are timeout,",
         ),
-        (["emulate", "--device", "mrr", "--faults", "often"], "'often' is no fault plan"),
+        (["emulate", "--device", "mrr", "--faults", "often"], "'often' is not a fault plan"),
         (
             ["emulate", "--device", "mrr", "--scpi", "127.0.0.1:0", "--faults", "corrupt=0.1"],
             "SCPI cannot notice a corrupt answer",

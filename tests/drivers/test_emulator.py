@@ -302,5 +302,5 @@ def test_an_address_that_cannot_be_listened_at_is_refused(address: str) -> None:
 
 def test_protocols_are_found_by_name() -> None:
     assert d.list_emulators() == ["frames", "scpi"]
-    with pytest.raises(DeviceError, match="no emulator speaks 'morse'; known are frames, scpi"):
+    with pytest.raises(DeviceError, match="there is no emulator for the protocol 'morse'; known are frames, scpi"):
         d.make_emulator("morse", chip(), "pty")

@@ -193,7 +193,7 @@ def test_encoding_scale_works_with_a_one_sided_input_range(linear: bool, matrix_
 def test_a_budget_too_small_for_the_startup_is_refused_before_anything_is_spent(simulated: Any) -> None:
     device = simulated("slm", 8, 6)
     device.budget = Budget(vectors=20)
-    with pytest.raises(BudgetExceeded, match="startup: this would come to 24 vectors of a budget of 20"):
+    with pytest.raises(BudgetExceeded, match="startup: this would need 24 vectors of a budget of 20"):
         BlackBoxLinear(device)
     assert device.usage.programs == device.usage.vectors == 0
 

@@ -64,7 +64,7 @@ def test_faults_of_the_link_raise_the_errors_of_a_driver(running: Any, kind: Any
 def test_after_a_disconnect_all_calls_fail_until_reopened(running: Any) -> None:
     device = running(at={0: "disconnect"})
     for _ in range(2):
-        with pytest.raises(NotConnected, match="the line has hung up; close and open the device"):
+        with pytest.raises(NotConnected, match="the link was closed by the other end; close and open the device"):
             device.program(W)
     device.close()
     device.open()
@@ -136,7 +136,7 @@ def test_a_plan_is_read_from_words_or_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("often", "'often' is no fault plan; write, for example, timeout=0.01,nan=0.01,seed=3"),
+        ("often", "'often' is not a fault plan; write, for example, timeout=0.01,nan=0.01,seed=3"),
         ("timeout=2", "timeout: Input should be less than or equal to 1"),
         ("timout=0.1", "timout: there is no such key; known are timeout,"),
         ("nothing.toml", "the fault plan nothing.toml cannot be read: No such file or directory"),
