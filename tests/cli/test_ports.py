@@ -198,7 +198,7 @@ def invoke(*arguments: str) -> Any:
             ["emulate", "--device", "mrr", "--link", "/nowhere/chip"],
             "no pseudo-terminal can be opened at /nowhere/chip",
         ),
-        (["check", "--device", "nope.toml"], "the bench nope.toml cannot be read: No such file or directory"),
+        (["check", "--device", "nope.toml"], "the bench file nope.toml cannot be read: No such file or directory"),
         (["check", "--device", "mrr", "--only", "colour"], "there is no check 'colour'; known are spec,"),
         (
             ["check", "--device", "frame-mvm", "--set", "device.options.port=serial:///dev/nothing"],
@@ -208,7 +208,7 @@ def invoke(*arguments: str) -> Any:
             ["check", "--device", "frame-mvm", "--set", "device.options.port=com3"],
             "'com3' is no address of a port; write, for example,",
         ),
-        (["train", "--device", "nope.toml"], "the bench nope.toml cannot be read"),
+        (["train", "--device", "nope.toml"], "the bench file nope.toml cannot be read"),
     ],
 )
 def test_a_mistake_is_reported_in_one_sentence(arguments: list[str], complaint: str) -> None:
