@@ -156,7 +156,7 @@ class DeviceSpec(BaseModel):
 
     @property
     def rails(self) -> tuple[float, ...]:
-        """Return the ends of the output range at which outputs saturate, without an end at zero, which means no light."""
+        """Return the ends of the output range at which outputs saturate, except zero, which means no light."""
         low, high = self.output_range or (0.0, 0.0)
         return tuple(rail for rail, away in ((low, low < 0), (high, high > 0)) if away)
 

@@ -205,7 +205,7 @@ class CalibratedTwin:
         self.spec = _corrected(calibration, self)
 
     def transfer(self, controls: Tensor, inputs: Tensor) -> Tensor:
-        """Return outputs for controls, (num_controls,) or (settings, num_controls), and inputs, (batch, in_features)."""
+        """Return outputs for inputs (batch, in_features) and controls (num_controls,) or (settings, num_controls)."""
         return self.transfer_with({}, controls, inputs)
 
     def transfer_with(self, constants: Mapping[str, Tensor], controls: Tensor, inputs: Tensor) -> Tensor:
