@@ -148,7 +148,7 @@ class FrameLink:
         return self._ask(request)
 
     def repeat(self) -> memoryview:
-        """Send the newest operation again with the same number, and return the payload of the answer (see `exchange`)."""
+        """Send the newest operation again with the same number; return the payload of the answer, see `exchange`."""
         if self.newest is None:
             raise ProtocolError("there is no program or query to repeat yet")
         return self._ask(self.newest)

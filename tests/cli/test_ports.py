@@ -206,7 +206,7 @@ def invoke(*arguments: str) -> Any:
         ),
         (
             ["check", "--device", "frame-mvm", "--set", "device.options.port=com3"],
-            "'com3' is no address of a port; write, for example,",
+            "'com3' is not the address of a port; write, for example,",
         ),
         (["train", "--device", "nope.toml"], "the bench file nope.toml cannot be read"),
     ],

@@ -208,7 +208,7 @@ def test_a_hostile_length_allocates_nothing(command: int) -> None:
     line.open()
     link = FrameLink(line)
     tracemalloc.start()
-    with pytest.raises(ProtocolError, match="4294967295 bytes where at most"):
+    with pytest.raises(ProtocolError, match="4294967295 bytes; it must have at most"):
         link.exchange(4, longest=64)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

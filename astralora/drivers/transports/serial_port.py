@@ -59,7 +59,7 @@ class SerialTransport(Transport):
                 f"{self.uri} accepts no more bytes; check the instrument and its flow control"
             ) from error
         except OSError as error:
-            raise NotConnected(f"{self.uri} has gone: {error}; plug it in again") from error
+            raise NotConnected(f"{self.uri} is disconnected: {error}; plug it in again") from error
 
     def _receive(self, view: memoryview, seconds: float) -> int:
         port = self._serial
@@ -71,7 +71,7 @@ class SerialTransport(Transport):
             count = min(len(view), max(1, port.in_waiting))
             data = port.read(count)
         except OSError as error:
-            raise NotConnected(f"{self.uri} has gone: {error}; plug it in again") from error
+            raise NotConnected(f"{self.uri} is disconnected: {error}; plug it in again") from error
         view[: len(data)] = data
         return len(data)
 
