@@ -231,4 +231,4 @@ def _numbered(parameters: list[str | bytearray]) -> tuple[int, Tensor]:
         # No request may have the number 0, because PROGram:DATA? answers 0 before the first program.
         case [str(number), bytearray(block)] if number.isdecimal() and int(number) and not len(block) % 4:
             return int(number), torch.from_numpy(decode_values(block, Format.FLOAT32)).to(torch.float32)
-    raise ProtocolError("a request must have a number from 1, a comma, and a block of float32 values")
+    raise ProtocolError("write a number, a comma, and a block of float32 values; numbers begin at 1")
