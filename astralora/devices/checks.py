@@ -106,7 +106,7 @@ def _check(
         else:
             unit = f" {spec.control_unit}" if what == "controls" and spec.control_unit else ""
             problem = (
-                f"{what} range from {low:.6g} to {high:.6g}, but must stay within "
+                f"{what} reach from {low:.6g} to {high:.6g}, but must stay within "
                 f"{bounds[0]:.6g} to {bounds[1]:.6g}{unit}"
             )
     raise OutOfRange(problem, device=spec.name, operation=operation)

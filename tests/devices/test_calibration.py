@@ -122,7 +122,9 @@ def test_a_record_cannot_name_a_file_in_another_folder(tmp_path: Path) -> None:
 
 
 def test_another_chip_is_refused() -> None:
-    with pytest.raises(d.CalibrationMismatch, match=r"was taken on sim-mzi-6x6-0-.*, but this device is sim-mzi-6x6-1-"):
+    with pytest.raises(
+        d.CalibrationMismatch, match=r"was taken on sim-mzi-6x6-0-.*, but this device is sim-mzi-6x6-1-"
+    ):
         d.CalibratedDevice(chip(seed=1), record_of(chip(seed=0)))
 
 
@@ -223,7 +225,7 @@ def test_a_twin_has_the_constants_and_the_noise_of_its_chip(generator: torch.Gen
 
 
 def test_no_twin_is_made_of_a_law_that_does_not_fit() -> None:
-    with pytest.raises(d.DeviceError, match="no twin can be made from its calibration: The law does not fit"):
+    with pytest.raises(d.DeviceError, match="a twin cannot be made from the calibration: The law does not fit"):
         SimulatedDevice.from_calibration(record_of(chip(), fits=False))
 
 

@@ -50,7 +50,8 @@ def test_a_continuous_control_has_no_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("initial", "complaint"), [((0.5, 0.2), "must not be below the first"), ((0.5, 2.5), "must lie within control_range")]
+    ("initial", "complaint"),
+    [((0.5, 0.2), "must not be below the first"), ((0.5, 2.5), "must lie within control_range")],
 )
 def test_initial_range_must_lie_within_the_control_range(initial: tuple[float, float], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):

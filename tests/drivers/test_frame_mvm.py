@@ -123,7 +123,11 @@ def test_closing_leaves_it_safe(questions: tuple[torch.Tensor, torch.Tensor]) ->
     [
         (lambda device: device.query(torch.zeros(1, N)), NotConnected, "no controls are set"),
         (lambda device: device.program(torch.full((N * M,), 99.0)), OutOfRange, "must stay within 0 to 6.28319 rad"),
-        (lambda device: device.program(torch.zeros(3)), OutOfRange, "3 controls arrived; 1 settings have 48 controls each"),
+        (
+            lambda device: device.program(torch.zeros(3)),
+            OutOfRange,
+            "3 controls arrived; 1 settings have 48 controls each",
+        ),
         (lambda device: device.link.exchange(99, longest=0), ProtocolError, "there is no command 99"),
         (lambda device: device.link.exchange(Command.QUERY, b"abc", longest=0), ProtocolError, "is too short"),
     ],
@@ -209,9 +213,17 @@ SPEC = d.DeviceSpec(name="liar", in_features=2, out_features=2, num_controls=4).
         (lambda c, s: b"", DeviceTimeout, "sent nothing for"),
         (lambda c, s: b"hello world, this is no frame", DeviceTimeout, "the bytes that arrived are not a frame"),
         (lambda c, s: frame(c | 0x80, s, b"x" * 20, version=2), ProtocolError, "uses version 2 of the protocol"),
-        (lambda c, s: frame(0x83, s, b"x" * 20), ProtocolError, "the answer belongs to command 3, but command 1 was sent"),
+        (
+            lambda c, s: frame(0x83, s, b"x" * 20),
+            ProtocolError,
+            "the answer belongs to command 3, but command 1 was sent",
+        ),
         (lambda c, s: frame(c | 0x80, s, b"x"), ProtocolError, "the identity has 1 bytes"),
-        (lambda c, s: frame(c | 0x80, s - 1, b"x" * 20) * 200, ProtocolError, "too many answers to other requests arrived"),
+        (
+            lambda c, s: frame(c | 0x80, s - 1, b"x" * 20) * 200,
+            ProtocolError,
+            "too many answers to other requests arrived",
+        ),
         (
             lambda c, s: frame(c | 0x80, s, bytes(8) + b"a,b,c,d" if c == 1 else b'{"name": "x"}'),
             ProtocolError,
@@ -329,7 +341,7 @@ def test_too_long_a_request_is_refused_unread() -> None:
         line.write(frame(Command.QUERY, 5, bytes(1000)))
         header = find_header(line.read, 4096)
         assert (header.command, header.sequence) == (0xFF, 5)
-        assert b"a payload of 1000 bytes is more than the 256 accepted here" in line.read(header.length)
+        assert b"a payload of 1000 bytes is too long; this device accepts at most 256" in line.read(header.length)
         line.flush()
         line.write(bytes(64))
         line.write(frame(Command.STATUS, 6))

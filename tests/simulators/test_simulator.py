@@ -361,7 +361,7 @@ def test_restored_state_gives_the_same_future(simulated: Any, generator: torch.G
 
 
 def test_refuses_the_state_of_another_chip(simulated: Any) -> None:
-    with pytest.raises(ValueError, match=r"belongs to sim-mrr-6x4-1-\w+, not to sim-mrr-6x4-2-\w+"):
+    with pytest.raises(ValueError, match=r"belongs to chip sim-mrr-6x4-1-\w+, not to sim-mrr-6x4-2-\w+"):
         simulated("mrr", 6, 4, seed=2).load_state_dict(simulated("mrr", 6, 4, seed=1).state_dict())
 
 

@@ -81,7 +81,10 @@ def test_names_another_operation_and_another_shape(recorded: tuple[Path, list[to
     generator = torch.Generator().manual_seed(0)
     controls = torch.empty(12).uniform_(0, 6, generator=generator)
     replay.program(controls)
-    with pytest.raises(DeviceError, match=r"recorded inputs have shape \(3, 4\) and torch.float32, but the given ones have shape \(2, 4\)"):
+    with pytest.raises(
+        DeviceError,
+        match=r"recorded inputs have shape \(3, 4\) and torch.float32, but the given ones have shape \(2, 4\)",
+    ):
         replay.query(torch.zeros(2, 4))
     with pytest.raises(DeviceError, match="operation 1 of 15 is query in the recording, but is program now"):
         replay.program(controls)
