@@ -30,8 +30,8 @@ class Adjoint(Surrogate):
         super().check(session, estimator)
         if session.capability(Reciprocal) is None:
             raise ConfigurationError(
-                f"surrogate 'adjoint' needs a reverse port (query_adjoint), but {session.spec.name!r} has none; "
-                f"use 'online'"
+                f"surrogate 'adjoint' sends vectors backwards, but {session.spec.name!r} has no reverse port "
+                f"(query_adjoint); use 'online'"
             )
 
     def prepare(self, session: Session, grad_outputs: Tensor) -> None:

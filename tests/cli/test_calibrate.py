@@ -124,4 +124,4 @@ def test_a_plan_reports_what_a_calibration_would_save() -> None:
         "plan", "--device", "mzi", "--in-features", 32, "--out-features", 32, "--epochs", 1, "--json"
     )
     assert code == 0
-    assert "'astralora calibrate' takes some 64 programs once" in json.loads(printed)["expense"]
+    assert "'astralora calibrate' needs about 64 programs once" in json.loads(printed)["expense"]

@@ -417,8 +417,8 @@ def test_same_seed_same_run(simulated: Any) -> None:
 @pytest.mark.parametrize(
     ("x", "error", "complaint"),
     [
-        (torch.ones(5, 7), ConfigurationError, r"takes \(\.\.\., 8\), but was given \(5, 7\)"),
-        (torch.ones(5, 8, dtype=torch.float64), ConfigurationError, "is torch.float32, but was given torch.float64"),
+        (torch.ones(5, 7), ConfigurationError, r"must have shape \(\.\.\., 8\), but has \(5, 7\)"),
+        (torch.ones(5, 8, dtype=torch.float64), ConfigurationError, "is torch.float32, but its input is torch.float64"),
         (torch.full((5, 8), float("nan")), OutOfRange, "NaN or infinity in row 0"),
         (torch.full((5, 8), float("inf")), OutOfRange, "NaN or infinity in row 0"),
     ],

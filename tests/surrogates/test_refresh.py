@@ -262,7 +262,7 @@ def test_a_controller_refuses_invalid_numbers(options: dict[str, Any], complaint
     ("options", "complaint"),
     [
         ({"refresh": "often"}, "refresh must be 'stability', a RefreshController or None, not 'often'"),
-        ({"max_rank": 20}, "max_rank limits what refresh='stability' may do"),
+        ({"max_rank": 20}, "max_rank limits the rank of refresh='stability'"),
         ({"refresh": "stability", "max_rank": 5}, "max_rank must be no less than the rank of 10"),
     ],
 )
