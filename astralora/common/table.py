@@ -46,7 +46,7 @@ class Table(Generic[_Kind]):
         return kind
 
     def find(self, name: str) -> type[_Kind]:
-        """Return the class with a name.
+        """Return the class that was added under a name.
 
         Raises:
             ConfigurationError: there is no class with this name; the message lists all names.
@@ -56,13 +56,13 @@ class Table(Generic[_Kind]):
         return self._classes[name]
 
     def make(self, name: str, **options: Any) -> _Kind:
-        """Make an object of the class with a name; options that the class does not take are ignored."""
+        """Make an object of the class that was added under a name; ignore options that the class does not take."""
         kind = self.find(name)
         taken = inspect.signature(kind).parameters
         return kind(**{key: value for key, value in options.items() if key in taken})
 
     def takes(self, name: str) -> set[str]:
-        """Return the names of the options that the class with a name takes."""
+        """Return the names of the options of the class that was added under a name."""
         return set(inspect.signature(self.find(name)).parameters)
 
     def __iter__(self) -> Iterator[str]:

@@ -50,7 +50,7 @@ def check_twin(twin: object, spec: DeviceSpec) -> None:
 class Twin(Estimator):
     """Backpropagate through a differentiable model of the device: physics-aware training.
 
-    See Wright et al., Nature 601, 549 (2022). It costs no operation. Its accuracy is that of the model: on a mesh of
+    See Wright et al., Nature 601, 549 (2022). It costs no operation. It is as accurate as the model: on a mesh of
     interferometers, unknown phase offsets of only 0.1 rad already turn the gradient by 45 degrees or more. Give a less
     accurate model to a zero-order estimator as its ``twin`` instead.
 

@@ -135,7 +135,7 @@ def check_reattachment(place: Place, old: BlackBoxLinear) -> None:
 
 
 def reattach(place: Place, old: BlackBoxLinear) -> BlackBoxLinear:
-    """Return the new layer for a layer that is on a device already; see `astralora.nn.attachment.attach`."""
+    """Return the layer that replaces a device layer, or this layer itself; see `astralora.nn.attachment.attach`."""
     if is_on(old, place.session):
         if place.options_given:
             old.use_method(**{name: value for name, value in place.options.items() if name != "gain"})

@@ -129,7 +129,7 @@ ENCODINGS: dict[str, type[Encoding]] = {"scale": Scale, "differential": Differen
 
 
 def choose_encoding(spec: DeviceSpec, name: str = "auto") -> Encoding:
-    """Return the encoding with a name; ``"auto"`` chooses the cheapest encoding for signed vectors.
+    """Return the encoding of this name; ``"auto"`` chooses the cheapest encoding for signed vectors.
 
     Raises:
         ConfigurationError: the name is unknown, or the encoding does not suit the device.

@@ -68,7 +68,7 @@ class Surrogate(ABC):
         """Initialize the surrogate for a device that is programmed with ``controls``, (num_controls,)."""
 
     def controls_changed(self, session: Session, controls: Tensor) -> None:
-        """Update the surrogate after the device was programmed with controls that differ from the last step's."""
+        """Update the surrogate after the device was programmed with new controls, (num_controls,)."""
 
     def observe(self, inputs: Tensor, outputs: Tensor) -> None:
         """Learn from the forward pass: vectors, (batch, in_features), and answers, (batch, out_features)."""

@@ -178,7 +178,7 @@ def invoke(*arguments: str) -> Any:
         (["emulate", "--device", "nope"], "there is no device named 'nope'"),
         (
             ["emulate", "--device", "mrr", "--tcp", "0.0.0.0:0"],
-            "could drive the device without a password; listen on 127.0.0.1",
+            "could operate the device without a password; listen on 127.0.0.1",
         ),
         (["emulate", "--device", "mrr", "--tcp", "5000"], "write HOST:PORT"),
         (
@@ -192,7 +192,7 @@ def invoke(*arguments: str) -> Any:
         (["emulate", "--device", "mrr", "--faults", "often"], "'often' is not a fault plan"),
         (
             ["emulate", "--device", "mrr", "--scpi", "127.0.0.1:0", "--faults", "corrupt=0.1"],
-            "SCPI cannot notice a corrupt answer",
+            "SCPI cannot detect a corrupt answer",
         ),
         (
             ["emulate", "--device", "mrr", "--link", "/nowhere/chip"],

@@ -285,7 +285,11 @@ def test_energy_is_usage_times_the_rates_of_the_spec() -> None:
     ("kind", "law", "sentence"),
     [
         ("mzi", {"pcm": True}, "pcm needs a kind whose controls are conductances, but those of mzi are phases"),
-        ("diffractive", {"weight_noise_std": 0.1}, "noise on a transfer matrix, and diffractive has none"),
+        (
+            "diffractive",
+            {"weight_noise_std": 0.1},
+            "noise on a transfer matrix, but diffractive has no transfer matrix",
+        ),
         ("slm", {"splitter_error_std": 0.1}, "needs a mesh, but slm has no couplers"),
         ("slm", {"flicker_seconds": (2.0, 1.0)}, "the second value of flicker_seconds must be above the first"),
     ],

@@ -67,7 +67,7 @@ def test_has_the_capabilities_of_a_simulator(kind: str, simulated: Any) -> None:
 def test_kinds_that_are_not_reciprocal_refuse_vectors_in_reverse(kind: str, simulated: Any) -> None:
     session = simulated(kind, 4, 4)
     start(session)
-    with pytest.raises(DeviceError, match="query_adjoint: has no reverse port, since its law is not reciprocal"):
+    with pytest.raises(DeviceError, match="query_adjoint: has no reverse port, because its law is not reciprocal"):
         session.device.query_adjoint(torch.zeros(2, 4))
 
 
