@@ -20,7 +20,7 @@ def hadamard_order(least: int) -> int:
 
     The orders are powers of two (Sylvester), q + 1 for primes q = 3 mod 4 and 2 (q + 1) for primes q = 1 mod 4 (Paley
     1933), and twice each of these. For ``least`` up to some hundreds, the order is rarely more than 4 above ``least``;
-    for larger ones it is about 3 % above.
+    for larger ones it is rarely more than 3 % above.
     """
     order = least
     while not _constructible(order):

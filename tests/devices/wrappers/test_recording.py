@@ -207,7 +207,7 @@ def test_an_invalid_file_is_described_in_one_sentence(tmp_path: Path, content: b
 )
 def test_an_invalid_index_is_refused(tmp_path: Path, index: str) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "run", {"astralora": index})
-    with pytest.raises(DeviceError, match="run (is|has format) "):
+    with pytest.raises(DeviceError, match=r"run (is|has format) "):
         ReplayDevice(tmp_path / "run")
 
 
