@@ -29,7 +29,7 @@ class Bench(BaseModel):
 
     Attributes:
         device: a registered name, or a factory in a Python file, such as ``mychip.py:make_chip``. In a file, a relative
-            path begins at the folder of that file.
+            path starts from the folder of this file.
         options: options for the device's factory.
     """
 

@@ -57,7 +57,7 @@ class Orthogonal(ZeroOrder):
     """
 
     def begin(self, spec: DeviceSpec, controls: Tensor) -> None:
-        """Shuffle the Hadamard matrix anew."""
+        """Draw a new random order and new signs for the Hadamard matrix."""
         self._codes = CodedSigns(len(controls), self.generator)
 
     def directions(self, count: int, controls: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class Output(ZeroOrder):
     step_share = 1 / 32
 
     def begin(self, spec: DeviceSpec, controls: Tensor) -> None:
-        """Shuffle the Hadamard matrix anew."""
+        """Draw a new random order and new signs for the Hadamard matrix."""
         self._outputs = spec.out_features
         self._codes = CodedSigns(len(controls) // self._outputs, self.generator)
         self._control_signs = self._signs(1, controls)

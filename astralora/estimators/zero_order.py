@@ -140,7 +140,7 @@ class ZeroOrder(Estimator):
         outputs: Tensor,
         grad_outputs: Tensor,
     ) -> Tensor:
-        """Return the mean of u <f_{w + mu u}(X) - f_w(X), G> / mu over the perturbations u; see `Estimator.estimate`."""
+        """Return the mean of u <f_{w + mu u}(X) - f_w(X), G> / mu over perturbations u; see `Estimator.estimate`."""
         spec = session.spec
         self.gradient_energy = None
         self.step_choice = self._choose_step(spec)

@@ -108,7 +108,7 @@ class Physics(BaseModel, ABC):
 
     @property
     def drive(self) -> Drive:
-        """Return unit and range of the written controls; by default those of the acting controls."""
+        """Return unit and range of the written controls; the default is unit and range of the acting controls."""
         return Drive(self.control_unit, self.control_range, self.initial_range)
 
     def actuate(self, written: Tensor) -> Tensor:

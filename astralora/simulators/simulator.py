@@ -233,7 +233,7 @@ class SimulatedDevice:
         """Pass vectors backwards through the device: (batch, out_features) -> (batch, in_features).
 
         The reverse port multiplies by the transpose of the present transfer matrix. It has its own input converters,
-        noise, saturation and output converters, of the same kind as those of the forward port.
+        noise, saturation and output converters, of the same kind as the forward port.
 
         Raises:
             DeviceError: the law is not linear and reciprocal; see `capabilities`.

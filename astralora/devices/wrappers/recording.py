@@ -143,8 +143,8 @@ class ReplayDevice:
 
     With ``match="order"``, every request must equal the recorded request bit for bit. A request that differs raises an
     error that names the place. With ``match="content"``, requests may come in any order. The answer is a recorded
-    answer to the same controls and inputs. If there are several answers, they are returned in turn, and the sequence
-    starts again after the last one.
+    answer to the same controls and inputs. If there are several answers, they are returned one after the other, and
+    the sequence starts again after the last one.
 
     Args:
         path: path of a recording.

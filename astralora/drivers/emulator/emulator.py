@@ -110,7 +110,7 @@ class Emulator:
 
 
 class FrameEmulator(Emulator):
-    """Emulate firmware that speaks the framed binary protocol."""
+    """Emulate firmware that uses the framed binary protocol."""
 
     driver = "frame-mvm"
     busy = b"".join(encode_frame(ERROR, 0, encode_error(NotConnected("is in use by another host; close it there"))))
@@ -123,7 +123,7 @@ class FrameEmulator(Emulator):
 
 
 class ScpiEmulator(Emulator):
-    """Emulate an instrument that speaks SCPI."""
+    """Emulate an instrument that uses SCPI."""
 
     driver = "scpi-mvm"
 
