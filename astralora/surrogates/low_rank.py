@@ -22,9 +22,9 @@ __all__ = ["LowRankOnline"]
 class LowRankOnline(Surrogate):
     """Update A ~ U V of rank r with every training batch; this stores r (m + n) numbers.
 
-    By default it costs no operation. The update is the smallest change of A that explains the batch up to its noise, truncated to the rank; see
-    `astralora.surrogates.factors.absorb`. Use it for devices whose transfer matrix has a low rank, or is too large to
-    store. A unitary mesh has no good low-rank approximation.
+    By default it costs no operation. The update is the smallest change of A that explains the batch up to its noise,
+    truncated to the rank; see `astralora.surrogates.factors.absorb`. Use it for devices whose transfer matrix has a low
+    rank, or is too large to store. A unitary mesh has no good low-rank approximation.
 
     With ``refresh="stability"`` the surrogate also refreshes its factors after every change of controls, with the
     vectors that the change of the bases requires, and adapts its rank to the device; see

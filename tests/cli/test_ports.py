@@ -223,7 +223,7 @@ def test_an_address_in_use_is_reported(tmp_path: Path) -> None:
         number = taken.getsockname()[1]
         result = invoke("emulate", "--device", "matvec", "--tcp", f"127.0.0.1:{number}")
     assert result.exit_code == 1
-    assert f"tcp://127.0.0.1:{number} cannot be listened at: Address already in use" in result.stderr
+    assert f"cannot listen on tcp://127.0.0.1:{number}: Address already in use" in result.stderr
 
 
 def test_a_failed_check_makes_the_exit_code_one(monkeypatch: pytest.MonkeyPatch) -> None:
