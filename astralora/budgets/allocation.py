@@ -15,7 +15,7 @@ __all__ = ["AllocationMode", "allocate"]
 
 AllocationMode = Literal["topk", "proportional", "neyman"]
 
-# Relative tolerance: rounding in a sum of decimal prices must not exceed the budget.
+# Relative tolerance, because rounding in a sum of decimal prices must not count as exceeding the budget.
 _ROUNDING = 1e-9
 
 
@@ -38,18 +38,18 @@ def allocate(
         S_l = budget (a_l / sqrt(cost_l)) / sum_k a_k sqrt(cost_k)
 
     minimises sum a_l^2 / S_l (Neyman 1934). For a zero-order estimate of a gradient of P_l controls,
-    a_l = ||g_l|| sqrt(P_l + 1). A unit with a score above 0 gets at least one sample where the budget pays for it;
-    it would have no estimate otherwise. A unit with score 0 gets none.
+    a_l = ||g_l|| sqrt(P_l + 1). A unit with a score above 0 gets at least one sample if the budget is sufficient,
+    because it would have no estimate without samples. A unit with score 0 gets none.
 
     Args:
         scores: score of each unit, (units,), finite and at least 0.
-        costs: cost of one share, for each unit or for all, above 0, in the unit of the budget.
-        budget: most that may be spent.
-        mode: one of the above.
-        generator: random stream for the order of units with equal scores; without it the earlier ones come first.
+        costs: cost of one share, for each unit or one number for all units, above 0, in the unit of the budget.
+        budget: largest total cost.
+        mode: one of the modes above.
+        generator: random stream for the order of units with equal scores; None to prefer earlier units.
 
     Returns:
-        Share of each unit, (units,), int64. Where every score is 0, ``"proportional"`` and ``"neyman"`` give all units
+        Share of each unit, (units,), int64. If all scores are 0, ``"proportional"`` and ``"neyman"`` give all units
         equal shares.
 
     Raises:
@@ -102,14 +102,14 @@ def _neyman(scores: list[float], costs: list[float], budget: float) -> list[int]
     deviations = scores if any(scores) else [cost**0.5 for cost in costs]
     wanting = [unit for unit, deviation in enumerate(deviations) if deviation > 0]
     shares = [0] * len(scores)
-    # First one sample each, in the order of the variance that it removes for its cost.
+    # First, each unit gets one sample, in the order of the removed variance divided by the cost.
     for unit in sorted(wanting, key=lambda unit: -(deviations[unit] ** 2) / costs[unit]):
         if costs[unit] <= budget:
             shares[unit] = 1
             budget -= costs[unit]
     if any(shares[unit] == 0 for unit in wanting):
         return shares
-    # Then the rest by the formula, among the units that it gives more than one sample.
+    # Then the formula divides the rest among the units that get more than one sample by it.
     above = wanting
     while above:
         total = sum(deviations[unit] * costs[unit] ** 0.5 for unit in above)
@@ -121,7 +121,7 @@ def _neyman(scores: list[float], costs: list[float], budget: float) -> list[int]
     for unit in above:
         shares[unit] = int(ideal[unit])
         budget -= (shares[unit] - 1) * costs[unit]
-    # Then what rounding has left over, one by one where it lowers the variance most for its cost.
+    # Then the rest is used one sample at a time, where it removes the largest variance for its cost.
     while True:
         best, gain = -1, -inf
         for unit in wanting:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Currency", "Ranking", "SampleAllocator"]
 
 Ranking = Literal["neyman", "grad_norm", "snip"]
-"""Score by which the layers share."""
+"""Score that determines the samples of each layer."""
 
 Currency = Literal["hardware_seconds", "vectors", "programs"]
 """Unit of the budget."""
@@ -33,38 +33,38 @@ _DIVISION: dict[Ranking, AllocationMode] = {"neyman": "neyman", "grad_norm": "pr
 
 
 class SampleAllocator:
-    """Choose the number of perturbations of every device layer in each step by its gradient, for the same budget.
+    """Choose the number S of samples (perturbations) of each device layer by its gradient, within a budget.
 
-    The scores come from the estimates that training makes anyway, and take no further queries. ``"neyman"`` scores
-    a = ||g|| sqrt(P + 1), the standard deviation of an estimate from one random direction for P controls, and gives S
-    proportional to a / sqrt(cost), which minimises the sum of all variances. ``"grad_norm"`` gives S proportional to
-    ||g||, and ``"snip"`` to sum |w * dw|. ||g|| excludes the contributions of directions and detector noise to the norm
-    of an estimate, see `Estimator.gradient_energy`, and is averaged over steps.
+    The scores are computed from the estimates of training, and cost no additional queries. For ``"neyman"``, the score
+    is a = ||g|| sqrt(P + 1), the standard deviation of an estimate from one random direction for P controls. S is
+    proportional to a / sqrt(cost), which minimises the sum of all variances. For ``"grad_norm"``, S is proportional to
+    ||g||, and for ``"snip"`` to sum |w * dw|. ||g|| is the norm of the true gradient: the contributions of random
+    directions and noise are subtracted (see `Estimator.gradient_energy`), and ||g||^2 is averaged over steps.
 
-    Training is divided into periods. No period spends more on control gradients than the budget. A layer without
-    samples rests: it computes forward passes, and spends nothing on gradients (except with the adjoint surrogate, which
-    must measure the input gradients for the layers before it). Every period after one in which a layer rests begins
-    with one step of all layers, with their original samples, so that all scores stay up to date.
+    Training is divided into periods. The control gradients of a period cost at most the budget. A layer without samples
+    rests: it computes forward passes, and spends nothing on gradients. (The adjoint surrogate is an exception: it must
+    measure the input gradients for earlier layers.) If a layer rests in a period, the next period begins with one step
+    of all layers with their original samples, so that all scores stay up to date.
 
     Args:
         layers: layers by name, or a model that contains device layers.
-        ranking: score to share by.
-        period: steps after which resting layers are measured again and a new budget begins.
-        turn_on: share of the layers, by rank, that get samples; the others rest.
-        budget: budget of one period, in ``currency``. None for the cost of the original samples, which the first
-            period measures.
+        ranking: name of the score.
+        period: number of steps after which resting layers are measured again and a new budget begins.
+        turn_on: share of the layers that get samples, those with the highest scores; the others rest.
+        budget: budget of one period, in ``currency``. None for the cost of the original samples, which is measured in
+            the first period.
         currency: unit of the budget and the costs.
-        group: process group of data-parallel training, such as ``torch.distributed.group.WORLD``: its processes, each
-            with its own chips, combine their scores and use the same shares. Each process has its own budget. Where
-            layers may rest, give DistributedDataParallel ``find_unused_parameters=True``; otherwise a resting layer
-            gets a gradient of zeros, and an optimizer with momentum moves it on.
+        group: process group of data-parallel training, such as ``torch.distributed.group.WORLD``. Each process has its
+            own chips and its own budget. The processes combine their scores and use the same samples. If layers may
+            rest, give DistributedDataParallel ``find_unused_parameters=True``; otherwise a resting layer gets a
+            gradient of zeros, and an optimizer with momentum still changes its controls.
 
     Attributes:
-        samples: samples of each layer in the present step.
-        spent: spent in the present period; never less than the devices have counted.
+        samples: number of samples of each layer in the present step.
+        spent: cost in the present period; never less than the counted cost on the devices.
 
     Raises:
-        ConfigurationError: the estimator of a layer takes no samples, or a device has no price.
+        ConfigurationError: the estimator of a layer has no number of samples, or a device has no operation times.
     """
 
     def __init__(
@@ -90,14 +90,14 @@ class SampleAllocator:
         self._step = 0
         self._original = {name: _estimator(layer).count(len(layer.controls)) for name, layer in self.layers.items()}
         self.samples = dict(self._original)
-        self._means: dict[str, list[float]] = {}  # of each layer's score or energy: weighted sum, and sum of weights
-        self._costs: dict[str, list[float]] = {}  # of one sample, and further costs of a step
+        self._means: dict[str, list[float]] = {}  # weighted sum and sum of weights of each score
+        self._costs: dict[str, list[float]] = {}  # of one sample, and other costs of a step
         for name, layer in self.layers.items():
             _estimator(layer).quota = partial(self._grant, name)
 
     @contextmanager
     def step(self) -> Generator[None]:
-        """Set the samples for one training step; the ``with`` block contains its passes, for all micro-batches."""
+        """Set the samples for one training step; run all its forward and backward passes in the ``with`` block."""
         position = self._step % self._period
         if position == 0:
             if self._step and self.budget is None:
@@ -115,7 +115,7 @@ class SampleAllocator:
         self._step += 1
 
     def means(self) -> dict[str, float]:
-        """Return the mean of each layer's gradient energy, or SNIP score; layers without an estimate are left out."""
+        """Return the mean gradient energy or SNIP score of each layer; layers without an estimate are left out."""
         return _means(self._means)
 
     def scores(self) -> dict[str, float]:
@@ -174,7 +174,7 @@ class SampleAllocator:
         return {name: given.get(name, 0) for name in names}
 
     def _pooled(self, left: float) -> tuple[Mapping[str, Sequence[float]], Mapping[str, Sequence[float]], float]:
-        """Return the summed scores of all processes, the highest of their costs, and the smallest budget left."""
+        """Return, over all processes, the sum of the scores, the largest costs, and the smallest remaining budget."""
         if self._group is None:
             return self._means, self._costs, left
         names = list(self.layers)
@@ -188,7 +188,7 @@ class SampleAllocator:
         return dict(zip(names, sums.tolist(), strict=True)), costs, -negative
 
     def _grant(self, name: str, session: Session, wanted: int, each: int, more: int, vectors: int) -> int:
-        """Return how many perturbations of an estimate the rest of the period's budget pays for."""
+        """Return the number of perturbations that the remaining budget of the period can pay for."""
         sample = self._price(session.spec, each, vectors)
         extra = self._price(session.spec, more, vectors)
         self._costs[name] = [sample, extra]
@@ -238,11 +238,11 @@ def _check(
     currency: str,
 ) -> None:
     if not layers:
-        raise ConfigurationError("there are no device layers to share samples; attach devices first")
+        raise ConfigurationError("there are no device layers; attach devices first")
     if ranking not in get_args(Ranking):
-        raise ConfigurationError(f"samples are shared by {', '.join(get_args(Ranking))}, not {ranking!r}")
+        raise ConfigurationError(f"ranking must be one of {', '.join(get_args(Ranking))}, not {ranking!r}")
     if currency not in get_args(Currency):
-        raise ConfigurationError(f"a budget is in {', '.join(get_args(Currency))}, not {currency!r}")
+        raise ConfigurationError(f"currency must be one of {', '.join(get_args(Currency))}, not {currency!r}")
     check_whole("period", period)
     if not 0 < turn_on <= 1:
         raise ConfigurationError(f"turn_on must be above 0 and at most 1, not {turn_on!r}")
@@ -251,8 +251,8 @@ def _check(
     for name, layer in layers.items():
         if not isinstance(layer.estimator, ZeroOrder):
             raise ConfigurationError(
-                f"the estimator of {name!r} is {type(layer.estimator).__name__.lower()!r}, which takes no samples to "
-                f"move between layers; choose one that does, such as 'orthogonal' or 'gaussian'"
+                f"the estimator of {name!r} is {type(layer.estimator).__name__.lower()!r}, which has no number of "
+                f"samples; choose one that has, such as 'orthogonal' or 'gaussian'"
             )
         spec = layer.session.spec
         if currency == "hardware_seconds" and not (spec.program_seconds or spec.vector_seconds):

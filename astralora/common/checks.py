@@ -16,7 +16,7 @@ def check_whole(name: str, value: object, *, least: int = 1) -> int:
         least: smallest value allowed.
 
     Raises:
-        ConfigurationError: the value is no whole number, or it is too small.
+        ConfigurationError: the value is not a whole number, or it is too small.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigurationError(f"{name} must be a whole number of at least {least}, not {value!r}")
@@ -31,7 +31,7 @@ def check_share(name: str, value: object) -> float:
         value: value that the user gave.
 
     Raises:
-        ConfigurationError: the value is no number, or it is outside of this range.
+        ConfigurationError: the value is not a number, or it is outside this range.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise ConfigurationError(f"{name} must be between 0 and 1, not {value!r}")

@@ -1,7 +1,7 @@
-"""Define the error for wrong options; faults of a device have errors of their own in `astralora.devices`."""
+"""Define the error for wrong options; `astralora.devices` defines the errors of devices."""
 
 __all__ = ["ConfigurationError"]
 
 
 class ConfigurationError(ValueError):
-    """Report options that cannot work; the message gives the reason and an alternative."""
+    """Report options that are not valid; the message gives the reason and an alternative."""

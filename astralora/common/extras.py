@@ -1,4 +1,4 @@
-"""Import optional libraries where they are used."""
+"""Import optional libraries only when they are needed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def require(module: str, purpose: str, extra: str) -> Any:
 
     Args:
         module: full name of the module; the distribution has the name of its first part.
-        purpose: name of the feature that needs it, in the singular, for the message.
-        extra: extra of astralora that installs it.
+        purpose: name of the feature that needs the library, in the singular, for the message.
+        extra: extra of astralora that installs the library.
 
     Raises:
         ConfigurationError: the library is not installed; the message names the extra.

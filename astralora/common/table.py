@@ -18,7 +18,7 @@ class Table(Generic[_Kind]):
 
     Args:
         what: name of the kind, for messages.
-        base: base class of all of them.
+        base: base class of all classes in the table.
     """
 
     def __init__(self, what: str, base: type[_Kind]) -> None:
@@ -31,38 +31,38 @@ class Table(Generic[_Kind]):
 
         Args:
             name: name of the class.
-            kind: the class.
-            replace: allow a name that is taken already.
+            kind: class to add.
+            replace: whether to replace a class that has this name already.
 
         Raises:
             TypeError: the class does not derive from the table's base class.
-            ValueError: the name is taken, and ``replace`` is not set.
+            ValueError: another class has this name, and ``replace`` is not set.
         """
         if not (isinstance(kind, type) and issubclass(kind, self._base)):
             raise TypeError(f"{self._what} {name!r} must be a subclass of {self._base.__name__}")
         if name in self._classes and not replace:
-            raise ValueError(f"there is a {self._what} named {name!r} already; pass replace=True")
+            raise ValueError(f"there is a {self._what} named {name!r} already; pass replace=True to replace it")
         self._classes[name] = kind
         return kind
 
     def find(self, name: str) -> type[_Kind]:
-        """Return the class of a name.
+        """Return the class that was added under a name.
 
         Raises:
-            ConfigurationError: there is no such class; the message lists the names.
+            ConfigurationError: there is no class with this name; the message lists all names.
         """
         if name not in self._classes:
             raise ConfigurationError(f"there is no {self._what} named {name!r}; known are {', '.join(self._classes)}")
         return self._classes[name]
 
     def make(self, name: str, **options: Any) -> _Kind:
-        """Make an object of a class, with those of the options that the class takes."""
+        """Make an object of the class that was added under a name; ignore options that the class does not take."""
         kind = self.find(name)
         taken = inspect.signature(kind).parameters
         return kind(**{key: value for key, value in options.items() if key in taken})
 
     def takes(self, name: str) -> set[str]:
-        """Return the names of the options that a class takes."""
+        """Return the names of the options of the class that was added under a name."""
         return set(inspect.signature(self.find(name)).parameters)
 
     def __iter__(self) -> Iterator[str]:

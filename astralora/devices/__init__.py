@@ -1,4 +1,4 @@
-"""Describe, register, guard, wrap and calibrate devices: the contract that hardware and simulators share."""
+"""Describe, register, guard, wrap and calibrate devices; simulators and hardware share one interface."""
 
 from .bench import Bench
 from .calibration import Calibration, CalibrationAgeWarning, FitQuality, FittedModel

@@ -20,7 +20,7 @@ __all__ = ["Bench"]
 class Bench(BaseModel):
     """Describe the device on a lab's bench: its name and the options for its factory.
 
-    A bench file is TOML. Its path can be given wherever the name of a device can::
+    A bench file is a TOML file. Every function that takes the name of a device also takes the path of a bench file::
 
         device = "frame-mvm"
 
@@ -29,7 +29,7 @@ class Bench(BaseModel):
 
     Attributes:
         device: a registered name, or a factory in a Python file, such as ``mychip.py:make_chip``. In a file, a relative
-            path begins at the folder of that file.
+            path starts from the folder of this file.
         options: options for the device's factory.
     """
 
@@ -43,26 +43,26 @@ class Bench(BaseModel):
     def _refuse_bench(cls, device: str) -> str:
         # A bench could otherwise name itself.
         if device.endswith(".toml"):
-            raise ValueError("a bench names a registered device or FILE.py:FACTORY, not another bench")
+            raise ValueError("a bench must name a registered device or FILE.py:FACTORY, not another bench file")
         return device
 
     @classmethod
     def load(cls, path: str | Path) -> Bench:
-        """Read a file.
+        """Read a bench file.
 
         Raises:
-            DeviceError: no such file, or its content is not a bench; in one sentence.
+            DeviceError: the file does not exist, or its content is not valid; the message is one sentence.
         """
         try:
             bench = cls.model_validate(tomllib.loads(Path(path).read_text(encoding="utf-8")))
             return bench.model_copy(update={"device": absolute_name(bench.device, Path(path).parent)})
         except OSError as error:
-            raise DeviceError(f"the bench {path} cannot be read: {error.strerror or error}") from None
+            raise DeviceError(f"the bench file {path} cannot be read: {error.strerror or error}") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise DeviceError(f"the bench {path} is not TOML: {error}") from None
+            raise DeviceError(f"the bench file {path} is not TOML: {error}") from None
         except ValidationError as error:
-            raise DeviceError(f"the bench {path}: {first_problem(error, cls.model_fields)}") from None
+            raise DeviceError(f"the bench file {path}: {first_problem(error, cls.model_fields)}") from None
 
     def save(self, path: str | Path) -> None:
-        """Write the file, completely or not at all."""
+        """Write the bench file atomically: an interruption leaves no partial file."""
         write_atomically(Path(path), tomli_w.dumps(self.model_dump()))

@@ -32,7 +32,7 @@ class CalibrationAgeWarning(UserWarning):
 
 
 class _Record(BaseModel):
-    """Forbid changes and unknown keys."""
+    """Refuse unknown keys, and refuse changes after construction; base class of the records here."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,7 +41,7 @@ class FittedModel(_Record):
     """Name the law that was fitted.
 
     Attributes:
-        name: name of a registered device that is `astralora.devices.Identifiable`.
+        name: name of a registered device with the capability `astralora.devices.Identifiable`.
         options: options of its factory, except sizes and ranges.
     """
 
@@ -60,11 +60,11 @@ class FitQuality(_Record):
         held_out_rms: root mean square error of the prediction of held-out answers, in output units.
         training_rms: root mean square error of the fitted answers, in output units.
         noise_std: standard deviation of noise and rounding alone, measured by repeated queries.
-        starts: number of starts of the fit.
+        starts: number of starting points of the fit.
         settings: number of settings that were fitted.
         held_out_settings: number of settings that were held out.
-        errors: ``"full"`` where the standard error of each constant includes the uncertainty of all others;
-            ``"diagonal"`` where it takes the others as exact, and is a lower bound.
+        errors: ``"full"`` if the standard error of each constant includes the uncertainty of all others;
+            ``"diagonal"`` if the other constants are assumed to be exact, which gives a lower bound.
     """
 
     fits: bool
@@ -81,7 +81,7 @@ class FitQuality(_Record):
 
 
 class Calibration(_Record):
-    """Hold the calibration of one chip; in files, a JSON record and beside it a safetensors file for the tensors.
+    """Hold the calibration of one chip; on disk, a JSON record and a safetensors file for the tensors.
 
     Attributes:
         format: version of the format of the record.
@@ -90,17 +90,17 @@ class Calibration(_Record):
         created: time of the calibration.
         temperature_celsius: temperature of the chip, if it has a thermometer.
         promised: spec that the device claims.
-        measured: the same spec with measured values: the noise, and more.
-        model: law that was fitted; None for none.
-        fit: quality of the fit; None for none.
+        measured: the same spec with measured values, such as the noise.
+        model: law that was fitted; None if no law was fitted.
+        fit: quality of the fit; None if no law was fitted.
         findings: properties measured directly, each with name, value, low, high (three standard errors), unit,
             promised, agrees and a sentence.
-        spent: programs, queries and vectors that the calibration took.
+        spent: programs, queries and vectors that the calibration used.
         wall_seconds: time that the calibration took.
         tensors: fitted constants, ``constants/NAME``; their standard errors, ``errors/NAME``; measured and predicted
             answers at held-out settings, ``held_out/measured`` and ``held_out/foreseen``; values of stuck controls,
-            ``fixed``, nan for all others; noise of each output, ``noise/by_output``; outputs without signal,
-            ``dead_outputs``; outputs without light, ``dark/offset``, and their errors, ``dark/error``; and more.
+            ``fixed``, nan for all others; noise of each output, ``noise/by_output``; which outputs are dead,
+            ``dead_outputs``; dark level of each output, ``dark/offset``, and its error, ``dark/error``; and more.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -152,13 +152,13 @@ class Calibration(_Record):
         max_age_days: float = 30.0,
         max_kelvin: float = 5.0,
     ) -> None:
-        """Refuse another device than the calibrated one, and warn where the chip may have changed.
+        """Refuse a device that is not the calibrated one, and warn if the chip may have changed.
 
         Args:
             spec: spec of the device to use.
             temperature_celsius: its present temperature; None if unknown.
-            max_age_days: age of the calibration, in days, from which to warn.
-            max_kelvin: difference of temperatures, in kelvin, from which to warn.
+            max_age_days: warn if the calibration is older than this, in days.
+            max_kelvin: warn if the temperature differs by more than this, in kelvin.
 
         Raises:
             CalibrationMismatch: the calibration belongs to another device.
@@ -166,8 +166,8 @@ class Calibration(_Record):
         theirs, ours = spec.serial_number, self.serial_number
         if theirs != ours:
             raise CalibrationMismatch(
-                f"the calibration was taken on {ours or 'a device without a serial number'}, and this is "
-                f"{theirs or 'a device without one'}; calibrate this one",
+                f"the calibration was taken on {ours or 'a device without a serial number'}, but this device is "
+                f"{theirs or 'a device without one'}; calibrate this device",
                 device=spec.name,
                 operation="calibration",
             )
@@ -175,7 +175,7 @@ class Calibration(_Record):
             here, there = getattr(spec, what), getattr(self.promised, what)
             if here != there:
                 raise CalibrationMismatch(
-                    f"the calibration was taken with {what} = {there}, and the device has {here} now; calibrate again",
+                    f"the calibration was taken with {what} = {there}, but the device now has {here}; calibrate again",
                     device=spec.name,
                     operation="calibration",
                 )
@@ -214,10 +214,11 @@ class Calibration(_Record):
     # -- files ------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Write the record, and its tensors beside it.
+        """Write the record, and write its tensors to a file in the same folder.
 
-        The file of the tensors is named by its content, and written first. The record, which holds that name, then
-        replaces an earlier one atomically, so that an interruption leaves the earlier calibration complete.
+        The file of the tensors is written first; its name contains a hash of its content. The record contains this
+        name. It is written second and replaces an earlier record atomically, so an interruption leaves the earlier
+        calibration complete.
 
         Raises:
             DeviceError: a file cannot be written.
@@ -248,11 +249,15 @@ class Calibration(_Record):
         content = _read_json(path)
         version = content.get("format")
         if isinstance(version, int) and version > 1:
-            raise DeviceError(f"the calibration {path} has format {version}, and this astralora reads 1; update it")
+            raise DeviceError(
+                f"the calibration {path} has format {version}, but this astralora reads format 1; update astralora"
+            )
         hashes = {key: content.pop(key, None) for key in _HASHES}
         name = hashes["tensors_file"]
         if not isinstance(name, str) or Path(name).name != name:
-            raise DeviceError(f"the calibration {path} must name as tensors_file a file in the same folder")
+            raise DeviceError(
+                f"the tensors_file of the calibration {path} must be the name of a file in the same folder"
+            )
         try:
             data = path.with_name(name).read_bytes()
         except OSError:
@@ -260,7 +265,7 @@ class Calibration(_Record):
                 f"the calibration {path} needs {name}, which is not in the same folder; copy both"
             ) from None
         if _digest(content, data) != hashes["sha256"]:
-            raise DeviceError(f"the calibration {path} or {name} is damaged: its hash is not the one that was written")
+            raise DeviceError(f"the calibration {path} or {name} is damaged: its hash differs from the saved one")
         try:
             return cls.model_validate({**content, "tensors": load_tensors(data)})
         except ValidationError as error:
@@ -288,16 +293,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DeviceError(f"the calibration {path} is not JSON: {error}") from None
     if not isinstance(content, dict):
-        raise DeviceError(f"the calibration {path} is not a record: it holds a {type(content).__name__}")
+        raise DeviceError(f"the calibration {path} must contain a JSON object, not a {type(content).__name__}")
     return content
 
 
 def _named_tensors(path: Path) -> str | None:
-    """Return the name of the tensors' file of the record at a path; None where there is no record."""
+    """Return the name of the tensor file that the record at a path refers to; None if there is no record."""
     if not path.exists():
         return None
     try:
         name = _read_json(path).get("tensors_file")
     except DeviceError:
-        return None  # another file: it is replaced, and no file beside it is deleted
+        return None  # not a calibration: this file is replaced, and no other file is deleted
     return name if isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors") else None

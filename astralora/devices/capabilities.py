@@ -1,32 +1,32 @@
 """Declare and look up what a device can do beyond the five members of `Device`.
 
-A device lists its capabilities in the attribute ``capabilities``; methods of the same names do not count without it::
+A device lists its capabilities in the attribute ``capabilities``. A method alone does not declare a capability::
 
     class MyChip(HardwareDevice):
         capabilities = (Flushes,)
 
         def flush(self) -> None: ...
 
-`Session.capability` answers who provides a capability: the device itself, a wrapper in front of it, or nobody. A
-wrapper says once which capabilities it passes on; see `DeviceWrapper`. No driver needs any of them.
+`Session.capability` returns the object that provides a capability: the device itself, a wrapper around it, or None. A
+wrapper declares which capabilities it forwards; see `DeviceWrapper`. All capabilities are optional.
 
 ==================  ==============================================  ===============================  ==================
-capability          what it is for                                  implemented by                   used by
+capability          purpose                                         implemented by                   used by
 ==================  ==============================================  ===============================  ==================
 `ProgramsMany`      run many settings in one call                   simulators, frame protocol       `Session`
 `Reciprocal`        send vectors backwards                          reciprocal simulators            surrogate adjoint
-`Flushes`           discard what is still on the link after a fault drivers with a link              `Recovery`
+`Flushes`           discard old data on the link after a fault      drivers with a link              `Recovery`
 `Resends`           repeat the newest answer, not the operation     drivers that number requests     `Recovery`
 `Clock`             virtual time that drift follows                 simulators                       drift, timing
 `Thermometer`       chip temperature                                simulators, some drivers         calibration
 `ReportsPeaks`      saturation that the outputs do not show         tiled devices                    layers, probes
 `Snapshots`         save and restore the inner state                simulators                       checkpoints
-`Differentiable`    follow the law with autograd                    simulators, twins                method exact
-`PullsBack`         compute gradients without the answer            linear simulators                `pull_back`
+`Differentiable`    compute the law with autograd                   simulators, twins                method exact
+`PullsBack`         compute gradients without the outputs           linear simulators                `pull_back`
 `Identifiable`      fit the constants of the law                    simulators                       calibration
-`Twinned`           provide a model of this chip                    `CalibratedDevice`               methods auto, twin
+`Twinned`           provide a calibrated model of this chip         `CalibratedDevice`               methods auto, twin
 `Composite`         count and price the operations of several parts tiled and compensated devices    `Session`
-`Rehearses`         provide a stand-in that prices a run            wrappers that add operations     plan
+`Rehearses`         provide a substitute that prices a run          wrappers that add operations     plan
 `ChecksRequests`    accept requests that were checked already       simulators                       `Session`
 ==================  ==============================================  ===============================  ==================
 """
@@ -67,14 +67,14 @@ _Capability = TypeVar("_Capability")
 
 
 def capability_of(device: object, protocol: type[_Capability]) -> _Capability | None:
-    """Return the object that provides a capability of a device, or None where nothing does.
+    """Return the object that provides a capability of a device, or None if no object does.
 
     Args:
         device: a device, a session, or a law such as `CalibratedTwin`.
         protocol: one of the protocols of this module, or one of your own.
 
     Raises:
-        TypeError: the device declares the capability without the methods of it.
+        TypeError: the device declares the capability, but lacks a method of it.
     """
     if isinstance(device, ForwardsCapabilities):
         return device.capability(protocol)
@@ -85,10 +85,10 @@ def capability_of(device: object, protocol: type[_Capability]) -> _Capability | 
 
 
 def check_declared(device: object, protocol: type[Any]) -> None:
-    """Refuse a capability that is declared and not implemented.
+    """Refuse a device that declares a capability but does not implement it.
 
     Raises:
-        TypeError: names the class and the capability.
+        TypeError: a method or property is missing; the message names the class and the capability.
     """
     if not isinstance(device, protocol):
         raise TypeError(
@@ -98,7 +98,7 @@ def check_declared(device: object, protocol: type[Any]) -> None:
 
 @runtime_checkable
 class ForwardsCapabilities(Protocol):
-    """Answer for the capabilities of a wrapped device; `DeviceWrapper` and `Session` do."""
+    """Look up the capabilities of a wrapped device; implemented by `DeviceWrapper` and `Session`."""
 
     def capability(self, protocol: type[_Capability]) -> _Capability | None:
         """Return the object that provides ``protocol``, or None."""
@@ -110,10 +110,10 @@ class ForwardsCapabilities(Protocol):
 
 @runtime_checkable
 class ProgramsMany(Protocol):
-    """Run many settings in one call, faster than one after the other."""
+    """Run many settings in one call, which is faster than one call for each."""
 
     def query_each(self, controls: Tensor, inputs: Tensor) -> Tensor:
-        """Program each setting in turn and pass the same vectors through.
+        """Program one setting after the other, and pass the same vectors through the device at each setting.
 
         Args:
             controls: settings, (settings, num_controls).
@@ -133,19 +133,19 @@ class Reciprocal(Protocol):
     """
 
     def query_adjoint(self, outputs: Tensor) -> Tensor:
-        """Pass vectors in reverse: (batch, out_features) -> (batch, in_features)."""
+        """Pass vectors backwards through the device: (batch, out_features) -> (batch, in_features)."""
         ...
 
 
 @runtime_checkable
 class ChecksRequests(Protocol):
-    """Accept requests that a session has checked already, so that they are not checked twice."""
+    """Accept requests that a session has checked, so that the device need not check them again."""
 
     def program_unchecked(self, controls: Tensor) -> None:
-        """Set controls that are known to be legal; see `Device.program`."""
+        """Set controls without checking them, because the session has checked them; see `Device.program`."""
 
     def query_unchecked(self, inputs: Tensor) -> Tensor:
-        """Pass inputs that are known to be legal; see `Device.query`."""
+        """Pass inputs without checking them, because the session has checked them; see `Device.query`."""
         ...
 
 
@@ -154,18 +154,18 @@ class ChecksRequests(Protocol):
 
 @runtime_checkable
 class Flushes(Protocol):
-    """Discard what a link may still carry after a fault."""
+    """Discard old data on the link after a fault."""
 
     def flush(self) -> None:
-        """Discard everything that has arrived or is about to; the chip stays as it is."""
+        """Discard data that has arrived or will still arrive; the state of the chip does not change."""
 
 
 @runtime_checkable
 class Resends(Protocol):
-    """Repeat the newest answer; requests are numbered, so that none is carried out twice."""
+    """Repeat the newest answer; requests are numbered, so that the device carries out each request once only."""
 
     def resend(self) -> Tensor | None:
-        """Send the newest request again under its old number; return its answer, or None for a program."""
+        """Send the newest request again with the same number; return its answer, or None for a program."""
         ...
 
 
@@ -182,7 +182,7 @@ class Clock(Protocol):
         ...
 
     def wait(self, seconds: float) -> None:
-        """Let time pass."""
+        """Wait for a number of seconds."""
         ...
 
 
@@ -198,11 +198,11 @@ class Thermometer(Protocol):
 
 @runtime_checkable
 class ReportsPeaks(Protocol):
-    """Report saturated detectors where the outputs are sums that do not show them."""
+    """Report saturated detectors on devices whose outputs are sums, which do not show the saturation."""
 
     @property
     def peaks(self) -> Tensor:
-        """Return the largest share of a detector's range that each vector of the newest query reached, (batch,)."""
+        """Return, for each vector of the newest query, the largest used share of a detector's range, (batch,)."""
         ...
 
 
@@ -215,7 +215,7 @@ class Snapshots(Protocol):
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> bool | None:
-        """Restore what `state_dict` returned; return False where a part of it could not be restored."""
+        """Restore the state that `state_dict` returned; return False if a part of it could not be restored."""
         ...
 
 
@@ -241,7 +241,7 @@ class Differentiable(Protocol):
 
 @runtime_checkable
 class PullsBack(Protocol):
-    """Compute gradients of a `Differentiable` law without its outputs; a linear law saves a product."""
+    """Compute gradients of a `Differentiable` law without computing its outputs, which saves a matrix product."""
 
     def vjp(
         self,
@@ -257,19 +257,20 @@ class PullsBack(Protocol):
         Args:
             controls: one setting, (num_controls,).
             inputs: vectors, (batch, in_features).
-            grad_outputs: gradient by the outputs, (batch, out_features).
-            by_controls: whether to compute the first gradient.
-            by_inputs: whether to compute the second gradient.
+            grad_outputs: gradient with respect to the outputs, (batch, out_features).
+            by_controls: whether to compute the gradient with respect to the controls.
+            by_inputs: whether to compute the gradient with respect to the inputs.
 
         Returns:
-            Gradients by controls, (num_controls,), and by inputs, (batch, in_features); None where not computed.
+            Gradients with respect to the controls, (num_controls,), and the inputs, (batch, in_features); None for a
+            gradient that was not computed.
         """
         ...
 
 
 @runtime_checkable
 class Identifiable(Protocol):
-    """Compute a law whose constants differ from chip to chip, so that they can be fitted to measurements."""
+    """Compute a law whose constants differ from chip to chip and can be fitted to measurements."""
 
     @property
     def spec(self) -> DeviceSpec:
@@ -284,8 +285,8 @@ class Identifiable(Protocol):
         """Return the outputs of a chip with these constants, without noise and rounding.
 
         Args:
-            constants: values by name; those not given are nominal.
-            controls: settings as written, (settings, num_controls).
+            constants: values by name; constants that are not given have their nominal values.
+            controls: settings as written to the chip, (settings, num_controls).
             inputs: vectors, (batch, in_features).
 
         Returns:
@@ -294,34 +295,34 @@ class Identifiable(Protocol):
         ...
 
     def written_for(self, constants: Mapping[str, Tensor], acting: Tensor) -> Tensor:
-        """Return the controls to write to a chip with these constants, to act as ``acting`` on a nominal chip.
+        """Return the controls to write to a chip with these constants, so that it acts like a nominal chip.
 
         Args:
             constants: values by name.
-            acting: controls of a nominal chip, (..., num_controls).
+            acting: controls that a nominal chip would get, (..., num_controls).
 
         Returns:
-            Controls, (..., num_controls); an illegal control is moved to the nearest legal one.
+            Controls, (..., num_controls); a value out of range is moved to the nearest legal value.
         """
         ...
 
 
 @runtime_checkable
 class Twinned(Protocol):
-    """Provide a model of this very chip; see `CalibratedDevice`."""
+    """Provide a calibrated model of this chip; see `CalibratedDevice`."""
 
     @property
     def twin(self) -> Differentiable | None:
-        """Return the model, or None where no law fits well enough."""
+        """Return the model, or None if no law fits well enough."""
         ...
 
 
-# -- devices made of devices --------------------------------------------------------------------
+# -- devices that contain other devices ---------------------------------------------------------
 
 
 @runtime_checkable
 class Composite(Protocol):
-    """Count the operations of the devices that a device is made of."""
+    """Count the operations of all parts of a device that contains other devices."""
 
     @property
     def usage(self) -> Usage:
@@ -329,14 +330,14 @@ class Composite(Protocol):
         ...
 
     def price(self, usage: Usage) -> Usage:
-        """Return the most operations of all parts that ``usage`` of the whole can take."""
+        """Return the largest number of operations of all parts together that ``usage`` of this device can cost."""
         ...
 
 
 @runtime_checkable
 class Rehearses(Protocol):
-    """Provide a stand-in that performs the same operations, to price a run without running it."""
+    """Provide a substitute that counts the same operations, to compute the price of a run without running it."""
 
     def rehearsal(self) -> Device:
-        """Return the stand-in."""
+        """Return the substitute."""
         ...

@@ -1,4 +1,4 @@
-"""Check requests before anything is spent, and answers before anything uses them."""
+"""Check requests before they are sent, and check answers before they are used."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _ROUNDING = 1e-6
 
 
 class NotFinite(ProtocolError):
-    """Report an answer that arrived intact, with NaN or infinity in it."""
+    """Report an answer that contains NaN or infinity although it was transmitted without error."""
 
 
 def check_controls(spec: DeviceSpec, controls: Tensor, operation: str, ndim: int = 1) -> None:
     """Refuse controls that are not (..., num_controls), float, finite and within range.
 
     Raises:
-        OutOfRange: names the condition and the place.
+        OutOfRange: a condition is broken; the message names the condition and the index.
     """
     _check(spec, controls, operation, "controls", spec.num_controls, ndim, spec.control_range)
 
@@ -33,35 +33,35 @@ def check_inputs(spec: DeviceSpec, inputs: Tensor, operation: str) -> None:
     """Refuse inputs that are not (batch, in_features), float, finite and within range.
 
     Raises:
-        OutOfRange: names the condition and the place.
+        OutOfRange: a condition is broken; the message names the condition and the row.
     """
     _check(spec, inputs, operation, "inputs", spec.in_features, 2, spec.input_range)
 
 
 def check_outputs(spec: DeviceSpec, outputs: object, shape: tuple[int, ...] | None) -> Tensor:
-    """Return the answer of a driver, or refuse one of the wrong shape or type.
+    """Return the answer of a driver, and refuse an answer of the wrong shape or type.
 
     Raises:
-        ProtocolError: the driver is at fault; a repetition would not help.
+        ProtocolError: the shape or type is wrong; the driver has a bug, so repeating the query does not help.
     """
     if not isinstance(outputs, Tensor):
-        problem = f"answered a {type(outputs).__name__} where its driver must return a tensor"
+        problem = f"the driver returned a {type(outputs).__name__}; it must return a tensor"
     elif outputs.shape != shape:
-        problem = f"answered shape {tuple(outputs.shape)} where {shape} was expected"
+        problem = f"the driver returned shape {tuple(outputs.shape)}; it must return shape {shape}"
     elif not outputs.is_floating_point():
-        problem = f"answered {outputs.dtype} where a floating-point tensor was expected"
+        problem = f"the driver returned {outputs.dtype}; it must return a floating-point tensor"
     else:
         return outputs
     raise ProtocolError(problem, device=spec.name, operation="query")
 
 
 def check_finite(spec: DeviceSpec, outputs: Tensor) -> None:
-    """Refuse an answer with NaN or infinity in it.
+    """Refuse an answer that contains NaN or infinity.
 
     Raises:
-        NotFinite: a repetition may cure it.
+        NotFinite: a value is not finite; repeating the query may help.
     """
-    # The sum takes one pass and is nearly always finite; only where it is not are the values checked one by one.
+    # The sum takes one pass and is nearly always finite. The values are checked one by one only if the sum is not.
     if not isfinite(outputs.detach().sum().item()):
         bad = ~torch.isfinite(outputs)
         if bool(bad.any()):
@@ -80,7 +80,7 @@ def _check(
     ndim: int,
     bounds: Range | None,
 ) -> None:
-    # Every operation passes here: messages are composed only where something is wrong.
+    # This runs for every operation, so messages are composed only if something is wrong.
     if not isinstance(value, Tensor):
         problem = f"{what} must be a torch tensor, not {type(value).__name__}"
     elif value.ndim != ndim or value.shape[-1] != width:
@@ -90,7 +90,7 @@ def _check(
     elif value.dtype not in (torch.float32, torch.float64):
         problem = f"{what} must be float32 or float64, not {value.dtype}"
     elif not value.numel() or (bounds is None and isfinite(value.detach().sum().item())):
-        return  # a sum that overflows is checked value by value below
+        return  # finite values whose sum overflows are checked one by one below
     else:
         lowest, highest = torch.aminmax(value.detach())
         low, high = lowest.item(), highest.item()  # NaN stays NaN
@@ -100,7 +100,7 @@ def _check(
         if not (-inf < low and high < inf):
             bad = ~torch.isfinite(value)
             where = f"at index {_index(bad)}" if ndim == 1 else f"in {_first(bad.any(dim=1))}"
-            problem = f"{what} hold NaN or infinity {where}; they must be finite"
+            problem = f"{what} contain NaN or infinity {where}; they must be finite"
         elif bounds is None:
             return
         else:

@@ -1,4 +1,4 @@
-"""Read and advance the time that drift follows."""
+"""Read and advance the clock that determines drift."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Clock", "WallClock", "clock_of", "common_clock"]
 
 
 class WallClock:
-    """Follow real time."""
+    """Measure real time."""
 
     @property
     def clock_seconds(self) -> float:
@@ -20,25 +20,25 @@ class WallClock:
         return time.monotonic()
 
     def wait(self, seconds: float) -> None:
-        """Sleep."""
+        """Sleep for a number of seconds."""
         time.sleep(max(seconds, 0.0))
 
 
 def clock_of(device: Device) -> Clock:
-    """Return the clock of the device, which simulators have, or else the wall clock."""
+    """Return the clock of the device if it has one, as simulators do, or else the wall clock."""
     own = capability_of(device, Clock)
     return WallClock() if own is None else own
 
 
 def common_clock(devices: Sequence[Device]) -> Clock | None:
-    """Return one clock for chips that work side by side; None where one of them has no clock."""
+    """Return one clock for chips that work in parallel; None if one of them has no clock."""
     clocks = [capability_of(device, Clock) for device in devices]
     found = [clock for clock in clocks if clock is not None]
     return _CommonClock(found) if len(found) == len(clocks) else None
 
 
 class _CommonClock:
-    """Combine several clocks; its time is that of the clock that is farthest ahead."""
+    """Combine several clocks into one, which shows the latest time of them."""
 
     def __init__(self, clocks: Sequence[Clock]) -> None:
         self._clocks = clocks
@@ -49,6 +49,6 @@ class _CommonClock:
         return max(clock.clock_seconds for clock in self._clocks)
 
     def wait(self, seconds: float) -> None:
-        """Let time pass on all clocks."""
+        """Advance all clocks by a number of seconds."""
         for clock in self._clocks:
             clock.wait(seconds)

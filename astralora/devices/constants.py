@@ -10,14 +10,14 @@ __all__ = ["Constant"]
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """Describe a property that differs from chip to chip, such as phase offsets.
+    """Describe one constant of a law, such as phase offsets.
 
     Attributes:
         shape: shape of its tensor.
         nominal: value of a nominal chip.
-        spread: standard deviation between chips, assumed before anything is measured.
-        low: least possible value.
-        high: greatest possible value.
+        spread: standard deviation between chips, as assumed before a measurement.
+        low: lowest possible value.
+        high: highest possible value.
         unit: unit of the values.
     """
 

@@ -1,9 +1,9 @@
-"""Define what a device is, and the base class of drivers.
+"""Define the interface of a device, and the base class of drivers.
 
-A device is programmed with controls ``w`` and then answers ``y = f_w(x)``: with noise, in the precision of its
-converters, and without a gradient. `Device` lists the five members that every device has. A driver author derives from
-`HardwareDevice` and fills in four methods on numpy arrays. Optional capabilities are in
-`astralora.devices.capabilities`.
+A device is programmed with controls ``w`` and then answers a query of inputs ``x`` with ``y = f_w(x)``: with noise, in
+the precision of its converters, and without a gradient. `Device` lists the five members that every device has. The
+author of a driver derives from `HardwareDevice` and implements four methods on numpy arrays. Optional capabilities are
+in `astralora.devices.capabilities`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["Device", "HardwareDevice"]
 
 @runtime_checkable
 class Device(Protocol):
-    """Map input vectors to output vectors, as programmed by controls.
+    """Map input vectors to output vectors by a function that the controls determine.
 
     Attributes:
         spec: sizes, ranges and claims of the device; may be read before `open`.
@@ -50,15 +50,16 @@ class Device(Protocol):
         ...
 
     def query(self, inputs: Tensor) -> Tensor:
-        """Pass vectors through: (batch, in_features) -> (batch, out_features)."""
+        """Pass vectors through the device: (batch, in_features) -> (batch, out_features)."""
         ...
 
 
 class HardwareDevice(ABC):
-    """Drive hardware with numpy: a subclass fills in `_open`, `_close`, `_program` and `_query`.
+    """Drive hardware with numpy: a subclass implements `_open`, `_close`, `_program` and `_query`.
 
-    Arrays arrive checked by the session, in C order, read-only, in the caller's float32 or float64. One method runs at
-    a time. `_query` is called only while the device is open and programmed.
+    The session checks all arrays before these methods receive them. The arrays are in C order, read-only, and float32
+    or float64 as the caller's tensors. Only one method runs at a time. `_query` is called only while the device is open
+    and programmed.
 
     Args:
         spec: sizes, ranges and claims of the device.
@@ -85,7 +86,7 @@ class HardwareDevice(ABC):
         """Leave the hardware in its safe state and disconnect; do nothing when closed already."""
         with self._lock:
             if self._is_open:
-                # A port that fails while it is being closed counts as closed.
+                # The device counts as closed even if closing its port raises an error.
                 self._is_open = self._is_programmed = False
                 self._close()
 
@@ -101,7 +102,7 @@ class HardwareDevice(ABC):
             self._is_programmed = True
 
     def query(self, inputs: Tensor) -> Tensor:
-        """Pass vectors through: (batch, in_features) -> (batch, out_features).
+        """Pass vectors through the device: (batch, in_features) -> (batch, out_features).
 
         Raises:
             NotConnected: the device is closed, or has not been programmed since it was opened.
@@ -123,7 +124,7 @@ class HardwareDevice(ABC):
                 device=self.spec.name,
                 operation="query",
             )
-        # A copy: a driver may return the buffer that its next query overwrites.
+        # Copied, because a driver may return a buffer that its next query overwrites.
         return torch.tensor(answer, dtype=like.dtype, device=like.device)
 
     @abstractmethod
@@ -140,7 +141,7 @@ class HardwareDevice(ABC):
 
     @abstractmethod
     def _query(self, inputs: NDArray[Any]) -> NDArray[Any]:
-        """Answer (batch, in_features) with (batch, out_features)."""
+        """Pass vectors through the hardware: (batch, in_features) -> (batch, out_features)."""
 
 
 def _as_array(tensor: Tensor) -> NDArray[Any]:

@@ -21,10 +21,10 @@ _imported: dict[Path, tuple[int, ModuleType]] = {}
 def split_name(name: str) -> tuple[Path, str] | None:
     r"""Split a device name into a Python file and the name of a factory in it.
 
-    The last colon separates the two, because a path may hold colons: ``C:\lab\mychip.py:make_chip``.
+    The last colon separates the two, because a path may contain colons: ``C:\lab\mychip.py:make_chip``.
 
     Returns:
-        Path as given, and name of the factory, empty where it is missing; None where the name is not a Python file's.
+        Path as given, and name of the factory (empty if it is missing); None if the name is not that of a Python file.
     """
     path, _, factory = name.rpartition(":")
     if path.endswith(".py"):
@@ -37,7 +37,7 @@ def absolute_name(name: str, folder: str | Path = ".") -> str:
 
     Args:
         name: any device name.
-        folder: where a relative path begins.
+        folder: folder that a relative path starts from.
     """
     parts = split_name(name)
     if parts is None:
@@ -49,16 +49,16 @@ def absolute_name(name: str, folder: str | Path = ".") -> str:
 def load_factory(name: str) -> Callable[..., Any]:
     """Import a Python file and return the factory in it.
 
-    The file is the user's own code and runs without restrictions, like a script that is started by name. Its folder is
-    appended to ``sys.path``, so that it can import the files beside it. A file is imported once in a process, and again
-    only after it has changed.
+    The file is the user's own code and runs without restrictions, like any script. Its folder is appended to
+    ``sys.path``, so that it can import other files in this folder. A process imports a file once, and imports it again
+    only after the file has changed.
 
     Args:
-        name: path and factory, such as ``path/to/mychip.py:make_chip``; a relative path begins at the current folder.
+        name: path and factory, such as ``path/to/mychip.py:make_chip``; a relative path starts from the current folder.
             The factory is a function or a class.
 
     Raises:
-        DeviceError: no such file, the import fails, or there is no such factory in it.
+        DeviceError: the file does not exist, its import fails, or it does not define the factory.
     """
     parts = split_name(name)
     assert parts is not None
@@ -68,14 +68,14 @@ def load_factory(name: str) -> Callable[..., Any]:
     try:
         module = _import(path)
     except (Exception, SystemExit) as error:
-        # The user's code may fail in any way at all.
+        # The user's code may raise any error.
         reason = f"{type(error).__name__}: {error}".split("\n")[0]
         raise DeviceError(f"{path.name} cannot be imported: {reason}", device=name, operation="open") from error
     if not attribute or not hasattr(module, attribute):
         present = ", ".join(_factories(module)) or "none"
         complaint = f"{path.name} has no {attribute!r}" if attribute else "the name of the factory is missing"
         raise DeviceError(
-            f"{complaint}; write FILE.py:FACTORY, and the functions and classes of this file are {present}",
+            f"{complaint}; write FILE.py:FACTORY, where the functions and classes in this file are {present}",
             device=name,
             operation="open",
         )
@@ -91,7 +91,7 @@ def load_factory(name: str) -> Callable[..., Any]:
 
 
 def _import(path: Path) -> ModuleType:
-    """Import a file under a module name of its own, unless it is imported already and has not changed."""
+    """Import a file under a unique module name, unless it was imported before and has not changed."""
     changed = path.stat().st_mtime_ns
     earlier = _imported.get(path)
     if earlier is not None and earlier[0] == changed:
@@ -113,7 +113,7 @@ def _import(path: Path) -> ModuleType:
 
 
 def _factories(module: ModuleType) -> list[str]:
-    """List the functions and classes that the module itself defines."""
+    """List the functions and classes that the module defines itself, without imported ones."""
     return [
         name
         for name, value in vars(module).items()

@@ -1,4 +1,4 @@
-"""Find emulators, which serve a device on a port in place of its firmware."""
+"""Find emulators, which answer on a port for a device that has no firmware."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ EMULATOR_GROUP = "astralora.emulators"
 
 
 class Emulates(Protocol):
-    """Serve a device on a port.
+    """Serve a device on a port, so that a driver can connect to it.
 
     Attributes:
-        driver: name of the registered device that connects to it.
-        uri: ``port`` option of that device.
+        driver: name of the registered device whose driver connects to the port.
+        uri: value for the ``port`` option of that driver.
     """
 
     driver: str
@@ -32,14 +32,14 @@ class Emulates(Protocol):
         ...
 
     def start(self) -> Self:
-        """Start to answer, in a thread of its own."""
+        """Start to answer requests, in a separate thread."""
         ...
 
     def wait(self) -> None:
-        """Block until `stop` is called, or the thread is interrupted."""
+        """Block until `stop` is called or the calling thread is interrupted."""
 
     def stop(self) -> None:
-        """Stop answering, and leave the device in its safe state."""
+        """Stop answering requests, and bring the device into its safe state."""
 
 
 def list_emulators() -> list[str]:
@@ -50,14 +50,14 @@ def list_emulators() -> list[str]:
 def make_emulator(
     protocol: str, device: Device, address: str, *, faults: FaultPlan | None = None, public: bool = False
 ) -> Emulates:
-    """Make an emulator that listens, and answers once it is started.
+    """Make an emulator that listens on an address; it answers requests after its `start` was called.
 
-    A package registers a protocol with an entry point in the group ``astralora.emulators``; it names a function with
-    the parameters ``(device, address, faults, *, public)``.
+    A package registers a protocol with an entry point in the group ``astralora.emulators``. The entry point names a
+    function with the parameters ``(device, address, faults, *, public)``.
 
     Args:
         protocol: ``"frames"``, ``"scpi"``, or another registered protocol.
-        device: device that answers.
+        device: device that computes the answers.
         address: address to listen on, such as ``pty`` or ``tcp://127.0.0.1:0``.
         faults: faults to inject; None for no faults.
         public: allow an address that other machines can reach; there is no authentication.
@@ -68,4 +68,6 @@ def make_emulator(
     for point in entry_points(group=EMULATOR_GROUP, name=protocol):
         emulator: Emulates = point.load()(device, address, faults, public=public)
         return emulator
-    raise DeviceError(f"no emulator speaks {protocol!r}; known are {', '.join(list_emulators()) or 'none'}")
+    raise DeviceError(
+        f"there is no emulator for the protocol {protocol!r}; known are {', '.join(list_emulators()) or 'none'}"
+    )

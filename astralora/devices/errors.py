@@ -8,7 +8,7 @@
     ├── BudgetExceeded        the budget does not cover the request, which was not sent
     └── CalibrationMismatch   the calibration belongs to another device
 
-Every message names the device and the operation, and says what to do.
+Every message names the device and the operation, and gives a remedy.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class DeviceError(Exception):
     """Report that a device could not carry out an operation.
 
     Args:
-        message: cause and remedy, without a final full stop.
+        message: cause and remedy, without a full stop at the end.
         device: name of the device, as in its spec.
         operation: operation that failed, such as ``"query"``.
     """
@@ -58,7 +58,7 @@ class ProtocolError(DeviceError):
 
 
 class OutOfRange(DeviceError):
-    """Report a wrong shape, type or value; the request was refused before anything was sent."""
+    """Report a request with a wrong shape, type or value; it was refused before anything was sent."""
 
 
 class BudgetExceeded(DeviceError):

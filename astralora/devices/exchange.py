@@ -31,10 +31,10 @@ class _Request:
 
     Attributes:
         operation: name of the operation in messages.
-        send: calls the device.
-        shape: shape of the answer; None where there is none.
-        programs, queries, vectors: operations that it costs.
-        moved: bytes that it moves.
+        send: function that calls the device.
+        shape: shape of the answer; None if the device returns no answer.
+        programs, queries, vectors: numbers of operations that the request costs.
+        moved: number of bytes that the request moves.
     """
 
     operation: str
@@ -47,29 +47,29 @@ class _Request:
 
 
 class Exchange:
-    """Carry out operations that a session has checked, and remember what the device holds.
+    """Carry out operations that a session has checked, and store the controls that the device has.
 
-    Not locked: its session calls it from inside its own lock.
+    This class does not lock: its session calls it while the session holds its own lock.
 
     Args:
-        device: device that carries them out.
-        ledger: records every attempt.
-        recovery: repeats what failed; None where the device does so itself, or nothing is to be repeated.
+        device: device that carries out the operations.
+        ledger: ledger that records every attempt.
+        recovery: repeats operations that failed; None if the device repeats them itself or they must not be repeated.
 
     Attributes:
-        programmed: controls that the device holds, (num_controls,); None where they are unknown.
+        programmed: controls that the device has, (num_controls,); None if they are unknown.
     """
 
     def __init__(self, device: Device, ledger: Ledger, recovery: Recovery | None) -> None:
         self._device = device
         self._ledger = ledger
         self._recovery = recovery
-        # The session checks every request; a device that would check it again need not.
+        # The session checks every request, so the device need not check it again.
         self._unchecked = capability_of(device, ChecksRequests)
         self.programmed: Tensor | None = None
 
     def holds(self, controls: Tensor) -> bool:
-        """Return whether the device holds exactly these controls, (num_controls,), of this dtype."""
+        """Return whether the device is programmed with exactly these controls, (num_controls,), of this dtype."""
         held = self.programmed
         return (
             held is not None
@@ -79,20 +79,20 @@ class Exchange:
 
     def program(self, controls: Tensor) -> None:
         """Set all controls, (num_controls,)."""
-        # A copy: what the driver keeps must not change when the caller's optimizer changes its tensor.
+        # Copied, because a driver may keep the tensor, and the caller's optimizer changes its own tensor in place.
         sent = controls.clone(memory_format=torch.contiguous_format)
-        # Until the device has confirmed, its controls are unknown.
+        # The controls of the device are unknown until it has confirmed them.
         self.programmed = None
         self._carry_out(_Request("program", partial(self._program_method, sent), programs=1, moved=_size(sent)))
         self.programmed = sent
 
     def query(self, inputs: Tensor) -> Tensor:
-        """Pass vectors through: (batch, in_features) -> (batch, out_features)."""
+        """Pass vectors through the device: (batch, in_features) -> (batch, out_features)."""
         send = self._device.query if self._unchecked is None else self._unchecked.query_unchecked
         return self.pass_vectors("query", send, inputs, self._device.spec.out_features)
 
     def query_each(self, many: ProgramsMany, controls: Tensor, inputs: Tensor) -> Tensor:
-        """Run all settings in one call of the device: (settings, batch, out_features)."""
+        """Run all settings in one call of the device; return (settings, batch, out_features)."""
         settings, batch, width = len(controls), len(inputs), self._device.spec.out_features
         controls, inputs = aligned(controls), aligned(inputs)
         self.programmed = None
@@ -110,7 +110,7 @@ class Exchange:
         return outputs
 
     def pass_vectors(self, operation: str, send: Callable[[Tensor], Tensor], vectors: Tensor, width: int) -> Tensor:
-        """Pass vectors in pieces of ``max_batch``: (batch, ...) -> (batch, width)."""
+        """Pass vectors in batches of at most ``max_batch``: (batch, ...) -> (batch, width)."""
         limit = self._device.spec.max_batch
         if not len(vectors):
             return vectors.new_empty(0, width)
@@ -124,7 +124,7 @@ class Exchange:
         return self._device.program if self._unchecked is None else self._unchecked.program_unchecked
 
     def _pass_piece(self, operation: str, send: Callable[[Tensor], Tensor], vectors: Tensor, width: int) -> Tensor:
-        # Equal requests get equal answers, wherever the numbers of the caller lie in memory.
+        # Aligned, because the memory address of equal inputs must not change the answer.
         batch, vectors = len(vectors), aligned(vectors)
         moved = batch * (vectors.shape[1] + width) * vectors.element_size()
         shape = (batch, width)
@@ -133,12 +133,12 @@ class Exchange:
 
     def _answer(self, request: _Request, like: Tensor) -> Tensor:
         answer = self._carry_out(request)
-        # A driver that answers in the wrong shape is not asked again: it would do the same again.
+        # An answer of the wrong shape is a bug in the driver, so the request is not repeated.
         outputs = check_outputs(self._device.spec, answer, request.shape)
         return aligned(outputs if outputs.dtype == like.dtype else outputs.to(like))
 
     def _carry_out(self, request: _Request) -> Tensor | None:
-        """Carry out one operation, with as many attempts as it needs and may have."""
+        """Carry out one operation, and repeat it after a fault as far as that is allowed."""
         try:
             return self._attempt(request)
         except FAULTS as fault:
@@ -157,7 +157,7 @@ class Exchange:
                 self._attempt_within_budget(again, request.operation)
 
         def resent(resend: Callable[[], Tensor | None]) -> Tensor | None:
-            # The answer moves again, but no operation is carried out.
+            # Only the answer is transmitted again; the device carries out no operation.
             return self._attempt(_Request(request.operation, resend, request.shape, moved=request.moved))
 
         return recovery.run(
@@ -175,7 +175,7 @@ class Exchange:
         return self._attempt(request)
 
     def _attempt(self, request: _Request) -> Tensor | None:
-        """Send a request once, and record it whether or not it succeeds."""
+        """Send a request once, and record its cost even if it fails."""
         parts_before = self._ledger.parts_usage()
         start = time.perf_counter()
         try:

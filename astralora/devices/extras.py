@@ -19,11 +19,11 @@ def require(
         module: full name of the module.
         needs: beginning of the message, such as ``"remote devices need"``.
         extra: extra of astralora that installs the library.
-        distribution: name that the library is installed by; the first part of the module's name unless given.
+        distribution: name for installing the library; None for the first part of the module's name.
         error: class of the error to raise.
 
     Raises:
-        DeviceError, or ``error``: the library is not installed; names the extra that installs it.
+        DeviceError, or ``error``: the library is not installed; the message names the extra that installs it.
     """
     library = module.partition(".")[0]
     try:

@@ -9,7 +9,7 @@ __all__ = ["write_atomically"]
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file so that it holds either the old or the new content at any moment, also after a crash."""
+    """Write a file atomically: at any moment, even after a crash, it has either the old or the new content."""
     data = content.encode() if isinstance(content, str) else content
     draft = path.with_name(path.name + ".tmp")
     with draft.open("wb") as file:

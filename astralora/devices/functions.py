@@ -1,4 +1,4 @@
-"""Make a device from functions that a lab has already."""
+"""Make a device from existing functions that control the hardware."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def wrap_device(
     open: Callable[[], object] | None = None,  # noqa: A002
     close: Callable[[], object] | None = None,
 ) -> HardwareDevice:
-    """Make a device from functions: of pymeasure, QCoDeS, a vendor's library, or your own.
+    """Make a device from functions of pymeasure, QCoDeS, a vendor's library, or your own code.
 
-    Arrays arrive checked, in C order and read-only. An error of these functions is raised as it is. Raise an error that
-    a repetition may cure as `astralora.devices.DeviceTimeout`, `astralora.devices.NotConnected` or
-    `astralora.devices.ProtocolError`.
+    The functions receive checked arrays, in C order and read-only. Errors of these functions are raised unchanged.
+    Where repeating the operation may help, the functions should raise `astralora.devices.DeviceTimeout`,
+    `astralora.devices.NotConnected` or `astralora.devices.ProtocolError`.
 
     Args:
         spec: sizes, ranges and claims of the device.
-        program: sets all controls, (num_controls,).
-        query: returns outputs, (batch, out_features), for inputs, (batch, in_features).
-        open: connects; None where there is nothing to do.
-        close: leaves the hardware in its safe state and disconnects; None where there is nothing to do.
+        program: function that sets all controls, (num_controls,).
+        query: function that returns outputs, (batch, out_features), for inputs, (batch, in_features).
+        open: function that connects; None if there is nothing to do.
+        close: function that leaves the hardware in its safe state and disconnects; None if there is nothing to do.
     """
     return _WrappedDevice(spec, program, query, open, close)
 

@@ -1,4 +1,4 @@
-"""Write tables for notebooks."""
+"""Make HTML tables for notebooks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from html import escape
 
 __all__ = ["html_table", "short"]
 
-# Neither the text nor the background has a colour of its own, so that both themes of a notebook can be read.
+# No colour is set for text or background, so that the table is readable in light and dark themes.
 _CELL = "padding:0.2em 0.8em 0.2em 0;text-align:left;vertical-align:top;border-bottom:1px solid rgba(128,128,128,0.35)"
 
 
@@ -19,7 +19,7 @@ def html_table(title: str, rows: Sequence[tuple[str, object]]) -> str:
 
     Args:
         title: caption of the table.
-        rows: pairs of name and value; values are written by `short`.
+        rows: pairs of name and value; `short` formats the values.
     """
     lines = [
         f'<tr><th scope="row" style="{_CELL};font-weight:normal;opacity:0.75">{escape(name)}</th>'

@@ -1,4 +1,4 @@
-"""Count what is spent on a device, by purpose, and keep it within a budget."""
+"""Count the operations on a device by purpose, and keep them within a budget."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ __all__ = ["Ledger", "Purpose"]
 
 
 class Purpose(StrEnum):
-    """Name what an operation is spent on."""
+    """Name the purpose of an operation."""
 
     CALIBRATION = "calibration"
     CHARACTERISE = "characterise"
     CONTROLS = "controls"
     """Gradients of the controls."""
     DRIFT = "drift"
-    """References of a `CompensatedDevice`."""
+    """Reference vectors of a `CompensatedDevice`."""
     EVALUATION = "evaluation"
     FIT = "fit"
-    """Controls fitted to a given matrix."""
+    """Fits of controls to a given matrix."""
     FORWARD = "forward"
     INPUTS = "inputs"
     """Gradients of the inputs."""
     MEASURE = "measure"
-    """Transfer matrices measured on request."""
+    """Measurements of the transfer matrix that the user requested."""
     OTHER = "other"
     STARTUP = "startup"
     """First measurements of a layer."""
@@ -44,7 +44,7 @@ _purpose: ContextVar[Purpose] = ContextVar("astralora_purpose", default=Purpose.
 
 @dataclass(slots=True)
 class _Tally:
-    """Add up operations in place; `Usage` is the frozen form."""
+    """Add up operations in place; `Usage` is the immutable form."""
 
     programs: int = 0
     queries: int = 0
@@ -58,16 +58,16 @@ class _Tally:
 
 
 class Ledger:
-    """Record the operations on one device by purpose, and refuse those that a budget does not cover.
+    """Record the operations on one device by purpose, and refuse operations that the budget does not cover.
 
-    Not locked: its session calls it from inside its own lock.
+    This class does not lock: its session calls it while the session holds its own lock.
 
     Args:
-        budget: most that may be spent; None sets no limit.
-        parts: counts the operations of a device that is made of several; None for a single device.
+        budget: limit of the operations; None sets no limit.
+        parts: counter of the operations of all parts, for a device that contains other devices; None for all others.
 
     Attributes:
-        budget: as given; may be replaced at any time.
+        budget: present budget; may be replaced at any time.
     """
 
     def __init__(self, budget: Budget | None, parts: Composite | None) -> None:
@@ -77,12 +77,12 @@ class Ledger:
 
     @property
     def purpose(self) -> Purpose:
-        """Return the purpose that this thread spends under at present."""
+        """Return the purpose under which the operations of this thread are recorded at present."""
         return _purpose.get()
 
     @contextmanager
     def under(self, purpose: Purpose | str) -> Generator[None]:
-        """Record what this thread spends in a ``with`` block under a purpose.
+        """Record the operations of this thread within a ``with`` block under a purpose.
 
         Raises:
             ValueError: there is no such purpose.
@@ -95,7 +95,7 @@ class Ledger:
 
     @property
     def by_purpose(self) -> dict[Purpose, Usage]:
-        """Return the usage of every purpose that something was spent on."""
+        """Return the usage of each purpose that has any usage."""
         return {purpose: tally.usage() for purpose, tally in self._tallies.items()}
 
     @property
@@ -104,7 +104,7 @@ class Ledger:
         return sum(self.by_purpose.values(), Usage())
 
     def price(self, usage: Usage) -> Usage:
-        """Return the most that operations come to on the device, or on all parts of it."""
+        """Return the largest usage that these operations can cause on the device, or on all parts of it together."""
         return usage if self._parts is None else self._parts.price(usage)
 
     def afford(
@@ -113,7 +113,7 @@ class Ledger:
         """Refuse operations that would exceed the budget.
 
         Raises:
-            BudgetExceeded: says what they would come to.
+            BudgetExceeded: the budget does not cover them; the message states the total and the budget.
         """
         if self.budget is None:
             return
@@ -121,22 +121,24 @@ class Ledger:
         reason = self.budget.shortfall(self.usage + self.price(more), spec)
         if reason is not None:
             raise BudgetExceeded(
-                f"this would come to {reason}; raise the budget or ask for less", device=spec.name, operation=operation
+                f"this would need {reason}; raise the budget or use fewer operations",
+                device=spec.name,
+                operation=operation,
             )
 
     def parts_usage(self) -> Usage | None:
-        """Return what the parts of the device have spent so far; None for a single device."""
+        """Return the usage of all parts of the device so far; None for a device without parts."""
         return None if self._parts is None else self._parts.usage
 
     def record(self, cost: Usage, parts_before: Usage | None) -> Usage:
-        """Add one operation, carried out or not.
+        """Add the cost of one operation, even if the operation failed.
 
         Args:
             cost: operations on the device, with the seconds that the call took.
-            parts_before: what `parts_usage` returned before the operation.
+            parts_before: usage that `parts_usage` returned before the operation.
 
         Returns:
-            The usage that was added: of a device made of several, what its parts have spent.
+            The usage that was added; for a device with parts, the operations of the parts.
         """
         parts = self.parts_usage()
         if parts is not None and parts_before is not None:
@@ -160,11 +162,11 @@ class Ledger:
         return {str(purpose): usage.to_dict() for purpose, usage in self.by_purpose.items()}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], *, add: bool) -> None:
-        """Restore what `state_dict` returned.
+        """Restore the state that `state_dict` returned.
 
         Args:
             state: counters of every purpose by name.
-            add: add the counters to those that are here, instead of replacing them.
+            add: whether to add the counters to the present ones, instead of replacing them.
         """
         restored = {Purpose(name): Usage(**counters) for name, counters in state.items()}
         if add:

@@ -1,4 +1,4 @@
-"""Bring numbers to addresses at which equal numbers give equal results."""
+"""Align tensors and arrays in memory, so that equal values give equal results."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 __all__ = ["ALIGNMENT", "aligned", "aligned_array"]
 
 ALIGNMENT: Final = 64
-"""Bytes; torch allocates every tensor at a multiple of it."""
+"""Alignment in bytes; torch allocates every tensor at a multiple of it."""
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """Return a tensor in C order whose address is a multiple of `ALIGNMENT`; copy it only where it has another one.
+    """Return the tensor in C order at an address that is a multiple of `ALIGNMENT`; copy it only if necessary.
 
-    Vector instructions group the terms of a sum by address on some processors. Matrix products of equal numbers at
-    other addresses or in another order then differ in their last bits.
+    On some processors, vector instructions group the terms of a sum by their address. Matrix products of equal values
+    then differ in their last bits if the address or the memory order differs.
     """
     if tensor.is_contiguous() and not tensor.data_ptr() % ALIGNMENT:
         return tensor
@@ -26,7 +26,7 @@ def aligned(tensor: Tensor) -> Tensor:
 
 
 def aligned_array(array: NDArray[Any]) -> NDArray[Any]:
-    """Return an array in C order whose address is a multiple of `ALIGNMENT`; as `aligned`."""
+    """Return the array in C order at an address that is a multiple of `ALIGNMENT`; see `aligned`."""
     if array.flags.c_contiguous and not array.__array_interface__["data"][0] % ALIGNMENT:
         return array
     # numpy aligns to 16 bytes only.

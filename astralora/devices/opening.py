@@ -29,17 +29,17 @@ def open_device(
     Args:
         name: a registered name, a bench file, or a factory in a Python file such as ``path/to/mychip.py:make_chip``,
             which is imported; see `astralora.devices.find_device`.
-        budget: the most that may be spent through the session.
-        retry: how often to try again after a fault of the link, and how soon.
-        calibration: calibration of this very chip, or its path: controls are then those of a flawless chip, and inputs
-            and outputs are corrected; see `CalibratedDevice`.
+        budget: limit of the operations of the session; None sets no limit.
+        retry: number of attempts after a fault of the link, and the pauses between them.
+        calibration: calibration of this chip, or its path. The chip then acts like a nominal chip: controls, inputs and
+            outputs are corrected; see `CalibratedDevice`.
         **options: options for the device's factory, such as ``in_features``.
 
     Returns:
         An open session.
 
     Raises:
-        DeviceError: unknown name, options that the factory refuses, or the device cannot be opened.
+        DeviceError: the name is unknown, the factory refuses the options, or the device cannot be opened.
         CalibrationMismatch: the calibration was taken on another chip.
     """
     device: Device = make_device(name, **options)

@@ -1,4 +1,4 @@
-"""Compute gradients of a law that autograd can follow."""
+"""Compute gradients of a differentiable law."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def pull_back(
     by_controls: bool = True,
     by_inputs: bool = True,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Compute the vector-Jacobian product of a law by controls and by inputs, in the cheapest way; see `PullsBack`."""
+    """Compute the gradients of a law with respect to controls and inputs in the cheapest way; see `PullsBack.vjp`."""
     direct = capability_of(law, PullsBack)
     if direct is not None:
         return direct.vjp(controls, inputs, grad_outputs, by_controls=by_controls, by_inputs=by_inputs)
@@ -38,7 +38,7 @@ def pull_back_answer(
     by_controls: bool = True,
     by_inputs: bool = True,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Compute the same by autograd through the answer ``transfer(controls, inputs)``."""
+    """Compute the gradients of ``transfer(controls, inputs)`` by autograd; see `PullsBack.vjp`."""
     with torch.enable_grad():
         w, x = controls.detach().requires_grad_(by_controls), inputs.detach().requires_grad_(by_inputs)
         answer = transfer(w, x)

@@ -1,4 +1,4 @@
-"""Derive random streams, one for each object; the global generator is never used."""
+"""Derive independent random streams, one for each object; astralora never uses the global generator."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["derive_generator", "derive_seed"]
 def derive_seed(seed: int, *purpose: str | int) -> int:
     """Return an independent 63-bit seed for every purpose.
 
-    The seed is a hash, not an offset: streams of neighbouring seeds must not overlap.
+    The seed is a hash, not an offset, so that the streams of neighbouring seeds do not overlap.
     """
     text = "/".join(str(part) for part in (seed, *purpose))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

@@ -12,7 +12,7 @@ __all__ = ["Patch", "Stripe", "check_reach"]
 _Index = Annotated[int, Field(ge=0)]
 
 Stripe = tuple[_Index, _Index] | tuple[_Index, _Index, PositiveInt]
-"""Evenly spaced indices: start, stop (not included) and, unless it is 1, the step. Empty where stop equals start."""
+"""Evenly spaced indices: start, stop (not included) and step (may be left out if 1). Empty if stop equals start."""
 
 
 class Patch(BaseModel):
@@ -41,15 +41,15 @@ def check_reach(patches: Sequence[Patch], num_controls: int, in_features: int, o
     """Refuse patches that do not fit the device.
 
     Raises:
-        ValueError: names the patch, and the reason.
+        ValueError: a patch does not fit; the message names the patch and the reason.
     """
     for place, patch in enumerate(patches):
         for side, width in (("outputs", out_features), ("inputs", in_features)):
             indices = range(*getattr(patch, side))
             if (indices and indices[-1] >= width) or getattr(patch, side)[1] < getattr(patch, side)[0]:
                 raise ValueError(
-                    f"patch {place} of the reach has {side} {getattr(patch, side)}, which are not within the "
-                    f"device's {width}"
+                    f"patch {place} of the reach has {side} {getattr(patch, side)}, but the device has only "
+                    f"{width} {side}"
                 )
             if patch.split == side and (not indices or len(indices) % patch.controls):
                 raise ValueError(

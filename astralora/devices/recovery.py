@@ -1,4 +1,4 @@
-"""Repeat operations that met a fault of the link."""
+"""Repeat operations that failed because of a fault of the link."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _Answer = TypeVar("_Answer")
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 FAULTS = (DeviceTimeout, ProtocolError, NotConnected)
-"""Errors that a repetition may cure; every other error is final."""
+"""Errors after which an operation may be repeated; all other errors are final."""
 
 
 class Retry(BaseModel):
-    """Set how often, and how soon, an operation is repeated after a fault of the link.
+    """Set the number of attempts after a fault of the link, and the pauses between them.
 
     Attributes:
-        attempts: attempts in all, the first included; 1 gives up at the first fault.
+        attempts: total number of attempts, including the first; with 1, nothing is repeated.
         wait_seconds: pause before the second attempt; each further pause is twice as long.
         longest_wait_seconds: longest pause.
     """
@@ -42,12 +42,12 @@ class Retry(BaseModel):
 
 
 class Recovery:
-    """Bring a device back after a fault, and decide which operations may be repeated.
+    """Restore a device after a fault, and decide which operations may be repeated.
 
-    A device that `Resends` is first asked for its answer again, which carries nothing out twice. After that the device
-    is closed and opened, its link is flushed, its controls are programmed again, and the operation is repeated. A
-    device that does not declare ``idempotent_program`` is never written twice: its queries are repeated on a flushed
-    link without reopening it, and its programs are not repeated.
+    A device with the capability `Resends` first sends its answer again, without carrying out the operation twice. If
+    that fails, the device is closed and opened, its link is flushed, its controls are programmed again, and the
+    operation is repeated. A device that does not declare ``idempotent_program`` never receives the same controls twice:
+    its queries are repeated on a flushed link without reopening it, and its programs are not repeated.
 
     Args:
         device: device that has faults.
@@ -74,14 +74,14 @@ class Recovery:
 
         Args:
             operation: name of the operation.
-            fault: how it failed.
-            again: repeats it.
-            resent: calls the function given to it, which asks a device that `Resends` for its answer again.
-            restore: programs what the device held before; None for an operation that programs it itself.
-            count: called before each attempt.
+            fault: error of the first attempt.
+            again: function that repeats the operation.
+            resent: function that receives `Resends.resend`, calls it, and returns the answer.
+            restore: function that programs the previous controls again; None for an operation that programs the device.
+            count: function that is called before each further attempt.
 
         Raises:
-            DeviceError: the newest fault, when all attempts are spent or no further one is allowed.
+            DeviceError: all attempts have failed, or no further attempt is allowed; this is the newest fault.
         """
         # Imported here: only a fault needs it.
         from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
@@ -122,25 +122,25 @@ class Recovery:
             raise
 
     def _objection(self, fault: DeviceError, *, writes: bool) -> str | None:
-        """Return why no further attempt is allowed, or None."""
+        """Return the reason why no further attempt is allowed, or None."""
         if self._device.spec.idempotent_program:
             return None
         if writes:
             return (
-                "the chip may or may not have carried it out, and it is not sent again, "
-                "since the spec does not declare idempotent_program"
+                "the chip may or may not have carried out the program, which is not sent again "
+                "because the spec does not declare idempotent_program"
             )
         if isinstance(fault, NotConnected):
             return (
-                "the controls may be lost, and are not written again, "
-                "since the spec does not declare idempotent_program; call program to continue"
+                "the controls may be lost, and are not sent again "
+                "because the spec does not declare idempotent_program; call program to continue"
             )
         return None
 
     def _reconnect(self, restore: Callable[[], object] | None) -> None:
         device = self._device
         if device.spec.idempotent_program:
-            # A device that hangs or is gone may fail to close; it is reopened all the same.
+            # A device that hangs or is disconnected may fail to close; it is opened again in any case.
             with suppress(DeviceError):
                 device.close()
             device.open()
@@ -151,5 +151,5 @@ class Recovery:
 
 
 def _may_resend(fault: DeviceError) -> bool:
-    """Return whether another answer may differ: an answer that arrived intact would arrive again as it is."""
+    """Return whether sending the answer again may help: a damaged answer may arrive intact, NaN would stay NaN."""
     return not isinstance(fault, (NotConnected, NotFinite))

@@ -1,4 +1,4 @@
-"""Find devices by name: installed ones by entry point, those of a process by one call, those of a file by its path."""
+"""Find devices by name: from entry points, from registration in this process, or from the path of a file."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class DeviceEntry:
         return doc.splitlines()[0].rstrip(".") if doc else ""
 
     def accepts(self, option: str) -> bool:
-        """Report whether the factory takes a keyword of this name, as far as its signature shows."""
+        """Return whether the factory takes a keyword of this name, according to its signature."""
         parameters = _parameters(self.factory) if self.factory else {}
         return parameters is not None and (
             option in parameters or any(item.kind is item.VAR_KEYWORD for item in parameters.values())
@@ -74,15 +74,14 @@ def register_device(name: str, factory: DeviceFactory, *, replace: bool = False)
 
     A package registers its devices for every process with an entry point in the group ``astralora.devices``.
 
-    The same factory may be registered again under its name, as happens when a notebook cell runs twice: a factory with
-    the module and the qualified name of the earlier one replaces it. Lambdas have no name of their own, so a second one
-    is refused.
+    A factory may be registered again, for example when a notebook cell runs twice: a factory with the same module and
+    the same qualified name replaces the earlier one. Lambdas have no unique name, so a second lambda is refused.
 
     Args:
         name: name for `open_device`.
-        factory: called with the options given to `open_device`, returns a `Device`. The trainer offers
+        factory: function or class that returns a `Device` for the options given to `open_device`. The trainer offers
             ``in_features``, ``out_features``, ``impairments`` and ``seed``, and passes those that the factory accepts.
-        replace: replace any other factory that has this name.
+        replace: whether to replace any other factory that has this name.
 
     Raises:
         ValueError: the name belongs to an installed device or to another factory.
@@ -94,20 +93,21 @@ def register_device(name: str, factory: DeviceFactory, *, replace: bool = False)
 
 
 def list_devices() -> list[DeviceEntry]:
-    """Return every registered device in the order of names, also those that cannot be loaded, with the reason."""
+    """Return all registered devices, sorted by name; those that cannot be loaded have the reason in ``problem``."""
     return [_entry(name, factory) for name, factory in sorted(_all_factories().items())]
 
 
 def find_device(name: str) -> DeviceEntry:
-    """Return the device of this name.
+    """Return the entry of the device with this name.
 
     Args:
         name: a registered name; a `Bench` file, whose path ends in ``.toml``; or a factory in a Python file, such as
-            ``path/to/mychip.py:make_chip``. That file is imported, so it must be code that the user trusts, like a
-            script. A relative path begins at the current folder.
+            ``path/to/mychip.py:make_chip``. That file is imported, so it must be code that the user trusts. A relative
+            path starts from the current folder.
 
     Raises:
-        DeviceError: no such device, with the nearest names; or it cannot be loaded, with the reason.
+        DeviceError: there is no device of this name (the message lists similar names), or it cannot be loaded (the
+            message gives the reason).
     """
     if name.endswith(".toml"):
         bench = Bench.load(name)
@@ -138,10 +138,10 @@ def make_device(name: str, **options: Any) -> Device:
 
     Args:
         name: a registered name, a bench file or a factory in a Python file; see `find_device`.
-        **options: for the device's factory, such as ``in_features``.
+        **options: options for the device's factory, such as ``in_features``.
 
     Raises:
-        DeviceError: unknown name, or options that the factory refuses.
+        DeviceError: the name is unknown, or the factory refuses the options.
     """
     factory = find_device(name).factory
     assert factory is not None
@@ -165,7 +165,7 @@ def make_device(name: str, **options: Any) -> Device:
     except ValueError as error:
         raise refused(str(error)) from error
     except Exception as error:
-        # The factory is the user's code and may fail in any way at all.
+        # The factory is the user's code and may raise any error.
         raise refused(f"its factory failed with {_one_line(error)}") from error
     if not isinstance(device, Device):
         raise refused(
@@ -176,15 +176,15 @@ def make_device(name: str, **options: Any) -> Device:
 
 
 def offer_device(name: str, offered: Mapping[str, Any], **options: Any) -> Device:
-    """Make a device with the given options and with those of the offered ones that its factory takes.
+    """Make a device with the given options; offered options are passed only if its factory takes them.
 
     Args:
         name: a registered name, a bench file or a factory in a Python file; see `find_device`.
-        offered: options that a factory may or may not take, such as ``impairments``.
-        **options: options that the factory has to take.
+        offered: options that are left out if the factory does not take them, such as ``impairments``.
+        **options: options that the factory must take.
 
     Raises:
-        DeviceError: as `make_device`, or an option is both offered and given.
+        DeviceError: see `make_device`; or an option is both offered and given.
     """
     entry = find_device(name)
     for option in offered.keys() & options.keys():
@@ -193,30 +193,30 @@ def offer_device(name: str, offered: Mapping[str, Any], **options: Any) -> Devic
 
 
 def make_inner(name: str, options: Mapping[str, Any]) -> Device:
-    """Make the inner device of a wrapper, which the wrapper's options name.
+    """Make the device inside a wrapper from the options of the wrapper.
 
-    A wrapper takes any option for its inner device. Options that are offered to every device (sizes, impairments, seed)
-    reach the inner device only if its factory takes them; it has to take all the others.
+    The options that every device is offered (sizes, impairments, seed) are passed only if the factory of the inner
+    device takes them. All other options are passed in any case, and the factory must take them.
 
     Args:
         name: a registered name, a bench file or a factory in a Python file; see `find_device`.
-        options: options that the wrapper received.
+        options: options for the inner device that the wrapper received.
 
     Raises:
-        DeviceError: as `make_device`.
+        DeviceError: see `make_device`.
     """
     offered = {key: value for key, value in options.items() if key in _OFFERED_TO_ALL}
     return offer_device(name, offered, **{key: value for key, value in options.items() if key not in _OFFERED_TO_ALL})
 
 
 def _all_factories() -> dict[str, DeviceFactory | EntryPoint]:
-    """Return the installed and the registered devices by name."""
+    """Return the factories, or entry points of factories, of all installed and registered devices by name."""
     installed = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
     return {**installed, **_registered}
 
 
 def _same_factory(earlier: DeviceFactory, later: DeviceFactory) -> bool:
-    """Report whether both are one factory, or two definitions of one name in one module."""
+    """Return whether both are the same factory, or two definitions of one name in one module."""
     if earlier is later:
         return True
     names = [(getattr(item, "__module__", None), getattr(item, "__qualname__", None)) for item in (earlier, later)]
@@ -225,14 +225,14 @@ def _same_factory(earlier: DeviceFactory, later: DeviceFactory) -> bool:
 
 
 def _entry(name: str, point: DeviceFactory | EntryPoint) -> DeviceEntry:
-    """Load a device, and keep the reason where that fails."""
+    """Load the factory of a device, and store the reason if that fails."""
     if not isinstance(point, EntryPoint):
         return DeviceEntry(name, "this process", point)
     source = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
     try:
         factory = point.load()
     except (Exception, SystemExit) as error:
-        # A plugin may fail in any way at all, and the other devices must stay usable.
+        # A plugin may raise any error, and the other devices must stay usable.
         return DeviceEntry(name, source, None, _one_line(error))
     if not callable(factory):
         problem = f"{point.value} is of type {type(factory).__name__}; it must be a function or a class"
@@ -241,7 +241,7 @@ def _entry(name: str, point: DeviceFactory | EntryPoint) -> DeviceEntry:
 
 
 def _parameters(factory: DeviceFactory) -> Mapping[str, inspect.Parameter] | None:
-    """Return the parameters of a factory, or None where it does not report them."""
+    """Return the parameters of a factory, or None if it has no signature."""
     try:
         return inspect.signature(factory).parameters
     except (TypeError, ValueError):
@@ -249,5 +249,5 @@ def _parameters(factory: DeviceFactory) -> Mapping[str, inspect.Parameter] | Non
 
 
 def _one_line(error: BaseException) -> str:
-    """Return type and message of an error without its further lines."""
+    """Return the type of an error and the first line of its message."""
     return f"{type(error).__name__}: {error}".split("\n")[0]

@@ -20,13 +20,13 @@ class _Closes(Protocol):
     def close(self) -> None: ...
 
 
-# Sessions of the process that opened them: a fork inherits the objects, but must not close the chips.
+# Only sessions that this process has opened: a forked process inherits the objects, but must not close the chips.
 _sessions: weakref.WeakSet[_Closes] = weakref.WeakSet()
 _owner: int | None = None
 
 
 def watch(session: _Closes) -> None:
-    """Close a session when the interpreter exits: at its end, by an exception, by SIGINT, SIGTERM or SIGHUP."""
+    """Close a session when the interpreter exits: normally, after an exception, or by SIGINT, SIGTERM or SIGHUP."""
     global _owner
     if _owner != os.getpid():
         _owner = os.getpid()
@@ -37,14 +37,14 @@ def watch(session: _Closes) -> None:
 
 
 def unwatch(session: _Closes) -> None:
-    """Stop watching a session, which has been closed."""
+    """Remove a closed session from the sessions to close at exit."""
     _sessions.discard(session)
 
 
 def stop_on_signals() -> None:
-    """Make SIGTERM and SIGHUP end the interpreter as SIGINT does, so that every ``finally`` block runs.
+    """Make SIGTERM and SIGHUP end the interpreter like SIGINT, so that every ``finally`` block runs.
 
-    Nothing is changed where the program has its own handler or ignores the signal, nor outside the main thread.
+    A signal that the program handles itself or ignores keeps its handler. Outside the main thread, nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         return
@@ -65,5 +65,5 @@ def _close_all() -> None:
         try:
             session.close()
         except Exception:
-            # The other sessions must be closed as well.
+            # Continue after an error, because the other sessions must be closed as well.
             _log.exception("%r could not be closed at exit; check that the chip is safe", session)

@@ -1,4 +1,4 @@
-"""Guard a device: check requests, count operations, keep the budget, repeat what failed, and lock transactions."""
+"""Guard a device: check requests, count operations, enforce the budget, repeat after faults, and lock transactions."""
 
 from __future__ import annotations
 
@@ -28,18 +28,19 @@ _Capability = TypeVar("_Capability")
 
 
 class Session(DeviceWrapper):
-    """Guard a device; a session is itself a device.
+    """Guard a device by checks, counters, a budget and a lock; a session is itself a device.
 
-    It refuses bad requests before they cost anything, splits batches to the device's ``max_batch``, skips a program
-    that would change nothing, counts every operation by purpose, keeps the budget, repeats operations after faults of
-    the link, and keeps other threads out between a program and its query. Use it as a context manager, or call `open`
-    and `close`; a session that is left open is closed when the interpreter exits, also by a signal.
+    A session refuses bad requests before they cost anything, splits batches to the device's ``max_batch``, skips a
+    program that would change nothing, counts every operation by purpose, enforces the budget, and repeats operations
+    after faults of the link. No other thread can use the device between a program and its query. Use the session as a
+    context manager, or call `open` and `close`. A session that is still open when the interpreter exits, normally or by
+    a signal, is closed then.
 
     Args:
         device: device to guard.
-        budget: most that may be spent through this session, repetitions included.
-        retry: how often and how soon to repeat after a fault; see `Recovery` for what is repeated. A device that is
-            guarded already, or made of guarded ones, repeats by itself.
+        budget: limit of the operations of this session, including repetitions; None sets no limit.
+        retry: number of attempts after a fault, and the pauses between them; `Recovery` describes what is repeated. A
+            device that is itself a session, or contains sessions, repeats operations itself.
     """
 
     adapts: ClassVar[tuple[type, ...]] = (ProgramsMany, Reciprocal)
@@ -61,25 +62,25 @@ class Session(DeviceWrapper):
         return f"Session({self.spec.name!r}, {'open' if self._is_open else 'closed'})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Return the session itself: a copy of a model drives the same chip."""
+        """Return the session itself, because a copy of a model uses the same chip."""
         return self
 
     def capability(self, protocol: type[_Capability]) -> _Capability | None:
         """Return the object that provides a capability, or None.
 
-        What costs hardware operations is provided by the session, which counts them; everything else by the device
-        or by the wrapper in front of it.
+        The session itself provides capabilities that cost hardware operations, and counts these operations. The device,
+        or a wrapper around it, provides the others.
         """
         if protocol in self.adapts:
             return super().capability(protocol)
-        # Requests that bypass the checks or the counters of this session must not be found from outside.
+        # Code outside must not find capabilities that bypass the checks or the counters of this session.
         return None if protocol in (ChecksRequests, Resends) else self.provider(protocol)
 
     # -- usage and budget -------------------------------------------------------------------
 
     @property
     def budget(self) -> Budget | None:
-        """Return the most that may be spent; None where there is no limit."""
+        """Return the limit of the operations; None if there is no limit."""
         return self._ledger.budget
 
     @budget.setter
@@ -88,18 +89,18 @@ class Session(DeviceWrapper):
 
     @property
     def usage(self) -> Usage:
-        """Return everything that was spent through this session."""
+        """Return the usage of this session so far."""
         with self._lock:
             return self._ledger.usage
 
     @property
     def usage_by_purpose(self) -> dict[Purpose, Usage]:
-        """Return what was spent by purpose; see `purpose`."""
+        """Return the usage of this session for each purpose; see `purpose`."""
         with self._lock:
             return self._ledger.by_purpose
 
     def purpose(self, purpose: Purpose | str) -> AbstractContextManager[None]:
-        """Record what this thread spends in a ``with`` block under a purpose.
+        """Record the operations of this thread within a ``with`` block under a purpose.
 
         Raises:
             ValueError: there is no such purpose.
@@ -107,7 +108,7 @@ class Session(DeviceWrapper):
         return self._ledger.under(purpose)
 
     def price(self, usage: Usage) -> Usage:
-        """Return the most that operations come to on the device, or on all parts of it."""
+        """Return the largest usage that these operations can cause on the device, or on all parts of it together."""
         return self._ledger.price(usage)
 
     def afford(
@@ -122,14 +123,14 @@ class Session(DeviceWrapper):
         """Refuse a plan of several operations that the budget does not cover, before the first is sent.
 
         Args:
-            operation: name of the plan in the error.
-            programs: number of settings, each of which is passed the same number of vectors.
-            vectors: number of vectors in all, equally many at each setting.
+            operation: name of the plan, for the message.
+            programs: number of settings; the same number of vectors is passed at each setting.
+            vectors: total number of vectors at all settings.
             batches: number of vectors of each further query.
-            first: first of the settings, which is free where the device holds it already.
+            first: first setting, which costs no program if the device is programmed with it already.
 
         Raises:
-            BudgetExceeded: the budget does not cover it; nothing was spent.
+            BudgetExceeded: the budget does not cover the plan; nothing was spent.
         """
         with self._lock:
             settings = max(programs, 1)
@@ -170,14 +171,14 @@ class Session(DeviceWrapper):
 
     @contextmanager
     def transaction(self) -> Generator[Self]:
-        """Keep other threads out for the length of a ``with`` block."""
+        """Prevent other threads from using the device within a ``with`` block."""
         with self._lock:
             yield self
 
     # -- operations -------------------------------------------------------------------------
 
     def program(self, controls: Tensor) -> None:
-        """Set all controls, unless the device holds exactly these already.
+        """Set all controls; send nothing if the device is programmed with exactly these controls already.
 
         Args:
             controls: one setting, (num_controls,), in control units.
@@ -193,13 +194,13 @@ class Session(DeviceWrapper):
                 self._exchange.program(controls.detach())
 
     def query(self, inputs: Tensor) -> Tensor:
-        """Pass vectors through the device as it is programmed.
+        """Pass vectors through the device with its present controls.
 
         Args:
             inputs: vectors, (batch, in_features), in input units.
 
         Returns:
-            Outputs, (batch, out_features), in output units, of the dtype of the inputs.
+            Outputs, (batch, out_features), in output units, with the dtype of the inputs.
 
         Raises:
             OutOfRange, BudgetExceeded, NotConnected: before anything is sent.
@@ -233,10 +234,10 @@ class Session(DeviceWrapper):
             return self._exchange.query(inputs)
 
     def query_each(self, controls: Tensor, inputs: Tensor) -> Tensor:
-        """Program each setting in turn and pass the same vectors through.
+        """Program one setting after the other, and pass the same vectors through the device at each setting.
 
-        Counts one program per setting. A device that `ProgramsMany` runs them in one call. The device holds the last
-        setting afterwards.
+        This counts one program per setting. A device with the capability `ProgramsMany` runs all settings in one call.
+        The device keeps the last setting afterwards.
 
         Args:
             controls: settings, (settings, num_controls).
@@ -265,7 +266,7 @@ class Session(DeviceWrapper):
             return torch.stack(answers)
 
     def query_adjoint(self, outputs: Tensor) -> Tensor:
-        """Pass vectors backwards through a `Reciprocal` device as it is programmed.
+        """Pass vectors backwards through a `Reciprocal` device with its present controls.
 
         Args:
             outputs: vectors, (batch, out_features), within the range of the reverse port; see `DeviceSpec.backward`.
@@ -291,12 +292,12 @@ class Session(DeviceWrapper):
             )
 
     def holds(self, controls: Tensor) -> bool:
-        """Return whether the device holds exactly these controls, (num_controls,): programming them sends nothing."""
+        """Return whether the device is programmed with exactly these controls, (num_controls,), already."""
         with self._lock:
             return self._exchange.holds(controls)
 
     def forget(self) -> None:
-        """Send the next program even if the device holds these controls already."""
+        """Make the session send the next program, even if the controls are the same as before."""
         with self._lock:
             self._exchange.programmed = None
             if isinstance(self.device, Session):
@@ -305,7 +306,7 @@ class Session(DeviceWrapper):
     # -- checkpoints ------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the usage so far, and the inner state of a device that has `Snapshots`."""
+        """Return the usage so far, and the inner state of the device if it has the capability `Snapshots`."""
         with self._lock:
             snapshot = self.capability(Snapshots)
             return {
@@ -315,11 +316,11 @@ class Session(DeviceWrapper):
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> bool:
-        """Restore what `state_dict` returned.
+        """Restore the state that `state_dict` returned.
 
         Returns:
-            Whether the inner state of the device was restored too. If not, only the counters were, and the next program
-            is sent even if the device holds these controls already.
+            Whether the inner state of the device was restored too. If not, only the counters were restored, and the
+            next program is sent even if the controls are the same as before.
         """
         with self._lock:
             self.forget()
@@ -329,11 +330,11 @@ class Session(DeviceWrapper):
                 restored = snapshot.load_state_dict(state["device"]) is not False
             if restored:
                 self._exchange.programmed = state["programmed"]
-            # Where it was not restored, this chip has spent what is saved and what was spent since.
+            # Without a restored state, this is a real chip: its usage is the saved one plus the one since then.
             self._ledger.load_state_dict(state["usage"], add=not restored)
             return restored
 
-    # -- inside the lock --------------------------------------------------------------------
+    # -- called while the lock is held ------------------------------------------------------
 
     def _require_open(self, operation: str) -> None:
         if not self._is_open:

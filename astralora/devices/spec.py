@@ -1,4 +1,4 @@
-"""Describe a device: sizes, ranges, converters, and what it claims about itself."""
+"""Describe a device: sizes, ranges, converters and claims."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Range = tuple[FiniteFloat, FiniteFloat]
 """Lowest and highest value, both included."""
 
 Coupling = Literal["elementwise", "output", "sparse", "dense"]
-"""Part of the transfer matrix that one control can change: one entry, one output, a part, or anything."""
+"""Part of the transfer matrix that one control can change: one entry, one row, a listed part, or every entry."""
 
 _Levels = Annotated[int, Field(ge=2)]
 _NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class DeviceSpec(BaseModel):
-    """Describe a device; the defaults claim nothing.
+    """Describe a device by its sizes, ranges, converters and claims; the defaults claim nothing.
 
-    A range of ``None`` means that the device sets no limit; levels of ``None`` mean that it does not quantize. Levels
-    are counted over the whole range, both ends included: 8 bits are 256 levels.
+    A range of ``None`` means that the device sets no limit. Levels of ``None`` mean that the device does not quantize.
+    Levels are counted over the whole range, both ends included: 8 bits are 256 levels.
 
     Attributes:
         name: name of the device in every message.
@@ -35,7 +35,7 @@ class DeviceSpec(BaseModel):
         num_controls: number P of programmable controls.
         input_range: legal input values, in input units.
         control_range: legal control values, in ``control_unit``.
-        output_range: values that the detector can report, in output units; it saturates beyond.
+        output_range: values that the detector can report, in output units; outside of it the output saturates.
         input_levels: distinct input codes over ``input_range`` (DAC).
         control_levels: distinct control codes over ``control_range``.
         output_levels: distinct output codes over ``output_range`` (ADC).
@@ -43,13 +43,13 @@ class DeviceSpec(BaseModel):
         initial_range: range from which training draws the first controls; None for the whole control range.
         linear: whether the outputs are a linear function of the inputs, ``y = A(w) x``.
         coupling: part of the transfer matrix that one control can change. ``"elementwise"``: control
-            ``i * in_features + j`` changes entry (i, j) alone. ``"output"``: the controls form ``out_features`` runs of
-            equal length, and run i changes output i alone. ``"sparse"``: the part that ``reach`` lists. ``"dense"``:
-            anything.
+            ``i * in_features + j`` changes only entry (i, j). ``"output"``: the controls form ``out_features`` runs of
+            equal length, and run i changes only output i. ``"sparse"``: the part that ``reach`` lists. ``"dense"``:
+            every entry.
         reach: with ``coupling="sparse"``, the part of the transfer matrix that each run of controls can change.
         noise_std: standard deviation of one output of one query, in output units.
-        idempotent_program: whether programming the same controls twice has the effect of once, so that a program whose
-            answer was lost may be sent again.
+        idempotent_program: whether programming the same controls twice has the same effect as programming them once, so
+            that a program may be sent again if its answer was lost.
         max_batch: largest number of vectors in one query.
         program_seconds: time to set all controls once, settling included.
         vector_seconds: time to pass one vector.
@@ -89,13 +89,15 @@ class DeviceSpec(BaseModel):
         for what in ("input", "control", "output"):
             bounds: Range | None = getattr(self, f"{what}_range")
             if bounds is not None and not bounds[0] < bounds[1]:
-                raise ValueError(f"{what}_range must rise, but is {bounds}")
+                raise ValueError(f"the second value of {what}_range must be above the first, but it is {bounds}")
             if bounds is None and getattr(self, f"{what}_levels") is not None:
-                raise ValueError(f"{what}_levels needs an {what}_range to count them over")
+                raise ValueError(f"{what}_levels needs {what}_range, because levels are counted over the range")
         if self.initial_range is not None:
             low, high = self.initial_range
             if low > high:
-                raise ValueError(f"initial_range must not fall, but is {self.initial_range}")
+                raise ValueError(
+                    f"the second value of initial_range must not be below the first, but it is {self.initial_range}"
+                )
             bounds = self.control_range
             if bounds is not None and not bounds[0] <= low <= high <= bounds[1]:
                 raise ValueError(f"initial_range {self.initial_range} must lie within control_range {bounds}")
@@ -117,7 +119,7 @@ class DeviceSpec(BaseModel):
         return self
 
     def _repr_html_(self) -> str:
-        """Return what differs from the defaults as a table for notebooks; ``reach``, which may be long, is left out."""
+        """Return the fields that differ from their defaults as a table for notebooks, without the long ``reach``."""
         rows = [
             (name, getattr(self, name))
             for name, field in type(self).model_fields.items()
@@ -126,16 +128,16 @@ class DeviceSpec(BaseModel):
         return html_table(f"Device {self.name}", rows)
 
     def backward(self) -> DeviceSpec:
-        """Return the spec of the reverse port of a `Reciprocal` device: inputs and outputs exchanged.
+        """Return the spec of the reverse port of a `Reciprocal` device, with inputs and outputs exchanged.
 
         The reverse port has the same kind of modulators and detectors.
         """
         swapped = {"in_features": self.out_features, "out_features": self.in_features}
-        # The coupling is not used in reverse; it would have to be transposed.
+        # The coupling is not transposed, because the reverse port does not use it.
         return self.model_copy(update={**swapped, "coupling": "dense", "reach": None})
 
     def queries_for(self, vectors: int) -> int:
-        """Return the number of queries that ``vectors`` vectors take, at ``max_batch`` each."""
+        """Return the number of queries that are necessary for ``vectors`` vectors, with ``max_batch`` vectors each."""
         return ceil(vectors / self.max_batch) if self.max_batch else min(vectors, 1)
 
     @property
@@ -154,7 +156,7 @@ class DeviceSpec(BaseModel):
 
     @property
     def rails(self) -> tuple[float, ...]:
-        """Return the ends of the output range at which outputs saturate, without an end at zero: it means no light."""
+        """Return the ends of the output range at which outputs saturate, except zero, which means no light."""
         low, high = self.output_range or (0.0, 0.0)
         return tuple(rail for rail, away in ((low, low < 0), (high, high > 0)) if away)
 

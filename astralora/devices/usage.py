@@ -17,7 +17,7 @@ _Limit = Annotated[int, Field(ge=0)] | None
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Hold counters of operations that a device was sent, whether or not its answer arrived.
+    """Count the operations that were sent to a device, including operations without an answer.
 
     Attributes:
         programs: number of times that all controls were set.
@@ -25,7 +25,7 @@ class Usage:
         vectors: number of vectors passed.
         seconds: measured duration of the calls on this machine.
         retries: number of operations repeated after a fault.
-        bytes: bytes of controls, inputs and outputs moved.
+        bytes: number of bytes of controls, inputs and outputs moved.
     """
 
     programs: int = 0
@@ -53,15 +53,15 @@ class Usage:
         return Usage(*(factor * value for value in self.to_list()))
 
     def hardware_seconds(self, spec: DeviceSpec) -> float:
-        """Return the time on hardware: programs and vectors at the times of the spec."""
+        """Return the time that the programs and vectors take on hardware, in seconds, by the times in the spec."""
         return self.programs * spec.program_seconds + self.vectors * spec.vector_seconds
 
     def hardware_joules(self, spec: DeviceSpec) -> float:
-        """Return the energy on hardware: programs and vectors at the energies of the spec."""
+        """Return the energy that the programs and vectors take on hardware, in joules, by the energies in the spec."""
         return self.programs * spec.program_joules + self.vectors * spec.vector_joules
 
     def rounded(self) -> Usage:
-        """Return this usage in whole operations."""
+        """Return this usage with the counters rounded to whole operations."""
         whole = [value if name == "seconds" else round(value) for name, value in asdict(self).items()]
         return Usage(*whole)
 
@@ -79,13 +79,13 @@ class Usage:
 
 
 class Budget(BaseModel):
-    """Limit what may be spent; None sets no limit.
+    """Limit the operations on a device; None sets no limit.
 
     Attributes:
         programs: number of times that all controls are set.
         queries: number of calls that pass vectors.
         vectors: number of vectors passed.
-        hardware_seconds: seconds of programs and vectors, at the times of the spec.
+        hardware_seconds: seconds that programs and vectors take on hardware, by the times in the spec.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -96,14 +96,14 @@ class Budget(BaseModel):
     hardware_seconds: Annotated[float, Field(ge=0)] | None = None
 
     def shortfall(self, spent: Usage, spec: DeviceSpec) -> str | None:
-        """Return in words how ``spent`` exceeds this budget, or None."""
+        """Describe how ``spent`` exceeds this budget; return None if it does not."""
         for name in ("programs", "queries", "vectors"):
             limit = getattr(self, name)
             if limit is not None and getattr(spent, name) > limit:
                 return f"{getattr(spent, name)} {name} of a budget of {limit}"
         if self.hardware_seconds is not None:
             seconds = spent.hardware_seconds(spec)
-            # Sums of decimal prices are not exact in binary: an equal budget must not fail.
+            # Sums of decimal prices are not exact in binary; a usage equal to the budget must be accepted.
             if seconds > self.hardware_seconds * (1 + 1e-9):
                 return f"{seconds:.6g} hardware seconds of a budget of {self.hardware_seconds:.6g}"
         return None

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 __all__ = ["Place", "dotted", "first_problem"]
 
 Place = tuple[int | str, ...]
-"""Keys and indices that lead to a value, from the outside to the inside."""
+"""Keys and indices that lead to a value, the outermost first."""
 
 
 def dotted(place: Place) -> str:
@@ -28,11 +28,11 @@ def first_problem(
     """Describe the first problem of a ValidationError: ``place in source: message; known are a, b``.
 
     Args:
-        error: raised by a pydantic model.
-        known: keys to list where the problem is an unknown key, or a function that returns them for its place.
+        error: error that a pydantic model has raised.
+        known: valid keys to list if a key is unknown, or a function that returns them for the place of that key.
         thing: word for a key, such as "option".
-        source: name of the file that the values are from; left out if empty.
-        name: function that writes the place.
+        source: name of the file that contains the values; left out if empty.
+        name: function that formats the place.
     """
     problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = problem["loc"]

@@ -1,4 +1,4 @@
-"""Wrap a device to change one thing about it."""
+"""Wrap a device to change some of its behaviour."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _Capability = TypeVar("_Capability")
 
 
 class DeviceWrapper:
-    """Forward everything to a device; base class of all wrappers, and itself a `Device`.
+    """Forward all operations to a device; base class of all wrappers, and itself a `Device`.
 
-    A subclass overrides the operations that it changes. Three class attributes say, once, which optional capabilities
-    it has; each lists protocols of `astralora.devices.capabilities`::
+    A subclass overrides the operations that it changes. Three class attributes, ``capabilities``, ``adapts`` and
+    ``forwards``, list its optional capabilities as protocols of `astralora.devices.capabilities`::
 
         class ScaledDevice(DeviceWrapper):
             adapts = (ProgramsMany,)
@@ -30,7 +30,7 @@ class DeviceWrapper:
             def query_each(self, controls, inputs):
                 return 2 * self.behind(ProgramsMany).query_each(controls, inputs)
 
-    A capability that is listed nowhere is hidden: what the device offers there is not true of the wrapper.
+    A capability that is not listed is hidden, because the device's own version may be wrong for the wrapper.
 
     Args:
         device: the device that is wrapped.
@@ -40,13 +40,13 @@ class DeviceWrapper:
     """
 
     capabilities: ClassVar[tuple[type, ...]] = ()
-    """Implemented by the wrapper, whatever it wraps."""
+    """Capabilities that the wrapper implements for every device."""
 
     adapts: ClassVar[tuple[type, ...]] = ()
-    """Implemented by the wrapper with the help of the device's own; offered where the device has them."""
+    """Capabilities that the wrapper implements by calling those of the device; available if the device has them."""
 
     forwards: ClassVar[tuple[type, ...]] = (Clock, Flushes, ReportsPeaks, Snapshots, Thermometer)
-    """Provided by the device itself, unchanged. By default: the state of the chip and of its link."""
+    """Capabilities of the device that are forwarded unchanged; by default those about the state of chip and link."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -69,14 +69,14 @@ class DeviceWrapper:
         self.device.program(controls)
 
     def query(self, inputs: Tensor) -> Tensor:
-        """Pass vectors through: (batch, in_features) -> (batch, out_features)."""
+        """Pass vectors through the device: (batch, in_features) -> (batch, out_features)."""
         return self.device.query(inputs)
 
     def capability(self, protocol: type[_Capability]) -> _Capability | None:
-        """Return the wrapper or the object behind it that provides a capability, or None.
+        """Return the object that provides a capability (the wrapper, or an object that it wraps), or None.
 
         Raises:
-            TypeError: the wrapper declares the capability without the methods of it.
+            TypeError: the wrapper declares the capability, but lacks a method of it.
         """
         if protocol in self.capabilities or (protocol in self.adapts and self.provider(protocol) is not None):
             check_declared(self, protocol)
@@ -84,14 +84,14 @@ class DeviceWrapper:
         return self.provider(protocol) if protocol in self.forwards else None
 
     def provider(self, protocol: type[_Capability]) -> _Capability | None:
-        """Return the object behind the wrapper that provides a capability, or None."""
+        """Return the wrapped object that provides a capability, or None."""
         return capability_of(self.device, protocol)
 
     def behind(self, protocol: type[_Capability]) -> _Capability:
-        """Return the object behind the wrapper that provides a capability that it has.
+        """Return the wrapped object that provides a capability, and refuse a device without it.
 
         Raises:
-            TypeError: it does not have it.
+            TypeError: the wrapped device does not have the capability.
         """
         found = self.provider(protocol)
         if found is None:

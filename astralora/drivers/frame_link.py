@@ -20,17 +20,17 @@ __all__ = ["FrameIdentity", "FrameLink", "Request", "Status"]
 _log = logging.getLogger(__name__)
 
 _LONGEST_IDENTITY: Final = 1 << 10
-# Late answers to earlier requests that are dropped before the answer to this one.
+# Largest number of late answers to earlier requests that are dropped before the right answer.
 _MOST_STALE: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
 class FrameIdentity(Identity):
-    """Identify a chip that speaks frames.
+    """Identify a chip that uses the framed protocol.
 
     Attributes:
-        max_payload: longest payload that it accepts, in bytes.
-        options: optional commands that it has.
+        max_payload: longest payload that the chip accepts, in bytes.
+        options: optional commands that the chip implements.
     """
 
     max_payload: int
@@ -43,8 +43,8 @@ class Status:
 
     Attributes:
         state: safe, or programmed.
-        sequence: number of the newest operation that it carried out.
-        programs, vectors: counts since power-up.
+        sequence: sequence number of the newest operation that the chip carried out.
+        programs, vectors: numbers of programs and vectors since power-up.
     """
 
     state: State
@@ -55,14 +55,14 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Hold a request, to send it again.
+    """Hold a request, so that it can be sent again.
 
     Attributes:
-        command: of the request.
-        sequence: its number.
-        frame: its bytes, in parts.
+        command: command of the request.
+        sequence: sequence number of the request.
+        frame: bytes of the request, in parts.
         longest: longest payload that the answer may have, in bytes.
-        patience: seconds that the device needs before it can answer, on top of the timeout.
+        patience: additional time that the device needs before it can answer, in seconds, on top of the timeout.
     """
 
     command: int
@@ -75,33 +75,33 @@ class Request:
 class FrameLink:
     """Send requests and find their answers.
 
-    Every request has a number of its own. A late answer has another number, and is dropped. The newest request can
-    be sent again under its number: the device does not carry it out twice.
+    Every request has a different number. A late answer has another number, and is dropped. The newest request can be
+    sent again with the same number, and the device does not carry it out twice.
 
     Args:
-        transport: the line; open while this is used.
+        transport: transport to the device; must be open while the link is used.
 
     Attributes:
-        newest: newest operation; None where there is none to repeat.
+        newest: newest operation; None if there is no operation to repeat.
     """
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
-        # A random start: answers to an earlier process may still arrive.
+        # Start at a random number, because answers to an earlier process may still arrive.
         self._sequence = int.from_bytes(os.urandom(4), "little")
         self.newest: Request | None = None
         self._buffers = Buffers(VALUES.size)
         self._largest = LONGEST_SPEC
 
     def start(self) -> None:
-        """Forget the requests of before: `repeat` does not send them."""
+        """Forget the newest operation, so that `repeat` does not send it."""
         self.newest = None
 
     def identify(self) -> FrameIdentity:
-        """Ask the device for its identity."""
+        """Request the identity of the device."""
         data = self.exchange(Command.IDENTIFY, longest=_LONGEST_IDENTITY)
         if len(data) < IDENTITY.size:
-            raise ProtocolError(f"it identified itself in {len(data)} bytes, where at least {IDENTITY.size} are due")
+            raise ProtocolError(f"the identity has {len(data)} bytes; it must have at least {IDENTITY.size}")
         max_payload, options = IDENTITY.unpack_from(data)
         words = [word.strip() for word in bytes(data[IDENTITY.size :]).decode(errors="replace").split(",")]
         words += [""] * (4 - len(words))
@@ -111,14 +111,14 @@ class FrameLink:
         return FrameIdentity(manufacturer, model, serial_number, firmware, max_payload, known)
 
     def spec(self) -> DeviceSpec:
-        """Ask the device for its spec."""
+        """Request the spec of the device."""
         return parse_spec(self.exchange(Command.SPEC, longest=LONGEST_SPEC))
 
     def status(self) -> Status:
-        """Ask the device for its state and its counts."""
+        """Request the state and the counters of the device."""
         data = self.exchange(Command.STATUS, longest=STATUS.size)
         if len(data) != STATUS.size or data[0] not in list(State):
-            raise ProtocolError(f"it reported its status in {len(data)} bytes that make no sense: {data.hex(' ')}")
+            raise ProtocolError(f"the status of {len(data)} bytes is not valid: {data.hex(' ')}")
         state, sequence, programs, vectors = STATUS.unpack(data)
         return Status(State(state), sequence, programs, vectors)
 
@@ -130,16 +130,16 @@ class FrameLink:
         """Send a request and return the payload of its answer.
 
         Args:
-            command: of the request.
-            *payload: parts of its payload.
-            longest: longest payload that the answer may have, in bytes; a longer one is refused unread.
-            patience: seconds that the device needs before it can answer, on top of the timeout.
+            command: command of the request.
+            *payload: parts of the payload of the request.
+            longest: longest payload that the answer may have, in bytes; a longer payload is refused without reading it.
+            patience: additional time that the device needs before it can answer, in seconds, on top of the timeout.
 
         Raises:
-            DeviceError: the device reported it.
-            DeviceTimeout, NotConnected, ProtocolError: no answer came, or one that cannot be right.
+            DeviceError: the device reported this error.
+            DeviceTimeout, NotConnected, ProtocolError: no answer arrived, or the answer is not valid.
         """
-        # A device uses number 0 to refuse a host that has not asked yet.
+        # Number 0 is left out, because a device uses it to refuse a host that has not sent a request yet.
         self._sequence = self._sequence % 0xFFFFFFFF + 1
         frame = encode_frame(command, self._sequence, *payload)
         request = Request(command, self._sequence, frame, longest, patience)
@@ -148,23 +148,27 @@ class FrameLink:
         return self._ask(request)
 
     def repeat(self) -> memoryview:
-        """Send the newest operation again under its number, and return the payload of its answer; see `exchange`."""
+        """Send the newest operation again with the same number; return the payload of the answer, see `exchange`."""
         if self.newest is None:
-            raise ProtocolError("there is no program or query yet to repeat")
+            raise ProtocolError("there is no program or query to repeat yet")
         return self._ask(self.newest)
 
     def _ask(self, request: Request) -> memoryview:
         self.transport.write(*request.frame)
         header = self._answer_to(request)
         if header.version != VERSION:
-            raise ProtocolError(f"it speaks version {header.version} of the protocol; this side speaks {VERSION}")
+            raise ProtocolError(
+                f"the device uses version {header.version} of the protocol, but this driver uses version {VERSION}"
+            )
         longest = LONGEST_ERROR if header.command == ERROR else request.longest
         if header.length > longest:
-            raise ProtocolError(f"it answered with {header.length} bytes where at most {longest} are due")
+            raise ProtocolError(f"the answer has {header.length} bytes; it must have at most {longest}")
         if header.command == ERROR:
             raise decode_error(read_payload(self.transport.read_into, header))
         if header.command != request.command | ANSWER:
-            raise ProtocolError(f"it answered command {header.command & ~ANSWER} where {request.command} was asked")
+            raise ProtocolError(
+                f"the answer belongs to command {header.command & ~ANSWER}, but command {request.command} was sent"
+            )
         return read_payload(self.transport.read_into, header, self._buffers)
 
     def _answer_to(self, request: Request) -> Header:
@@ -176,4 +180,4 @@ class FrameLink:
             if header.length > self._largest:
                 break
             skip_payload(self.transport.read, header)
-        raise ProtocolError("answers to other requests keep coming; is somebody else using this port?")
+        raise ProtocolError("too many answers to other requests arrived; check that no other program uses this port")

@@ -1,4 +1,4 @@
-"""Drive chips that speak the framed binary protocol."""
+"""Drive chips over the framed binary protocol."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class FrameDevice(ProtocolDevice):
     """Drive a chip over the framed protocol; see docs/protocol.md.
 
     Args:
-        transport: to the chip; closed.
-        identity: of the chip.
-        spec: of the chip.
-        encoding: ``"float32"``, or ``"codes"`` of those converters whose levels the spec gives, which takes a half or
-            a quarter of the bytes.
+        transport: closed transport to the chip.
+        identity: identity of the chip.
+        spec: spec of the chip.
+        encoding: ``"float32"``; or ``"codes"`` to send the codes of all converters whose levels the spec gives, which
+            needs a half or a quarter of the bytes.
     """
 
     link: FrameLink
@@ -47,34 +47,35 @@ class FrameDevice(ProtocolDevice):
         most_vectors = _vectors_per_frame(spec, identity)
         if PROGRAM.size + 4 * spec.num_controls > identity.max_payload or most_vectors < 1:
             raise DeviceError(
-                f"takes {identity.max_payload} bytes a frame, which is too little for its own controls and vectors",
+                f"accepts frames of at most {identity.max_payload} bytes, too few for its own controls and vectors; "
+                f"correct max_payload in its firmware",
                 device=spec.name,
                 operation="open",
             )
         super().__init__(spec, transport, FrameLink(transport), identity, most_vectors)
-        # With QUERY_EACH, all settings of a call take one round trip, instead of two for each.
+        # With QUERY_EACH, all settings of a call need one round trip, instead of two for each setting.
         many = (ProgramsMany,) if Option.QUERY_EACH in identity.options else ()
         self.capabilities = (Flushes, Resends, *many)
         self._inputs = format_of(spec, "input", encoding)
         self._controls = format_of(spec, "control", encoding)
         self._outputs = format_of(spec, "output", encoding)
-        # Turns the answer to the newest request into its result, also after `resend`.
+        # Converts the answer to the newest request into its result, also after `resend`.
         self._finish: Callable[[memoryview], Tensor | None] = lambda _: None
 
     def status(self) -> Status:
-        """Ask the chip for its state, and for its counts since power-up."""
+        """Request the state of the chip, and its counters since power-up."""
         with self._lock:
             return self.link.status()
 
     def resend(self) -> Tensor | None:
-        """Send the newest request again under its number: the chip carries nothing out twice."""
+        """Send the newest request again with the same number; the chip does not carry it out twice."""
         with self._lock:
             answer = self._finish(self.link.repeat())
             self._is_programmed = True
             return answer
 
     def query(self, inputs: Tensor) -> Tensor:
-        """Pass vectors through: (batch, in_features) -> (batch, out_features)."""
+        """Pass vectors through the device: (batch, in_features) -> (batch, out_features)."""
         with self._lock:
             self._finish = lambda data: self._as_tensor(self.decode_answer(data, len(inputs)), inputs)
             return super().query(inputs)
@@ -107,26 +108,28 @@ class FrameDevice(ProtocolDevice):
         return encode_values(controls, self._controls, self.spec.control_range, self.spec.control_levels)
 
     def code_inputs(self, inputs: NDArray[Any]) -> memoryview:
-        """Write vectors as bytes, in the format that this device uses."""
+        """Encode vectors as bytes in the format that this device uses."""
         return encode_values(inputs, self._inputs, self.spec.input_range, self.spec.input_levels)
 
     def decode_answer(self, data: memoryview, rows: int) -> NDArray[Any]:
-        """Read the payload of an answer as output vectors: (rows, out_features).
+        """Decode the payload of an answer as output vectors, (rows, out_features).
 
         Raises:
-            ProtocolError: it has another size or format.
+            ProtocolError: the payload has another size or format.
         """
         if len(data) < VALUES.size:
-            raise ProtocolError(f"it answered {len(data)} bytes where at least {VALUES.size} are due")
+            raise ProtocolError(f"the answer has {len(data)} bytes; it must have at least {VALUES.size}")
         form, count = VALUES.unpack_from(data)
         values = decode_values(data[VALUES.size :], form, self.spec.output_range, self.spec.output_levels)
         width = self.spec.out_features
         if count != rows or values.size != rows * width:
-            raise ProtocolError(f"it answered {values.size} values for {count} vectors where {rows} x {width} are due")
+            raise ProtocolError(
+                f"the answer has {values.size} values for {count} vectors; it must have {rows} x {width} values"
+            )
         return values.reshape(rows, width)
 
     def query_each(self, controls: Tensor, inputs: Tensor) -> Tensor:
-        """Program each setting in turn and pass the same vectors through.
+        """Program one setting after the other, and pass the same vectors through the chip at each setting.
 
         Args:
             controls: (settings, num_controls).
@@ -166,10 +169,10 @@ class FrameDevice(ProtocolDevice):
 
 
 class _SettingsInFrames:
-    """Run many settings in as few frames as can hold them, and go on after a fault between two frames.
+    """Run many settings in as few frames as possible, and continue after a fault from the last complete frame.
 
     Args:
-        device: sends the frames.
+        device: device that sends the frames.
         settings: (settings, num_controls).
         vectors: (batch, in_features).
 
@@ -186,15 +189,17 @@ class _SettingsInFrames:
         room = limit - QUERY_EACH.size - 4 * vectors.size
         self._at_a_time = min(room // (4 * settings.shape[1]), (limit - VALUES.size) // answer)
         if self._at_a_time < 1:
-            raise DeviceError("these vectors and controls do not fit into one frame", device=spec.name)
+            raise DeviceError(
+                "the vectors and one setting do not fit into one frame; send fewer vectors", device=spec.name
+            )
         self._coded = device.code_inputs(vectors)
         self._answers: list[NDArray[Any]] = []
 
     def finish(self, data: memoryview | None) -> NDArray[Any]:
-        """Run the settings that are left, and return all answers.
+        """Run the remaining settings, and return all answers.
 
         Args:
-            data: payload of the answer to the frame that was sent again; None at first.
+            data: payload of the answer to a frame that was sent again; None in the first call.
 
         Returns:
             (settings, batch, out_features).
@@ -202,7 +207,7 @@ class _SettingsInFrames:
         total = len(self._settings)
         if data is not None:
             if self._done() == total:
-                # The last frame was complete: its answer was only asked for again.
+                # The answer to the last frame was stored already, and has been sent again.
                 self._answers.pop()
             rows = min(self._at_a_time, total - self._done()) * self._batch
             self._answers.append(self._device.decode_answer(data, rows))
@@ -219,12 +224,12 @@ def open_frame_mvm(port: str, *, timeout: float = 2.0, encoding: Encoding = "flo
     """Drive a matrix-vector chip over the framed binary protocol; the chip reports its spec.
 
     Args:
-        port: its address, such as ``serial:///dev/ttyUSB0?baudrate=921600`` or ``tcp://192.168.1.5:5000``.
-        timeout: longest silence to wait through, in seconds; times that the spec gives are added.
-        encoding: ``"float32"``, or ``"codes"`` for the converters' own integers.
+        port: address of the chip, such as ``serial:///dev/ttyUSB0?baudrate=921600`` or ``tcp://192.168.1.5:5000``.
+        timeout: longest time without a byte, in seconds; the operation times of the spec are added.
+        encoding: ``"float32"``, or ``"codes"`` to send the integer codes of the converters.
 
     Raises:
-        NotConnected, DeviceTimeout, ProtocolError: nothing at that port speaks the protocol.
+        NotConnected, DeviceTimeout, ProtocolError: no device at this port uses the protocol.
     """
     if encoding not in ("float32", "codes"):
         raise ValueError(f"encoding must be 'float32' or 'codes', not {encoding!r}")

@@ -1,4 +1,4 @@
-"""Answer the framed protocol as the firmware of a device does."""
+"""Answer requests of the framed protocol like the firmware of a device."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class FrameServer:
     """Serve any device over the framed protocol.
 
     Args:
-        device: opened by its first program, closed by SAFE.
-        max_payload: longest payload to accept, in bytes; longer ones are refused unread.
+        device: device that computes the answers; its first program opens it, and SAFE closes it.
+        max_payload: longest payload to accept, in bytes; longer payloads are refused without reading them.
     """
 
     def __init__(self, device: Device, max_payload: int = 1 << 24) -> None:
@@ -63,7 +63,7 @@ class FrameServer:
         self._vectors = 0
         self._is_programmed = False
         self._buffers = Buffers(QUERY.size)
-        # Number and command of the newest operation that was carried out, and its answer.
+        # Sequence number and command of the newest operation that was carried out, and the answer to it.
         self._newest: tuple[int, int] | None = None
         self._answered: list[Bytes] = []
         self._commands: dict[int, Callable[[memoryview], list[Bytes]]] = {
@@ -79,27 +79,27 @@ class FrameServer:
     # -- on the line ------------------------------------------------------------------------
 
     def serve(self, line: Transport, stop: threading.Event) -> None:
-        """Answer requests on a line until the host hangs up or ``stop`` is set.
+        """Answer requests on a line until the host closes it or ``stop`` is set.
 
         Raises:
-            NotConnected: the host has hung up.
+            NotConnected: the host has closed the line.
         """
         while not stop.is_set():
             try:
                 header = find_header(line.read, self.max_payload)
             except (DeviceTimeout, ProtocolError):
-                continue  # no request, or noise
+                continue  # no request arrived, or only noise
             self.respond(line, header, self._receive(line, header))
 
     def respond(self, line: Transport, header: Header, payload: memoryview | DeviceError) -> None:
         """Answer one request.
 
         Args:
-            line: to the host.
-            header: of the request.
-            payload: of the request, or the error that kept it from being read.
+            line: line to the host.
+            header: header of the request.
+            payload: payload of the request, or the error of reading it.
         """
-        # A host that missed the answer asks again.
+        # A host that did not get the answer sends the request again.
         with suppress(DeviceTimeout):
             line.write(*self.handle(header, payload))
 
@@ -113,21 +113,21 @@ class FrameServer:
         try:
             command = self._commands.get(header.command)
             if header.version != VERSION:
-                raise ProtocolError(f"version {header.version} is not spoken here, only {VERSION}")
+                raise ProtocolError(f"version {header.version} of the protocol is not supported; use version {VERSION}")
             if command is None:
                 raise ProtocolError(f"there is no command {header.command}")
             answer = encode_frame(header.command | ANSWER, header.sequence, *command(payload))
         except Exception as error:
-            # The host gets every error of the device, and firmware goes on.
+            # Every error of the device is sent to the host, and the server keeps running, like firmware.
             return encode_frame(ERROR, header.sequence, encode_error(error))
         if operation:
-            # A request that failed is not remembered: it may be tried again.
+            # A request that failed is not stored, so that the host can try it again.
             self._newest, self._answered = (header.sequence, header.command), answer
         return answer
 
     def make_safe(self) -> list[Bytes]:
         """Bring the device into its safe state; the controls are lost."""
-        # From now on, a program is carried out also under the newest number.
+        # Without a stored number, a program with the same number is carried out again.
         self._newest, self._is_programmed = None, False
         self.device.close()
         return []
@@ -135,7 +135,7 @@ class FrameServer:
     def _receive(self, line: Transport, header: Header) -> memoryview | DeviceError:
         if header.length > self.max_payload:
             return ProtocolError(
-                f"a payload of {header.length} bytes is more than the {self.max_payload} accepted here"
+                f"a payload of {header.length} bytes is too long; this device accepts at most {self.max_payload}"
             )
         try:
             return read_payload(line.read_into, header, self._buffers)
@@ -147,7 +147,7 @@ class FrameServer:
     def _identify(self, _: memoryview) -> list[Bytes]:
         spec = self.device.spec
         words = [_MANUFACTURER, spec.name, spec.serial_number or "", _FIRMWARE]
-        # Commas separate the words.
+        # Commas separate the words, so they are removed from the words.
         text = ",".join(" ".join(word.replace(",", " ").split()) for word in words)
         return [IDENTITY.pack(self.max_payload, Option.QUERY_EACH), text.encode()]
 
@@ -178,7 +178,7 @@ class FrameServer:
         first, second, wanted, settings, batch = _unpack(QUERY_EACH, payload)
         spec = self.device.spec
         if settings * batch * spec.out_features * 4 + VALUES.size > self.max_payload:
-            raise OutOfRange(f"the answer to {settings} settings of {batch} vectors would be too long")
+            raise OutOfRange(f"the answer to {settings} settings of {batch} vectors would be too long; send fewer")
         middle = QUERY_EACH.size + settings * spec.num_controls * value_size(first)
         controls = self._controls(payload[QUERY_EACH.size : middle], first, settings, spec.num_controls)
         inputs = self._inputs(payload[middle:], second, batch)
@@ -212,16 +212,18 @@ class FrameServer:
         spec = self.device.spec
         values = decode_values(data, form, spec.control_range, spec.control_levels)
         if count != spec.num_controls or values.size != settings * count:
-            raise OutOfRange(f"{values.size} controls came for {settings} settings of {spec.num_controls}")
+            raise OutOfRange(
+                f"{values.size} controls arrived; {settings} settings have {spec.num_controls} controls each"
+            )
         return _tensor(values).view(settings, count)
 
     def _inputs(self, data: memoryview, form: int, batch: int) -> Tensor:
         spec = self.device.spec
         values = decode_values(data, form, spec.input_range, spec.input_levels)
         if values.size != batch * spec.in_features:
-            raise OutOfRange(f"{values.size} input values came for {batch} vectors of {spec.in_features}")
+            raise OutOfRange(f"{values.size} input values arrived; {batch} vectors have {spec.in_features} values each")
         if spec.max_batch is not None and batch > spec.max_batch:
-            raise OutOfRange(f"{batch} vectors are more than the {spec.max_batch} that one query takes")
+            raise OutOfRange(f"{batch} vectors are too many; one query may have {spec.max_batch}")
         inputs = _tensor(values).view(batch, spec.in_features)
         check_inputs(spec, inputs, "query")
         return inputs
@@ -229,7 +231,7 @@ class FrameServer:
     def _outputs(self, outputs: Tensor, wanted: int, rows: int) -> list[Bytes]:
         spec = self.device.spec
         if wanted not in (Format.FLOAT32, format_of(spec, "output", "codes")):
-            raise ProtocolError(f"answers are not given in format {wanted} here")
+            raise ProtocolError(f"this device cannot send answers in format {wanted}")
         values = outputs.detach().cpu().numpy()
         head = VALUES.pack(wanted, rows)
         return [head, encode_values(values, Format(wanted), spec.output_range, spec.output_levels)]

@@ -1,4 +1,4 @@
-"""Write messages as frames on a line of bytes, and find them there.
+"""Encode messages as frames of bytes, and find frames in a stream of bytes.
 
     offset  size  field
     0       2     magic: A7 4C
@@ -10,8 +10,8 @@
     16      n     payload
     16 + n  4     CRC-32 of the payload, continued from that of the header
 
-All numbers are little-endian. CRC-32 is the checksum of IEEE 802.3 (zlib, PNG). The header has its own checksum: a
-damaged length is found before memory is allocated for it or anything is read.
+All numbers are little-endian. CRC-32 is the checksum of IEEE 802.3 (zlib, PNG). The header has its own checksum, so a
+damaged length is detected before memory for the payload is allocated or the payload is read.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..devices.memory import ALIGNMENT
 from .transports.base import Bytes
 
 try:
-    # The same checksum, as fast as memory; zlib needs longer than the wire.
+    # The same checksum, but much faster; zlib takes longer than the transmission.
     from isal.isal_zlib import crc32
 except ImportError:
     from zlib import crc32
@@ -58,17 +58,17 @@ _FIELDS = struct.Struct("<2sBBII")
 _CHECK = struct.Struct("<I")
 _HEADER = _FIELDS.size + _CHECK.size
 OVERHEAD: Final = _HEADER + _CHECK.size
-"""Bytes of a frame beside its payload."""
+"""Number of bytes of a frame without its payload."""
 
 _MOST_BUFFERS = 4
 _SMALL = 1 << 12
-# Bytes to read and check at a time.
+# Number of bytes to read and check at a time.
 _PIECE = 1 << 18
-# Bytes to skip at a time.
+# Number of bytes to skip at a time.
 _SKIPPED = 1 << 16
 
 Read = Callable[[int], Bytes]
-"""Read exactly so many bytes from the line, or raise an error."""
+"""Function that reads exactly the given number of bytes, or raises an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +76,10 @@ class Header:
     """Hold the fields at the beginning of a frame.
 
     Attributes:
-        version: of the protocol.
-        command: of the request, or of its answer.
-        sequence: number of the request; its answer has the same.
-        length: bytes of the payload.
+        version: version of the protocol.
+        command: command of the request or of the answer.
+        sequence: number of the request; its answer has the same number.
+        length: number of bytes of the payload.
         crc: checksum of the header.
     """
 
@@ -91,13 +91,13 @@ class Header:
 
 
 def encode_frame(command: int, sequence: int, *payload: Bytes, version: int = VERSION) -> list[Bytes]:
-    """Return a frame as parts to send; the payload is not copied.
+    """Return the parts of a frame to send, without a copy of the payload.
 
     Args:
-        command: 0 to 255.
-        sequence: 0 to 2^32 - 1.
+        command: number of the command, 0 to 255.
+        sequence: number of the request, 0 to 2^32 - 1.
         *payload: parts of the payload.
-        version: of the protocol.
+        version: version of the protocol.
     """
     fields = _FIELDS.pack(MAGIC, version, command, sequence, sum(map(len, payload)))
     crc = crc32(fields)
@@ -108,7 +108,7 @@ def encode_frame(command: int, sequence: int, *payload: Bytes, version: int = VE
 
 
 def decode_header(data: Bytes) -> Header | None:
-    """Return the header in these 16 bytes, or None where they are no header."""
+    """Decode 16 bytes as a header; return None if they are not a valid header."""
     magic, version, command, sequence, length = _FIELDS.unpack_from(data)
     crc = crc32(data[: _FIELDS.size])
     if magic != MAGIC or _CHECK.unpack_from(data, _FIELDS.size) != (crc,):
@@ -117,15 +117,15 @@ def decode_header(data: Bytes) -> Header | None:
 
 
 def find_header(read: Read, patience: int) -> Header:
-    """Return the next header on the line; skip all other bytes before it.
+    """Return the next header on the line, and skip all bytes before it.
 
     Args:
-        read: takes exactly so many bytes off the line.
-        patience: most bytes to skip.
+        read: function that reads exactly the given number of bytes from the line.
+        patience: largest number of bytes to skip.
 
     Raises:
-        ProtocolError: no header began within that many bytes.
-        DeviceTimeout: the line fell silent before a header was complete.
+        ProtocolError: no header began within ``patience`` bytes.
+        DeviceTimeout: the bytes stopped before a header was complete.
     """
     window, skipped = bytearray(read(_HEADER)), 0
     while True:
@@ -138,31 +138,31 @@ def find_header(read: Read, patience: int) -> Header:
             start = _HEADER - 1 if window[-1] == MAGIC[0] else _HEADER
         skipped += start
         if skipped > patience:
-            raise ProtocolError(f"no frame began within {patience} bytes; does the other side speak this protocol?")
+            raise ProtocolError(f"no frame began within {patience} bytes; check that the other side uses this protocol")
         del window[:start]
         try:
             window += read(start)
         except DeviceTimeout as error:
-            raise DeviceTimeout(f"{error.message}, and what came was no frame") from error
+            raise DeviceTimeout(f"{error.message}; the bytes that arrived are not a frame") from error
 
 
 def _references(buffers: list[NDArray[np.uint8]], place: int) -> int:
-    # Arrays and tensors that share the memory count too.
+    # The count includes arrays and tensors that share the memory.
     return sys.getrefcount(buffers[place])
 
 
-# References to a buffer that only the list holds: their number depends on the interpreter.
+# Number of references to a buffer that only the list refers to; it depends on the interpreter.
 _UNUSED = _references([np.empty(1, np.uint8)], 0)
 
 
 class Buffers:
-    """Reuse the memory of earlier payloads to which nothing refers any more.
+    """Reuse the memory of earlier payloads that are no longer referenced.
 
-    New memory comes from the system page by page, each cleared at its first touch: for the answers of a large batch
-    that takes longer than the wire does.
+    The operating system clears each page of new memory at its first use. For the answers of a large batch this would
+    take longer than the transmission.
 
     Args:
-        head: bytes of a payload before its values, which get an aligned address and then need no copy.
+        head: number of bytes of a payload before its values. The values get an aligned address, and need no copy.
     """
 
     def __init__(self, head: int = 0) -> None:
@@ -170,7 +170,7 @@ class Buffers:
         self._kept: list[NDArray[np.uint8]] = []
 
     def take(self, size: int) -> memoryview:
-        """Return memory of ``size`` bytes; its content is arbitrary."""
+        """Return memory of ``size`` bytes with arbitrary content."""
         for place in range(len(self._kept)):
             fits = size <= len(self._kept[place]) - ALIGNMENT <= 2 * size + _SMALL
             if fits and _references(self._kept, place) <= _UNUSED:
@@ -188,17 +188,17 @@ def read_payload(read_into: Callable[[memoryview], None], header: Header, buffer
     """Read the payload of a frame; the caller has checked its length.
 
     Args:
-        read_into: fills memory from the line, or raises.
-        header: of the frame.
-        buffers: memory to reuse.
+        read_into: function that fills memory from the line, or raises an error.
+        header: header of the frame.
+        buffers: memory to reuse; None for new memory.
 
     Raises:
         ProtocolError: the payload arrived damaged.
-        DeviceTimeout: the payload did not arrive whole.
+        DeviceTimeout: the payload did not arrive completely.
     """
     view = (buffers or Buffers()).take(header.length + _CHECK.size)
     payload, crc = view[: header.length], header.crc
-    # In pieces: each is checked while it is in the cache and the next one arrives.
+    # Read in pieces, so that a piece is checked while it is in the cache and the next piece arrives.
     for start in range(0, max(header.length, 1), _PIECE):
         end = min(start + _PIECE, header.length)
         read_into(view[start:end] if end < header.length else view[start:])

@@ -1,4 +1,4 @@
-"""Open chips at the end of a line of bytes, and identify them."""
+"""Connect to chips over a transport, and identify them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["LONGEST_SPEC", "Identity", "Link", "LinkDevice", "ProtocolDevice", "
 _log = logging.getLogger(__name__)
 
 LONGEST_SPEC: Final = 1 << 23
-"""Bytes of a spec that a host accepts."""
+"""Largest number of bytes of a spec that a host accepts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Identity:
     """Identify a chip.
 
     Attributes:
-        manufacturer, model, serial_number, firmware: as with ``*IDN?``.
+        manufacturer, model, serial_number, firmware: the four words of an answer to ``*IDN?``.
     """
 
     manufacturer: str
@@ -44,17 +44,17 @@ _Found = TypeVar("_Found", bound=Identity, covariant=True)
 
 
 class Link(Protocol[_Found]):
-    """Speak a wire protocol as its host."""
+    """Send requests of a wire protocol, as the host."""
 
     def start(self) -> None:
-        """Begin anew on a line that was opened and flushed."""
+        """Reset the state of the protocol after the transport was opened and flushed."""
 
     def identify(self) -> _Found:
-        """Ask the chip for its identity."""
+        """Request the identity of the chip."""
         ...
 
     def spec(self) -> DeviceSpec:
-        """Ask the chip for its spec."""
+        """Request the spec of the chip."""
         ...
 
 
@@ -62,8 +62,8 @@ class LinkDevice(HardwareDevice):
     """Drive a chip over a `Transport`.
 
     Args:
-        spec: of the chip.
-        transport: closed; opened and closed with the device.
+        spec: spec of the chip.
+        transport: closed transport; the device opens and closes it.
     """
 
     capabilities: tuple[type, ...] = (Flushes,)
@@ -73,26 +73,26 @@ class LinkDevice(HardwareDevice):
         self.transport = transport
 
     def flush(self) -> None:
-        """Discard all bytes that have arrived on the line unasked."""
+        """Discard all bytes that have arrived on the line."""
         with self._lock:
             self.transport.flush()
 
     @contextmanager
     def interrupted(self) -> Generator[None]:
-        """Cut the line within this block, for tests."""
+        """Cut the line within a ``with`` block, for tests."""
         with self.transport.interrupted():
             yield
 
 
 class ProtocolDevice(LinkDevice):
-    """Drive a chip over a wire protocol that reports identity and spec.
+    """Drive a chip over a wire protocol in which the chip reports its identity and spec.
 
     Args:
-        spec: of the chip.
-        transport: to the chip; closed.
-        link: the host's end of the protocol on that transport.
-        identity: of the chip, as it was found.
-        most_vectors: vectors that one request can hold.
+        spec: spec of the chip.
+        transport: closed transport to the chip.
+        link: host's end of the protocol on this transport.
+        identity: identity that the chip reported when it was found.
+        most_vectors: largest number of vectors in one request.
     """
 
     def __init__(
@@ -116,32 +116,32 @@ class ProtocolDevice(LinkDevice):
     def _require_same_chip(self, found: Identity) -> None:
         if found.serial_number != self.identity.serial_number:
             raise DeviceError(
-                f"number {self.identity.serial_number!r} was here before, and now number {found.serial_number!r} "
-                f"answers; make the device anew",
+                f"the chip has serial number {found.serial_number!r}, but the chip at this port had "
+                f"{self.identity.serial_number!r} before; make a new device for the new chip",
                 device=self.spec.name,
                 operation="open",
             )
 
     def _as_tensor(self, outputs: NDArray[Any], like: Tensor) -> Tensor:
-        # Answers are decoded into memory of their own: no copy is needed.
+        # No copy is needed, because each answer is decoded into new memory.
         return torch.from_numpy(outputs).to(like)
 
 
 def find_chip(
     port: str, timeout: float, make_link: Callable[[Transport], Link[_Found]]
 ) -> tuple[Transport, _Found, DeviceSpec]:
-    """Ask the chip at a port for its identity and its spec.
+    """Request identity and spec of the chip at a port.
 
     Args:
         port: address of the chip; see `open_transport`.
-        timeout: longest silence to wait through, in seconds.
-        make_link: makes the host's end of the protocol.
+        timeout: longest time without a byte, in seconds.
+        make_link: function that makes the host's end of the protocol.
 
     Returns:
-        The transport, closed again; the identity; the spec.
+        The closed transport, the identity, and the spec.
 
     Raises:
-        NotConnected, DeviceTimeout, ProtocolError: nothing at that port speaks the protocol.
+        NotConnected, DeviceTimeout, ProtocolError: no device at this port uses the protocol.
     """
     transport = open_transport(port, timeout)
     link = make_link(transport)
@@ -153,12 +153,12 @@ def find_chip(
 
 
 def parse_spec(text: Bytes) -> DeviceSpec:
-    """Read a spec that was sent as JSON.
+    """Decode a spec that was sent as JSON.
 
     Raises:
-        ProtocolError: it is no spec; the error names the first field that is wrong.
+        ProtocolError: the text is not a valid spec; the message names the first wrong field.
     """
     try:
         return DeviceSpec.model_validate_json(bytes(text))
     except ValidationError as error:
-        raise ProtocolError(f"its spec is not valid: {first_problem(error)}") from None
+        raise ProtocolError(f"the spec that the device sent is not valid: {first_problem(error)}") from None

@@ -35,7 +35,7 @@ __all__ = [
 
 
 class Command(IntEnum):
-    """Number the commands of a host."""
+    """Define the numbers of the commands that a host sends."""
 
     IDENTIFY = 1
     SPEC = 2
@@ -47,17 +47,17 @@ class Command(IntEnum):
 
 
 OPERATIONS: Final = frozenset({Command.PROGRAM, Command.QUERY, Command.QUERY_EACH})
-"""Commands that operate the chip; the device remembers the number of the newest one."""
+"""Commands that operate the chip; the device stores the sequence number of the newest one."""
 
 
 class Option(IntFlag):
-    """Name the optional commands that a device has."""
+    """Define the bits of the optional commands that a device implements."""
 
     QUERY_EACH = 1
 
 
 class State(IntEnum):
-    """Number the states of a device."""
+    """Define the numbers of the states of a device."""
 
     SAFE = 0
     PROGRAMMED = 1
@@ -91,7 +91,7 @@ _ERRORS: dict[int, type[DeviceError]] = {
     6: BudgetExceeded,
     7: CalibrationMismatch,
 }
-# Bytes of a message: a person reads it.
+# Largest number of bytes of an error message, which a person must be able to read.
 _LONGEST_MESSAGE = 1000
 LONGEST_ERROR: Final = _ERROR.size + _LONGEST_MESSAGE
 
@@ -106,7 +106,7 @@ def encode_error(error: BaseException) -> bytes:
 def decode_error(payload: Bytes) -> DeviceError:
     """Return the error in a payload that `encode_error` wrote."""
     if len(payload) < _ERROR.size:
-        return ProtocolError("it reported an error without a number")
+        return ProtocolError("the device reported an error without a number")
     (number,) = _ERROR.unpack_from(payload)
-    message = bytes(payload[_ERROR.size :]).decode(errors="replace") or "it reported an error without a reason"
+    message = bytes(payload[_ERROR.size :]).decode(errors="replace") or "the device reported an error without a reason"
     return _ERRORS.get(number, DeviceError)(message)

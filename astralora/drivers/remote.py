@@ -1,4 +1,4 @@
-"""Drive a device on another machine, through a Ray actor on the host that has the chip."""
+"""Drive a device on another machine, through a Ray actor on the host of the chip."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ __all__ = ["RemoteDevice", "open_remote"]
 
 _log = logging.getLogger(__name__)
 
-# Seconds between two questions to the cluster, while a chip is awaited.
+# Seconds between two queries of the cluster's resources, while waiting for a chip.
 _POLL_SECONDS: Final = 0.2
 
 # First item of every answer of the actor.
 _OK: Final = "ok"
 _ERROR: Final = "error"
 
-# Capabilities that reach across, by the name that the host reports.
+# Capabilities that a remote device can have, by the name that the host reports.
 _REMOTE: Final[dict[str, type]] = {
     protocol.__name__: protocol for protocol in (Clock, Flushes, ProgramsMany, Reciprocal, Thermometer)
 }
@@ -57,7 +57,7 @@ _Capability = TypeVar("_Capability")
 def _reported(
     method: Callable[Concatenate[_Host, _Arguments], object],
 ) -> Callable[Concatenate[_Host, _Arguments], tuple[Any, ...]]:
-    """Return the result of a method, or its error, as a tuple, so that both sides may be of different versions."""
+    """Make a method return its result or its error as a tuple, which is independent of the version of astralora."""
 
     @functools.wraps(method)
     def call(host: _Host, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> tuple[Any, ...]:
@@ -70,7 +70,7 @@ def _reported(
 
 
 class _Host:
-    """Drive the device on the host that has the chip; Ray runs one call at a time."""
+    """Operate the device on the host of the chip; Ray runs one call at a time."""
 
     def __init__(self, device: str, options: dict[str, Any]) -> None:
         self._made: Device | None = None
@@ -86,7 +86,7 @@ class _Host:
         return self._made
 
     def describe(self) -> tuple[Any, ...]:
-        """Return the spec as JSON, and the names of the capabilities that reach across."""
+        """Return the spec as JSON, and the names of the capabilities that a remote device can have."""
         if self._made is None:
             return self._problem
         names = [name for name, protocol in _REMOTE.items() if capability_of(self._made, protocol) is not None]
@@ -137,10 +137,10 @@ class _Link:
     """Start, call and stop the actor.
 
     Args:
-        device: registered name or bench file, as the host of the actor resolves it.
+        device: registered name or bench file on the host of the actor.
         options: options of the device's factory.
         resource: custom resource of the chip; None for any host.
-        patience: longest time to wait until the chip is free, or back, in seconds.
+        patience: longest time to wait until the chip is available, in seconds.
     """
 
     def __init__(self, device: str, options: dict[str, Any], resource: str | None, patience: float) -> None:
@@ -151,10 +151,10 @@ class _Link:
         self._actor: Any = None
 
     def start(self, *, was_there: bool) -> tuple[DeviceSpec, tuple[type, ...]]:
-        """Start an actor on the host of the chip, once the chip is there and free.
+        """Wait until the chip is available, and start an actor on its host.
 
         Args:
-            was_there: wait for a host that is not there; otherwise report it at once.
+            was_there: whether to wait if no host offers the chip; otherwise this raises an error at once.
 
         Returns:
             The spec of the device, and its capabilities.
@@ -172,7 +172,7 @@ class _Link:
         return DeviceSpec.model_validate_json(text), tuple(_REMOTE[name] for name in names if name in _REMOTE)
 
     def call(self, operation: str, send: Callable[[Any], Any], *, timeout: float) -> tuple[Any, ...]:
-        """Call the actor, and raise here the errors that were raised there."""
+        """Call the actor, and raise in this process the errors that were raised in the actor."""
         ray = self._ray
         if self._actor is None:
             raise self.fault(NotConnected, operation, "the actor is lost; open the device again")
@@ -197,7 +197,7 @@ class _Link:
             try:
                 self._ray.kill(actor, no_restart=True)
             except Exception as error:
-                _log.debug("%s: %s", self._resource, error)  # it had stopped already
+                _log.debug("%s: %s", self._resource, error)  # the actor had stopped already
 
     def fault(self, kind: type[DeviceError], operation: str, message: str) -> DeviceError:
         """Make an error that names the device."""
@@ -215,12 +215,14 @@ class _Link:
         if offered:
             reason = f"{resource!r} is in use by another process; close it there"
         else:
-            reason = f"no host of the cluster offers {resource!r}; ray start --resources='{{\"{resource}\": 1}}' does"
+            reason = (
+                f"no host of the cluster offers {resource!r}; run ray start --resources='{{\"{resource}\": 1}}' there"
+            )
         raise self.fault(NotConnected, "open", reason)
 
 
 class _RemoteChip:
-    """Send operations to the actor; has the capabilities that the device on the host has.
+    """Send operations to the actor, with the capabilities of the device on the host.
 
     Args:
         link: link to the actor.
@@ -278,17 +280,18 @@ class _RemoteChip:
 
 
 class RemoteDevice(DeviceWrapper):
-    """Drive a device through a Ray actor on the host that has it; made by `open_remote`.
+    """Drive a device through a Ray actor on the host of the chip; made by `open_remote`.
 
-    A custom resource, of which the host of the chip offers 1, pins the actor to that host: no other process gets the
-    chip while it is held. When the actor or its node is lost, operations raise `astralora.devices.NotConnected`; `open`
-    then waits for the resource to come back, so that a `Session` recovers from the loss where the device declares
-    ``idempotent_program``. Of the capabilities of the device, those reach across that move vectors or small numbers.
+    The host of the chip offers one unit of a custom resource, and the actor uses this unit. So the actor runs on this
+    host, and no other process can use the chip at the same time. When the actor or its node is lost, operations raise
+    `astralora.devices.NotConnected`. `open` then waits until the resource is available again, so that a `Session`
+    recovers from the loss if the device declares ``idempotent_program``. The remote device has only those capabilities
+    of the device that transfer vectors or small numbers.
 
     Args:
-        link: link to the actor, started.
-        spec: spec of the device at the other end.
-        capabilities: its capabilities.
+        link: link to the actor, which was started.
+        spec: spec of the device on the host.
+        capabilities: capabilities of the device on the host.
         timeout: longest duration of one operation, in seconds; the times of the spec are added.
     """
 
@@ -302,7 +305,7 @@ class RemoteDevice(DeviceWrapper):
         self._has_actor, self._is_open = True, False
 
     def open(self) -> None:
-        """Connect, with a new actor where the last one was lost; do nothing when connected already."""
+        """Connect, with a new actor if the last one was lost; do nothing when connected already."""
         with self._lock:
             if self._is_open:
                 return
@@ -310,13 +313,17 @@ class RemoteDevice(DeviceWrapper):
                 spec, _ = self._link.start(was_there=True)
                 if spec != self.spec:
                     self._link.stop()
-                    raise self._link.fault(DeviceError, "open", "another device answers than before; make it again")
+                    raise self._link.fault(
+                        DeviceError,
+                        "open",
+                        "the device on the host is not the same as before; make a new remote device",
+                    )
                 self._has_actor = True
             self.device.open()
             self._is_open = True
 
     def close(self) -> None:
-        """Leave the hardware in its safe state and free the chip; do nothing when closed already."""
+        """Leave the hardware in its safe state and release the chip; do nothing when closed already."""
         with self._lock:
             was_open, self._is_open = self._is_open, False
             try:
@@ -333,19 +340,19 @@ class RemoteDevice(DeviceWrapper):
             self.device.program(controls)
 
     def query(self, inputs: Tensor) -> Tensor:
-        """Pass vectors through: (batch, in_features) -> (batch, out_features)."""
+        """Pass vectors through the device: (batch, in_features) -> (batch, out_features)."""
         with self._lock:
             self._require_open("query")
             return self.device.query(inputs)
 
     def query_each(self, controls: Tensor, inputs: Tensor) -> Tensor:
-        """Program each setting in turn and pass the same vectors through: (settings, batch, out_features)."""
+        """Program one setting after the other, and pass the same vectors at each: (settings, batch, out_features)."""
         with self._lock:
             self._require_open("query_each")
             return self.behind(ProgramsMany).query_each(controls, inputs)
 
     def query_adjoint(self, outputs: Tensor) -> Tensor:
-        """Pass vectors in reverse: (batch, out_features) -> (batch, in_features)."""
+        """Pass vectors backwards through the device: (batch, out_features) -> (batch, in_features)."""
         with self._lock:
             self._require_open("query_adjoint")
             return self.behind(Reciprocal).query_adjoint(outputs)
@@ -364,19 +371,19 @@ def open_remote(
     patience: float = 30.0,
     **options: Any,
 ) -> RemoteDevice:
-    """Drive a registered device on another machine of a Ray cluster, pinned to its host by a custom resource.
+    """Drive a registered device on another machine of a Ray cluster; a custom resource selects the machine.
 
     Args:
-        device: registered name or bench file, as that host resolves it.
-        resource: custom resource of the chip, of which its host offers 1; None for any host.
-        address: address of the cluster, where this process is not connected to one; by default the local one.
+        device: registered name or bench file on that machine.
+        resource: custom resource of the chip; its machine must offer one unit of it. None for any machine.
+        address: address of the cluster, used if this process is not connected to a cluster; by default the local one.
         timeout: longest duration of one operation, in seconds.
-        patience: longest time to wait until the chip is free, or back, in seconds.
-        **options: options of that device; sizes, impairments and seed only if it takes them.
+        patience: longest time to wait until the chip is available, in seconds.
+        **options: options of the device; sizes, impairments and seed are left out if it does not take them.
 
     Raises:
         NotConnected: there is no cluster, no host offers the resource, or the chip is in use.
-        DeviceError: the device cannot be made there.
+        DeviceError: the device cannot be made on that machine.
     """
     ray = require("ray", "remote devices need", "ray")
     if not ray.is_initialized():
@@ -385,7 +392,7 @@ def open_remote(
         except (ConnectionError, ValueError, RuntimeError) as error:
             first = (str(error).splitlines() or [""])[0]
             raise NotConnected(
-                f"there is no Ray cluster at {address!r} ({first}); ray start --head starts one", device=device
+                f"there is no Ray cluster at {address!r} ({first}); start one by ray start --head", device=device
             ) from None
     link = _Link(device, options, resource, patience)
     spec, capabilities = link.start(was_there=False)
@@ -393,7 +400,7 @@ def open_remote(
 
 
 def _tensor(array: _Array) -> Tensor:
-    # A copy: Ray's arrays are read-only views of its store, and lie at any address.
+    # Copied, because Ray's arrays are read-only views of its store, at addresses that may not be aligned.
     return aligned(torch.from_numpy(np.array(array)))
 
 

@@ -1,17 +1,18 @@
-"""Define the part of SCPI that is used here: headers, blocks and errors; see docs/protocol.md.
+"""Define the SCPI headers, blocks and errors that the driver uses; see docs/protocol.md.
 
     *IDN?                        manufacturer,model,serial number,firmware
-    *CLS                         forget errors
+    *CLS                         clear all errors
     *RST                         go to the safe state
-    *OPC?                        1, when all before is done
+    *OPC?                        1, when all earlier commands are done
     SYSTem:ERRor?                0,"No error", or the oldest error
     SYSTem:SPEC?                 block of JSON: the spec
     PROGram:DATA n,block         set all controls, float32; n numbers the request
     PROGram:DATA?                n of the newest program that was carried out
     QUERy:DATA? n,block          pass vectors, float32; answers n,block
 
-Blocks are definite-length arbitrary blocks of IEEE 488.2: ``#``, a digit d, d digits that give a length, and as many
-bytes; numbers in them are little-endian. A request whose number was carried out before is answered from memory.
+Blocks are definite-length arbitrary blocks of IEEE 488.2: ``#``, a digit d, the number of bytes in d digits, and the
+bytes. Values in blocks are little-endian. If a request has the number of the newest request that was carried out, the
+instrument sends the stored answer again.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from .transports.base import Bytes
 __all__ = ["ERRORS", "LONGEST_LINE", "block_head", "error_number", "error_of", "matches"]
 
 LONGEST_LINE: Final = 1 << 10
-"""Bytes of a message beside its blocks."""
+"""Largest number of bytes of a message without its blocks."""
 
 ERRORS: Final[dict[int, tuple[type[DeviceError], str]]] = {
     0: (DeviceError, "No error"),
@@ -46,7 +47,7 @@ ERRORS: Final[dict[int, tuple[type[DeviceError], str]]] = {
     -340: (CalibrationMismatch, "Calibration failed"),
     -365: (DeviceTimeout, "Time out error"),
 }
-"""Numbers and texts of SCPI 1999, volume 2, with the error that each becomes on the host."""
+"""Error numbers of SCPI 1999, volume 2, with the class that the host raises and the text."""
 
 _NUMBERS: dict[type[DeviceError], int] = {
     DeviceError: -300,
@@ -59,29 +60,29 @@ _NUMBERS: dict[type[DeviceError], int] = {
 
 
 def block_head(length: int) -> bytes:
-    """Return the characters before a block of so many bytes."""
+    """Return the characters before a block of ``length`` bytes."""
     digits = str(length)
     return f"#{len(digits)}{digits}".encode()
 
 
 def block_length(head: Bytes) -> int:
-    """Return the length that the digits of a block's head give.
+    """Return the length of a block from the digits in its head.
 
     Raises:
-        ProtocolError: they are no digits.
+        ProtocolError: the characters are not digits.
     """
     text = bytes(head)
     if not text.isdigit():
-        raise ProtocolError(f"a block begins with {text!r} where its length in digits is due")
+        raise ProtocolError(f"a block begins with {text!r}; it must begin with its length in digits")
     return int(text)
 
 
 def matches(header: str, pattern: str) -> bool:
-    """Return whether a header names this command, in its short or long form and in any case.
+    """Return whether a header is the short or long form of a command, in upper or lower case.
 
     Args:
-        header: as it was sent, such as ``":syst:err?"``.
-        pattern: long form, with the short form in capitals, such as ``"SYSTem:ERRor?"``.
+        header: header as it was sent, such as ``":syst:err?"``.
+        pattern: long form of the command, with the short form in capitals, such as ``"SYSTem:ERRor?"``.
     """
     sent = header.upper().removeprefix(":").split(":")
     known = pattern.split(":")
@@ -92,7 +93,7 @@ def matches(header: str, pattern: str) -> bool:
 
 
 def error_number(error: BaseException) -> tuple[int, str]:
-    """Return an error's number, and a text without quotes and line ends."""
+    """Return the SCPI number of an error, and its text without quotes and line ends."""
     if isinstance(error, DeviceError):
         number, detail = _NUMBERS.get(type(error), -300), error.message
     else:
@@ -102,7 +103,7 @@ def error_number(error: BaseException) -> tuple[int, str]:
 
 
 def error_of(number: int, text: str) -> DeviceError:
-    """Return the error that an instrument reported."""
+    """Return the error for the number and text that an instrument reported."""
     kind, standard = ERRORS.get(number, (DeviceError, ""))
     detail = text.partition(";")[2].strip() or text or standard
     return kind(f"{detail} (SCPI error {number})")

@@ -1,4 +1,4 @@
-"""Read the responses of an instrument that speaks SCPI, as its host."""
+"""Read the responses of a SCPI instrument, as the host."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["LONGEST_BLOCK", "ScpiLink"]
 _log = logging.getLogger(__name__)
 
 LONGEST_BLOCK: Final = 1 << 24
-"""Bytes of vectors in one query: instruments have to store them."""
+"""Largest number of bytes of vectors in one query, because instruments must store them."""
 
-# Late answers to earlier requests that are dropped before the answer to this one.
+# Largest number of late answers to earlier requests that are dropped before the right answer.
 _MOST_STALE: Final = 100
 
 
@@ -26,43 +26,43 @@ class ScpiLink:
     """Read the responses of an instrument.
 
     Args:
-        transport: the line; open while this is used.
+        transport: transport to the instrument; must be open while the link is used.
     """
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
     def start(self) -> None:
-        """Clear the errors of before."""
+        """Clear old errors of the instrument."""
         self._transport.write(b"*CLS\n")
 
     def identify(self) -> Identity:
-        """Ask the instrument for its identity."""
+        """Request the identity of the instrument."""
         self._transport.write(b"*IDN?\n")
         words = [part.strip() for part in self.plain(numeric=False).split(",")]
         if len(words) != 4:
-            raise ProtocolError(f"it answers *IDN? with {','.join(words)!r}, where four words are due")
+            raise ProtocolError(f"the answer to *IDN? is {','.join(words)!r}; it must have four words")
         return Identity(*words)
 
     def spec(self) -> DeviceSpec:
-        """Ask the instrument for its spec."""
+        """Request the spec of the instrument."""
         self._transport.write(b"SYST:SPEC?\n")
         if self._transport.read(1) != b"#":
-            raise ProtocolError("it answers SYST:SPEC? with something that is no block")
+            raise ProtocolError("the answer to SYST:SPEC? is not a block")
         text = self._block(LONGEST_SPEC)
         self.word(b"\n")
         return parse_spec(text)
 
     def response(self, number: int, longest: int, patience: float) -> tuple[int, bytearray | None]:
-        """Read the response to a request: its number, and its block where it has one.
+        """Read the response to a request, and return its number and its block (None if it has no block).
 
         Args:
-            number: of the request; responses to earlier ones are dropped.
-            longest: longest block to accept, in bytes; a longer one is refused unread.
-            patience: seconds that the instrument needs before it can answer, on top of the timeout.
+            number: number of the request; responses to earlier requests are dropped.
+            longest: longest block to accept, in bytes; a longer block is refused without reading it.
+            patience: additional time that the instrument needs before it can answer, in seconds, on top of the timeout.
 
         Raises:
-            DeviceError: the instrument reported it.
+            DeviceError: the instrument reported this error.
         """
         for _ in range(_MOST_STALE):
             word, end = self.word(b",;\n", patience)
@@ -71,10 +71,10 @@ class ScpiLink:
             if end == b",":
                 mark = bytes(self._transport.read(1))
                 if mark == b'"':
-                    # The response has an error and nothing else.
+                    # The response contains only an error.
                     raise error_of(answered, self.word(b"\n")[0].rstrip().removesuffix('"'))
                 if mark != b"#":
-                    raise ProtocolError(f"it sent {mark!r} where a block is due")
+                    raise ProtocolError(f"the instrument sent {mark!r} instead of a block")
                 block = self._block(longest if answered == number else LONGEST_BLOCK)
                 end = bytes(self._transport.read(1))
             if end == b";":
@@ -83,19 +83,19 @@ class ScpiLink:
                 if answered == number and _whole(error):
                     raise error_of(_whole(error), text)
                 if _whole(error) and answered != number and block is None:
-                    # The program was not carried out: this is the number of the program before.
+                    # The program was not carried out, because this is the number of an earlier program.
                     raise error_of(_whole(error), text)
             if answered == number:
                 return answered, block
             _log.debug("%s: dropped a late answer, number %d", self._transport.uri, answered)
-        raise ProtocolError("answers to other requests keep coming; is somebody else using this port?")
+        raise ProtocolError("too many answers to other requests arrived; check that no other program uses this port")
 
     def word(self, ends: bytes, patience: float = 0.0) -> tuple[str, Bytes]:
-        """Read text up to any of these bytes; return it and that byte."""
+        """Read text until one of the bytes ``ends`` arrives, and return the text and this byte."""
         text = bytearray(self._transport.read(1, patience))
         while text[-1] not in ends:
             if len(text) > LONGEST_LINE:
-                raise ProtocolError(f"it sent {len(text)} bytes without an end: {bytes(text[:40])!r}")
+                raise ProtocolError(f"the instrument sent {len(text)} bytes without an end: {bytes(text[:40])!r}")
             text += self._transport.read(1)
         return text[:-1].decode("ascii", "replace"), bytes(text[-1:])
 
@@ -103,7 +103,7 @@ class ScpiLink:
         """Read a line of text; drop late answers to numbered requests before it.
 
         Args:
-            numeric: whether the line may be a number alone.
+            numeric: whether the line may consist of a number only.
         """
         for _ in range(_MOST_STALE):
             word, end = self.word(b",;\n")
@@ -118,15 +118,15 @@ class ScpiLink:
             if end == b"," and self._transport.read(1) == b"#":
                 self._block(LONGEST_BLOCK)
             self.word(b"\n")
-        raise ProtocolError("answers to other requests keep coming; is somebody else using this port?")
+        raise ProtocolError("too many answers to other requests arrived; check that no other program uses this port")
 
     def _block(self, longest: int) -> bytearray:
         digits = bytes(self._transport.read(1))
         if digits not in (b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"8", b"9"):
-            raise ProtocolError(f"a block begins with {digits!r} where a digit is due")
+            raise ProtocolError(f"a block begins with {digits!r}; it must begin with a digit")
         length = block_length(self._transport.read(int(digits)))
         if length > longest:
-            raise ProtocolError(f"it answered with a block of {length} bytes where at most {longest} are due")
+            raise ProtocolError(f"the answer has a block of {length} bytes; it must have at most {longest}")
         return self._transport.read(length)
 
 
@@ -134,4 +134,4 @@ def _whole(word: str) -> int:
     try:
         return int(word)
     except ValueError:
-        raise ProtocolError(f"it sent {word[:40]!r} where a number is due") from None
+        raise ProtocolError(f"the instrument sent {word[:40]!r} instead of a number") from None

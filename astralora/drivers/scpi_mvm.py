@@ -1,4 +1,4 @@
-"""Drive instruments that speak SCPI, over VISA or any other line."""
+"""Drive SCPI instruments over VISA or another transport."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from .values import Format, decode_values, encode_values
 
 __all__ = ["ScpiDevice", "open_scpi_mvm"]
 
-# Numbers of requests fit a signed word of 32 bits, which every instrument can read.
+# Request numbers fit into a signed 32-bit integer, which every instrument can read.
 _NUMBERS: Final = (1 << 31) - 1
 
 
 class ScpiDevice(ProtocolDevice):
     """Drive an instrument that computes matrix-vector products; see `astralora.drivers.scpi` for its commands.
 
-    SCPI has no checksum: the line has to be one that loses and damages nothing, as TCP, USB and GPIB are.
+    SCPI has no checksum, so the transport must not lose or damage bytes. TCP, USB and GPIB fulfil this.
 
     Args:
-        transport: to the instrument; closed.
-        identity: of the instrument.
-        spec: of the instrument.
+        transport: closed transport to the instrument.
+        identity: identity of the instrument.
+        spec: spec of the instrument.
     """
 
     capabilities: tuple[type, ...] = (Flushes, Resends)
@@ -45,14 +45,14 @@ class ScpiDevice(ProtocolDevice):
         self._again: Callable[[], Tensor | None] = lambda: None
 
     def resend(self) -> Tensor | None:
-        """Send the newest request again under its number: the instrument carries nothing out twice."""
+        """Send the newest request again with the same number; the instrument does not carry it out twice."""
         with self._lock:
             answer = self._again()
             self._is_programmed = True
             return answer
 
     def query(self, inputs: Tensor) -> Tensor:
-        """Pass vectors through: (batch, in_features) -> (batch, out_features)."""
+        """Pass vectors through the device: (batch, in_features) -> (batch, out_features)."""
         with self._lock:
             values = inputs.detach().cpu().numpy()
 
@@ -66,7 +66,7 @@ class ScpiDevice(ProtocolDevice):
         try:
             self.transport.write(b"*RST;*OPC?\n")
             if self.link.plain().strip() != "1":
-                raise ProtocolError("it did not confirm *RST; check that it is in its safe state")
+                raise ProtocolError("the instrument did not confirm *RST; check that it is in its safe state")
         finally:
             self.transport.close()
 
@@ -84,7 +84,7 @@ class ScpiDevice(ProtocolDevice):
         self._send(b"PROG:DATA", controls, b";:PROG:DATA?;:SYST:ERR?\n")
         number, _ = self.link.response(self._number, 0, self.spec.program_seconds)
         if number != self._number:
-            raise ProtocolError(f"it carried out program {number} where {self._number} was sent")
+            raise ProtocolError(f"the instrument carried out program {number}, but program {self._number} was sent")
 
     def _query(self, inputs: NDArray[Any]) -> NDArray[Any]:
         self._number = self._number % _NUMBERS + 1
@@ -95,7 +95,7 @@ class ScpiDevice(ProtocolDevice):
         self._send(b"QUER:DATA?", inputs, b";:SYST:ERR?\n")
         _, block = self.link.response(self._number, due, len(inputs) * self.spec.vector_seconds)
         if block is None or len(block) != due:
-            raise ProtocolError(f"it answered {0 if block is None else len(block)} bytes where {due} are due")
+            raise ProtocolError(f"the answer has {0 if block is None else len(block)} bytes; it must have {due}")
         values = decode_values(block, Format.FLOAT32)
         return values.reshape(len(inputs), self.spec.out_features)
 
@@ -105,13 +105,14 @@ class ScpiDevice(ProtocolDevice):
 
 
 def open_scpi_mvm(port: str, *, timeout: float = 2.0) -> ScpiDevice:
-    """Drive a matrix-vector instrument by SCPI, over VISA or any other line; the instrument reports its spec.
+    """Drive a matrix-vector instrument by SCPI, over VISA or another transport; the instrument reports its spec.
 
     Args:
-        port: its address, such as ``visa://TCPIP::192.168.1.5::5025::SOCKET`` or ``tcp://192.168.1.5:5025``.
-        timeout: longest silence to wait through, in seconds; times that the spec gives are added.
+        port: address of the instrument, such as ``visa://TCPIP::192.168.1.5::5025::SOCKET`` or
+            ``tcp://192.168.1.5:5025``.
+        timeout: longest time without a byte, in seconds; the operation times of the spec are added.
 
     Raises:
-        NotConnected, DeviceTimeout, ProtocolError: nothing at that port speaks SCPI.
+        NotConnected, DeviceTimeout, ProtocolError: no instrument at this port uses SCPI.
     """
     return ScpiDevice(*find_chip(port, timeout, ScpiLink))

@@ -1,4 +1,4 @@
-"""Answer SCPI as the firmware of an instrument does."""
+"""Answer SCPI messages like the firmware of an instrument."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Command:
 
     Attributes:
         header: name of the command.
-        parameters: text, or the bytes of a block.
+        parameters: parameters of the command, each a text or the bytes of a block.
     """
 
     header: str = ""
@@ -42,8 +42,8 @@ class Message:
     """Hold a program message.
 
     Attributes:
-        commands: up to the end of the line.
-        problem: why the message cannot be understood; None where it can.
+        commands: commands up to the end of the line.
+        problem: error of a message that is not valid; None for a valid message.
     """
 
     commands: list[Command] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Message:
 
     @property
     def operates(self) -> bool:
-        """Return whether it operates the chip."""
+        """Return whether the message contains a command that operates the chip."""
         return any(command.header.upper().startswith((":PROG", "PROG", "QUER", ":QUER")) for command in self.commands)
 
 
@@ -59,8 +59,8 @@ class ScpiServer:
     """Serve any device by SCPI; see `astralora.drivers.scpi` for the commands.
 
     Args:
-        device: opened by its first program, closed by ``*RST``.
-        longest_block: longest block to accept, in bytes; longer ones are refused unread.
+        device: device that computes the answers; its first program opens it, and ``*RST`` closes it.
+        longest_block: longest block to accept, in bytes; longer blocks are refused without reading them.
     """
 
     def __init__(self, device: Device, longest_block: int = 1 << 24) -> None:
@@ -86,18 +86,18 @@ class ScpiServer:
     # -- on the line ------------------------------------------------------------------------
 
     def serve(self, line: Transport, stop: threading.Event) -> None:
-        """Answer messages on a line until the host hangs up or ``stop`` is set.
+        """Answer messages on a line until the host closes it or ``stop`` is set.
 
         Raises:
-            NotConnected: the host has hung up.
+            NotConnected: the host has closed the line.
         """
         while not stop.is_set():
-            with suppress(DeviceTimeout):  # no message, or one that stopped in the middle
+            with suppress(DeviceTimeout):  # no message arrived, or only a part of one
                 self.respond(line, self._receive(line))
 
     def respond(self, line: Transport, message: Message) -> None:
-        """Answer one message, where it has a query."""
-        # A host that missed the answer asks again.
+        """Carry out one message, and send the answers to its queries."""
+        # A host that did not get the answer sends the request again.
         with suppress(DeviceTimeout):
             line.write(*self.handle(message))
 
@@ -110,7 +110,7 @@ class ScpiServer:
             try:
                 answer = self._function(command.header)(command.parameters)
             except Exception as error:
-                # The host can ask for every error, and the instrument goes on.
+                # The host can read every error later, and the server keeps running.
                 self._note(error)
                 continue
             if answer is not None:
@@ -119,12 +119,12 @@ class ScpiServer:
 
     def make_safe(self) -> None:
         """Bring the device into its safe state; the controls are lost."""
-        # From now on, a program is carried out also under the newest number.
+        # Without a stored number, a program with the same number is carried out again.
         self._program_number, self._answered, self._is_programmed = 0, (0, []), False
         self.device.close()
 
     def _receive(self, line: Transport) -> Message:
-        """Read one message off the line."""
+        """Read one message from the line."""
         message, command, text, size = Message(), Command(), bytearray(), 0
 
         def end_of_word() -> None:
@@ -139,7 +139,7 @@ class ScpiServer:
             byte = bytes(line.read(1))
             size += 1
             if size > LONGEST_LINE:
-                message.problem = ProtocolError(f"a message of more than {LONGEST_LINE} bytes beside its blocks")
+                message.problem = ProtocolError(f"a message may have at most {LONGEST_LINE} bytes without its blocks")
                 message.commands.clear()
                 return message
             if byte == b"#" and command.header:
@@ -151,7 +151,7 @@ class ScpiServer:
                     length = block_length(line.read(int(digits)))
                     if length > self._longest_block:
                         raise ProtocolError(
-                            f"a block of {length} bytes is more than the {self._longest_block} accepted"
+                            f"a block of {length} bytes is too long; at most {self._longest_block} are accepted"
                         )
                 except ProtocolError as error:
                     message.problem = error
@@ -184,7 +184,7 @@ class ScpiServer:
     def _identify(self, _: object) -> list[Bytes]:
         spec = self.device.spec
         words = ["astralora", spec.name, spec.serial_number or "", "1.0"]
-        # Commas separate the words, and line ends the answers.
+        # Commas and line ends are removed from the words, because they separate words and answers.
         return [",".join(" ".join(word.replace(",", " ").split()) for word in words).encode()]
 
     def _next_error(self, _: object) -> list[Bytes]:
@@ -213,10 +213,10 @@ class ScpiServer:
             return self._answered[1]
         spec = self.device.spec
         if len(values) % spec.in_features:
-            raise OutOfRange(f"{len(values)} input values are no whole number of vectors of {spec.in_features}")
+            raise OutOfRange(f"{len(values)} input values are not a multiple of the {spec.in_features} inputs")
         inputs = values.view(-1, spec.in_features)
         if spec.max_batch is not None and len(inputs) > spec.max_batch:
-            raise OutOfRange(f"{len(inputs)} vectors are more than the {spec.max_batch} that one query takes")
+            raise OutOfRange(f"{len(inputs)} vectors are too many; one query may have {spec.max_batch}")
         check_inputs(spec, inputs, "query")
         if not self._is_programmed:
             raise NotConnected("no controls are set; send PROGram:DATA first")
@@ -228,7 +228,7 @@ class ScpiServer:
 
 def _numbered(parameters: list[str | bytearray]) -> tuple[int, Tensor]:
     match parameters:
-        # 0 is the number of no request: PROGram:DATA? answers it before the first program.
+        # No request may have the number 0, because PROGram:DATA? answers 0 before the first program.
         case [str(number), bytearray(block)] if number.isdecimal() and int(number) and not len(block) % 4:
             return int(number), torch.from_numpy(decode_values(block, Format.FLOAT32)).to(torch.float32)
     raise ProtocolError("write a number, a comma, and a block of float32 values; numbers begin at 1")

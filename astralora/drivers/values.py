@@ -1,4 +1,4 @@
-"""Write values as bytes and read them, for every wire protocol; see docs/protocol.md."""
+"""Encode values as bytes and decode them, for all wire protocols; see docs/protocol.md."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Format", "decode_values", "encode_values", "format_of", "value_size"
 
 
 class Format(IntEnum):
-    """Name the ways to write a value."""
+    """Define the numbers of the formats of a value."""
 
     FLOAT32 = 0
     UINT8 = 1
@@ -33,7 +33,7 @@ _TYPES: Final[dict[int, np.dtype[Any]]] = {
 def format_of(
     spec: DeviceSpec, what: Literal["input", "control", "output"], encoding: Literal["float32", "codes"]
 ) -> Format:
-    """Return the format for these values: float32, or the codes of their converter where it has at most 2^16."""
+    """Return the format of values: float32, or with ``"codes"`` the codes of a converter of at most 2^16 levels."""
     levels: int | None = getattr(spec, f"{what}_levels")
     if encoding == "float32" or levels is None or levels > 1 << 16:
         return Format.FLOAT32
@@ -41,7 +41,7 @@ def format_of(
 
 
 def value_size(form: int) -> int:
-    """Return the bytes of one value in this format.
+    """Return the number of bytes of one value in a format.
 
     Raises:
         ProtocolError: there is no such format.
@@ -52,49 +52,49 @@ def value_size(form: int) -> int:
 def encode_values(
     values: NDArray[Any], form: Format, bounds: Range | None = None, levels: int | None = None
 ) -> memoryview:
-    """Write values as bytes: as float32, or as codes k = (value - low) / (high - low) * (levels - 1) of a converter.
+    """Encode values as float32, or as codes k = (value - low) / (high - low) * (levels - 1) of a converter.
 
     Args:
-        values: of any shape and type.
-        form: of the bytes.
-        bounds: (low, high) of the converter; codes need it.
-        levels: number of its codes; codes need it.
+        values: values of any shape and type.
+        form: format of the bytes.
+        bounds: range (low, high) of the converter; necessary for codes.
+        levels: number of codes of the converter; necessary for codes.
     """
     if form is not Format.FLOAT32:
         assert bounds is not None
         assert levels is not None
         low, high = bounds
         values = np.clip(np.rint((values - low) * ((levels - 1) / (high - low))), 0, levels - 1)
-    # A memoryview of no values at all cannot be cast.
+    # Converted as an array, because an empty memoryview cannot be cast.
     return np.ascontiguousarray(values, dtype=_TYPES[form]).reshape(-1).view(np.uint8).data
 
 
 def decode_values(data: Bytes, form: int, bounds: Range | None = None, levels: int | None = None) -> NDArray[Any]:
-    """Read the values that `encode_values` wrote, as a flat array at an aligned address.
+    """Decode the bytes that `encode_values` returned, as a flat array at an aligned address.
 
-    Everything that comes off a wire becomes numbers here. Float32 values at an aligned address share their memory
-    with ``data``; others are copied, so that an answer never depends on where its request was received.
+    All values from a transport are decoded here. Float32 values at an aligned address share their memory with ``data``.
+    Other values are copied, so that an answer does not depend on the memory address of its request.
 
     Args:
-        data: the bytes, at any address.
-        form: of the bytes.
-        bounds: (low, high) of the converter; codes need it.
-        levels: number of its codes; codes need it.
+        data: bytes at any address.
+        form: format of the bytes.
+        bounds: range (low, high) of the converter; necessary for codes.
+        levels: number of codes of the converter; necessary for codes.
 
     Raises:
-        ProtocolError: there is no such format, the spec has no converter for these codes, a part of a value is left
-            over, or a code is beyond the converter's.
+        ProtocolError: there is no such format, the spec has no converter for codes, the last value is incomplete, or a
+            code is larger than the converter allows.
     """
     kind = _type_of(form)
     if len(data) % kind.itemsize:
-        raise ProtocolError(f"{len(data)} bytes are no whole number of values of {kind.itemsize} bytes")
+        raise ProtocolError(f"{len(data)} bytes are not a multiple of the {kind.itemsize} bytes of a value")
     values: NDArray[Any] = np.frombuffer(data, kind)
     if form == Format.FLOAT32:
         return aligned_array(values)
     if bounds is None or levels is None:
-        raise ProtocolError("values came as codes of a converter that the spec does not have")
+        raise ProtocolError("the values are codes, but the spec has no converter levels for them")
     if values.size and values.max() >= levels:
-        raise ProtocolError(f"code {values.max()} is beyond the {levels} that the spec claims")
+        raise ProtocolError(f"code {values.max()} is too large; the spec claims {levels} levels")
     low, high = bounds
     return aligned_array(low + values * ((high - low) / (levels - 1)))
 
@@ -102,5 +102,5 @@ def decode_values(data: Bytes, form: int, bounds: Range | None = None, levels: i
 def _type_of(form: int) -> np.dtype[Any]:
     kind = _TYPES.get(form)
     if kind is None:
-        raise ProtocolError(f"there is no format {form} of values")
+        raise ProtocolError(f"there is no value format {form}")
     return kind

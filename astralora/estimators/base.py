@@ -15,7 +15,7 @@ from .steps import StepChoice
 
 __all__ = ["Estimator", "directions_per_call", "sign_reach", "within"]
 
-# Most numbers in the perturbed settings, or the answers, of one call: 64 MiB in float32.
+# Largest number of values in the perturbed settings, or in the answers, of one call: 64 MiB in float32.
 _CHUNK = 1 << 24
 
 
@@ -26,18 +26,18 @@ class Estimator(ABC):
         seed: seed of the estimator's own random stream.
 
     Attributes:
-        requires_linear: the estimator works on linear devices only.
+        requires_linear: whether the estimator works on linear devices only.
         couplings: couplings that the estimator can use; None for all.
-        measures_transfer_matrix: each estimate also sets `transfer_matrix`.
-        transfer_matrix: A(w) at the controls of the last estimate, (out_features, in_features); None where it was not
+        measures_transfer_matrix: whether each estimate also sets `transfer_matrix`.
+        transfer_matrix: A(w) at the controls of the last estimate, (out_features, in_features); None if it was not
             measured.
-        step_choice: size of the last estimate's perturbation, and the reason for it; None before the first estimate,
-            and where nothing is perturbed.
-        period: number of estimates after which their cost repeats.
-        staleness: error of measurements reused from earlier steps, as a share of the outputs beyond their noise; None
-            for estimators that reuse none.
-        gradient_energy: unbiased estimate of |g|^2, the square of the true gradient, from the last estimate; the
-            contributions of random directions and noise are subtracted, so it can be below 0. None before the first
+        step_choice: size of the perturbation of the last estimate, and the reason for it; None before the first
+            estimate, and for estimators without perturbations.
+        period: number of estimates after which the sequence of their costs repeats.
+        staleness: error of measurements reused from earlier steps, above the noise, as a share of the outputs; None for
+            estimators that reuse no measurements.
+        gradient_energy: unbiased estimate of |g|^2, the squared norm of the true gradient, from the last estimate. The
+            contributions of random directions and noise are subtracted, so it can be negative. None before the first
             estimate, and for estimators without random directions.
     """
 
@@ -65,11 +65,11 @@ class Estimator(ABC):
         """Estimate d loss / d controls.
 
         Args:
-            session: session of the device, which may hold any controls before and after.
-            controls: w, (num_controls,).
-            inputs: X, sent in the forward pass, (batch, in_features).
-            outputs: Y, the answer at these controls, (batch, out_features).
-            grad_outputs: G = d loss / d Y, (batch, out_features).
+            session: session of the device; its controls may differ from ``controls`` before and after.
+            controls: controls w, (num_controls,).
+            inputs: inputs X of the forward pass, (batch, in_features).
+            outputs: answer Y to the inputs at these controls, (batch, out_features).
+            grad_outputs: gradient G = d loss / d Y, (batch, out_features).
 
         Returns:
             The gradient at w, (num_controls,).
@@ -88,11 +88,11 @@ class Estimator(ABC):
         name = type(self).__name__.lower()
         if self.requires_linear and not spec.linear:
             raise ConfigurationError(
-                f"estimator {name!r} works on linear devices only, and {spec.name!r} is not linear; use 'gaussian'"
+                f"estimator {name!r} works on linear devices only, but {spec.name!r} is not linear; use 'gaussian'"
             )
         if self.couplings is not None and spec.coupling not in self.couplings:
             raise ConfigurationError(
-                f"estimator {name!r} needs {' or '.join(self.couplings)} coupling, and the coupling of "
+                f"estimator {name!r} needs {' or '.join(self.couplings)} coupling, but the coupling of "
                 f"{spec.name!r} is {spec.coupling}; use 'gaussian'"
             )
 
@@ -110,7 +110,7 @@ class Estimator(ABC):
         self.step_choice = None if state["step"] is None else StepChoice(*state["step"])
 
     def _randn(self, count: int, like: Tensor) -> Tensor:
-        # On the CPU, so that a run does not depend on the device of the tensors.
+        # Drawn on the CPU, so that a run does not depend on the torch device.
         draw = torch.randn(count, len(like), generator=self.generator, dtype=like.dtype)
         return draw.to(like.device)
 
@@ -125,17 +125,22 @@ def within(spec: DeviceSpec, controls: Tensor) -> Tensor:
 
 
 def sign_reach(below: Tensor, above: Tensor) -> Tensor:
-    """Return the mean length of a step up and a step down, cut off at ``below`` <= 0 and ``above`` >= 0, in steps."""
+    """Return the mean length of a step up and a step down, in steps, after clamping them to the range.
+
+    Args:
+        below: distance to the lower end of the range, in steps, at most 0.
+        above: distance to the upper end of the range, in steps, at least 0.
+    """
     return (above.clamp_max(1) - below.clamp_min(-1)) / 2
 
 
 def directions_per_call(total: int, controls: int, answers: int) -> Generator[int]:
-    """Split a number of perturbed settings into calls of bounded memory.
+    """Split a number of perturbed settings into several calls, which limits the memory of each call.
 
     Args:
         total: number of settings.
-        controls: numbers in one setting.
-        answers: numbers in the answer to one setting.
+        controls: number of values in one setting.
+        answers: number of values in the answer to one setting.
 
     Yields:
         The number of settings of each call.

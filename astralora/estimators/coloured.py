@@ -1,4 +1,4 @@
-"""Estimate the gradient on devices with structured coupling, by a few programs for any number of controls."""
+"""Estimate the gradient on devices with structured coupling by few programs for any number of controls."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from .transfer import TransferEstimator
 
 __all__ = ["Coloured"]
 
-# Most programs of an estimate, where the exact gradient would take more.
+# Largest number of programs of an estimate, if the exact gradient would need more.
 _MOST = 128
 
 
 class Coloured(TransferEstimator):
-    """Move all controls at once, with sign patterns that separate controls acting on the same matrix entry.
+    """Move all controls at once, with sign patterns that separate controls of the same matrix entry.
 
-    Controls of one colour move disjoint parts of the transfer matrix (see `Colouring`). The change by each control is
-    read from its own part R:
+    Controls of one colour change disjoint parts of the transfer matrix (see `Colouring`). The effect of control p is
+    computed from the part R_p that it changes:
 
         g_p = 1 / (M mu) sum_k s_kp sum_(ij in R_p) (G^T X)_ij (A(w + mu s_k) - A(w))_ij.
 
-    The signs s_k of different colours are orthogonal over the M programs. With as many programs as the next power of
-    two above the number of colours, the other colours cancel and the estimate is exact up to curvature; with fewer it
-    is still unbiased. Every program moves every control, so the noise falls with the square root of M. With one
-    colour this is `Elementwise` without its pooling. A(w) is stored in `transfer_matrix`.
+    The signs s_k of different colours are orthogonal over the M programs. If M is the next power of two above the
+    number of colours, the contributions of other colours cancel, and the estimate is exact up to curvature. With fewer
+    programs it is still unbiased. Every program moves every control, so the noise falls as 1 / sqrt(M). With one colour
+    this is `Elementwise` without pooling. A(w) is stored in `transfer_matrix`.
 
     Args:
-        samples: number of programs M besides the one at w; None for the number that makes the estimate exact, at most
-            128.
+        samples: number of programs M without the program at w; None for the number that makes the estimate exact, at
+            most 128.
         step: see `TransferEstimator`.
-        repeats: times that each probe is sent: more vectors for less noise, without further programs.
+        repeats: number of times that each probe is sent; more vectors reduce the noise without more programs.
         seed: seed of the estimator's own random stream.
     """
 
@@ -55,7 +55,7 @@ class Coloured(TransferEstimator):
         outputs: Tensor,
         grad_outputs: Tensor,
     ) -> Tensor:
-        """Multiply G^T X by the measured changes and sum them for each control; see the class."""
+        """Multiply the measured changes by G^T X, and sum the products for each control; see the class."""
         spec = session.spec
         self.step_choice = self._step_for(spec)
         step = self.step_choice.size
@@ -82,11 +82,11 @@ class Coloured(TransferEstimator):
         if spec.control_range is None:
             return gradient
         low, high = spec.control_range
-        # At an end of the range half of the steps are cut short.
+        # Near an end of the range, half of the steps are clamped, so the gradient is divided by their mean length.
         return gradient / sign_reach((low - controls) / step, (high - controls) / step)
 
     def _colouring(self, spec: DeviceSpec) -> Colouring:
-        # Stored, because a colouring takes longer than an estimate.
+        # The colouring is stored, because computing it takes longer than an estimate.
         if self._coloured is None or self._coloured[0] is not spec:
             self._coloured = (spec, Colouring(spec))
         return self._coloured[1]

@@ -1,4 +1,4 @@
-"""Colour controls so that controls of one colour move no matrix entry in common."""
+"""Colour controls so that no two controls of one colour change the same matrix entry."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _Mask = NDArray[np.float32]
 
 
 class Colouring:
-    """Give each control a colour, so that controls of one colour move disjoint parts of the transfer matrix.
+    """Assign a colour to each control, so that controls of one colour change disjoint parts of the transfer matrix.
 
-    Elementwise coupling needs one colour; output coupling needs as many as an output has controls. The reach of a
-    sparse device is coloured greedily, patch by patch: this gives the fewest colours for regular structures, but not
-    always.
+    Elementwise coupling needs one colour. Output coupling needs one colour for each control of an output. The reach of
+    a sparse device is coloured greedily, patch by patch, which gives the smallest number of colours for regular
+    structures only.
 
     Args:
         spec: spec of a device with elementwise, output or sparse coupling.
@@ -62,7 +62,7 @@ class Colouring:
         ).coalesce()
 
     def gather(self, values: Tensor) -> Tensor:
-        """Sum, for each control, the values of the matrix entries that it moves.
+        """Sum, for each control, the values of the matrix entries that it changes.
 
         Args:
             values: one value for each matrix entry, (settings, out_features, in_features).
@@ -80,7 +80,7 @@ class Colouring:
 
 
 def _shares(patch: Patch, places: Tensor) -> list[Tensor]:
-    """Return the matrix entries that the controls of a patch move: one share for each control, or one for all."""
+    """Return the matrix entries that the controls of a patch change: one share for each control, or one for all."""
     rectangle = places[slice(*patch.outputs)][:, slice(*patch.inputs)]
     if patch.split is None:
         return [rectangle.flatten()]
@@ -91,8 +91,8 @@ def _shares(patch: Patch, places: Tensor) -> list[Tensor]:
 def _blocks(patches: tuple[Patch, ...], height: int, width: int) -> list[int]:
     """Return the first colour of each patch; patches that overlap get different colours.
 
-    Controls that divide the patch's rectangle need one colour together; controls that all move the whole rectangle
-    need one colour each.
+    Controls that divide the rectangle of the patch all have the same colour. Controls that all change the whole
+    rectangle have different colours.
     """
     rows = _mask([range(*patch.outputs) for patch in patches], height)
     columns = _mask([range(*patch.inputs) for patch in patches], width)

@@ -17,9 +17,9 @@ __all__ = ["Coordinate", "Gaussian", "Orthogonal", "Output", "Rademacher"]
 class Gaussian(ZeroOrder):
     """Estimate g = 1 / (M mu) sum_k u_k <f_{w + mu u_k}(X) - f_w(X), G>, u_k ~ N(0, I): the published estimator.
 
-    arXiv 2509.15113; where the batch is larger, the rows of G^T X replace it. It works on every device. For a loss
-    change that is linear in the controls it is unbiased, with variance (|g|^2 + g_i^2) / M of entry i: the cosine to
-    the gradient is about sqrt(M / (P + M)) for P controls.
+    See arXiv 2509.15113. If the batch has more vectors than G^T X has rows, these rows replace it. The estimator works
+    on every device. If the change of the loss is linear in the controls, the estimate is unbiased, and entry i has the
+    variance (|g|^2 + g_i^2) / M. The cosine to the gradient is about sqrt(M / (P + M)) for P controls.
     """
 
     independent = True
@@ -30,7 +30,7 @@ class Gaussian(ZeroOrder):
         return self._randn(count, controls)
 
     def reach(self, below: Tensor, above: Tensor) -> Tensor:
-        """Return the probability to stay within the range (Stein: E[u d(u)] = E[d'(u)] for a normal u)."""
+        """Return the probability that a step stays within the range (Stein: E[u d(u)] = E[d'(u)] for a normal u)."""
         probability: Tensor = torch.special.ndtr(above) - torch.special.ndtr(below)
         return probability
 
@@ -38,7 +38,7 @@ class Gaussian(ZeroOrder):
 class Rademacher(ZeroOrder):
     """Move every control by one step of random sign (simultaneous perturbation, Spall 1992).
 
-    The variance of entry i is (|g|^2 - g_i^2) / M, a little less than with Gaussian directions. No step exceeds mu.
+    The variance of entry i is (|g|^2 - g_i^2) / M, slightly less than with Gaussian directions. No step exceeds mu.
     """
 
     independent = True
@@ -49,15 +49,15 @@ class Rademacher(ZeroOrder):
 
 
 class Orthogonal(ZeroOrder):
-    """Move all controls by signs that are orthogonal from one perturbation to the next: no direction is used twice.
+    """Move all controls in directions of signs that are orthogonal to each other, so no direction is used twice.
 
     M perturbations measure the projection of the gradient on M directions. The cosine to the gradient is sqrt(M / P),
-    against sqrt(M / (P + M)) for Gaussian directions; with M the next power of two above P the estimate is exact.
-    Every control moves in every perturbation, so noise matters much less than with `Coordinate`.
+    compared with sqrt(M / (P + M)) for Gaussian directions. If M is the next power of two above P, the estimate is
+    exact. Every control moves in every perturbation, so noise has much less effect than with `Coordinate`.
     """
 
     def begin(self, spec: DeviceSpec, controls: Tensor) -> None:
-        """Shuffle the Hadamard matrix anew."""
+        """Draw a new random order and new signs for the Hadamard matrix."""
         self._codes = CodedSigns(len(controls), self.generator)
 
     def directions(self, count: int, controls: Tensor) -> Tensor:
@@ -66,10 +66,10 @@ class Orthogonal(ZeroOrder):
 
 
 class Coordinate(ZeroOrder):
-    """Move one control at a time: for devices with few controls.
+    """Move one control at a time, for devices with few controls.
 
-    An estimate moves all controls, and is then exact up to curvature and noise; or a random choice of ``samples``
-    controls, which is unbiased.
+    Without ``samples``, an estimate moves every control once and is exact up to curvature and noise. With ``samples``,
+    it moves a random choice of this many controls and is unbiased.
     """
 
     def count(self, controls: int) -> int:
@@ -83,7 +83,7 @@ class Coordinate(ZeroOrder):
         self._inward = torch.where(high - controls < controls - low, -1.0, 1.0).to(controls)
 
     def directions(self, count: int, controls: Tensor) -> Tensor:
-        """Return unit steps of the next controls."""
+        """Return steps of size 1 of the next controls."""
         chosen, self._order = self._order[:count], self._order[count:]
         directions = controls.new_zeros(count, len(controls))
         directions[torch.arange(count), chosen] = self._inward[chosen]
@@ -94,28 +94,28 @@ class Coordinate(ZeroOrder):
         return super().directions_energy(controls) / controls
 
     def combine(self, directions: Tensor, changes: Tensor) -> Tensor:
-        """Sum as for any directions, times the number of controls, since each direction moves one of them."""
+        """Return the sum of `ZeroOrder.combine` times the number of controls, because a direction moves one control."""
         return len(directions[0]) * super().combine(directions, changes)
 
     def reach(self, below: Tensor, above: Tensor) -> Tensor:
-        """Return E[u d]: 1, since inward steps are not cut short; opposite steps of antithetic pairs may be."""
+        """Return 1, because inward steps are not clamped; with antithetic pairs the opposite steps may be clamped."""
         return super().reach(below, above) if self.antithetic else torch.ones_like(above)
 
 
 class Output(ZeroOrder):
-    """Move the controls of every output by orthogonal signs, and read the change of each output separately.
+    """Move the controls of every output by orthogonal signs, and use the change of each output separately.
 
-    Where a control moves one output only, the change of an output depends on its own controls alone: m estimates for
-    the price of one. The variance of entry i is the squared gradient of the other controls of its output, over M,
-    times (N - M) / (N - 1), where N is the number of rows of a set: the next power of two above the number of controls
-    of an output. With N samples the estimate is exact.
+    If each control changes one output only, the change of an output depends only on its own controls. So the price of
+    one estimate gives m estimates. The variance of entry i is the squared gradient with respect to the other controls
+    of its output, divided by M, times (N - M) / (N - 1). N is the number of rows of a set: the next power of two above
+    the number of controls of an output. With N samples the estimate is exact.
     """
 
     couplings = ("elementwise", "output")
     step_share = 1 / 32
 
     def begin(self, spec: DeviceSpec, controls: Tensor) -> None:
-        """Shuffle the Hadamard matrix anew."""
+        """Draw a new random order and new signs for the Hadamard matrix."""
         self._outputs = spec.out_features
         self._codes = CodedSigns(len(controls) // self._outputs, self.generator)
         self._control_signs = self._signs(1, controls)
@@ -125,12 +125,12 @@ class Output(ZeroOrder):
         return self._codes.take(count).to(controls).repeat(1, self._outputs) * self._control_signs
 
     def combine(self, directions: Tensor, changes: Tensor) -> Tensor:
-        """Sum u times the change of the output that the control moves."""
+        """Sum, for each control, u times the change of the output that this control changes."""
         runs = directions.unflatten(1, (changes.shape[1], -1))
         gradient: Tensor = torch.einsum("kmc,km->mc", runs, changes).flatten()
         return gradient
 
     def predict(self, moves: Tensor, gradient: Tensor) -> Tensor:
-        """Return the predicted changes, output by output."""
+        """Return the predicted changes of each output."""
         predicted: Tensor = (moves * gradient).unflatten(1, (self._outputs, -1)).sum(dim=2)
         return predicted

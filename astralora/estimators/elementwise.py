@@ -1,4 +1,4 @@
-"""Estimate the gradient on devices where every control sets one matrix entry."""
+"""Estimate the gradient on devices in which every control sets one matrix entry."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ __all__ = ["Elementwise"]
 
 
 class Elementwise(TransferEstimator):
-    """Move all controls by one step at once, and read the derivative of every entry from the transfer matrix.
+    """Move all controls by one step at once, and compute the derivative of every entry from the transfer matrices.
 
-    This takes one extra program and 2 n vectors for any number of controls: measure A(w), then A(w + mu s) with random
-    signs s, and
+    This needs one extra program and 2 n vectors for any number of controls. A(w) is measured, then A(w + mu s) with
+    random signs s, and
 
         d loss / d w_ij = (G^T X)_ij (A(w + mu s) - A(w))_ij / (mu s_ij).
 
     With random signs, errors from curvature and from crosstalk between neighbours do not add up over the steps. On
     devices with many elements the slopes are then improved by a fit to elements with similar settings, see
-    `astralora.estimators.pooling.pool_slopes`. A(w) is stored in `transfer_matrix`, which makes input gradients free.
+    `astralora.estimators.pooling.pool_slopes`. A(w) is stored in `transfer_matrix`, so input gradients cost nothing.
 
-    Slopes change slowly while training moves the controls in small steps. With ``every`` above 1 they are reused, and
-    the matrix is extrapolated with them, A + slopes (w' - w), without any operation. A new measurement is made after
-    ``every`` changes of the controls, or earlier when the outputs of the forward pass show that the matrix is wrong.
+    Slopes change slowly, because training moves the controls in small steps. With ``every`` above 1 they are reused,
+    and the matrix is extrapolated to A + slopes (w' - w) without any operation. A new measurement is made after
+    ``every`` changes of the controls, or earlier if the outputs of the forward pass show that the matrix is wrong.
 
     Args:
         step: size mu of the move in control units; see `choose_step`. ``"auto"`` also keeps the expected change of an
             entry above the noise of its measurement.
-        every: most changes of the controls between two measurements.
+        every: largest number of changes of the controls between two measurements.
         stale: largest `staleness` without a new measurement.
-        pooling: improve the slopes by a fit to similar elements.
-        repeats: times that each probe is sent: more vectors for less noise, without further programs.
+        pooling: whether to improve the slopes by a fit to similar elements.
+        repeats: number of times that each probe is sent; more vectors reduce the noise without more programs.
         seed: seed of the estimator's own random stream.
     """
 
@@ -67,7 +67,7 @@ class Elementwise(TransferEstimator):
         self.staleness: float = 0.0
         self.age = 0
         """Number of changes of the controls since the slopes were measured."""
-        # The last measurement: slopes, (num_controls,), and the controls and the matrix extrapolated since.
+        # Slopes of the last measurement, (num_controls,), and the newest controls with their extrapolated matrix.
         self._slopes: Tensor | None = None
         self._at: Tensor | None = None
         self._matrix: Tensor | None = None
@@ -107,7 +107,7 @@ class Elementwise(TransferEstimator):
         self._entry_variance = state["entry_variance"]
 
     def _extrapolate(self, session: Session, controls: Tensor, inputs: Tensor, outputs: Tensor) -> bool:
-        """Extrapolate the matrix to these controls; return whether the last measurement is still good enough."""
+        """Extrapolate the matrix to these controls; return whether the last measurement is still accurate enough."""
         at, slopes, matrix = self._at, self._slopes, self._matrix
         if self.every == 1 or at is None or slopes is None or matrix is None or at.dtype != controls.dtype:
             return False
@@ -117,11 +117,11 @@ class Elementwise(TransferEstimator):
             self._at, self._matrix = controls.clone(), matrix
         if self.age >= self.every:
             return False
-        # The noise of the outputs and of the measurement is not staleness,
+        # Noise of the outputs and of the measurement does not count as staleness.
         noise = answer_variance(session.spec) + self._entry_variance * inputs.square().sum(dim=1).mean()
         error = float((outputs - inputs @ matrix.mT).square().mean() - noise)
         energy = float(outputs.square().mean()) - answer_variance(session.spec)
-        # and an error within three standard errors of that noise is chance.
+        # An error within three standard errors of this noise does not count either.
         chance = 3 * sqrt(2 / max(outputs.numel(), 1)) * float(noise)
         self.staleness = sqrt(error / energy) if error > chance and energy > chance else 0.0
         return self.staleness <= self.stale

@@ -9,7 +9,7 @@ from ..devices import Range
 
 __all__ = ["pool_slopes"]
 
-# A group needs many more elements than the fit has terms; more entries than _FITTED do not improve the fit.
+# A group needs many more elements than the fit has terms. More than _FITTED entries do not improve the fit.
 _GROUP = 128
 _MOST_GROUPS = 64
 _FITTED = _GROUP * _MOST_GROUPS
@@ -32,26 +32,26 @@ def pool_slopes(
 
         D = c0 + c1 (w - <w>) + c2 (A - <A>) + s (c3 + c4 (w - <w>) + c5 (A - <A>)).
 
-    The entry A represents the element's own offset. The terms with the step's sign s are the error of curvature in a
-    one-sided difference, and are removed. The residual is kept as far as it exceeds the noise of the measurement
-    (James-Stein): D <- fit + max(0, 1 - variance / mean residual^2) (D - fit). Elements that really differ from their
-    group keep their own slopes; elements below the noise get the slope of their group.
+    The entry A represents the offset of the element. The terms with the sign s of the step describe the error of a
+    one-sided difference by curvature, and are removed. The residual is reduced by its share of measurement noise
+    (James-Stein): D <- fit + max(0, 1 - variance / mean residual^2) (D - fit). So elements that differ from their group
+    by more than the noise keep their own slopes, and other elements get the slope of their group.
 
     Args:
-        slopes: D, measured with steps of these signs, (num_controls,).
+        slopes: slopes D, measured with steps of signs s, (num_controls,).
         variance: variance of the noise on one slope.
-        controls: w, (num_controls,).
-        entries: A, the matrix entries at w, (num_controls,).
-        signs: s, +1 or -1, (num_controls,).
-        step: size of the step.
+        controls: controls w, (num_controls,).
+        entries: matrix entries A at w, (num_controls,).
+        signs: signs s of the steps, +1 or -1, (num_controls,).
+        step: size of the steps.
         bounds: range of the controls.
-        generator: random stream that chooses the elements to fit where there are very many.
+        generator: random stream that chooses a sample of elements to fit, if there are very many.
 
     Returns:
-        (num_controls,); the slopes unchanged where there are too few to compare.
+        Improved slopes, (num_controls,); unchanged if there are too few elements.
     """
     low, high = bounds
-    # At least two steps wide: at the ends of the range all steps point inward, and both signs occur only farther in.
+    # A group is at least two steps wide, because all steps near an end of the range have the same sign.
     groups = min(len(slopes) // _GROUP, _MOST_GROUPS, int((high - low) / (2 * step)))
     if groups < 2:
         return slopes
@@ -67,7 +67,7 @@ def pool_slopes(
     spread = sums.of((slopes - fit).square()) / freedom
     trust = (1 - variance / spread.clamp_min(1e-30)).clamp(0, 1)
     residual = trust[group] * (slopes - fit)
-    # The fit for a step of size zero: without the terms of the sign, and with s = 0 in place of the group's mean.
+    # The fit for a step of size zero has no sign terms, and s = 0 instead of the mean of the group.
     without_step = terms.clone()
     without_step[:, 3] = -centre[group, 2] / scale[3]
     without_step[:, 4:] = 0
@@ -76,7 +76,7 @@ def pool_slopes(
 
 
 class _GroupSums:
-    """Sum values over the elements of each group, or over a random sample of them where there are very many.
+    """Sum values over the elements of each group, or over a random sample of elements if there are very many.
 
     Args:
         group: group of each element, (num_controls,).
@@ -92,11 +92,11 @@ class _GroupSums:
         self._group = group[self.sample]
 
     def of(self, values: Tensor) -> Tensor:
-        """Return the sums of values, (num_controls, ...) -> (groups, ...)."""
+        """Return the sum of values over each group: (num_controls, ...) -> (groups, ...)."""
         return self.of_sample(values[self.sample])
 
     def of_sample(self, values: Tensor) -> Tensor:
-        """Return the sums of values of the sampled elements alone, (sampled, ...) -> (groups, ...)."""
+        """Return the sum of values of the sampled elements over each group: (sampled, ...) -> (groups, ...)."""
         return values.new_zeros(self._groups, *values.shape[1:]).index_add_(0, self._group, values)
 
 
@@ -112,7 +112,7 @@ def _fit(terms: Tensor, slopes: Tensor, members: Tensor, sums: _GroupSums) -> Te
     """Return the least-squares coefficients of each group, (groups, 6)."""
     sample = terms[sums.sample]
     gram = sums.of_sample(sample.unsqueeze(2) * sample.unsqueeze(1))
-    # A small ridge term: where all steps of a group have one sign, curvature cannot be separated from slope.
+    # A small ridge term is added, because curvature and slope cannot be separated if all steps have the same sign.
     gram.diagonal(dim1=1, dim2=2).add_(1e-4 * members.unsqueeze(1))
     coefficients: Tensor = torch.linalg.solve(gram, sums.of_sample(sample * slopes[sums.sample].unsqueeze(1)))
     return coefficients

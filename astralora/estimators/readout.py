@@ -1,4 +1,4 @@
-"""Choose the vectors to send, and compute the change of the loss from the answers, output by output."""
+"""Choose the vectors to send, and compute the change of the loss by each output from the answers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Compression = Literal["singular", "rows", "none"]
 
 
 class Readout(ABC):
-    """Measure <f_w(X), G>, summed over the batch and split by output, at many settings of the controls.
+    """Measure <f_w(X), G>, summed over the batch but separate for each output, at many settings w.
 
     Attributes:
         vectors: number of vectors for one setting.
-        measures_base: the value at the unperturbed controls has to be measured as well.
+        measures_base: whether the value at the unperturbed controls must be measured too.
     """
 
     vectors: int
@@ -29,19 +29,19 @@ class Readout(ABC):
 
     @abstractmethod
     def base(self, session: Session) -> Tensor:
-        """Return the value at the controls that the device holds, (out_features,)."""
+        """Return the value at the present controls of the device, (out_features,)."""
 
     @abstractmethod
     def each(self, session: Session, settings: Tensor) -> Tensor:
-        """Measure the values at several settings, (settings, num_controls) -> (settings, out_features)."""
+        """Measure the values at several settings: (settings, num_controls) -> (settings, out_features)."""
 
     @abstractmethod
     def variance(self) -> float:
-        """Return the variance of one value's noise, summed over the outputs."""
+        """Return the noise variance of one measurement, summed over the outputs."""
 
 
 class Batch(Readout):
-    """Send the batch itself; its answer at the unperturbed controls comes from the forward pass."""
+    """Send the batch itself; the forward pass provides its answer at the unperturbed controls."""
 
     measures_base = False
 
@@ -59,21 +59,21 @@ class Batch(Readout):
         return (session.query_each(settings, self._inputs) * self._grad).sum(dim=1)
 
     def variance(self) -> float:
-        """Return the noise variance of every output, weighted with G."""
+        """Return the noise variance, summed over the outputs weighted with G."""
         return self._variance * float(self._grad.square().sum())
 
 
 class Compressed(Readout):
-    """Send a linear device as many vectors as G^T X has rank, or rows.
+    """Send a few vectors b_k instead of the batch to a linear device: as many as G^T X has rank, or rows.
 
-    With G^T X = sum_k a_k b_k^T, the value is sum_k a_k * (A b_k), output by output. ``"singular"``: the b_k are the
-    right singular vectors, and every output of every answer counts. ``"rows"``: the b_k are the rows of G^T X, and one
-    output of each answer counts: arXiv 2509.15113.
+    With G^T X = sum_k a_k b_k^T, the value for each output is the same entry of sum_k a_k * (A b_k). For
+    ``"singular"``, the b_k are the right singular vectors, and all outputs of every answer are used. For ``"rows"``,
+    the b_k are the rows of G^T X, and one output of each answer is used (arXiv 2509.15113).
 
     Args:
         spec: spec of the device.
-        weights: a, (vectors, out_features).
-        rows: b, (vectors, in_features).
+        weights: weights a_k, (vectors, out_features).
+        rows: vectors b_k, (vectors, in_features).
     """
 
     measures_base = True
@@ -84,15 +84,15 @@ class Compressed(Readout):
         self.vectors = self._probe.vectors
 
     def base(self, session: Session) -> Tensor:
-        """Measure the value, with probes scaled to the detector's range."""
+        """Measure the value, and scale the probes to the range of the detector."""
         return (self._probe.ask(session) * self._weights).sum(dim=0)
 
     def each(self, session: Session, settings: Tensor) -> Tensor:
-        """Measure the probes at each setting, and weight the answers with a."""
+        """Measure the probes at each setting, and weight the answers with a_k."""
         return (self._probe.ask_each(session, settings) * self._weights).sum(dim=1)
 
     def variance(self) -> float:
-        """Return the noise variance of the outputs that count."""
+        """Return the noise variance, summed over the outputs that are used."""
         return float((self._probe.row_variance().unsqueeze(1) * self._weights.square()).sum())
 
 
@@ -107,12 +107,12 @@ def choose_readout(
     """Return the cheapest readout of a batch.
 
     Args:
-        spec: spec of the device; a device that is not linear is sent the batch itself.
-        compression: ``"singular"``, ``"rows"``, or ``"none"`` for the batch itself.
+        spec: spec of the device; if the device is not linear, the batch itself is sent.
+        compression: ``"singular"``, ``"rows"``, or ``"none"`` to send the batch itself.
         tail: share of |G^T X|^2, in the smallest singular values, that ``"singular"`` may leave out.
-        inputs: X, (batch, in_features).
-        outputs: Y, (batch, out_features).
-        grad_outputs: G, (batch, out_features).
+        inputs: inputs X, (batch, in_features).
+        outputs: outputs Y, (batch, out_features).
+        grad_outputs: gradient G, (batch, out_features).
     """
     batch = Batch(spec, inputs, outputs, grad_outputs)
     if not spec.linear or compression == "none":
@@ -131,6 +131,6 @@ def _rank(values: Tensor, size: int, tail: float) -> int:
     """Return the number of singular values to keep, at least one."""
     energy = values.square()
     rounding = (torch.finfo(values.dtype).eps * size * values[:1]).square()
-    left_out = energy.flip(0).cumsum(0).flip(0)  # if the cut is here
+    left_out = energy.flip(0).cumsum(0).flip(0)  # energy of this singular value and all smaller ones
     keep = (left_out > tail * left_out[:1]) & (energy > rounding)
     return max(1, int(keep.sum()))

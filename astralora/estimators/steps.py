@@ -14,7 +14,7 @@ Step = float | Literal["auto"]
 
 Bound = Literal["given", "levels", "noise", "curvature"]
 
-# Largest share of the control range: beyond it curvature is too strong, whatever the noise.
+# Largest share of the control range: with larger steps curvature is too strong, independent of the noise.
 _MOST = 1 / 8
 
 
@@ -24,9 +24,9 @@ class StepChoice:
 
     Attributes:
         size: size in control units.
-        bound: reason. ``"given"``: the user gave the size. ``"levels"``: two control levels, the smallest step of a
-            certain size. ``"noise"``: the answer to a smaller step would be below the noise. ``"curvature"``: a larger
-            step would leave the linear range of the response.
+        bound: reason for the size. ``"given"``: the user gave the size. ``"levels"``: the size is two control levels,
+            because smaller steps may be rounded away. ``"noise"``: the response to a smaller step would be below the
+            noise. ``"curvature"``: the response to a larger step would not be linear.
     """
 
     size: float
@@ -36,14 +36,14 @@ class StepChoice:
 def choose_step(spec: DeviceSpec, step: Step, share: float, noise: float = 0.0) -> StepChoice:
     """Choose the size of a perturbation of the controls.
 
-    ``"auto"`` takes a share of the control range for which curvature is small. It takes more where the answer would be
-    below the noise, up to an eighth of the range, and never less than two control levels.
+    ``"auto"`` uses a share of the control range for which curvature is small. The step is larger, up to an eighth of
+    the range, if the response would be below the noise. It is at least two control levels.
 
     Args:
         spec: spec of the device.
         step: size in control units, or ``"auto"``.
-        share: share of the control range, or of 1 where the device has no range.
-        noise: step below which the answer would be below the noise, in control units; 0 where unknown.
+        share: share of the control range; if the device has no range, the size itself.
+        noise: smallest step with a response above the noise, in control units; 0 if unknown.
 
     Raises:
         ConfigurationError: the step is smaller than one control level, or larger than half the range.
@@ -57,12 +57,12 @@ def choose_step(spec: DeviceSpec, step: Step, share: float, noise: float = 0.0) 
             size, bound = (noise, "noise") if noise <= _MOST * span else (_MOST * span, "curvature")
         if level is None:
             return StepChoice(size, bound)
-        # Whole levels, so that a step has the same size from any start between two codes. The range must have room
-        # for it on both sides of its middle.
+        # Whole levels, so that a step has the same size from any value between two codes. The step must fit into the
+        # range on both sides of the middle.
         room = int(span / 2 / level + 1e-9)
         if room < 1:
             raise ConfigurationError(
-                f"{spec.name!r} has {spec.control_levels} control levels: too few for a perturbation"
+                f"{spec.name!r} has {spec.control_levels} control levels, too few for a perturbation; use more levels"
             )
         levels = round(size / level)
         if levels < 2:
@@ -76,10 +76,11 @@ def choose_step(spec: DeviceSpec, step: Step, share: float, noise: float = 0.0) 
     if level is not None and size < level:
         raise ConfigurationError(
             f"a step of {size:g} is below one control level of {spec.name!r}, {level:.4g} {spec.control_unit}: "
-            f"it might not change anything; use 'auto' or at least {2 * level:.4g}"
+            f"it may have no effect; use 'auto' or at least {2 * level:.4g}"
         )
     if spec.control_range is not None and size > span / 2:
         raise ConfigurationError(
-            f"a step of {size:g} is more than half the control range of {spec.name!r}, {low:g} to {high:g}"
+            f"a step of {size:g} is more than half the control range of {spec.name!r}, {low:g} to {high:g}; "
+            f"use 'auto' or a smaller step"
         )
     return StepChoice(size, "given")

@@ -1,4 +1,4 @@
-"""Share code between the estimators that measure the whole transfer matrix."""
+"""Define the base class of estimators that measure the whole transfer matrix."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TransferEstimator(Estimator):
     Args:
         step: size mu of the move in control units; see `choose_step`. ``"auto"`` also keeps the expected change of an
             entry above the noise of its measurement.
-        repeats: times that each probe is sent: more vectors for less noise, without further programs.
+        repeats: number of times that each probe is sent; more vectors reduce the noise without more programs.
         seed: seed of the estimator's own random stream.
     """
 
@@ -39,7 +39,7 @@ class TransferEstimator(Estimator):
         self._amplitude: Tensor | None = None
 
     def check(self, session: Session) -> None:
-        """Refuse a device that is not linear or has another coupling, or a step below its control levels."""
+        """Refuse a device that is not linear or has another coupling, and a step below its control levels."""
         super().check(session)
         self._step_for(session.spec)
 
@@ -56,7 +56,7 @@ class TransferEstimator(Estimator):
     def _step_for(self, spec: DeviceSpec) -> StepChoice:
         noise = 0.0
         if spec.output_range is not None and spec.input_range is not None:
-            # One entry can be about as large as the detector's full scale over the square root of the width.
+            # An entry can be about as large as the full scale of the detector over the square root of the width.
             low, high = spec.control_range or (0.0, 1.0)
             entry = max(map(abs, spec.output_range)) / max(map(abs, spec.input_range)) / sqrt(spec.in_features)
             noise = (high - low) / (2 * entry) * sqrt(2 / spec.in_features) * spec.noise_std

@@ -12,15 +12,15 @@ __all__ = ["Exact", "Twin", "check_twin", "differentiable"]
 
 
 def differentiable(session: Session) -> Differentiable:
-    """Return the device itself as a torch function that autograd can follow.
+    """Return the law of the device, which autograd can differentiate.
 
     Raises:
-        ConfigurationError: the device has no such function.
+        ConfigurationError: the device has no differentiable law.
     """
     law = session.capability(Differentiable)
     if law is None:
         raise ConfigurationError(
-            f"'exact' needs a device whose law autograd can follow, and {session.spec.name!r} has no "
+            f"'exact' needs a device with a differentiable law, but {session.spec.name!r} has no "
             f"transfer(controls, inputs); use method='auto'"
         )
     return law
@@ -30,13 +30,13 @@ def check_twin(twin: object, spec: DeviceSpec) -> None:
     """Refuse an object that cannot be the twin of a device.
 
     Raises:
-        ConfigurationError: the object is not differentiable, or has another size.
+        ConfigurationError: the object is not differentiable, or its size differs from the device's.
     """
     if not isinstance(twin, Differentiable):
         found = "missing" if twin is None else f"a {type(twin).__name__}"
         raise ConfigurationError(
-            f"'twin' needs a differentiable model of {spec.name!r}, an object with transfer(controls, inputs): "
-            f"calibrate the device, or give one as twin=..., which is {found} now"
+            f"'twin' needs a differentiable model of {spec.name!r}, an object with transfer(controls, inputs), but "
+            f"twin is {found}; calibrate the device, or give a model as twin=..."
         )
     twin_spec = getattr(twin, "spec", None)
     if isinstance(twin_spec, DeviceSpec):
@@ -50,17 +50,17 @@ def check_twin(twin: object, spec: DeviceSpec) -> None:
 class Twin(Estimator):
     """Backpropagate through a differentiable model of the device: physics-aware training.
 
-    Wright et al., Nature 601, 549 (2022). It costs no operation, and is as good as the model: on a mesh of
-    interferometers, unknown phase offsets of a tenth of a radian already turn the gradient by 45 degrees or more. Give
-    a less accurate model to a zero-order estimator as its ``twin`` instead.
+    See Wright et al., Nature 601, 549 (2022). It costs no operation. It is as accurate as the model: on a mesh of
+    interferometers, unknown phase offsets of only 0.1 rad already turn the gradient by 45 degrees or more. Give a less
+    accurate model to a zero-order estimator as its ``twin`` instead.
 
     Args:
-        twin: model with ``transfer(controls, inputs)``: a calibrated simulator, or an object that wraps a torch
+        twin: model with ``transfer(controls, inputs)``, such as a calibrated simulator, or an object that wraps a torch
             function.
         seed: unused; accepted because all estimators accept it.
 
     Attributes:
-        shares: compute the input gradient as well, for a surrogate that calls `take`.
+        shares: whether to compute the input gradient too, for a surrogate that calls `take`.
     """
 
     def __init__(self, *, twin: Differentiable | None = None, seed: int = 0) -> None:
@@ -70,7 +70,7 @@ class Twin(Estimator):
         self._shared: tuple[Tensor, Tensor, Tensor] | None = None
 
     def check(self, session: Session) -> None:
-        """Refuse a missing twin, or a twin of another size than the device."""
+        """Refuse a missing twin, and a twin whose size differs from the device's."""
         super().check(session)
         check_twin(self._twin, session.spec)
 
@@ -94,7 +94,7 @@ class Twin(Estimator):
         return found
 
     def take(self, inputs: Tensor, grad_outputs: Tensor) -> Tensor | None:
-        """Return the input gradient of the last estimate; None unless that was for these same tensors."""
+        """Return the input gradient of the last estimate; return None if it was computed for other tensors."""
         shared, self._shared = self._shared, None
         if shared is None or shared[0] is not inputs or shared[1] is not grad_outputs:
             return None
@@ -104,7 +104,7 @@ class Twin(Estimator):
 class Exact(Twin):
     """Backpropagate through the law of a `Differentiable` device; this costs no operation.
 
-    For tests and ablation studies: simulators and calibrated twins have a differentiable law, chips do not.
+    Use it for tests and ablation studies: simulators and calibrated twins have a differentiable law, chips do not.
     """
 
     def __init__(self, *, seed: int = 0) -> None:

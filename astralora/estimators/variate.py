@@ -1,4 +1,4 @@
-"""Reduce the variance of a zero-order estimate by the gradient of a model, without bias."""
+"""Reduce the variance of a zero-order estimate by the gradient of a model, without adding bias."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .twin import Twin
 
 __all__ = ["ControlVariate"]
 
-# Factor by which the weight of earlier estimates falls with each new one.
+# Factor by which each new estimate reduces the weight of earlier estimates.
 _MEMORY = 0.9
 
 
@@ -25,8 +25,8 @@ class ControlVariate:
         g = mean_k [c_k h + u_k (d_k - c_k t_k)]
 
     is unbiased for any c_k that does not depend on u_k. The best factor is c = sum d t / sum t^2. Here it is computed
-    from earlier estimates and, where directions are independent, from all samples of this estimate except the k-th. It
-    starts at 0. A poor twin gets a small c, and does no harm.
+    from earlier estimates. If directions are independent, all samples of this estimate except the k-th are used too.
+    It starts at 0. A poor twin gets a small c, so it does not increase the variance.
 
     Args:
         twin: differentiable model of the device.
@@ -41,7 +41,7 @@ class ControlVariate:
         self._count = 0
 
     def check(self, session: Session) -> None:
-        """Refuse a twin of another size than the device."""
+        """Refuse a twin whose size differs from the device's."""
         self._twin.check(session)
 
     def gradient(
@@ -60,7 +60,8 @@ class ControlVariate:
         Args:
             changes: d for each sample and output, (samples, out_features).
             predicted: t for each sample, (samples, 1), or for each sample and output.
-            leave_one_out: compute c_k also from the other samples, whose directions are independent of u_k.
+            leave_one_out: whether to compute c_k also from the other samples of this estimate; their directions must
+                be independent of u_k.
         """
         measured = changes if predicted.shape == changes.shape else changes.sum(dim=1, keepdim=True)
         products = (measured * predicted).sum(dim=1).double()
@@ -77,7 +78,7 @@ class ControlVariate:
         return measured - shares.to(measured).unsqueeze(1) * predicted
 
     def restore(self, gradient: Tensor) -> Tensor:
-        """Return the mean of c h."""
+        """Return the mean of c_k h over the samples."""
         return sum(self._shares) / max(self._count, 1) * gradient
 
     @property

@@ -21,16 +21,16 @@ from .variate import ControlVariate
 __all__ = ["Quota", "ZeroOrder"]
 
 Quota = Callable[[Session, int, int, int, int], int]
-"""Function that returns how many perturbations an estimate may make.
+"""Function that returns the number of perturbations that an estimate may make.
 
-Its arguments: the session, the number of perturbations wanted, the programs of each, the further programs of the
-estimate, and the vectors of each program.
+Its arguments are the session, the requested number of perturbations, the programs of each, the additional programs of
+the estimate, and the vectors of each program.
 """
 
 _SAMPLES = 100
-# Wanted ratio of the mean squared change by a perturbation to the variance of its noise.
+# Smallest acceptable ratio of the mean squared change by a perturbation to the variance of its noise.
 _CLEAR = 4.0
-# Below that ratio the step grows: by this factor from one estimate to the next, and at most so much in all.
+# Below this ratio the step grows by the first factor at each estimate, and in total by at most the second factor.
 _GROWTH = 2**0.5
 _MOST_GROWTH = 8.0
 
@@ -39,29 +39,30 @@ class ZeroOrder(Estimator):
     """Estimate the gradient by perturbing the controls in random directions, which a subclass chooses.
 
     The first-order change of the loss is ``sum_b <f_{w + mu u}(x_b) - f_w(x_b), g_b>``, so only the product of the
-    answers with G, summed over the batch, is needed. On a linear device fewer vectors than the batch has may be enough
-    to measure it; see `astralora.estimators.readout`.
+    answers with G, summed over the batch, is needed. On a linear device it can be measured with fewer vectors than the
+    batch has; see `astralora.estimators.readout`.
 
     Args:
-        samples: number of perturbations M, one program each, or two with ``antithetic``. None for 100, or for all
-            controls with `Coordinate`.
-        step: size mu of the perturbation in control units; see `choose_step`. ``"auto"`` also grows where the noise
-            hides the answers.
-        antithetic: use (f_{w + mu u} - f_{w - mu u}) / 2 mu, which is free of even curvature, in place of
-            (f_{w + mu u} - f_w) / mu.
+        samples: number of perturbations M, with one program each, or two with ``antithetic``. None for 100; with
+            `Coordinate`, None for all controls.
+        step: size mu of the perturbation in control units; see `choose_step`. With ``"auto"`` the step also grows if
+            the change of the loss is below the noise.
+        antithetic: whether to use (f_{w + mu u} - f_{w - mu u}) / (2 mu), which has no error of second order, instead
+            of (f_{w + mu u} - f_w) / mu.
         compression: vectors to send to a linear device: the ``"singular"`` vectors of G^T X, its ``"rows"`` as in the
             published method, or the batch itself (``"none"``). None for the default of the estimator.
         tail: share of |G^T X|^2 that singular vectors may leave out; a small share saves many vectors.
-        twin: differentiable model of the device. Its gradient is used as far as it explains the device's answers: the
-            estimate stays unbiased, and its variance falls; see `ControlVariate`.
-        batch_fraction: share of the batch, chosen anew for each estimate, that represents the whole batch.
-        control_fraction: share of the controls, chosen anew for each estimate, to perturb; the others get no gradient.
+        twin: differentiable model of the device. The better its gradient explains the device's answers, the smaller is
+            the variance of the estimate, which stays unbiased; see `ControlVariate`.
+        batch_fraction: share of the batch to send; each estimate chooses the vectors at random.
+        control_fraction: share of the controls to perturb; each estimate chooses them at random, and the others get no
+            gradient.
         seed: seed of the estimator's own random stream.
     """
 
     step_share: ClassVar[float] = 1 / 64
     independent: ClassVar[bool] = False
-    """Whether directions are independent of one another; directions without repetition are not."""
+    """Whether directions are independent of each other; directions drawn without repetition are not."""
     default_compression: ClassVar[Compression] = "singular"
 
     def __init__(
@@ -98,7 +99,7 @@ class ZeroOrder(Estimator):
         self._growth = 1.0
 
     def check(self, session: Session) -> None:
-        """Refuse a device that this estimator cannot work on, or a step below its control levels."""
+        """Refuse a device that this estimator cannot work on, and a step below its control levels."""
         super().check(session)
         self._choose_step(session.spec)
         if self._variate is not None:
@@ -109,14 +110,14 @@ class ZeroOrder(Estimator):
         """Return random directions u, (count, num_controls), with zero mean and unit covariance."""
 
     def begin(self, spec: DeviceSpec, controls: Tensor) -> None:
-        """Prepare an estimate; the calls of `directions` until the next `begin` belong to it."""
+        """Prepare an estimate; all calls of `directions` until the next `begin` belong to this estimate."""
 
     def combine(self, directions: Tensor, changes: Tensor) -> Tensor:
-        """Sum u times the change that it caused over directions; by default over all outputs together.
+        """Return the sum over all directions u of u times the change of the loss in this direction.
 
         Args:
-            directions: (count, num_controls).
-            changes: change of the loss for each output, (count, out_features).
+            directions: directions u, (count, num_controls).
+            changes: change of the loss by each output, (count, out_features); by default summed over the outputs.
 
         Returns:
             (num_controls,).
@@ -124,11 +125,11 @@ class ZeroOrder(Estimator):
         return changes.sum(dim=1) @ directions
 
     def predict(self, moves: Tensor, gradient: Tensor) -> Tensor:
-        """Return the changes that a gradient predicts for moves of the controls, in the form that `combine` takes."""
+        """Return the changes that a gradient predicts for moves of the controls, as an argument for `combine`."""
         return (moves @ gradient).unsqueeze(1)
 
     def reach(self, below: Tensor, above: Tensor) -> Tensor:
-        """Return E[u d], with d the direction u cut off at ``below`` <= 0 and ``above`` >= 0; 1 without a cut."""
+        """Return E[u d], where d is u clamped to ``below`` <= 0 and ``above`` >= 0; this is 1 if nothing is clamped."""
         return sign_reach(below, above)
 
     def estimate(
@@ -139,7 +140,7 @@ class ZeroOrder(Estimator):
         outputs: Tensor,
         grad_outputs: Tensor,
     ) -> Tensor:
-        """Return the mean over perturbations of u (f_{w + mu u} - f_w) / mu, weighted with G."""
+        """Return the mean of u <f_{w + mu u}(X) - f_w(X), G> / mu over perturbations u; see `Estimator.estimate`."""
         spec = session.spec
         self.gradient_energy = None
         self.step_choice = self._choose_step(spec)
@@ -158,19 +159,19 @@ class ZeroOrder(Estimator):
         gradient /= count * step
         noise = self.change_variance(readout)
         self._adapt_step(energy / count, noise)
-        # A change is mu <u, g> plus its noise, and E <u, g>^2 = |g|^2 for directions of unit covariance.
+        # A change is mu <u, g> plus noise, and E <u, g>^2 = |g|^2 for directions of unit covariance.
         scale = self.directions_energy(len(controls)) * step**2
         self.gradient_energy = (energy / count - noise) / scale
         if spec.control_range is not None:
             low, high = spec.control_range
-            # Near an end of the range a perturbation is cut short; divide by its mean length.
+            # Near an end of the range perturbations are clamped, so the gradient is divided by their mean length.
             gradient /= self.reach((low - controls) / step, (high - controls) / step)
         if twin_gradient is not None and self._variate is not None:
             gradient += self._variate.restore(twin_gradient if mask is None else twin_gradient * mask)
         return gradient
 
     def _affordable_count(self, session: Session, controls: Tensor, readout: Readout) -> int:
-        """Return the number of perturbations that the quota allows; refuse them if the budget is too small."""
+        """Return the number of perturbations that the quota allows; refuse the estimate if the budget is too small."""
         count = self.count(len(controls))
         if self.quota is not None:
             count = self.quota(session, count, self.settings_each, int(readout.measures_base), readout.vectors)
@@ -194,7 +195,7 @@ class ZeroOrder(Estimator):
         mask: Tensor | None,
         twin_gradient: Tensor | None,
     ) -> tuple[Tensor, float]:
-        """Return the sums over perturbations of u times its change, (num_controls,), and of the squared changes."""
+        """Return two sums over the perturbations: of u times the change, (num_controls,), and of the squared change."""
         assert self.step_choice is not None
         spec, step = session.spec, self.step_choice.size
         gradient = torch.zeros_like(controls)
@@ -234,7 +235,7 @@ class ZeroOrder(Estimator):
         return ceil(self.control_fraction * controls) / controls
 
     def change_variance(self, readout: Readout) -> float:
-        """Return the noise variance of one perturbation's change: of a difference, or of half a difference."""
+        """Return the noise variance of the change by one perturbation: a difference, or half a difference."""
         return (0.5 if self.antithetic else 2.0) * readout.variance()
 
     def state_dict(self) -> dict[str, Any]:
@@ -251,7 +252,7 @@ class ZeroOrder(Estimator):
 
     def _choose_step(self, spec: DeviceSpec) -> StepChoice:
         low, high = spec.control_range or (0.0, 1.0)
-        # With dense coupling, moving all controls at once reaches the curvature of the response sooner.
+        # With dense coupling, all controls move at once, so curvature is stronger and the step must be smaller.
         share = self.step_share / 2 if spec.coupling == "dense" else self.step_share
         noise = share * (high - low) * self._growth if self._growth > 1 else 0.0
         return choose_step(spec, self.step, share, noise)

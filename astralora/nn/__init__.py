@@ -1,4 +1,4 @@
-"""Compute layers of torch models on devices, and put such layers into a model."""
+"""Compute layers of torch models on devices, and replace layers of a model by device layers."""
 
 from .attachment import attach, detach
 from .conv import BlackBoxConv2d

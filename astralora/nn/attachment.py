@@ -1,4 +1,4 @@
-"""Put devices into an existing model, and take them out again."""
+"""Replace layers of an existing model by device layers, and replace them back."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ ATTACH_OPTIONS = ("initialize", "digital_fraction")
 """Options of `attach` that concern the digital layer to replace, not the device layer."""
 
 What = Device | Callable[[int, int], Device]
-"""A device, or a function that makes one for a layer, given its numbers of inputs and outputs."""
+"""A device, or a function of (in_features, out_features) that makes a device for a layer."""
 
-# The keys are of type Where. To a type checker a mapping's keys are invariant: it would refuse {nn.Linear: device}.
+# Keys are of type Where, but Any is declared: type checkers treat keys as invariant, and refuse {nn.Linear: device}.
 Layers = Mapping[Any, What]
 Options = Mapping[Any, Mapping[str, Any]]
 
@@ -39,36 +39,36 @@ def attach(
     digital_fraction: float = 0.0,
     **options: Any,
 ) -> nn.Module:
-    """Replace linear layers and 2-d convolutions of a model by device layers, in place; `detach` undoes it.
+    """Replace linear layers and 2-d convolutions of a model by device layers, in place; `detach` reverses this.
 
-    Each device layer starts with the bias and the output strength of the layer that it replaces. Everything is checked
+    Each device layer starts with the bias and the output strength of the replaced layer. All arguments are checked
     before the first device is operated.
 
-    A layer that is on a device already may be attached again, as in a notebook cell that runs twice. On the same
-    device it stays as it is; options, where given, choose estimator, surrogate and encoding anew. On another device of
-    the same size a new layer takes its place and keeps bias and digital weights, and on a device of the same kind also
-    controls and gain. To keep trained weights on a device of another kind, call `detach` first.
+    A layer that is on a device already may be attached again, for example when a notebook cell runs twice. On the same
+    device the layer is kept; if options are given, they choose a new estimator, surrogate and encoding. On another
+    device of the same size a new layer replaces it and keeps bias and digital weights; on a device of the same kind it
+    also keeps controls and gain. To keep trained weights on a device of another kind, call `detach` first.
 
     Args:
         model: any module that contains the layers.
-        layers: device for each layer, by the layer's name as in ``model.named_modules()``, by a pattern of names
-            (``"encoder.*"``; a star also matches dots), or by type (``nn.Linear``, ``nn.Conv2d``). A name goes before
-            a pattern, and a pattern before a type. A device at several places is one chip that they share in turn; a
-            function of (in_features, out_features) makes a device for each layer.
-        exclude: names, patterns and types of layers to leave as they are.
-        per_layer: options for matching layers, which override the common ones; later entries override earlier ones.
-        initialize: start the controls where the ``"device"`` suggests, or ``"fit"`` them to the layer's weights; the
-            error of the fit is in the new layer's ``fit_residual``.
-        digital_fraction: share of each layer's weights, the largest, that stay digital beside the device and are
-            trained with it; 0 for none. With ``initialize="fit"`` the device starts from the others: the sparse +
-            device layer of arXiv 2509.15113.
+        layers: device for each layer, with the layer's name as in ``model.named_modules()`` as key, or a pattern of
+            names (``"encoder.*"``; a star also matches dots), or a type (``nn.Linear``, ``nn.Conv2d``). If several keys
+            match, a name overrides a pattern, and a pattern overrides a type. If several layers get the same device,
+            they share one chip; a function of (in_features, out_features) makes a separate device for each layer.
+        exclude: names, patterns and types of layers that are not replaced.
+        per_layer: options for matching layers, which override the common options; later entries override earlier ones.
+        initialize: ``"device"`` draws the first controls from the initial range of the device; ``"fit"`` fits them to
+            the layer's weights, and the error of the fit is in the new layer's ``fit_residual``.
+        digital_fraction: share of each layer's weights that stay digital and are trained together with the device; the
+            largest weights are chosen; 0 for none. With ``initialize="fit"`` the device is fitted to the other weights:
+            the sparse + device layer of arXiv 2509.15113.
         **options: options of every `BlackBoxLinear`, such as ``method="paper"`` and ``samples=10``.
 
     Returns:
-        The same model; a new one only where the model is itself the layer, named ``""``.
+        The same model, or a new layer if the model is itself the replaced layer, with the name ``""``.
 
     Raises:
-        ConfigurationError: a key matches no layer, a device has another width, or options do not suit.
+        ConfigurationError: a key matches no layer, a device has the wrong size, or an option is not valid.
     """
     for place in _plan(model, layers, tuple(exclude), per_layer or {}, initialize, digital_fraction, options):
         old = place.old
@@ -80,18 +80,18 @@ def attach(
 
 
 def detach(model: nn.Module, layers: Iterable[Where] | None = None, *, repeats: int = 4) -> nn.Module:
-    """Replace device layers by digital ones that compute the same, in place: the reverse of `attach`.
+    """Replace device layers by digital layers that compute the same, in place: the reverse of `attach`.
 
-    The transfer matrix is measured; with gain and digital part it becomes the new layer's weight. The devices stay
+    The weight of a new layer is the measured transfer matrix times the gain, plus the digital weights. The devices stay
     open.
 
     Args:
         model: any module that contains device layers.
         layers: names, patterns or types of the layers to replace; None for all.
-        repeats: times that each measuring vector is sent; the error of the weights falls with the square root of it.
+        repeats: number of times that each probe is sent; the error of the weights falls as 1 / sqrt(repeats).
 
     Returns:
-        The same model; a new one only where the model is itself the layer.
+        The same model, or a new layer if the model is itself the replaced layer.
 
     Raises:
         ConfigurationError: a key matches no device layer, or a device is not linear; nothing was replaced.
@@ -108,9 +108,10 @@ def detach(model: nn.Module, layers: Iterable[Where] | None = None, *, repeats: 
     for name, module in found.items():
         if not module.session.spec.linear:
             raise ConfigurationError(
-                f"layer {name!r} is on {module.session.spec.name!r}, which is not linear: it has no weights to measure"
+                f"layer {name!r} is on {module.session.spec.name!r}, which is not linear, so it has no weights to "
+                f"measure; leave this layer out"
             )
-    # All are measured before the first is replaced: if a chip fails, the model stays as it is.
+    # All layers are measured before the first is replaced, so that the model is not changed if a chip fails.
     digital = {name: module.to_digital(repeats) for name, module in found.items()}
     for name, module in found.items():
         if not name:
@@ -134,7 +135,9 @@ def _plan(
     selected = [(layer, _make_device(layers[key], layer)) for layer, key in select_layers(model, list(layers), exclude)]
     for where in per_layer:
         if not any(layer.matches(where) for layer, _ in selected):
-            raise ConfigurationError(f"per_layer has options for {shown(where)}, which is none of the layers to attach")
+            raise ConfigurationError(
+                f"per_layer has options for {shown(where)}, but no layer to attach matches it; correct the key"
+            )
     sessions: dict[int, Session] = {}
     for layer, device in selected:
         if isinstance(layer.module, BlackBoxLinear) and is_on(layer.module, device):
@@ -144,10 +147,10 @@ def _plan(
     for number, (layer, device) in enumerate(selected):
         own = {name: value for key, its in per_layer.items() if layer.matches(key) for name, value in its.items()}
         merged = {"initialize": initialize, "digital_fraction": digital_fraction, **options, **own}
-        # Layers of equal size must not start alike.
+        # Layers of equal size must not start with equal controls.
         merged["seed"] = own.get("seed", derive_seed(seed, layer.name) if number else seed)
         _check_width(layer, device)
-        # A chip at two places is still one chip, and needs one session that stores its state.
+        # Layers that share a chip must share its session, which stores the state of the chip.
         session = sessions.setdefault(id(device), device if isinstance(device, Session) else Session(device))
         place = Place(
             layer.name,
@@ -170,7 +173,8 @@ def _make_device(what: What, layer: AttachableLayer) -> Device:
     device = what(*layer_width(layer.module))
     if not isinstance(device, Device):
         raise ConfigurationError(
-            f"the function that makes a device for layer {layer.name!r} made a {type(device).__name__}"
+            f"the function that makes a device for layer {layer.name!r} returned a {type(device).__name__}; "
+            f"it must return a device"
         )
     return device
 
@@ -179,7 +183,7 @@ def _check_width(layer: AttachableLayer, device: Device) -> None:
     if isinstance(layer.module, nn.Conv2d) and layer.module.groups != 1:
         raise ConfigurationError(
             f"layer {layer.name!r} is a convolution in {layer.module.groups} groups; "
-            f"a device computes one of 1 group only"
+            f"a device can compute only convolutions with 1 group; exclude this layer"
         )
     spec = device.spec
     width, height = layer_width(layer.module)
@@ -199,14 +203,15 @@ def _check_options(place: Place) -> None:
     if isinstance(place.old, BlackBoxLinear):
         check_reattachment(place, place.old)
         if is_on(place.old, place.session) and not place.options_given:
-            return  # the layer stays as it is
+            return  # the layer is kept
     elif place.old.weight.dtype not in (torch.float32, torch.float64):
         raise ConfigurationError(
-            f"layer {place.name!r} is {place.old.weight.dtype}; a device layer is float32 or float64"
+            f"layer {place.name!r} is {place.old.weight.dtype}, but a device layer must be float32 or float64; "
+            f"convert the layer first"
         )
     spec = place.session.spec
     if place.initialize == "fit" and not spec.linear:
-        raise ConfigurationError(f"{spec.name!r} is not linear, and cannot be fitted to weights")
+        raise ConfigurationError(f"{spec.name!r} is not linear, so it cannot be fitted to weights; use 'device'")
     method = {name: value for name, value in place.options.items() if name not in ("gain", "encoding")}
     choose_encoding(spec, place.options.get("encoding", "auto"))
     choose_method(place.session, **method)
@@ -217,5 +222,6 @@ def _check_shared(places: Sequence[Place]) -> None:
         objects = [id(place.options[kind]) for place in places if not isinstance(place.options.get(kind), str | None)]
         if len(set(objects)) < len(objects):
             raise ConfigurationError(
-                f"one {kind} cannot serve several layers; give its name, and each gets its own, or use per_layer"
+                f"several layers cannot share one {kind} object; give its name, so that each layer gets a new one, "
+                f"or use per_layer"
             )

@@ -20,8 +20,8 @@ _Padding = Literal["zeros", "reflect", "replicate", "circular"]
 class BlackBoxConv2d(BlackBoxLinear):
     """Compute a 2-d convolution on one device, time-multiplexed: every patch of the image is one vector.
 
-    It takes the place of an `nn.Conv2d` without groups. A step costs as many vectors as there are output pixels in the
-    batch, and as many programs as a step of a linear layer.
+    It replaces an `nn.Conv2d` without groups. A step costs one vector for each output pixel in the batch, and as many
+    programs as a step of a linear layer.
 
     Args:
         device: device that computes, with in_features = channels x kernel height x kernel width.
@@ -57,18 +57,19 @@ class BlackBoxConv2d(BlackBoxLinear):
         size = prod(self.kernel_size)
         if device.spec.in_features % size:
             raise ConfigurationError(
-                f"{device.spec.name!r} has {device.spec.in_features} inputs, not a multiple of the kernel's {size}"
+                f"{device.spec.name!r} has {device.spec.in_features} inputs; this number must be a multiple of "
+                f"the {size} pixels of the kernel"
             )
         super().__init__(device, **options)
         self.in_channels = self.in_features // size
         self.out_channels = self.out_features
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve: (batch, channels, height, width) -> (batch, out_features, height', width')."""
+        """Compute the convolution: (batch, channels, height, width) -> (batch, out_features, height', width')."""
         if x.ndim not in (3, 4) or x.shape[-3] != self.in_channels:
             raise ConfigurationError(
-                f"the layer on {self.session.spec.name!r} takes (batch, {self.in_channels}, height, width), "
-                f"but was given {tuple(x.shape)}"
+                f"the input of the layer on {self.session.spec.name!r} must have shape "
+                f"(batch, {self.in_channels}, height, width), but has {tuple(x.shape)}"
             )
         images = x if x.ndim == 4 else x.unsqueeze(0)
         left, right, top, bottom = self._margins()

@@ -1,4 +1,4 @@
-"""Keep some entries of a layer's matrix digital, beside the device."""
+"""Compute some entries of a layer's matrix digitally, and all others on the device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["check_digital", "largest_entries"]
 
 
 def check_digital(spec: DeviceSpec, digital: Tensor | None) -> None:
-    """Refuse a digital matrix of another shape than the device's.
+    """Refuse a digital matrix whose shape differs from the shape of the device's transfer matrix.
 
     Raises:
         ConfigurationError: the shape is not (out_features, in_features).
@@ -24,11 +24,11 @@ def check_digital(spec: DeviceSpec, digital: Tensor | None) -> None:
 
 
 def largest_entries(weight: Tensor, fraction: float) -> Tensor:
-    """Return a copy of a matrix in which only the largest entries are kept, at least one, and the others are zero.
+    """Return a copy of a matrix with only its largest entries; all other entries are zero.
 
     Args:
         weight: (out_features, in_features).
-        fraction: share of the entries to keep.
+        fraction: share of the entries to keep; at least one is kept.
     """
     count = max(1, round(fraction * weight.numel()))
     places = weight.abs().flatten().topk(count).indices

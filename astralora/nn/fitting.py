@@ -16,15 +16,15 @@ __all__ = ["MatrixFit", "fit_matrix"]
 
 Product = Callable[[Tensor], Tensor]
 
-# Settings of the sweep that measures each element's curve, and corrections after it.
+# Number of settings of the sweep that measures the curve of each element, and number of corrections after it.
 _SETTINGS = 33
 _CORRECTIONS = 4
-# Times that each vector is sent; vectors cost very little compared with programs.
+# Number of times that each vector is sent; vectors cost very little compared with programs.
 _REPEATS = 4
-# Number of gains to try, and the largest, relative to the gain at which the largest weight is just in reach.
+# Number of gains to try, and the largest of them, relative to the smallest gain that makes the largest weight possible.
 _GAINS = 24
 _WIDEST_GAIN = 8.0
-# Elements times settings in one search through the curves: 64 MiB in float32.
+# Largest product of elements and settings in one search through the curves: 64 MiB in float32.
 _CHUNK = 1 << 24
 # Largest first step of a descent, as a share of the control range.
 _STRIDE = 1 / 64
@@ -32,12 +32,12 @@ _STRIDE = 1 / 64
 
 @dataclass(frozen=True, slots=True)
 class MatrixFit:
-    """Hold the result of a fit: the matrix is nearly gain A(controls).
+    """Hold the controls and the gain for which gain A(controls) is nearest to a matrix W.
 
     Attributes:
-        controls: (num_controls,).
+        controls: fitted controls, (num_controls,).
         gain: factor of A(controls).
-        residual: measured |gain A - W| / |W|.
+        residual: measured relative error |gain A - W| / |W|.
     """
 
     controls: Tensor
@@ -54,20 +54,20 @@ def fit_matrix(
     gain: bool = True,
     steps: int = 100,
 ) -> MatrixFit:
-    """Find controls and a gain with which gain A(w) is nearest to a matrix W in the Frobenius norm.
+    """Find controls w and a gain such that gain A(w) is nearest to a matrix W in the Frobenius norm.
 
-    Where every control sets one entry, all controls are swept through their range together, which measures the curve of
-    every element. Each element is then set to its own weight, and corrected by further measurements: 38 programs, for
-    any size. On other devices the gradient of |gain A(w) - W|^2 / 2 is followed for a number of steps, each at the cost
-    of a training step.
+    If every control sets one entry, all controls are swept through their range together, which measures the curve of
+    every element. Then each element is set to its weight, and corrected by further measurements. This takes 38 programs
+    for any size. On other devices, gradient descent minimises |gain A(w) - W|^2 / 2; each step costs the same as a
+    training step.
 
     Args:
         session: session of a linear device.
         weight: W, (out_features, in_features).
-        controls: controls to start from, (num_controls,); their values may change.
+        controls: first controls of the descent, (num_controls,); their values may change.
         product: function that computes X A(w)^T on the device at these controls, (batch, in_features) ->
-            (batch, out_features), with a gradient for them.
-        gain: choose a gain; otherwise it is 1.
+            (batch, out_features), differentiable with respect to the controls.
+        gain: whether to choose a gain; otherwise the gain is 1.
         steps: number of descent steps.
 
     Raises:
@@ -76,10 +76,11 @@ def fit_matrix(
     spec = session.spec
     shape = (spec.out_features, spec.in_features)
     if not spec.linear:
-        raise ConfigurationError(f"a fit to a matrix needs a linear device, and {spec.name!r} is not")
+        raise ConfigurationError(f"a fit to a matrix needs a linear device, but {spec.name!r} is not linear")
     if weight.shape != shape:
         raise ConfigurationError(
-            f"{spec.name!r} computes a matrix of shape {shape}, which cannot be fitted to one of {tuple(weight.shape)}"
+            f"{spec.name!r} has a transfer matrix of shape {shape}; the matrix to fit must have this shape, but has "
+            f"{tuple(weight.shape)}"
         )
     weight = weight.detach().to(controls)
     with session.transaction():
@@ -115,7 +116,7 @@ def _sweep(session: Session, weight: Tensor, controls: Tensor, gain: bool) -> Ma
     targets = weight.flatten()
     scale = float(targets.abs().max() / curves.abs().max().clamp_min(1e-30)) or 1.0
     gains = [scale * _WIDEST_GAIN ** (place / (_GAINS - 1)) for place in range(_GAINS)] if gain else [1.0]
-    # A smaller gain, which cuts off the largest weights, may be better for the others.
+    # A smaller gain, which limits the largest weights, may be better for the other weights.
     gains += [scale / 2, scale / 4] if gain else []
 
     def predicted(factor: float) -> tuple[float, Tensor, Tensor]:
@@ -133,7 +134,7 @@ def _sweep(session: Session, weight: Tensor, controls: Tensor, gain: bool) -> Ma
             best = MatrixFit(settings.clone(), factor, residual)
         if turn == _CORRECTIONS:
             break
-        # A Newton step for every element, where its curve is steep enough.
+        # A Newton step for every element whose curve is steep enough.
         error = targets / chosen - matrix.flatten()
         steep = slopes.abs() > 0.1 * slopes.abs().mean()
         move = torch.where(steep, error / torch.where(steep, slopes, 1.0), 0.0)
@@ -143,7 +144,7 @@ def _sweep(session: Session, weight: Tensor, controls: Tensor, gain: bool) -> Ma
 
 
 def _invert(spec: DeviceSpec, curves: Tensor, levels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return, for each element, the setting at which its curve is nearest to its target, the entry, and the slope."""
+    """Return, for each element, the setting with the entry nearest to its target, this entry, and the slope there."""
     settings, entries, slopes = torch.empty_like(targets), torch.empty_like(targets), torch.empty_like(targets)
     widths = levels.diff()
     size = max(1, _CHUNK // len(levels))
@@ -191,7 +192,7 @@ def _descend(
             best = MatrixFit(controls.detach().clone(), factor, residual)
         if turn < steps:
             optimizer.zero_grad()
-            # |gain A - W|^2 / 2, measured with orthogonal vectors; at the best gain its derivative by the gain is zero.
+            # |gain A - W|^2 / 2, measured with orthogonal vectors. At the best gain its derivative by the gain is zero.
             (factor * answers - vectors @ weight.mT).square().sum().mul(0.5 / power).backward()
             optimizer.step()
             schedule.step()

@@ -1,4 +1,4 @@
-"""Watch a layer's device: how well the surrogate predicts it, and how many outputs saturate."""
+"""Measure how well a surrogate predicts the device of a layer, and how many outputs saturate."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from ..devices import ReportsPeaks, Session
 
 __all__ = ["Health", "StaleGradientWarning", "saturated_share"]
 
-# The warning is given when the average falls below the first, and again only after it has been above the second.
+# A warning is given when the average falls below _STALE, and again only after it has risen above the second value.
 _STALE = 0.5
 _SOUND = 0.7
-# Steps that the average covers, and steps before the first warning.
+# Number of steps in the average, and number of steps before the first warning.
 _MEMORY = 20
 _PATIENCE = 20
 
 
 class StaleGradientWarning(UserWarning):
-    """Warn that a surrogate predicts its device too poorly for its gradients to be trusted."""
+    """Warn that a surrogate predicts its device so poorly that its gradients are not reliable."""
 
 
 class Health:
-    """Average, over the latest steps, the share of a device's answers, noise aside, that its surrogate predicts.
+    """Average the share of a device's answers, without noise, that its surrogate predicts in the latest steps.
 
-    Gradients with a relative error e have a cosine of about 1 / sqrt(1 + e^2) to the true ones, and a health of
-    1 - e^2, as far as the batches show it. The share is measured on each batch before the surrogate learns from the
-    batch; it costs no operation.
+    Gradients with a relative error e have a cosine of about 1 / sqrt(1 + e^2) to the true gradients. Their health is
+    1 - e^2, if the batches contain the directions of the error. The share is measured on each batch before the
+    surrogate learns from the batch, and costs no operation.
 
     Args:
         device: name of the device, for the warning.
 
     Attributes:
-        value: between 0 and 1; None before the first step.
+        value: average share, between 0 and 1; None before the first step.
     """
 
     def __init__(self, device: str) -> None:
@@ -53,10 +53,10 @@ class Health:
         self.value, self._steps, self._warned = state["value"], state["steps"], state["warned"]
 
     def update(self, explained: float | None) -> None:
-        """Add the newest batch to the average; warn once when the average has fallen below a half.
+        """Add the newest batch to the average; warn once when the average falls below one half.
 
         Args:
-            explained: predicted share of the batch's answers; None where the batch shows nothing.
+            explained: predicted share of the answers of the batch; None if the batch contains no information.
         """
         if explained is None:
             return
@@ -68,20 +68,20 @@ class Health:
         if self.value < _STALE and self._steps >= _PATIENCE and not self._warned:
             self._warned = True
             warnings.warn(
-                f"the surrogate predicts {100 * self.value:.0f} % of the answers of {self._device!r}: gradients for "
-                f"the layers before it are stale; use surrogate='online' or 'measured', a higher rank, or rebuild the "
-                f"surrogate more often",
+                f"the surrogate predicts only {100 * self.value:.0f} % of the answers of {self._device!r}, so the "
+                f"gradients for earlier layers are not reliable; use surrogate='online' or 'measured', a higher rank, "
+                f"or rebuild the surrogate more often",
                 StaleGradientWarning,
                 stacklevel=2,
             )
 
 
 def saturated_share(session: Session, outputs: Tensor) -> float | None:
-    """Return the share of outputs at an end of the output range; None where the device has no such range.
+    """Return the share of outputs at an end of the output range; None if the device has no output range.
 
     Args:
         session: session of the device that has just answered.
-        outputs: its answer, (batch, out_features).
+        outputs: answer of the device, (batch, out_features).
     """
     spec, source = session.spec, session.capability(ReportsPeaks)
     if source is not None:

@@ -22,23 +22,23 @@ __all__ = ["BlackBoxLinear"]
 
 
 class BlackBoxLinear(DeviceModule):
-    """Compute y = gain * f_w(x) + bias, with f_w on a device; take the place of an `nn.Linear`.
+    """Compute y = gain * f_w(x) + bias, with f_w on a device; this layer replaces an `nn.Linear`.
 
-    The forward pass goes through the device. In the backward pass a surrogate computes d loss / d input, and an
-    estimator operates the device to estimate d loss / d controls. Both end up in ``.grad``, for any torch optimizer.
+    The forward pass queries the device. In the backward pass a surrogate computes d loss / d input, and an estimator
+    operates the device to estimate d loss / d controls. Autograd stores both in ``.grad``, for any torch optimizer.
     Controls that an optimizer has moved out of the device's range are clamped to the range in the next training step.
 
     Args:
         device: device that computes. The layer opens it, programs it once, and sends it a few vectors.
-        bias: add a trainable bias to each output.
-        gain: multiply by a trainable number. At the start it makes the outputs for random inputs as strong as those of
-            a freshly initialised `nn.Linear`. Without it the outputs stay in device units.
+        bias: whether to add a trainable bias to each output.
+        gain: whether to multiply by a trainable number. Its first value gives outputs for random inputs the strength
+            that a freshly initialised `nn.Linear` has. Without a gain the outputs stay in device units.
         method: name of the pair of estimator and surrogate; see `astralora.nn.methods.METHODS`.
         estimator: name or object that replaces the method's estimator.
         surrogate: name or object that replaces the method's surrogate.
-        encoding: way to fit activations into the input range; see `astralora.probing.encoding.ENCODINGS`.
-        digital: matrix whose nonzero entries stay digital, beside the device: y = gain * f_w(x) + D x + bias.
-        seed: seed of everything random in the layer.
+        encoding: name of the map from activations to the input range; see `astralora.probing.encoding.ENCODINGS`.
+        digital: matrix D whose nonzero entries are trained digitally: y = gain * f_w(x) + D x + bias.
+        seed: seed of all random choices in the layer.
         dtype: dtype of the parameters, float32 or float64.
         **options: options of the estimator and the surrogate, such as ``samples``, ``rank`` and ``step``.
 
@@ -46,11 +46,11 @@ class BlackBoxLinear(DeviceModule):
         (..., in_features) -> (..., out_features).
 
     Attributes:
-        session: session of the device; its ``usage_by_purpose`` shows what the layer has spent.
-        controls: (num_controls,), in control units.
+        session: session of the device; its ``usage_by_purpose`` shows the operations of the layer.
+        controls: trainable controls, (num_controls,), in control units.
         saturation: share of the newest outputs at an end of the output range.
-        resting: spend nothing on gradients: the controls get none, and those of the inputs come from the surrogate as
-            it is.
+        resting: whether to spend no operations on gradients. The controls then get no gradient, and the surrogate
+            computes the gradient of the inputs without an update.
 
     Raises:
         ConfigurationError: the method does not suit the device; nothing was spent.
@@ -86,7 +86,7 @@ class BlackBoxLinear(DeviceModule):
             dtype=dtype,
             **options,
         )
-        # The default initialisation of nn.Linear gives this for inputs of +-1: entries of variance 1 / (3 n).
+        # The default initialisation of nn.Linear, entries of variance 1 / (3 n), gives this strength for inputs of +-1.
         self.gain = nn.Parameter(torch.tensor(sqrt(1 / 3) / self.start_level, dtype=dtype)) if gain else None
         self.bias = nn.Parameter(torch.zeros(self.out_features, dtype=dtype)) if bias else None
         self.fit_residual: float | None = None
@@ -97,21 +97,21 @@ class BlackBoxLinear(DeviceModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pass activations through the device: (..., in_features) -> (..., out_features)."""
-        # Hardware cannot be traced: a compiled model breaks its graph here, once.
+        # Hardware cannot be traced, so a compiled model has one graph break here.
         return self._forward_outside_of_graphs(x) if torch.compiler.is_compiling() else self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
         if x.shape[-1:] != (self.in_features,):
             raise ConfigurationError(
-                f"the layer on {self.session.spec.name!r} takes (..., {self.in_features}), "
-                f"but was given {tuple(x.shape)}"
+                f"the input of the layer on {self.session.spec.name!r} must have shape (..., {self.in_features}), "
+                f"but has {tuple(x.shape)}"
             )
         kind = x.device.type
         mixed = torch.is_autocast_enabled(kind) and x.dtype != torch.float64  # autocast does not convert float64
         if x.dtype != self.controls.dtype and not mixed:
             raise ConfigurationError(
-                f"the layer on {self.session.spec.name!r} is {self.controls.dtype}, but was given {x.dtype}; "
-                f"convert one to the other, or use autocast"
+                f"the layer on {self.session.spec.name!r} is {self.controls.dtype}, but its input is {x.dtype}; "
+                f"convert one of them, or use autocast"
             )
         with torch.autocast(kind, enabled=False):
             vectors = x.reshape(-1, self.in_features).to(self.controls.dtype)
@@ -129,14 +129,14 @@ class BlackBoxLinear(DeviceModule):
     # -- weights ----------------------------------------------------------------------------
 
     def fit(self, weight: Tensor, steps: int = 100) -> float:
-        """Set controls and gain so that the device comes nearest to a matrix; see `astralora.nn.fitting.fit_matrix`.
+        """Fit controls and gain to a matrix; see `astralora.nn.fitting.fit_matrix`.
 
         Args:
             weight: W, (out_features, in_features); the digital part is subtracted from it first.
             steps: number of descent steps, on devices that are not elementwise.
 
         Returns:
-            Measured |gain A + D - W| / |W|; also in ``fit_residual``.
+            Measured relative error |gain A + D - W| / |W|; also stored in ``fit_residual``.
         """
         weight = weight.detach().to(self.controls)
         rest = weight if self.digital is None else weight - self._digital_matrix().detach().to_dense()
@@ -148,21 +148,21 @@ class BlackBoxLinear(DeviceModule):
             self.controls.grad = None
             if self.gain is not None:
                 self.gain.fill_(found.gain)
-        self._surrogate_controls = None  # the surrogate starts anew
+        self._surrogate_controls = None  # the surrogate must start again
         self.fit_residual = found.residual * float(rest.norm() / weight.norm().clamp_min(1e-30))
         return self.fit_residual
 
     def measure_weight(self, repeats: int = 1) -> Tensor:
-        """Measure the matrix that the layer multiplies by now, gain and digital part included.
+        """Measure the present weight matrix of the layer, including gain and digital part.
 
         Args:
-            repeats: times that each vector is sent; the error falls with the square root of it.
+            repeats: number of times that each probe is sent; the error falls as 1 / sqrt(repeats).
 
         Returns:
             (out_features, in_features).
 
         Raises:
-            ConfigurationError: the device is not linear, and has no matrix.
+            ConfigurationError: the device is not linear, so it has no matrix.
         """
         self._clamp_controls()
         session, controls = self.session, self.controls.detach()

@@ -1,4 +1,4 @@
-"""Choose an estimator and a surrogate for a device, by the name of a method."""
+"""Choose an estimator and a surrogate for a device by the name of a method."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from ..surrogates.twin_drift import TwinDrift
 __all__ = ["METHODS", "Choice", "ExpensiveGradientWarning", "choose_method", "expected_expense", "method_options"]
 
 
-# Cosine of the control gradients below which a warning is given, and the cosine that the warning compares with.
+# A warning is given below the first cosine of the control gradients; it states the price of the second cosine.
 _POOR = 0.5
 _GOOD = 0.9
 
 
 class ExpensiveGradientWarning(UserWarning):
-    """Warn that a device without a calibrated twin takes many programs for poor gradients."""
+    """Warn that a device without a calibrated twin needs many programs and still gets poor gradients."""
 
 
 class Choice(NamedTuple):
-    """Hold what a method chooses for a device.
+    """Hold the choice of a method for a device.
 
     Attributes:
         estimator: name of the estimator of control gradients.
@@ -43,8 +43,8 @@ class Choice(NamedTuple):
 def _auto(session: Session) -> Choice:
     spec = session.spec
     if spec.linear and spec.coupling == "elementwise":
-        # Vectors are cheap compared with programs: against noise, every probe is sent twice. A measurement takes as
-        # many vectors as the device has inputs; a wide device measures less often, so the cost of a step is the same.
+        # Vectors are cheap compared with programs, so every probe is sent twice to reduce noise. A measurement needs
+        # one vector for each input. A wide device measures less often, so that a step costs the same.
         every = max(8, spec.in_features // 64)
         return Choice("elementwise", "measured", {"every": every, "repeats": 2 if spec.noise_std else 1})
     if spec.linear and spec.coupling == "sparse":
@@ -83,10 +83,10 @@ METHODS: dict[str, Callable[[Session], Choice]] = {
 }
 """All methods by name; a method is a function of the device's session that returns a `Choice`.
 
-``auto`` chooses the best for the device's spec; with dense coupling it uses the twin of a calibrated device.
-``paper`` is the published algorithm, arXiv 2509.15113, kept as the reference. ``twin`` backpropagates through a
-differentiable model of the device: the twin of its calibration, or one given as ``twin=...``. ``exact`` needs a
-simulator and computes the exact gradient, which the others estimate.
+``auto`` chooses the best method for the device's spec; with dense coupling it uses the twin of a calibrated device.
+``paper`` is the published algorithm of arXiv 2509.15113, as a reference. ``twin`` backpropagates through a
+differentiable model of the device: the twin from its calibration, or a model given as ``twin=...``. ``exact`` needs a
+simulator and computes the exact gradient, which the other methods estimate.
 """
 
 
@@ -97,17 +97,17 @@ def choose_method(
     surrogate: str | Surrogate | None = None,
     **options: Any,
 ) -> tuple[Estimator, Surrogate]:
-    """Make the estimator and the surrogate for a device; this does not operate the device.
+    """Make the estimator and the surrogate for a device, without operating the device.
 
     Args:
         session: session of the device.
         method: name of the pair; see `METHODS`.
         estimator: name or object that replaces the method's estimator.
         surrogate: name or object that replaces the method's surrogate.
-        **options: options of either, each given to the one that takes it.
+        **options: options of the estimator or the surrogate; each option is passed to the object that takes it.
 
     Raises:
-        ConfigurationError: a name or an option is unknown, or one of the two cannot work on the device.
+        ConfigurationError: a name or an option is unknown, or estimator or surrogate cannot work on the device.
     """
     if method not in METHODS:
         raise ConfigurationError(f"there is no method named {method!r}; known are {', '.join(METHODS)}")
@@ -134,9 +134,9 @@ def choose_method(
 
 
 def expected_expense(spec: DeviceSpec, estimator: Estimator) -> str | None:
-    """Return a warning where gradients will be poor without a calibration; None where they will not.
+    """Return the text of a warning if gradients will be poor without a calibration; otherwise return None.
 
-    With S random directions for P controls the cosine to the true gradient is at best sqrt(S / (S + P)).
+    With S random directions for P controls, the cosine to the true gradient is at best sqrt(S / (S + P)).
     """
     if not isinstance(estimator, ZeroOrder) or spec.coupling != "dense":
         return None
@@ -146,14 +146,14 @@ def expected_expense(spec: DeviceSpec, estimator: Estimator) -> str | None:
         return None
     enough = ceil(controls * _GOOD**2 / (1 - _GOOD**2))
     return (
-        f"{spec.name!r} has {controls:,} controls of dense coupling and no calibrated twin: each step takes "
-        f"{samples:,} programs for a control gradient of cosine {cosine:.2f} at best, and would take {enough:,} "
-        f"for {_GOOD}; 'astralora calibrate' takes some 64 programs once, and steps then take none"
+        f"{spec.name!r} has {controls:,} controls with dense coupling and no calibrated twin: each step needs "
+        f"{samples:,} programs for a control gradient of cosine {cosine:.2f} at best, and would need {enough:,} "
+        f"for {_GOOD}; 'astralora calibrate' needs about 64 programs once, and steps then need none"
     )
 
 
 def method_options(estimator: str | Estimator, surrogate: str | Surrogate) -> set[str]:
-    """Return the options that either of the two takes; an object takes none, since it is made already."""
+    """Return the names of the options that estimator and surrogate take; an object that exists already takes none."""
     taken: set[str] = {"seed"}
     if isinstance(estimator, str):
         taken |= ESTIMATORS.takes(estimator)

@@ -1,8 +1,8 @@
-"""Drive a device inside autograd: forward through the device, backward by an estimator and a surrogate.
+"""Use a device within autograd: the device computes the forward pass, estimator and surrogate the backward pass.
 
-A forward pass takes the controls through four steps: `DeviceModule.device_product`, the autograd function
-`_DeviceProduct`, `DeviceModule.run_forward`, and there `Session.program` and `Session.query`. The backward pass goes
-from `_DeviceProduct` to `DeviceModule.run_backward`.
+The forward pass calls `DeviceModule.device_product`, then the autograd function `_DeviceProduct`, then
+`DeviceModule.run_forward`, which calls `Session.program` and `Session.query`. In the backward pass, `_DeviceProduct`
+calls `DeviceModule.run_backward`.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from .methods import choose_method
 
 __all__ = ["DeviceModule"]
 
-# Vectors that measure the strength of the device's outputs.
+# Number of vectors that measure the strength of the device's outputs.
 _LEVEL_VECTORS = 16
 
 
 class DeviceModule(nn.Module):
-    """Hold a device's session and controls, and compute X A(w)^T on it with gradients for X and w.
+    """Compute X A(w)^T on a device, with gradients with respect to the inputs X and the controls w.
 
-    `BlackBoxLinear` adds gain, bias and digital weights, and describes the arguments and attributes.
+    `BlackBoxLinear` derives from this class, adds gain, bias and digital weights, and documents the arguments and
+    attributes.
 
     Attributes:
         start_level: RMS of the outputs at the start, for inputs of RMS 1.
@@ -78,9 +79,9 @@ class DeviceModule(nn.Module):
         seed: int = 0,
         **options: Any,
     ) -> None:
-        """Choose estimator, surrogate and encoding anew; the parameters stay as they are.
+        """Replace estimator, surrogate and encoding, and keep the parameters.
 
-        The new surrogate measures the device in the next training step. The arguments are those of the class.
+        The new surrogate measures the device in the next training step. The class describes the arguments.
 
         Raises:
             ConfigurationError: the method does not suit the device; nothing was changed.
@@ -91,7 +92,7 @@ class DeviceModule(nn.Module):
         self.encoding = chosen_encoding
         self._health = Health(spec.name)
         self._surrogate_started = False
-        self._surrogate_controls: Tensor | None = None  # controls that the surrogate describes; None: start it (again)
+        self._surrogate_controls: Tensor | None = None  # controls of the surrogate's model; None if it must start
 
     # -- forward and backward -----------------------------------------------------------------
 
@@ -103,13 +104,13 @@ class DeviceModule(nn.Module):
         return self.encoding.decode(outputs, factors)
 
     def run_forward(self, inputs: Tensor, controls: Tensor, *, tracked: bool, wants_inputs: bool) -> Tensor:
-        """Program the controls, query the device, and let the surrogate follow.
+        """Program the controls, query the device, and update the surrogate.
 
         Args:
             inputs: (batch, in_features), in input units.
             controls: (num_controls,).
-            tracked: a backward pass may follow.
-            wants_inputs: the backward pass will need the gradient of the inputs.
+            tracked: whether a backward pass may follow.
+            wants_inputs: whether the backward pass will need the gradient of the inputs.
 
         Returns:
             (batch, out_features), in output units.
@@ -120,7 +121,7 @@ class DeviceModule(nn.Module):
                 return session.apply(controls, inputs)
         # In evaluation mode the surrogate must not learn, and the usage must not count as training.
         purpose = Purpose.FORWARD if self.training else Purpose.EVALUATION
-        check_inputs(session.spec, inputs, "forward")  # before the program is paid for
+        check_inputs(session.spec, inputs, "forward")  # before a program is spent
         with session.transaction():
             with session.purpose(purpose):
                 session.program(controls)
@@ -154,21 +155,21 @@ class DeviceModule(nn.Module):
         """Estimate the gradients of the inputs and of the controls of one forward pass.
 
         Args:
-            inputs: (batch, in_features), sent in the forward pass.
-            outputs: (batch, out_features), the answer.
-            controls: (num_controls,), programmed in the forward pass.
+            inputs: inputs of the forward pass, (batch, in_features).
+            outputs: answer of the forward pass, (batch, out_features).
+            controls: controls of the forward pass, (num_controls,).
             grad_outputs: d loss / d outputs, (batch, out_features).
-            wants_inputs: the gradient of the inputs is needed.
-            wants_controls: the gradient of the controls is needed.
+            wants_inputs: whether the gradient of the inputs is needed.
+            wants_controls: whether the gradient of the controls is needed.
 
         Returns:
-            d loss / d inputs and d loss / d controls; None where not needed.
+            d loss / d inputs and d loss / d controls; None for a gradient that is not needed.
         """
         session = self.session
         grad_inputs = grad_controls = None
         wants_controls = wants_controls and not self.resting
         if not torch.isfinite(grad_outputs.sum()) and not bool(torch.isfinite(grad_outputs).all()):
-            # An overflow under mixed precision: the gradient scaler will skip this step, so nothing is spent on it.
+            # After an overflow in mixed precision the gradient scaler skips this step, so nothing is spent on it.
             return (
                 torch.full_like(inputs, torch.nan) if wants_inputs else None,
                 torch.full_like(controls, torch.nan) if wants_controls else None,
@@ -197,7 +198,7 @@ class DeviceModule(nn.Module):
 
     @property
     def health(self) -> float | None:
-        """Return the share of the device's answers, noise aside, that the surrogate predicted in the latest steps."""
+        """Return the share of the device's answers that the surrogate predicted in the latest steps; see `Health`."""
         return self._health.value
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -214,7 +215,7 @@ class DeviceModule(nn.Module):
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restore the state that `get_extra_state` returned.
 
-        The state for another chip or another method is ignored: the surrogate starts anew in the next training step.
+        The state of another chip or another method is ignored; then the surrogate starts again in the next step.
         """
         self._surrogate_controls = None
         state = copy.deepcopy(state)  # layers that load one state must not share its tensors
@@ -231,7 +232,7 @@ class DeviceModule(nn.Module):
 
     @torch.no_grad()
     def _start(self, generator: torch.Generator) -> float:
-        """Program the device, start the surrogate, and return the outputs' RMS for inputs of RMS 1."""
+        """Program the device, start the surrogate, and return the RMS of the outputs for inputs of RMS 1."""
         session, controls = self.session, self.controls.detach()
         bits = torch.randint(0, 2, (_LEVEL_VECTORS, self.in_features), generator=generator).to(controls)
         vectors = bits * 2 - 1 if self.encoding.signed else bits
@@ -250,7 +251,7 @@ class DeviceModule(nn.Module):
     def _clamp_controls(self) -> None:
         bounds = self.session.spec.control_range
         if bounds is not None:
-            # On .data, which autograd does not track; no graph exists yet for this step.
+            # Changed on .data, which autograd does not track. No graph exists yet for this step.
             self.controls.data.clamp_(*bounds)
 
     def _surrogate_describes(self, controls: Tensor) -> bool:
@@ -263,7 +264,7 @@ class DeviceModule(nn.Module):
 
 
 class _DeviceProduct(torch.autograd.Function):
-    """Compute a product on a module's device, and its gradients by the module's estimator and surrogate."""
+    """Compute a product on the device of a module, and gradients by the estimator and the surrogate of the module."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, controls: Tensor, module: DeviceModule, tracked: bool) -> Tensor:

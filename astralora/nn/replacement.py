@@ -1,4 +1,4 @@
-"""Build the device layers that take the place of other layers, and put them into a model."""
+"""Build device layers that replace other layers of a model."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _CONV_ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "padding_mode
 
 @dataclass(slots=True)
 class Place:
-    """Describe one layer to attach: where it is, and what replaces it.
+    """Describe the replacement of one layer of a model.
 
     Attributes:
-        name: name of the layer.
-        old: layer that is there now.
-        session: session of the device for this place.
-        options: options of the device layer.
-        initialize: ``"device"`` or ``"fit"``.
+        name: name of the layer in the model.
+        old: layer to replace.
+        session: session of the device for the new layer.
+        options: options of the new layer.
+        initialize: ``"device"`` or ``"fit"``; see `astralora.nn.attachment.attach`.
         digital_fraction: share of the weights that stay digital.
-        options_given: the caller gave options for this layer.
+        options_given: whether the caller gave options for this layer.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Place:
 
 
 def layer_width(module: nn.Module) -> tuple[int, int]:
-    """Return the numbers of inputs and outputs of the device that can compute a layer.
+    """Return the numbers of inputs and outputs that a device must have to compute a layer.
 
     Args:
         module: an `nn.Linear`, an `nn.Conv2d`, or a device layer.
@@ -56,14 +56,14 @@ def layer_width(module: nn.Module) -> tuple[int, int]:
 
 
 def put_layer(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put a layer in the place of another, under all names that the other has in the model."""
+    """Replace a layer of a model by another, under all its names in the model."""
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if module is old:
             path, _, child = name.rpartition(".")
             parent = model.get_submodule(path)
             setattr(parent, child, new)
             if isinstance(parent, nn.TransformerEncoderLayer):
-                # Its fast path for inference reads weights that a device does not have.
+                # The fast path for inference is switched off, because it reads weights that device layers do not have.
                 device = any(isinstance(part, BlackBoxLinear) for part in parent.children())
                 codes = {nn.functional.relu: 1, nn.functional.gelu: 2}
                 parent.activation_relu_or_gelu = 0 if device else codes.get(parent.activation, 0)
@@ -73,7 +73,7 @@ def put_layer(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 
 def replace_digital(place: Place, old: nn.Linear | nn.Conv2d) -> BlackBoxLinear:
-    """Return the device layer for a digital one, with the digital one's bias and output strength."""
+    """Return a device layer that replaces a digital layer, with the same bias and output strength."""
     weight = old.weight.detach().flatten(1)
     digital = largest_entries(weight, place.digital_fraction) if place.digital_fraction else None
     options = {**place.options, "bias": old.bias is not None, "dtype": old.weight.dtype, "digital": digital}
@@ -100,7 +100,7 @@ def _take_over(old: nn.Linear | nn.Conv2d, new: BlackBoxLinear, weight: Tensor) 
         if new.bias is not None and old.bias is not None:
             new.bias.copy_(old.bias).requires_grad_(old.bias.requires_grad)
         if new.gain is not None:
-            # From the default strength of nn.Linear for inputs of +-1 to the strength of these weights.
+            # Change the output strength from the default of nn.Linear to that of these weights, for inputs of +-1.
             new.gain.mul_(weight.norm() / sqrt(len(weight)) * sqrt(3))
             new.gain.requires_grad_(old.weight.requires_grad)
         if new.digital is not None:
@@ -111,7 +111,7 @@ def _take_over(old: nn.Linear | nn.Conv2d, new: BlackBoxLinear, weight: Tensor) 
 
 
 def is_on(layer: BlackBoxLinear, device: Device) -> bool:
-    """Return whether a layer is on this device already; sessions around the device do not matter."""
+    """Return whether a layer is on this device already, with or without a session around the device."""
     return _innermost(layer.session) is _innermost(device)
 
 
@@ -119,7 +119,7 @@ def check_reattachment(place: Place, old: BlackBoxLinear) -> None:
     """Refuse options that cannot be applied to a layer that is on a device already.
 
     Raises:
-        ConfigurationError: the layer has to be detached first.
+        ConfigurationError: an option cannot be applied; the message says to detach the layer first.
     """
     remedy = f"call al.detach(model, [{place.name!r}]) first"
     here = f"layer {place.name!r} is on device {old.session.spec.name!r} already"
@@ -129,13 +129,13 @@ def check_reattachment(place: Place, old: BlackBoxLinear) -> None:
     if is_on(old, place.session):
         return
     if place.initialize == "fit" and not _same_kind(old.session.spec, place.session.spec):
-        raise ConfigurationError(f"{here}, and has no digital weights to fit to; {remedy}")
+        raise ConfigurationError(f"{here}, so it has no digital weights to fit; {remedy}")
     if place.digital_fraction and old.digital is None:
-        raise ConfigurationError(f"{here}, and has no digital weights to keep; {remedy}")
+        raise ConfigurationError(f"{here}, so it has no digital weights to keep; {remedy}")
 
 
 def reattach(place: Place, old: BlackBoxLinear) -> BlackBoxLinear:
-    """Return the layer for a place that is on a device already; see `astralora.nn.attachment.attach` for the rule."""
+    """Return the layer that replaces a device layer, or this layer itself; see `astralora.nn.attachment.attach`."""
     if is_on(old, place.session):
         if place.options_given:
             old.use_method(**{name: value for name, value in place.options.items() if name != "gain"})
@@ -143,11 +143,11 @@ def reattach(place: Place, old: BlackBoxLinear) -> BlackBoxLinear:
     digital = None
     if old.digital_places is not None:
         digital = torch.zeros(old.out_features, old.in_features)
-        digital[tuple(old.digital_places.cpu())] = 1.0  # marks the entries; their values come below
+        digital[tuple(old.digital_places.cpu())] = 1.0  # marks the entries; their values are set below
     options = {"gain": old.gain is not None, **place.options}
     options |= {"bias": old.bias is not None, "dtype": old.controls.dtype, "digital": digital}
     new = _make_layer(place.session, options, old).to(old.controls.device).train(old.training)
-    # The parameters themselves move over, so that an optimizer that has them goes on with them.
+    # The same parameter objects are used, so that an existing optimizer continues to train them.
     new.bias, new.digital = old.bias, old.digital
     if _same_kind(old.session.spec, place.session.spec):
         new.controls, new.gain = old.controls, old.gain
@@ -163,5 +163,5 @@ def _innermost(device: Device) -> Device:
 
 
 def _same_kind(one: DeviceSpec, other: DeviceSpec) -> bool:
-    """Return whether controls mean the same on both devices."""
+    """Return whether the same controls have the same meaning on both devices."""
     return (one.name, one.num_controls, one.control_range) == (other.name, other.num_controls, other.control_range)

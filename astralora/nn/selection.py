@@ -21,11 +21,11 @@ Where = str | type[nn.Module]
 
 @dataclass(frozen=True, slots=True)
 class AttachableLayer:
-    """Describe a layer that a device can compute, or computes already.
+    """Describe a layer that a device can compute, or that is on a device already.
 
     Attributes:
-        aliases: names of the layer; a tied layer has several.
-        module: the layer itself.
+        aliases: names of the layer in the model; a tied layer has several.
+        module: module of the layer.
     """
 
     aliases: tuple[str, ...]
@@ -33,21 +33,22 @@ class AttachableLayer:
 
     @property
     def name(self) -> str:
-        """Return the first name."""
+        """Return the first name of the layer in the model."""
         return self.aliases[0]
 
     def matches(self, where: Where) -> bool:
-        """Return whether a key matches one of the names, or the type."""
+        """Return whether a key matches one of the names or the type of the layer."""
         return any(matches(where, name, self.module) for name in self.aliases)
 
 
 def select_layers(
     model: nn.Module, keys: Sequence[Where], exclude: Sequence[Where]
 ) -> list[tuple[AttachableLayer, Where]]:
-    """Return the layers that keys match, each with the key that decides, in the order of the keys.
+    """Return the layers that match a key, each with the key that applies to it, in the order of the keys.
 
-    A name goes before a pattern, and a pattern before a type; among equals the first in ``keys`` decides. A key
-    means the digital layers that it matches; only where it matches none of them it means device layers.
+    If several keys match a layer, a name overrides a pattern, a pattern overrides a type, and of two keys of the same
+    kind the first applies. A key selects the digital layers that it matches. If it matches no digital layer, it selects
+    device layers.
 
     Raises:
         ConfigurationError: a key matches no layer.
@@ -66,13 +67,13 @@ def select_layers(
         matching = [key for key in keys if layer in meant[key]]
         if matching:
             selected.append((layer, min(matching, key=_rank)))
-    # The order of the keys, so that a further key does not change the seeds of the other layers.
+    # Sorted by key, so that an additional key does not change the seeds of the other layers.
     order = list(keys)
     return sorted(selected, key=lambda pair: next(i for i, key in enumerate(order) if pair[0] in meant[key]))
 
 
 def matches(where: Where, name: str, module: nn.Module) -> bool:
-    """Return whether a key matches a layer; a device layer has also the type of the layer that it replaced."""
+    """Return whether a key matches a layer; a device layer also matches the type of the layer that it replaced."""
     if not isinstance(where, type):
         return fnmatchcase(name, where) if _is_pattern(where) else name == where
     if isinstance(module, where):
@@ -82,12 +83,12 @@ def matches(where: Where, name: str, module: nn.Module) -> bool:
 
 
 def shown(where: Where) -> str:
-    """Return a key as messages write it."""
+    """Format a key for a message."""
     return where.__name__ if isinstance(where, type) else repr(where)
 
 
 def name_list(names: Sequence[str], most: int = 20) -> str:
-    """Return names as messages list them, at most so many."""
+    """Format a list of names for a message, with at most ``most`` of them."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(repr, names[:most])) + more
 

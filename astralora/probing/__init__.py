@@ -1,1 +1,1 @@
-"""Encode vectors for a device, and measure its answers to probes."""
+"""Encode vectors for a device, and measure its answers to probe vectors."""

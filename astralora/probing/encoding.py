@@ -1,7 +1,7 @@
-"""Encode real-valued vectors in a device's input range, and decode its answers.
+"""Encode real-valued vectors as inputs within the range of a device, and decode its answers.
 
-On a linear device an encoding is exact: ``decode(A encode(x)) = A x`` for every x, up to the device's own noise and
-rounding.
+On a linear device an encoding is exact: ``decode(A encode(x)) = A x`` for every x, except for noise and rounding of the
+device.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ __all__ = ["ENCODINGS", "Differential", "Encoding", "Scale", "choose_encoding"]
 
 
 class Encoding(ABC):
-    """Map vectors into the input range of a device, and its answers back.
+    """Map vectors to inputs within the range of a device, and map its answers to the answers to these vectors.
 
     Args:
         spec: spec of the device.
 
     Attributes:
         passes: number of device inputs for one vector.
-        signed: vectors may have negative entries.
+        signed: whether vectors may have negative entries.
     """
 
     passes: ClassVar[int] = 1
@@ -44,20 +44,20 @@ class Encoding(ABC):
             amplitude: share of the range to use, a number or (batch, 1).
 
         Returns:
-            Device inputs, (rows, in_features), and the factors that `decode` needs, (batch, 1).
+            Device inputs, (rows, in_features), and factors for `decode`, (batch, 1).
         """
 
     @abstractmethod
     def decode(self, outputs: Tensor, factors: Tensor) -> Tensor:
-        """Map device outputs, (..., rows, out_features), back to (..., batch, out_features)."""
+        """Compute the answers to the vectors, (..., batch, out_features), from outputs, (..., rows, out_features)."""
 
 
 class Scale(Encoding):
     """Scale each vector so that its largest magnitude fills the range; one pass for each vector.
 
     On a linear device each vector has its own scale. On a device that is not linear the scale is fixed, because the
-    device's curve must not change with the data: 1.0 is the end of the range, and larger activations saturate. A range
-    that starts at zero takes only vectors without negative entries.
+    response must not depend on the scale of the data: 1.0 is the end of the range, and larger activations saturate. If
+    the range starts at zero, vectors must not have negative entries.
     """
 
     def __init__(self, spec: DeviceSpec) -> None:
@@ -77,8 +77,8 @@ class Scale(Encoding):
         """Scale each vector into the range."""
         if not self.signed and vectors.numel() and bool(vectors.detach().min() < 0):
             raise ConfigurationError(
-                f"encoding 'scale' cannot encode a negative activation for {self.spec.name!r}, which takes none; "
-                f"use encoding='differential'"
+                f"encoding 'scale' cannot encode a negative activation, because the inputs of {self.spec.name!r} "
+                f"cannot be negative; use encoding='differential'"
             )
         if self.spec.input_range is None:
             factors = vectors.new_ones(len(vectors), 1) * amplitude
@@ -90,15 +90,15 @@ class Scale(Encoding):
         return vectors * factors, factors
 
     def decode(self, outputs: Tensor, factors: Tensor) -> Tensor:
-        """Undo the scale."""
+        """Divide the outputs by the scale."""
         return outputs / factors
 
 
 class Differential(Encoding):
     """Send the positive and the negative part of each vector one after the other, and subtract the answers.
 
-    For linear devices whose inputs cannot be negative, or whose range has an offset, which cancels. Two passes for each
-    vector.
+    Use it for linear devices whose inputs cannot be negative, or whose range has an offset; the offset cancels. It
+    needs two passes for each vector.
     """
 
     passes = 2
@@ -107,19 +107,19 @@ class Differential(Encoding):
         super().__init__(spec)
         if not spec.linear:
             raise ConfigurationError(
-                f"encoding 'differential' needs a linear device, and {spec.name!r} is not; use 'scale'"
+                f"encoding 'differential' needs a linear device, but {spec.name!r} is not linear; use 'scale'"
             )
         self._low, self._high = spec.input_range or (0.0, 1.0)
 
     def encode(self, vectors: Tensor, amplitude: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
-        """Return the positive parts, then the negative parts, (2 batch, in_features)."""
+        """Return the positive parts of all vectors, then the negative parts, (2 batch, in_features)."""
         factors = (self._high - self._low) * amplitude / _peak(vectors)
         scaled = vectors * factors
         parts = torch.cat([scaled.clamp_min(0), (-scaled).clamp_min(0)])
         return parts + self._low, factors
 
     def decode(self, outputs: Tensor, factors: Tensor) -> Tensor:
-        """Return the difference of the two passes, scaled back."""
+        """Return the difference of the two passes, divided by the scale."""
         positive, negative = outputs.chunk(2, dim=-2)
         return (positive - negative) / factors
 
@@ -129,7 +129,7 @@ ENCODINGS: dict[str, type[Encoding]] = {"scale": Scale, "differential": Differen
 
 
 def choose_encoding(spec: DeviceSpec, name: str = "auto") -> Encoding:
-    """Return the encoding of a name; ``"auto"`` chooses the cheapest one for signed vectors.
+    """Return the encoding of this name; ``"auto"`` chooses the cheapest encoding for signed vectors.
 
     Raises:
         ConfigurationError: the name is unknown, or the encoding does not suit the device.
@@ -143,8 +143,8 @@ def choose_encoding(spec: DeviceSpec, name: str = "auto") -> Encoding:
 
 
 def _peak(vectors: Tensor) -> Tensor:
-    # Detached: for a linear device the scale cancels, and its gradient with it.
+    # Detached, because the scale of a linear device cancels, so its gradient is zero.
     peak = vectors.detach().abs().amax(dim=1, keepdim=True)
-    # Zero, or too small to be scaled up without overflow.
+    # The peak is zero, or so small that scaling would overflow.
     tiny_peak = peak < torch.finfo(peak.dtype).tiny * 1e6
     return torch.where(tiny_peak, torch.ones_like(peak), peak)

@@ -1,4 +1,4 @@
-"""Make Hadamard matrices, and single rows of very large ones: optimal patterns of +-1 for measurements."""
+"""Make Hadamard matrices, whose rows of +-1 are optimal for measurements, and single rows of very large ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def hadamard_order(least: int) -> int:
     """Return the smallest order, at least ``least``, of a Hadamard matrix that `hadamard` can make.
 
     The orders are powers of two (Sylvester), q + 1 for primes q = 3 mod 4 and 2 (q + 1) for primes q = 1 mod 4 (Paley
-    1933), and twice any of them: rarely more than 4 above ``least`` up to some hundreds, and 3 % above beyond.
+    1933), and twice each of these. For ``least`` up to some hundreds, the order is rarely more than 4 above ``least``;
+    for larger ones it is rarely more than 3 % above.
     """
     order = least
     while not _constructible(order):
@@ -31,7 +32,7 @@ def hadamard(order: int) -> Tensor:
     """Return a Hadamard matrix H of +-1 with H^T H = order I, (order, order), int8.
 
     Raises:
-        ValueError: no construction gives this order.
+        ValueError: `hadamard` cannot make this order.
     """
     if not _constructible(order):
         raise ValueError(f"no Hadamard matrix of order {order} can be made; the next order is {hadamard_order(order)}")
@@ -39,9 +40,9 @@ def hadamard(order: int) -> Tensor:
 
 
 def hadamard_transform(values: Tensor) -> Tensor:
-    """Return ``values @ hadamard(order)``, computed by two much smaller products where the order is a multiple of 4.
+    """Return ``values @ hadamard(order)``; if the order is a multiple of 4, compute two much smaller products.
 
-    H of order 2^k b is the Kronecker product of the matrices of orders 2^k and b.
+    The matrix of order 2^k b is the Kronecker product of the matrices of orders 2^k and b.
 
     Args:
         values: (..., order), floating point.
@@ -63,8 +64,8 @@ class CodedSigns:
     """Draw random signs for many controls, in rows that are nearly orthogonal.
 
     Rows are drawn without repetition from a Sylvester matrix. Its columns are assigned to the controls at random, each
-    with a random sign. Every pair of controls is uncorrelated on average, and exactly uncorrelated over a whole set of
-    rows; a set has as many rows as the next power of two above ``width``. Further rows begin another set.
+    with a random sign. Every pair of controls is uncorrelated on average, and exactly uncorrelated over a complete set
+    of rows. The number of rows in a set is the next power of two above ``width``. After a set, a new set begins.
 
     Args:
         width: number of controls.
@@ -93,7 +94,7 @@ class CodedSigns:
 
 
 def _sylvester(rows: Tensor, columns: Tensor) -> Tensor:
-    """Return the entries (-1)^(number of binary ones that i and j share) of rows i and columns j."""
+    """Return (-1)^b for rows i and columns j, where b is the number of binary digits that are 1 in both i and j."""
     odd = rows.unsqueeze(1) & columns
     for shift in (32, 16, 8, 4, 2, 1):
         odd = odd ^ (odd >> shift)
@@ -105,7 +106,7 @@ def _constructible(order: int) -> bool:
 
 
 def _paley(order: int) -> int:
-    """Return the number of Paley's construction that gives this order, 1 or 2; 0 for neither."""
+    """Return 1 or 2 if Paley's first or second construction gives this order, otherwise 0."""
     if order % 4 == 0 and _prime(order - 1):  # then order - 1 = 3 mod 4
         return 1
     half = order // 2 - 1
@@ -113,7 +114,7 @@ def _paley(order: int) -> int:
 
 
 def _halves(order: int) -> bool:
-    """Return whether the matrix of this order is made from the matrix of half the order."""
+    """Return whether this order is constructed by doubling the matrix of half the order."""
     return order == 2 or (order % 4 == 0 and _constructible(order // 2))
 
 
@@ -135,7 +136,7 @@ def _construct(order: int) -> _Signs:
 
 
 def _bordered(prime: int, corner: int) -> _Signs:
-    """Return Jacobsthal's matrix of a prime with a border of ones; the left border has the sign of ``corner``."""
+    """Return the Jacobsthal matrix of a prime, with a top border of ones and a left one of sign ``corner``."""
     squares = np.zeros(prime, dtype=np.int8)
     squares[1:] = -1
     squares[np.arange(1, prime, dtype=np.int64) ** 2 % prime] = 1

@@ -1,4 +1,4 @@
-"""Measure the answer of a linear device to vectors of any size and sign."""
+"""Measure the answers of a linear device to probe vectors of any size and sign."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .hadamard import hadamard, hadamard_order, hadamard_transform
 
 __all__ = ["LinearProbe", "TransferProbe", "answer_variance", "lit_probes", "orthogonal_probes"]
 
-# Share of the detector's range that a probe should use; the rest is room for noise and the next change of controls.
+# Share of the detector's range that a probe should use; the rest is a margin for noise and the next change of controls.
 _FILL = 0.7
-# A saturated probe is sent again with half the amplitude, at most so many times.
+# A saturated probe is sent again with half the amplitude; this is the largest number of attempts.
 _ATTEMPTS = 8
 _FAINTEST = 2.0**-_ATTEMPTS
 
@@ -22,11 +22,12 @@ _FAINTEST = 2.0**-_ATTEMPTS
 def orthogonal_probes(count: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, float]:
     """Return probes V of full input power: rows of +-1 with V^T V = power I.
 
-    V has the columns of a Hadamard matrix of the next possible order; see `hadamard`. Their signs are shuffled, the
-    same way every time: otherwise the part that all entries share would add up in one row and saturate the detector.
+    The columns of V are columns of a Hadamard matrix of the next possible order; see `hadamard`. Each column has a
+    random sign, which is always the same. Without these signs the mean of the entries would add up in one row and
+    saturate the detector.
 
     Returns:
-        V, (order, count), and its power, the order.
+        Probes V, (order, count), and the power, which is the order.
     """
     order = hadamard_order(count)
     return (hadamard(order)[:, :count] * _column_signs(count)).to(dtype), float(order)
@@ -37,10 +38,11 @@ def lit_probes(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
     X is (H + 1) / 2 for the columns of a Hadamard matrix that are orthogonal to the constant column, so no input is
     0 in all rows or 1 in all rows. Then (X^T X)^-1 = (4 / order) (I - 1 1^T / (count + 1)), and every entry of a
-    transfer matrix has the same error. An offset common to all answers moves each entry by 2 / (count + 1) of it only.
+    transfer matrix has the same error. A common offset of all answers changes each entry by only 2 / (count + 1) of the
+    offset.
 
     Returns:
-        X, (order, count).
+        Probes X, (order, count).
     """
     order = hadamard_order(count + 1)
     signs = hadamard(order)
@@ -54,21 +56,22 @@ def _column_signs(count: int) -> Tensor:
 
 
 def answer_variance(spec: DeviceSpec) -> float:
-    """Return the variance of one output of one query: declared noise, and rounding to codes (step^2 / 12)."""
+    """Return the variance of one output in one query: declared noise plus rounding to codes (step^2 / 12)."""
     return spec.noise_std**2 + (spec.output_step or 0.0) ** 2 / 12
 
 
 class LinearProbe:
     """Measure V A^T on a linear device, for any input range and detector range.
 
-    Each row is scaled to the input range, and split by sign where the range has one sign only. A row that saturates the
-    detector is weakened. The answers are scaled back.
+    Each row is scaled to the input range. If the range has one sign only, positive and negative parts are sent
+    separately. A row that saturates the detector is sent with a smaller amplitude. The answers are scaled back.
 
     Args:
         spec: spec of the device.
-        rows: V, (count, in_features); with ``backward``, (count, out_features).
-        backward: send the rows through the reverse port of an `astralora.devices.Reciprocal` device, and measure V A.
-        repeats: times that each row is sent; the answers are averaged.
+        rows: probes V, (count, in_features); with ``backward``, (count, out_features).
+        backward: whether to send the rows through the reverse port of an `astralora.devices.Reciprocal` device, which
+            measures V A.
+        repeats: number of times that each row is sent; the answers are averaged.
 
     Attributes:
         amplitude: share of the input range that each row uses, (count, 1).
@@ -76,7 +79,7 @@ class LinearProbe:
 
     def __init__(self, spec: DeviceSpec, rows: Tensor, *, backward: bool = False, repeats: int = 1) -> None:
         if not spec.linear:
-            raise ConfigurationError(f"probing needs a linear device, and {spec.name!r} does not claim to be one")
+            raise ConfigurationError(f"probing needs a linear device, but {spec.name!r} does not claim to be linear")
         self._backward = backward
         self._repeats = repeats
         if backward:
@@ -96,7 +99,7 @@ class LinearProbe:
         return len(self.rows) * self._encoding.passes * self._repeats
 
     def ask(self, session: Session) -> Tensor:
-        """Measure the answer at the controls that the device holds, and weaken probes that saturate.
+        """Measure the answer at the present controls, and reduce the amplitude of probes that saturate.
 
         Returns:
             V A^T, (count, out_features).
@@ -112,11 +115,11 @@ class LinearProbe:
         return answers
 
     def ask_again(self, session: Session) -> Tensor:
-        """Measure the answer after a small change of controls, with exactly the same probes as before."""
+        """Measure the answer again after a small change of the controls, with exactly the same probes."""
         return self._ask(session, slice(None))[0]
 
     def ask_each(self, session: Session, settings: Tensor) -> Tensor:
-        """Measure the answers at several settings, with exactly the same probes as before.
+        """Measure the answers at several settings, with exactly the same probes as in the last measurement.
 
         Args:
             session: session of the device.
@@ -129,13 +132,13 @@ class LinearProbe:
         return self._encoding.decode(self._mean(session.query_each(settings, self._repeated(inputs))), factors)
 
     def row_variance(self) -> Tensor:
-        """Return the variance of one output of each row's answer, from declared noise and rounding, (count,)."""
+        """Return the variance of one output in the answer to each row, from declared noise and rounding, (count,)."""
         _, factors = self._encoding.encode(self.rows, self.amplitude)
         variance = self._encoding.passes * answer_variance(self._spec) / self._repeats
         return variance * factors[:, 0].square().reciprocal()
 
     def adapt(self) -> None:
-        """Set the amplitude of each probe so that its next answer fills the detector's range well."""
+        """Set the amplitude of each probe so that its next answer uses most of the detector's range."""
         if self._rails:
             change = _FILL / self._peaks.clamp_min(1e-6).unsqueeze(1)
             self.amplitude = (self.amplitude * change).clamp(_FAINTEST, 1.0)
@@ -165,7 +168,7 @@ class LinearProbe:
 
 
 class TransferProbe(LinearProbe):
-    """Measure the whole transfer matrix with as many vectors as there are inputs, or a few more.
+    """Measure the whole transfer matrix with about one vector for each input.
 
     Every probe uses all inputs at full power, so the error of an entry is the error of one output divided by the square
     root of the number of probes.
@@ -174,7 +177,7 @@ class TransferProbe(LinearProbe):
         spec: spec of the device.
         dtype: dtype of the probes.
         device: torch device of the probes.
-        repeats: times that each probe is sent; the answers are averaged.
+        repeats: number of times that each probe is sent; the answers are averaged.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Simulate devices: physics as torch functions, with the impairments of real chips.
+"""Simulate devices by torch functions for their physics, with the impairments of real chips.
 
-`KINDS` is the table of simulated kinds. A kind of your own is one `Physics` class with one method;
-`device_factory` makes it a factory for `astralora.devices.register_device`.
+`KINDS` is the table of simulated kinds. To add your own kind, write a `Physics` class with one method; `device_factory`
+makes a factory from this class, for `astralora.devices.register_device`.
 """
 
 from __future__ import annotations

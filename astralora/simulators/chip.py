@@ -1,4 +1,4 @@
-"""Apply the law of one fabricated chip, with its constants, stuck controls and dead outputs."""
+"""Compute the law of one fabricated chip, with its constants, stuck controls and dead outputs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .physics import LinearPhysics
 __all__ = ["Chip"]
 
 Drift = Callable[[Tensor], Tensor]
-"""Function that adds the drift of the moment to acting controls, (..., num_controls)."""
+"""Function that adds the present drift to acting controls, (..., num_controls)."""
 
 
 class Chip:
-    """Apply the law of one fabricated chip with its own constants, stuck controls and dead outputs.
+    """Compute the law of one fabricated chip with its constants, stuck controls and dead outputs.
 
-    Nothing in it changes with time; see `astralora.simulators.state.ChipState` for the rest. Programs and queries go
-    through `act`, `modulate`, `transmit` and `detect` in turn. Autograd follows `transfer`.
+    A `Chip` does not change with time; `astralora.simulators.state.ChipState` stores all that changes. Programs and
+    queries call `act`, `modulate`, `transmit` and `detect` in this order. `transfer` is differentiable by autograd.
 
     Args:
         law: law of the kind.
@@ -33,10 +33,10 @@ class Chip:
     Attributes:
         law: law of the kind.
         constants: constants of the chip that are not nominal, float64.
-        fixed: values of stuck and dead controls, nan for controls that move, (num_controls,); None where all move.
+        fixed: values of stuck and dead controls, nan for controls that move, (num_controls,); None if all move.
 
     Raises:
-        ValueError: a constant that the kind does not have, or one of the wrong shape.
+        ValueError: the kind does not have one of the constants, or a constant has the wrong shape.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class Chip:
         return self.law.modulate(signals, self._as(signals.dtype)[0])
 
     def response(self, acting: Tensor) -> Tensor:
-        """Compute what signals meet at acting controls (..., num_controls).
+        """Compute the second argument of `transmit` from acting controls, (..., num_controls).
 
         Returns:
-            Transfer matrices, (..., out_features, in_features), of a linear kind; ``acting`` itself of others.
+            Transfer matrices, (..., out_features, in_features), for a linear kind; ``acting`` itself for other kinds.
         """
         if not isinstance(self.law.physics, LinearPhysics):
             return acting
@@ -101,7 +101,7 @@ class Chip:
         """Zero the dead outputs: (..., out_features)."""
         return outputs if self._working is None else outputs * self._working.to(outputs.dtype)
 
-    # -- what autograd follows --------------------------------------------------------------
+    # -- differentiable functions -----------------------------------------------------------
 
     def answer(self, constants: Constants, acting: Tensor, inputs: Tensor) -> Tensor:
         """Compute the noiseless outputs of a chip with these constants and this chip's dead outputs.
@@ -122,7 +122,7 @@ class Chip:
         Args:
             controls: written controls, (..., num_controls).
             inputs: (batch, in_features).
-            drift: what time adds to acting controls.
+            drift: function that adds the present drift to acting controls.
 
         Returns:
             (..., batch, out_features).
@@ -142,7 +142,7 @@ class Chip:
     ) -> tuple[Tensor | None, Tensor | None]:
         """Compute the vector-Jacobian product of `transfer`; see `astralora.devices.PullsBack`.
 
-        For a linear kind, dL/dA = G^T X and dL/dX = G A need no outputs: two products, and the gradient of A.
+        For a linear kind, dL/dA = G^T X and dL/dX = G A do not need the outputs; autograd then differentiates A only.
         """
         if not isinstance(self.law.physics, LinearPhysics):
             return pull_back_answer(
@@ -170,7 +170,7 @@ class Chip:
         return by_control, by_input
 
     def _as(self, dtype: torch.dtype) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Return constants and fixed controls in a dtype, on the chip's torch device."""
+        """Convert constants and fixed controls to a dtype, on the chip's torch device."""
         if dtype not in self._tables:
             constants = {name: value.to(self.law.device, dtype) for name, value in self.constants.items()}
             self._tables[dtype] = constants, None if self.fixed is None else self.fixed.to(self.law.device, dtype)

@@ -1,4 +1,4 @@
-"""Quantize values as converters do."""
+"""Quantize values like a converter."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ __all__ = ["quantize"]
 
 
 def quantize(values: Tensor, bounds: Range, levels: int | None) -> Tensor:
-    """Saturate values to a range and round them to one of ``levels`` equally spaced codes over it.
+    """Clip values to a range, and round them to the nearest of ``levels`` equally spaced codes in this range.
 
     Args:
-        values: any shape.
+        values: values of any shape.
         bounds: lowest and highest code.
-        levels: number of codes; None saturates only.
+        levels: number of codes; None to clip without rounding.
     """
     low, high = bounds
     if levels is None:
         return values.clamp(low, high)
     step = (high - low) / (levels - 1)
     lowest = low / step
-    if lowest == round(lowest):  # zero is a code: this saves two passes over the values
+    if lowest == round(lowest):  # zero is a code, which saves two passes over the values
         return (values / step).round_().clamp_(lowest, lowest + levels - 1).mul_(step)
     codes = (values - low).div_(step).round_().clamp_(0, levels - 1)
     return codes.mul_(step).add_(low)

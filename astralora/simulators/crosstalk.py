@@ -11,7 +11,7 @@ __all__ = ["Crosstalk"]
 
 
 class Crosstalk:
-    """Add a share of its four neighbours' action to each control.
+    """Add to each control a share of the action of its four neighbours.
 
     Args:
         layout: positions of the controls on the chip, (rows, columns) of control indices, -1 for an empty place.
@@ -23,18 +23,18 @@ class Crosstalk:
         occupied = indices >= 0
         count = int(occupied.sum())
         self._grid = tuple(layout.shape)
-        # A full grid in reading order needs no scatter.
+        # If the controls fill the grid row by row, no scatter operation is needed.
         in_order = bool(occupied.all()) and torch.equal(indices, torch.arange(count))
         self._places = None if in_order else occupied.nonzero()[indices[occupied].argsort(), 0].to(device)
 
     def add(self, acting: Tensor, share: Tensor) -> Tensor:
         """Return (1 + c L) x, where L sums over the four neighbours.
 
-        The map is symmetric, so that it is its own adjoint. It is differentiable by both arguments.
+        The map is symmetric, so it is equal to its adjoint. It is differentiable with respect to both arguments.
 
         Args:
-            acting: x, action of the controls, (..., num_controls).
-            share: c, part of a control's action that reaches each neighbour, ().
+            acting: x, acting controls, (..., num_controls).
+            share: c, share of a control's action that each neighbour receives, ().
         """
         leading = acting.shape[:-1]
         if self._places is None:
@@ -49,9 +49,9 @@ class Crosstalk:
 
 
 class _AddNeighbours(torch.autograd.Function):
-    """Compute (1 + c L) x on a grid, with a gradient of its own.
+    """Compute (1 + c L) x on a grid, with an explicit gradient.
 
-    L is symmetric, and so its own adjoint; autograd through the slices would take five times as long.
+    L is symmetric, so it is equal to its adjoint. Autograd through the slices would take five times as long.
     """
 
     generate_vmap_rule = True
@@ -79,7 +79,7 @@ def _add_neighbours(grid: Tensor, share: Tensor) -> Tensor:
     part, mixed = share * grid, grid.clone()
     for dim in (-2, -1):
         most = grid.shape[dim] - 1
-        # `mixed[...] += ...` would copy the sum onto itself.
+        # Not `mixed[...] += ...`, which would also copy the sum onto itself.
         mixed.narrow(dim, 1, most).add_(part.narrow(dim, 0, most))
         mixed.narrow(dim, 0, most).add_(part.narrow(dim, 1, most))
     return mixed

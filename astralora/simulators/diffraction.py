@@ -22,19 +22,19 @@ class Diffractive(Physics):
     """Simulate free-space optics: a fixed random phase screen, a programmable mask and a camera for magnitudes.
 
     The inputs are the amplitudes of square patches of the aperture. Light travels to the screen, then to the mask, then
-    to the camera. Each distance is computed with the angular spectrum: Fourier components turn by
-    k_z = sqrt(k^2 - k_x^2 - k_y^2) per metre (Goodman, Introduction to Fourier Optics, section 3.10), in an aperture
-    padded to twice its width, so that light that leaves the aperture is lost. For each output, the camera reports the
-    mean magnitude of the field over a patch.
+    to the camera. Each distance is computed with the angular spectrum: the phase of a Fourier component grows by
+    k_z = sqrt(k^2 - k_x^2 - k_y^2) per metre (Goodman, Introduction to Fourier Optics, section 3.10). The aperture is
+    padded to twice its width for this, so that light that leaves the aperture is lost. For each output, the camera
+    reports the mean magnitude of the field over a patch.
 
-    Controls: for every pixel of the mask, row by row, its amplitude, its phase, or all amplitudes and then all phases.
-    Amplitudes are given as phases too, a = sin^2(w / 4), from dark at 0 to clear at 2 pi, as for a modulator between
-    polarizers. With two beams, the controls of the second beam's mask follow.
+    Controls: the amplitudes of all pixels of the mask, row by row, or the phases of all pixels, or first all amplitudes
+    and then all phases. Amplitudes are set by angles, a = sin^2(w / 4), from dark at 0 to clear at 2 pi, as in a
+    modulator between polarizers. With two beams, the controls of the mask of the second beam follow.
 
     Attributes:
         mask: quantity that a pixel of the mask sets.
-        beams: 2 for two beams with one mask each, whose magnitudes are subtracted.
-        pixels: side of the mask, in pixels; None for twice the number of patches along the finer side.
+        beams: 1, or 2 for two beams with one mask each; their magnitudes are then subtracted.
+        pixels: side of the mask, in pixels; None for twice the larger number of patches along a side.
         wavelength_nm: wavelength of the light, in nanometres.
         aperture_mm: side of the square aperture, in millimetres.
         distance_m: distance between one plane and the next, in metres.
@@ -57,7 +57,7 @@ class Diffractive(Physics):
         """Return the number of pixels along a side of the mask.
 
         Raises:
-            ValueError: there are fewer pixels than patches along a side.
+            ValueError: there are fewer pixels than patches along a side of the mask.
         """
         patches = max(_patches(in_features), _patches(out_features))
         if self.pixels is not None and self.pixels < patches:
@@ -72,12 +72,12 @@ class Diffractive(Physics):
         return self.side(in_features, out_features) ** 2 * (2 if self.mask == "both" else 1) * self.beams
 
     def layout(self, in_features: int, out_features: int) -> Tensor:
-        """Return the pixels of each mask in their places, one mask below the other."""
+        """Return the positions of the controls: the pixels of each mask, with one mask below the other."""
         side = self.side(in_features, out_features)
         return torch.arange(self.num_controls(in_features, out_features)).view(-1, side)
 
     def full_scale(self, in_features: int) -> float:
-        """Return twice the magnitude of a fully lit aperture, so that bright spots do not saturate."""
+        """Return twice the magnitude for a fully illuminated aperture, so that bright spots do not saturate."""
         del in_features
         return 2.0
 
@@ -91,12 +91,12 @@ class Diffractive(Physics):
         for settings in controls.chunk(self.beams, dim=-1):
             passed = scattered * self._mask_factors(settings, side).unsqueeze(-3)  # (..., batch, side, side)
             power = self._travel(passed, side).abs().square()
-            # The square root has no derivative at zero.
+            # A tiny number is added, because the square root has no derivative at zero.
             fields.append(_patch_means((power + torch.finfo(power.dtype).tiny).sqrt(), out_features))
         return fields[0] if self.beams == 1 else fields[0] - fields[1]
 
     def propagate(self, field: Tensor) -> Tensor:
-        """Compute a field one distance further, (..., side, side), complex; light that leaves the aperture is lost."""
+        """Propagate a complex field, (..., side, side), to the next plane; light that leaves the aperture is lost."""
         return self._travel(field, field.shape[-1])
 
     def _mask_factors(self, settings: Tensor, side: int) -> Tensor:
@@ -116,7 +116,7 @@ class Diffractive(Physics):
         wavenumber = 2 * pi / (self.wavelength_nm * _METRES_PER_NM)
         along = 2 * pi * torch.fft.fftfreq(2 * side, pitch, dtype=torch.float64, device=field.device)
         forwards = wavenumber**2 - along.square() - along.square().unsqueeze(-1)
-        # Evanescent components decay, since their k_z is imaginary.
+        # Evanescent components have an imaginary k_z, so they decay.
         turns = torch.polar(torch.ones_like(forwards), forwards.clamp_min(0).sqrt() * self.distance_m)
         filtered = turns * torch.exp(-(-forwards).clamp_min(0).sqrt() * self.distance_m)
         spectrum = torch.fft.fft2(field, s=(2 * side, 2 * side)) * filtered.to(field.dtype)
@@ -129,7 +129,7 @@ def _patches(width: int) -> int:
 
 
 def _spread(inputs: Tensor, side: int) -> Tensor:
-    """Spread the amplitudes of patches over pixels: (batch, n) -> (batch, side, side); other pixels stay dark."""
+    """Set all pixels of each patch to its amplitude, (batch, n) -> (batch, side, side); all other pixels are zero."""
     patches = _patches(inputs.shape[-1])
     canvas = torch.nn.functional.pad(inputs, (0, patches**2 - inputs.shape[-1])).unflatten(-1, (patches, patches))
     rows = torch.arange(side, device=inputs.device) * patches // side

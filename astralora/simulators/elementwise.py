@@ -28,12 +28,12 @@ class MatVec(LinearPhysics):
 
     control_unit: ClassVar[str] = ""
     control_range: ClassVar[Range] = (-1.0, 1.0)
-    initial_range: ClassVar[Range] = (-0.5, 0.5)  # the inner half: entries can grow either way
+    initial_range: ClassVar[Range] = (-0.5, 0.5)  # the inner half, so that entries can grow in both directions
     conductances: ClassVar[bool] = True
     reciprocal: ClassVar[bool] = True
 
     def matrix(self, controls: Tensor, in_features: int, out_features: int) -> Tensor:
-        """Return the controls in their places; see `LinearPhysics.matrix`."""
+        """Return the controls as the entries of the matrix, row by row; see `LinearPhysics.matrix`."""
         return controls.reshape(*controls.shape[:-1], out_features, in_features)
 
 
@@ -49,13 +49,13 @@ class SLM(LinearPhysics):
         return torch.cos(phases) / sqrt(in_features)
 
     def full_scale(self, in_features: int) -> float:
-        """Return one, since the matrix has the factor 1 / sqrt(in_features) itself."""
+        """Return 1, because the matrix already has the factor 1 / sqrt(in_features)."""
         del in_features
         return 1.0
 
 
 class MRR(Heated, LinearPhysics):
-    """Simulate a bank of microring resonators: each weight follows a ring's transmission at detuning phase w_ij.
+    """Simulate a bank of microring resonators: the transmission of a ring at detuning phase w_ij gives each weight.
 
     With self-coupling r and round-trip amplitude a, an add-drop ring transmits the power
     T(w) = (a^2 + r^2 - 2 a r cos w) / (1 + a^2 r^2 - 2 a r cos w).
@@ -65,7 +65,7 @@ class MRR(Heated, LinearPhysics):
         quality: ``"high"``, ``"medium"`` or ``"low"``, in place of a and r.
         a: amplitude after one round trip.
         r: self-coupling of the waveguide.
-        balanced: detection against a reference, which shifts and scales the weights to -1 ... 1.
+        balanced: whether the detector subtracts a reference, which shifts and scales the weights to -1 ... 1.
     """
 
     control_range: ClassVar[Range] = (0.0, pi)  # T is even and periodic: this covers all its values
@@ -88,9 +88,9 @@ class MRR(Heated, LinearPhysics):
         return {**options, "a": a, "r": r}
 
     def constants(self, in_features: int, out_features: int) -> dict[str, Constant]:
-        """Return both losses, a and r, which all rings of a chip share."""
+        """Return the constants a and r, which are equal for all rings of a chip."""
         del in_features, out_features
-        # The spread is the distance between two qualities, since coupling gaps and waveguides vary between wafers.
+        # The spread is the difference between two qualities, because gaps and waveguides vary between wafers.
         return {
             "a": Constant((), self.a, 0.05, low=1e-3, high=1 - 1e-4),
             "r": Constant((), self.r, 0.05, low=1e-3, high=1 - 1e-4),
@@ -111,19 +111,20 @@ class MRR(Heated, LinearPhysics):
 
     def _weight(self, cosine: Tensor) -> Tensor:
         a, r = self.a, self.r
-        # 1 - T rather than T: one division instead of two fractions, and exact near resonance.
+        # 1 - T is computed instead of T, because it needs one division only and is exact near resonance.
         absorbed = (1 + (a * r) ** 2 - a**2 - r**2) / (1 + (a * r) ** 2 - 2 * a * r * cosine)
         if self.response == "power":
             return 1 - 2 * absorbed
-        # For a = r the transmission at resonance is zero; rounding must not make it negative.
+        # For a = r the transmission at resonance is zero, and rounding could make it negative.
         return 2 * (1 - absorbed).clamp_min(1e-12).sqrt() - 1
 
 
 class _FieldWeight(torch.autograd.Function):
-    """Compute 2 sqrt(T(w)) - 1 for rings with known losses, with a third of autograd's passes over memory.
+    """Compute 2 sqrt(T(w)) - 1 for rings with known losses, with an explicit gradient.
 
-    With the loss l = (1 - a^2)(1 - r^2), alpha = -(1 + (a r)^2) / 4 l, beta = a r / 2 l
-    and v = 1 / (alpha + beta cos w), 4 T = 4 + v. The derivative of 2 sqrt(T) is beta v^2 sin(w) / (2 sqrt(4 T)).
+    It reads and writes a third of the memory that autograd would. With l = (1 - a^2)(1 - r^2),
+    alpha = -(1 + (a r)^2) / (4 l), beta = a r / (2 l) and v = 1 / (alpha + beta cos w), the transmission is
+    T = (4 + v) / 4. The derivative of 2 sqrt(T) is beta v^2 sin(w) / (2 sqrt(4 T)).
     """
 
     @staticmethod

@@ -16,12 +16,12 @@ __all__ = ["Flaws", "check_impairments", "draw_flaws"]
 
 
 class Flaws(NamedTuple):
-    """Hold the differences between one chip and a nominal one.
+    """Hold the differences between one chip and a nominal chip.
 
     Attributes:
         constants: constants of the chip that are not nominal, float64.
-        fixed: values of stuck and dead controls, nan for controls that move, (num_controls,); None where all move.
-        working: False for dead outputs, (out_features,).
+        fixed: values of stuck and dead controls, nan for controls that move, (num_controls,); None if all move.
+        working: whether each output has a signal; False for dead outputs, (out_features,).
     """
 
     constants: dict[str, Tensor]
@@ -33,26 +33,26 @@ def check_impairments(physics: Physics, impairments: Impairments) -> None:
     """Refuse impairments that a kind cannot have.
 
     Raises:
-        ValueError: the impairment and the reason.
+        ValueError: the kind cannot have one of the impairments; the message names it and gives the reason.
     """
     kind = physics.kind_name()
     if impairments.pcm and not physics.conductances:
-        raise ValueError(f"pcm belongs to kinds whose controls are conductances, and those of {kind} are phases")
+        raise ValueError(f"pcm needs a kind whose controls are conductances, but those of {kind} are phases")
     if impairments.weight_noise_std and not isinstance(physics, LinearPhysics):
-        raise ValueError(f"weight_noise_std is noise on a transfer matrix, and {kind} has none")
+        raise ValueError(f"weight_noise_std is noise on a transfer matrix, but {kind} has no transfer matrix")
     if impairments.splitter_error_std and "splitter_error" not in type(physics).model_fields:
-        raise ValueError(f"splitter_error_std belongs to meshes, and {kind} has no couplers")
+        raise ValueError(f"splitter_error_std needs a mesh, but {kind} has no couplers")
 
 
 def draw_flaws(law: ChipLaw, impairments: Impairments, seed: int) -> Flaws:
     """Draw the flaws of one chip.
 
-    Each kind of flaw has its own random stream, so that one more impairment leaves the values of the others unchanged.
+    Each kind of flaw has its own random stream, so that another impairment does not change the values of the others.
 
     Args:
         law: law of the nominal chip.
         impairments: spreads of the constants, and shares of stuck and dead parts.
-        seed: which chip.
+        seed: seed of the chip.
     """
     low, high = law.physics.drive.range
     fixed = torch.full((law.num_controls,), float("nan"), dtype=torch.float64)
@@ -84,6 +84,6 @@ def _draw_constants(law: ChipLaw, impairments: Impairments, seed: int) -> dict[s
 
 
 def _choose(seed: int, stream: str, fraction: float, count: int) -> Tensor:
-    """Choose exactly the rounded share of ``count`` parts, so that two chips have equally many."""
+    """Choose a fixed number of ``count`` parts, the rounded share, so that all chips have the same number."""
     order = torch.randperm(count, generator=derive_generator(seed, "chip", stream))
     return order[: round(fraction * count)]

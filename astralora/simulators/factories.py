@@ -1,4 +1,4 @@
-"""Open simulated devices by kind."""
+"""Make simulated devices by kind, or from a calibration."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
 
 
 def open_twin(calibration: str | Path | Calibration, *, seed: int = 0) -> SimulatedDevice:
-    """Make the simulated twin of a calibrated chip, with the chip's noise, to train where the chip is not at hand.
+    """Make the simulated twin of a calibrated chip, with the chip's noise, to train without the chip.
 
     Args:
         calibration: record of the chip, or a path.
@@ -44,7 +44,7 @@ def open_twin(calibration: str | Path | Calibration, *, seed: int = 0) -> Simula
 def device_factory(kind: type[Physics]) -> Callable[..., SimulatedDevice]:
     """Return a factory of simulated devices of one kind, for `astralora.devices.register_device` or an entry point.
 
-    Options that `SimulatedDevice` does not take go to the kind, which refuses unknown ones.
+    The factory passes options that `SimulatedDevice` does not take to the kind, which refuses unknown options.
     """
 
     def make(

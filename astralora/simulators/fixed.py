@@ -1,4 +1,4 @@
-"""Define kinds with few controls: a product of two thin matrices, and a plain link."""
+"""Define kinds with few controls: a product of two thin matrices, and a link with one gain."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["Identity", "LowRank"]
 
 
 class LowRank(LinearPhysics):
-    """Simulate two crossbars in a row, with few lines between them: A = L R.
+    """Simulate two crossbars in series, with few lines between them: A = L R.
 
-    Controls: L, outputs by lines, then R, lines by inputs, all from -1 to 1.
+    Controls: L, (outputs, lines), then R, (lines, inputs), all from -1 to 1.
 
     Attributes:
         rank: number of lines between the crossbars.
@@ -38,7 +38,7 @@ class LowRank(LinearPhysics):
         return self.rank * (in_features + out_features)
 
     def layout(self, in_features: int, out_features: int) -> Tensor:
-        """Return both crossbars side by side, lines by outputs and lines by inputs."""
+        """Return the positions of the controls: both crossbars side by side, (lines, outputs) and (lines, inputs)."""
         left = torch.arange(self.rank * out_features).view(out_features, self.rank).mT
         right = torch.arange(self.rank * in_features).view(self.rank, in_features) + left.numel()
         return torch.cat([left, right], dim=1)
@@ -55,9 +55,9 @@ class LowRank(LinearPhysics):
 
 
 class Identity(LinearPhysics):
-    """Simulate a plain link: resample the inputs to the number of outputs, and multiply by one gain.
+    """Simulate a link with one gain: resample the inputs to the number of outputs, and multiply them by the gain.
 
-    Resampling is linear interpolation that keeps both ends. The link is a baseline to show what a device adds.
+    Resampling is linear interpolation that keeps both ends. The link is a baseline to compare devices with.
     """
 
     coupling: ClassVar[Coupling] = "dense"
@@ -67,17 +67,17 @@ class Identity(LinearPhysics):
     reciprocal: ClassVar[bool] = True
 
     def num_controls(self, in_features: int, out_features: int) -> int:
-        """Return one, for the gain."""
+        """Return 1, because the gain is the only control."""
         del in_features, out_features
         return 1
 
     def layout(self, in_features: int, out_features: int) -> Tensor:
-        """Return a grid of one place."""
+        """Return a grid with one position."""
         del in_features, out_features
         return torch.zeros(1, 1, dtype=torch.int64)
 
     def full_scale(self, in_features: int) -> float:
-        """Return one, since no output is larger than the largest input."""
+        """Return 1, because no output is larger than the largest input."""
         del in_features
         return 1.0
 
@@ -85,7 +85,7 @@ class Identity(LinearPhysics):
         """Compute the gain times the interpolation; see `LinearPhysics.matrix`."""
         places = torch.linspace(0, in_features - 1, out_features, dtype=controls.dtype, device=controls.device)
         if out_features == 1:
-            places = places + (in_features - 1) / 2  # a single output is at the middle
+            places = places + (in_features - 1) / 2  # a single output is taken from the middle of the inputs
         steps = torch.arange(in_features, dtype=controls.dtype, device=controls.device)
         weights = (1 - (places.unsqueeze(-1) - steps).abs()).clamp_min(0)
         return controls.unsqueeze(-1) * weights

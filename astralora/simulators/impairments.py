@@ -1,4 +1,4 @@
-"""Describe the impairments of a chip, stage by stage along the signal."""
+"""Describe the impairments of a chip, in the order of the signal path."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ _Levels = Annotated[int, Field(ge=2)] | None
 class Impairments(BaseModel):
     """Describe the impairments of a simulated device; all are off by default.
 
-    Control units are the units of acting controls: radians, and none for conductances. Written controls may be volts
-    instead; converters then step in volts.
+    Control units are the units of acting controls: radians for phases, no unit for conductances. Written controls may
+    be volts instead; then the steps of the converters are volts.
 
     Attributes:
         control_levels: codes of the control DACs over the control range.
         control_noise_std: standard deviation of the error of each control at each program, in the unit of written
             controls.
-        write_hysteresis: width of the hysteresis of each control, in the unit of written controls: a control follows
-            the written value only until it is within half of this width.
+        write_hysteresis: width of the hysteresis of each control, in the unit of written controls: a control stops when
+            it is within half of this width of the written value.
         stuck_fraction: share of controls that stay at a random value.
         dead_fraction: share of controls that stay at the low end of their range.
-        pcm: conductances are phase-change memory: programming noise and drift depend on the conductance, by the laws
-            measured by Nandakumar et al. (ICECS 2019), which aihwkit uses too.
+        pcm: whether conductances are phase-change memory: programming noise and drift then depend on the conductance,
+            by the laws that Nandakumar et al. (ICECS 2019) measured; aihwkit uses them too.
         gamma_std: relative spread of the controls' efficiency, drawn once per chip.
         phase_bias_std: spread of the controls' offset, in control units, drawn once per chip.
         splitter_error_std: spread of the angles of a mesh's couplers, in radians, drawn once per chip.
-        crosstalk: share of each control's action that reaches each of its four neighbours.
+        crosstalk: share of each control's action that each of its four neighbours receives.
         insertion_loss_db: loss of light in the chip, in dB of power.
         input_gain_std: relative spread of the inputs' gains, drawn once per chip.
         input_offset_std: spread of the inputs' offsets, as a fraction of the largest input, drawn once per chip.
@@ -56,10 +56,10 @@ class Impairments(BaseModel):
         input_noise_std: standard deviation of the noise on each input, in input units.
         output_bound: full scale of the detector, in output units; None for the full scale of the kind.
         output_noise_fraction: standard deviation of the noise on each output, as a fraction of full scale.
-        output_noise_relative: standard deviation of the noise on each output, as a fraction of its magnitude: the
-            inverse of an amplitude SNR.
-        shot_noise_fraction: standard deviation of the noise on each output that grows with the root of its magnitude,
-            given at full scale as a fraction of full scale.
+        output_noise_relative: standard deviation of the noise on each output, as a fraction of its magnitude; this is
+            the inverse of an amplitude SNR.
+        shot_noise_fraction: standard deviation of the shot noise of an output at full scale, as a fraction of full
+            scale; it grows with the square root of the output's magnitude.
         dead_output_fraction: share of outputs without a signal.
         output_levels: codes of the output ADCs over the output range.
         program_seconds: time to send all controls once, in seconds.
@@ -117,17 +117,19 @@ class Impairments(BaseModel):
     @model_validator(mode="after")
     def _check_flicker_seconds(self) -> Self:
         if not self.flicker_seconds[0] < self.flicker_seconds[1]:
-            raise ValueError(f"flicker_seconds must rise, but is {self.flicker_seconds}")
+            raise ValueError(
+                f"the second value of flicker_seconds must be above the first, but they are {self.flicker_seconds}"
+            )
         return self
 
     @property
     def bounded(self) -> bool:
-        """Return whether the detector saturates at a full scale."""
+        """Return whether the detector saturates; without converter, bound or noise, its range has no limit."""
         return self.output_levels is not None or self.output_bound is not None or self.output_noise_fraction > 0
 
     @property
     def transmission(self) -> float:
-        """Return the amplitude that is left after the insertion loss."""
+        """Return the share of the amplitude that remains after the insertion loss."""
         return 10 ** (-self.insertion_loss_db / 20)
 
     @property
@@ -136,7 +138,7 @@ class Impairments(BaseModel):
         return self.pcm or self.drift_nu > 0 or self.drift_nu_std > 0
 
 
-# Converters for signed values do not use one of their 2^bits codes, so that zero is a code.
+# Converters for signed values use 2^bits - 1 codes, so that zero is a code.
 PRESETS: dict[str, Impairments] = {
     "ideal": Impairments(),
     "lab": Impairments(
@@ -173,7 +175,7 @@ PRESETS: dict[str, Impairments] = {
 
 
 def find_impairments(impairments: str | Impairments) -> Impairments:
-    """Return the preset of this name; return a model as it is.
+    """Return the preset with this name; return an `Impairments` object unchanged.
 
     Raises:
         ValueError: there is no such preset.

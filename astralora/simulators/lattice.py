@@ -1,15 +1,15 @@
 """Multiply the cells of a mesh by merging squares of cells into larger and larger squares.
 
-Multiplying the cells of a mesh of N ports column by column takes N steps in sequence. But along its diagonals, a
+Multiplying the cells of a mesh of N ports column by column takes N sequential steps. But along its diagonals, a
 rectangular mesh is a square lattice: a cell in column c on the ports (p, p + 1) is at u = (c + p) / 2 and
 v = (c - p) / 2, and light goes from it to its neighbours at u + 1 (one port down) and at v + 1 (one port up). A square
-of k x k cells of this lattice acts on 2 k neighbouring ports alone. Four of these squares make a square of twice the
-size, with A first in the light path, then C above and B below, and D last:
+of k x k cells of this lattice acts only on 2 k neighbouring ports. Four of these squares make a square of twice the
+size. Light passes A first, then C above and B below, and D last:
 
-    (1 + D + 1) (C + B) (1 + A + 1),    + for block diagonal.
+    (1 + D + 1) (C + B) (1 + A + 1),    where + forms a block-diagonal matrix.
 
-So log2 N rounds of small products, all squares of a round at once, give the whole mesh. Squares without a cell of the
-mesh are identities, and are not computed.
+So log2 N rounds of small products give the whole mesh; a round computes all its squares at once. Squares without a cell
+of the mesh are identities, and are not computed.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _Product(torch.autograd.Function):
             squares = merged.view(len(cells), round_.parents, *merged.shape[1:])
             merges.append((children, middle))
         (A, C, B, D), half = _children_of_parents(squares, last)[:, 0].unbind(1), last.size // 2
-        # Light enters only at the ports of A, and leaves only at those of D.
+        # Light enters only at the ports of A, and leaves only at the ports of D.
         light = A[..., :in_features]
         middle = torch.cat([C[:, half:, half:] @ light[:, :half], B[:, :half, :half] @ light[:, half:]], dim=1)
         ctx.last, ctx.merges, ctx.ports = (A, C, B, D, middle), merges, ports
@@ -67,7 +67,7 @@ class _Product(torch.autograd.Function):
         (A, C, B, D, middle), ports = ctx.last, ctx.ports
         *rounds, last = _rounds(ports)
         half, width = last.size // 2, grad.shape[-1]
-        # Adjoints of conjugated gradients are plain transposes. So conjugate once here, and once at the end.
+        # With a conjugated gradient, all adjoints are plain transposes. It is conjugated again at the end.
         grad = grad.conj().resolve_conj()
         rows = D[:, :ports]
         grads = A.new_zeros(len(A), 4, last.size, last.size)
@@ -86,7 +86,7 @@ class _Product(torch.autograd.Function):
 
 
 def _merge(children: Tensor) -> tuple[Tensor, Tensor]:
-    """Merge four squares into one of twice the size.
+    """Merge each group of four squares into one square of twice the size.
 
     Args:
         children: A, C, B, D of each merged square, (squares, 4, size, size).
@@ -109,9 +109,9 @@ def _merge(children: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _unmerge(children: Tensor, middle: Tensor, grad: Tensor) -> Tensor:
-    """Compute gradients by the children of `_merge` from ``grad``, by the merged squares; all conjugated.
+    """Compute the gradients with respect to the children of `_merge` from those with respect to the merged squares.
 
-    Overwrites ``grad``.
+    All gradients are conjugated. This overwrites ``grad``.
     """
     A, C, B, D = children.unbind(1)
     grads = torch.empty_like(children)
@@ -147,7 +147,7 @@ class _Round(NamedTuple):
 
 
 def _children_of_parents(squares: Tensor, round_: _Round) -> Tensor:
-    """Return the children of each parent, identities where there are no cells: (settings, parents, 4, size, size)."""
+    """Return the children of each parent, (settings, parents, 4, size, size), with identities for missing squares."""
     size, parents, places = round_
     if places is not None:
         passing = torch.eye(size, dtype=squares.dtype, device=squares.device)
@@ -164,8 +164,8 @@ def _existing_squares(children: Tensor, round_: _Round) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _rounds(ports: int) -> list[_Round]:
-    """Return the rounds of a mesh, from its cells in their order to the last four squares."""
-    side = 1 << (ports - 1).bit_length()  # side of the smallest square of the lattice that holds the mesh
+    """Return the rounds of a mesh, from the merging of its cells to the merging of the last four squares."""
+    side = 1 << (ports - 1).bit_length()  # side of the smallest square of the lattice that contains the mesh
     first = 1 - side // 2  # smallest v of that square
     squares = []
     for column in range(ports):

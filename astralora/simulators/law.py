@@ -14,23 +14,23 @@ from .physics import LinearPhysics, Physics
 __all__ = ["ChipLaw", "Constants"]
 
 Constants = Mapping[str, Tensor]
-"""Constants of one chip by name; those not given are nominal."""
+"""Constants of one chip by name; constants that are not given are nominal."""
 
 
 class ChipLaw:
     """Compute the response of a chip of one kind, without noise and rounding, from its constants.
 
     Data flow: written controls -> `act` -> acting controls; sent inputs -> `modulate` -> physics at the acting
-    controls -> `detect` -> outputs. Each stage is differentiable and takes any leading axes. For the stages whose
-    adjoint is cheap, `act_adjoint`, `modulate_adjoint` and `detect_adjoint` pull gradients back without a graph.
+    controls -> `detect` -> outputs. Each stage is differentiable and accepts any leading axes. `act_adjoint`,
+    `modulate_adjoint` and `detect_adjoint` compute gradients of these stages without a graph.
 
     Args:
         physics: law of the kind.
-        in_features: n.
-        out_features: m.
+        in_features: number n of inputs.
+        out_features: number m of outputs.
         full_scale: full scale of the detectors, in output units.
         input_range: range of the modulators, in input units.
-        device: torch device to keep tables on.
+        device: torch device that stores the tables.
 
     Attributes:
         declared: constants that may differ from chip to chip, by name.
@@ -69,15 +69,15 @@ class ChipLaw:
     # -- controls ---------------------------------------------------------------------------
 
     def act(self, written: Tensor, constants: Constants, fixed: Tensor | None = None) -> Tensor:
-        """Compute the acting controls from the written ones: drive, efficiency, offset, crosstalk.
+        """Compute the acting controls from the written controls by drive, efficiency, offset and crosstalk.
 
         Args:
-            written: controls behind the converters, (..., num_controls).
+            written: quantized controls that the control converters output, (..., num_controls).
             constants: constants of the chip.
             fixed: written values of stuck controls, nan for controls that move: (num_controls,).
 
         Returns:
-            (..., num_controls), in the kind's ``control_unit``.
+            Acting controls, which determine the physics, (..., num_controls), in the kind's ``control_unit``.
         """
         if fixed is not None:
             written = torch.where(fixed.isnan(), written, fixed.nan_to_num())
@@ -90,7 +90,7 @@ class ChipLaw:
         return acting if crosstalk is None else self._crosstalk.add(acting, crosstalk)
 
     def act_adjoint(self, grads: Tensor, written: Tensor, constants: Constants, fixed: Tensor | None = None) -> Tensor:
-        """Pull gradients back through `act` at the controls ``written``: (num_controls,) -> (num_controls,)."""
+        """Apply the adjoint of the derivative of `act` at ``written``: (num_controls,) -> (num_controls,)."""
         gamma, crosstalk = constants.get("gamma"), constants.get("crosstalk")
         if crosstalk is not None:
             grads = self._crosstalk.add(grads, crosstalk)  # symmetric
@@ -104,18 +104,18 @@ class ChipLaw:
         return grads if fixed is None else grads.where(fixed.isnan(), 0.0)
 
     def written_for(self, acting: Tensor, constants: Constants) -> Tensor:
-        """Invert `act`, and move the result into the legal range.
+        """Compute the written controls for given acting controls: invert `act`, then move them into the legal range.
 
-        Controls move by whole periods where the kind has them. Otherwise they are clamped to the ends of the range.
+        Controls of a periodic kind move by whole periods. Other controls are clamped to the ends of the range.
 
         Args:
-            acting: wanted action, (..., num_controls).
+            acting: acting controls, (..., num_controls).
             constants: constants of the chip.
         """
         wanted = acting
         crosstalk = constants.get("crosstalk")
         if crosstalk is not None:
-            # (1 + cL)^-1 as a series, which converges because four times c is far below one.
+            # (1 + c L)^-1 is computed as a series, which converges because 4 c is far below 1.
             for _ in range(8):
                 wanted = acting - (self._crosstalk.add(wanted, crosstalk) - wanted)
         if "phase_bias" in constants:
@@ -127,7 +127,7 @@ class ChipLaw:
         if period is None:
             return self.physics.written_for(wanted).clamp(low, high)
         ends = self.physics.actuate(wanted.new_tensor([low, high]))
-        # Move by whole periods into what the drive reaches. Where that is less than a period, take the nearer end.
+        # Move by whole periods into the range of the drive. If the range is shorter than a period, use the nearer end.
         wrapped = ends[0] + torch.remainder(wanted - ends[0], period)
         beyond = wrapped > ends[1]
         nearer = torch.where(wrapped - ends[1] < ends[0] + period - wrapped, ends[1], ends[0])
@@ -136,39 +136,39 @@ class ChipLaw:
     # -- signals ----------------------------------------------------------------------------
 
     def modulate(self, signals: Tensor, constants: Constants) -> Tensor:
-        """Apply gains and offsets of the modulators to sent inputs (..., in_features)."""
+        """Apply gains and offsets of the modulators to sent inputs, (..., in_features)."""
         gain, offset = constants.get("input_gain"), constants.get("input_offset")
         if gain is not None:
             signals = signals * gain
         return signals if offset is None else signals + offset
 
     def modulate_adjoint(self, grads: Tensor, constants: Constants) -> Tensor:
-        """Pull gradients back through `modulate`: (..., in_features) -> (..., in_features)."""
+        """Apply the adjoint of `modulate` to gradients: (..., in_features) -> (..., in_features)."""
         gain = constants.get("input_gain")
         return grads if gain is None else grads * gain
 
     def detect(self, outputs: Tensor, constants: Constants) -> Tensor:
-        """Apply gains and offsets of the detectors to the outputs of the physics (..., out_features)."""
+        """Apply gains and offsets of the detectors to the outputs of the physics, (..., out_features)."""
         gain, offset = constants.get("output_gain"), constants.get("output_offset")
         if gain is not None:
             outputs = outputs * gain
         return outputs if offset is None else outputs + offset
 
     def detect_adjoint(self, grads: Tensor, constants: Constants) -> Tensor:
-        """Pull gradients back through `detect`: (..., out_features) -> (..., out_features)."""
+        """Apply the adjoint of `detect` to gradients: (..., out_features) -> (..., out_features)."""
         gain = constants.get("output_gain")
         return grads if gain is None else grads * gain
 
     # -- physics ----------------------------------------------------------------------------
 
     def physics_with(self, constants: Constants) -> Physics:
-        """Return the kind's law with this chip's constants of the kind in it."""
+        """Return a copy of the kind's law that uses the constants of this chip."""
         return self.physics.with_constants({name: constants[name] for name in self._names_of_kind if name in constants})
 
     def matrix(self, acting: Tensor, constants: Constants) -> Tensor:
         """Compute the transfer matrix of a linear kind: (..., num_controls) -> (..., out_features, in_features).
 
-        Gains and offsets of modulators and detectors are not part of it.
+        The matrix does not contain the gains and offsets of modulators and detectors.
         """
         physics = self.physics_with(constants)
         assert isinstance(physics, LinearPhysics)

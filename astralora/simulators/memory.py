@@ -1,4 +1,4 @@
-"""Compute what memory cells do to controls: programming noise and decay."""
+"""Compute the programming noise and the decay of controls in memory cells."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .noise import standard_normal
 __all__ = ["PCM_MAX_MICROSIEMENS", "Decay", "pcm_drift", "pcm_programming_std"]
 
 PCM_MAX_MICROSIEMENS = 25.0
-"""Conductance of a control with magnitude one."""
+"""Conductance for a control of magnitude one."""
 
-# Least relative change of the controls for which a new transfer matrix is computed.
+# Smallest relative change of the controls for which a new transfer matrix is computed.
 _RESOLUTION = 1e-4
 
 
@@ -28,7 +28,7 @@ def pcm_programming_std(conductance: Tensor) -> Tensor:
     It is 0.26348 + 1.9650 g - 1.1731 g^2 microsiemens.
 
     Args:
-        conductance: g, relative to the largest conductance, 0 to 1.
+        conductance: conductance g relative to the largest conductance, 0 to 1.
     """
     return (0.26348 + 1.9650 * conductance - 1.1731 * conductance.square()) / PCM_MAX_MICROSIEMENS
 
@@ -37,7 +37,7 @@ def pcm_drift(conductance: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of phase-change cells' drift exponents.
 
     Args:
-        conductance: relative to the largest conductance, 0 to 1.
+        conductance: conductance relative to the largest conductance, 0 to 1.
     """
     logarithm = conductance.clamp_min(1e-12).log()
     mean = (-0.0155 * logarithm + 0.0244).clamp(0.049, 0.1)
@@ -49,10 +49,10 @@ class Decay:
     """Compute the factor (t / t0)^-nu by which controls have decayed since they were programmed.
 
     Args:
-        impairments: impairments of the chip, of which ``pcm`` and ``drift_...`` are used.
+        impairments: impairments of the chip; only ``pcm`` and ``drift_...`` are used.
         count: number of controls.
-        seed: which chip.
-        noise: stream of the numbers drawn at every program.
+        seed: seed of the chip.
+        noise: random stream for the numbers that are drawn at every program.
     """
 
     def __init__(self, impairments: Impairments, count: int, seed: int, noise: torch.Generator) -> None:
@@ -67,7 +67,7 @@ class Decay:
             self._exponents = exponents.to(noise.device)
 
     def write(self, controls: Tensor) -> Tensor:
-        """Return the values that cells hold after ``controls``, (..., num_controls), are written."""
+        """Return the values in the cells after writing ``controls``, (..., num_controls): with programming noise."""
         if not self._law.pcm:
             return controls
         magnitudes = controls.abs()
@@ -97,11 +97,11 @@ class Decay:
         return abs(log(elapsed) - (self._log_elapsed or 0.0)) > _RESOLUTION
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that the future depends on."""
+        """Return the complete state, so that the decay can be continued exactly."""
         return {"programmed_at": self._programmed_at, "exponents": self._exponents}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self._programmed_at, self._log_elapsed = state["programmed_at"], None
         exponents = state["exponents"]
         self._exponents = None if exponents is None else exponents.to(self._noise.device)

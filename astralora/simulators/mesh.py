@@ -1,4 +1,4 @@
-"""Define meshes of Mach-Zehnder interferometers: every control moves every output."""
+"""Define meshes of Mach-Zehnder interferometers, in which every control changes every output."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["MZI", "MZI3", "Mesh"]
 
 
 class Mesh(Heated, LinearPhysics):
-    """Simulate a rectangular mesh of 2 x 2 cells: A = Re(U(w)), with U a product of columns; implement `cells`.
+    """Simulate a rectangular mesh of 2 x 2 cells: A = Re(U(w)), where U is a product of columns; implement `cells`.
 
-    A mesh of N ports has N columns; even ones couple ports (0, 1), (2, 3), ..., odd ones (1, 2), (3, 4), ... (the
-    layout of Clements et al., Optica 2016). N is the larger side of the layer, rounded up to even; surplus ports get no
-    light. Controls are ordered column by column, cell by cell.
+    A mesh of N ports has N columns. Even columns couple the ports (0, 1), (2, 3), ..., and odd columns the ports
+    (1, 2), (3, 4), ... (the layout of Clements et al., Optica 2016). N is the larger side of the layer, rounded up to
+    an even number; surplus ports get no light. Controls are ordered column by column, cell by cell.
 
     Attributes:
         couplers: number of couplers in a cell.
@@ -52,7 +52,7 @@ class Mesh(Heated, LinearPhysics):
         return self.phases_per_cell * ports * (ports - 1) // 2
 
     def layout(self, in_features: int, out_features: int) -> Tensor:
-        """Return the columns of the mesh as rows of the grid; odd columns are one cell short."""
+        """Return the positions of the controls: each row is a column of the mesh; odd columns have one cell less."""
         ports = self.ports(in_features, out_features)
         width = self.phases_per_cell * ports // 2
         grid = torch.full((ports, width), -1)
@@ -65,7 +65,7 @@ class Mesh(Heated, LinearPhysics):
         return grid
 
     def full_scale(self, in_features: int) -> float:
-        """Return three standard deviations of the outputs for full-power inputs; rows of Re(U) have norm 0.7 or so."""
+        """Return three standard deviations of the outputs for full-power inputs; rows of Re(U) have norm about 0.7."""
         del in_features
         return 3 / sqrt(2)
 
@@ -75,11 +75,11 @@ class Mesh(Heated, LinearPhysics):
         return {"splitter_error": Constant((ports * (ports - 1) // 2, self.couplers), 0.0, 0.02, unit="rad")}
 
     def matrix(self, controls: Tensor, in_features: int, out_features: int) -> Tensor:
-        """Compute the real part of the mesh's unitary, cut to the ports in use; see `LinearPhysics.matrix`."""
+        """Compute the real part of the unitary of the mesh, for the used ports only; see `LinearPhysics.matrix`."""
         return self.unitary(controls, in_features, out_features)[..., :out_features, :].real
 
     def unitary(self, controls: Tensor, in_features: int, out_features: int) -> Tensor:
-        """Compute the mesh's own matrix U(w), for the ports that light enters.
+        """Compute the unitary matrix U(w) of the mesh, for the input ports in use.
 
         Returns:
             (..., ports, in_features).
@@ -88,7 +88,7 @@ class Mesh(Heated, LinearPhysics):
         return mesh_matrix(blocks, self.ports(in_features, out_features), in_features)
 
     def _errors(self) -> tuple[Any, ...] | None:
-        """Return the error of each coupler in a cell; None where there are none."""
+        """Return the error of each coupler in a cell; None if all couplers are nominal."""
         errors = self.splitter_error
         if isinstance(errors, Tensor):
             return errors.unbind(-1)
@@ -98,15 +98,15 @@ class Mesh(Heated, LinearPhysics):
 class MZI(Mesh):
     """Simulate a rectangular Mach-Zehnder mesh: A = Re(U(w)), with U a product of columns of 2 x 2 cells.
 
-    Each cell is [[e^(i theta) sin phi, e^(i theta) cos phi], [cos phi, -sin phi]]: a phase theta behind two couplers
-    with 2 phi between them, without common phases. With two phases per cell, theta comes before phi.
+    Each cell is [[e^(i theta) sin phi, e^(i theta) cos phi], [cos phi, -sin phi]]: two couplers with a phase 2 phi
+    between them, then a phase theta; common phases are left out. With two phases per cell, theta comes before phi.
 
-    With couplers that split by cos(pi/4 + e), s = e_1 + e_2 and d = e_2 - e_1, the cell becomes the unitary
+    If couplers split by cos(pi/4 + e) with errors e_1 and e_2, let s = e_1 + e_2 and d = e_2 - e_1. The cell is then
     [[e^(i theta) (cos d sin phi + i sin s cos phi), e^(i theta) (cos s cos phi - i sin d sin phi)],
     [cos s cos phi + i sin d sin phi, -cos d sin phi + i sin s cos phi]].
 
     Attributes:
-        phases_per_cell: 2, or 1 for a mesh that sets phi alone (theta = 0).
+        phases_per_cell: 2, or 1 for a mesh that sets only phi (theta = 0).
     """
 
     couplers: ClassVar[int] = 2

@@ -17,15 +17,15 @@ __all__ = ["Monarch"]
 class Monarch(LinearPhysics):
     """Simulate a Monarch matrix: two stacks of block phase masks with a permutation between them.
 
-    A_(aq)(kc) = cos(u_kac + v_aqk) / sqrt(n). The inputs are divided into blocks k of elements c, the outputs into
-    blocks a of elements q. The first stack spreads every input block over all output blocks, the permutation collects
-    the parts of each output block, and the second stack mixes them (Dao et al., ICML 2022). The detector takes the real
-    part of the product of both phase factors. The number of blocks is the largest power of two that divides the width
-    and is not above its square root.
+    A_(aq)(kc) = cos(u_kac + v_aqk) / sqrt(n). The inputs are divided into blocks k with elements c, the outputs into
+    blocks a with elements q. The first stack distributes every input block over all output blocks. The permutation
+    collects the parts of each output block. The second stack mixes these parts (Dao et al., ICML 2022). The detector
+    measures the real part of the product of both phase factors. The number of blocks is the largest power of two that
+    divides the width and is not above its square root.
 
-    Controls: u in the order (k, a, c), then v in the order (a, q, k). A control of the first stack moves the share of
-    one input in one block of outputs. A control of the second stack moves the share of one block of inputs in one
-    output.
+    Controls: u in the order (k, a, c), then v in the order (a, q, k). A control of the first stack changes the entries
+    of one input and one block of outputs. A control of the second stack changes the entries of one block of inputs and
+    one output.
     """
 
     coupling: ClassVar[Coupling] = "sparse"
@@ -40,11 +40,11 @@ class Monarch(LinearPhysics):
         return count
 
     def num_controls(self, in_features: int, out_features: int) -> int:
-        """Return output blocks times inputs, plus input blocks times outputs."""
+        """Return the number of controls: output blocks times inputs, plus input blocks times outputs."""
         return self.blocks(out_features) * in_features + self.blocks(in_features) * out_features
 
     def reach(self, in_features: int, out_features: int) -> tuple[Patch, ...]:
-        """Return a block of outputs per control of the first stack, and a block of inputs per control of the second."""
+        """Return the reach: a block of outputs for controls of the first stack, a block of inputs for the second."""
         incoming, outgoing = self.blocks(in_features), self.blocks(out_features)
         width, height = in_features // incoming, out_features // outgoing
         first = [
@@ -64,7 +64,7 @@ class Monarch(LinearPhysics):
         return (*first, *second)
 
     def layout(self, in_features: int, out_features: int) -> Tensor:
-        """Return the rows of the first stack, (k a) by c, and below them those of the second, (a q) by k."""
+        """Return the positions of the controls: the first stack, (k a, c), and below it the second stack, (a q, k)."""
         incoming, outgoing = self.blocks(in_features), self.blocks(out_features)
         width = in_features // incoming
         first = torch.arange(outgoing * in_features).view(-1, width)
@@ -75,12 +75,12 @@ class Monarch(LinearPhysics):
         return grid
 
     def full_scale(self, in_features: int) -> float:
-        """Return one, since the matrix has the factor 1 / sqrt(in_features) itself."""
+        """Return 1, because the matrix already has the factor 1 / sqrt(in_features)."""
         del in_features
         return 1.0
 
     def matrix(self, controls: Tensor, in_features: int, out_features: int) -> Tensor:
-        """Compute the cosine of the sum of both stacks' phases between each input and each output, over sqrt(n)."""
+        """Compute cos(u + v) / sqrt(n) for each input and output, with the phases u and v of the two stacks."""
         incoming, outgoing = self.blocks(in_features), self.blocks(out_features)
         split = outgoing * in_features
         first = controls[..., :split].unflatten(-1, (incoming, outgoing, -1)).movedim(-3, -2)  # (..., a, k, c)

@@ -1,4 +1,4 @@
-"""Draw noise, and compute how much of it a spec declares."""
+"""Draw noise, and compute the noise that a spec declares."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def declared_noise_std(impairments: Impairments, full_scale: float, in_features: int) -> float:
-    """Return the standard deviation of an output at full scale, in output units: an upper bound for all outputs.
+    """Return the standard deviation of the noise of an output at full scale, which is the largest for all outputs.
 
     Args:
         impairments: strengths of the noise.
-        full_scale: full scale of the detectors, in output units.
+        full_scale: full scale of the detectors, in output units; the result is in output units too.
         in_features: number of inputs.
     """
     detector = hypot(

@@ -17,12 +17,12 @@ __all__ = ["Drive", "Heated", "LinearPhysics", "Physics"]
 
 
 class Drive(NamedTuple):
-    """Describe the values that the control electronics take.
+    """Describe the written controls that the control electronics accept.
 
     Attributes:
         unit: unit of a control.
-        range: legal controls.
-        initial: range in which training starts; None for the whole range.
+        range: range of legal controls.
+        initial: range from which training draws the first controls; None for the whole range.
     """
 
     unit: str
@@ -37,14 +37,15 @@ class Physics(BaseModel, ABC):
     `astralora.devices.open_device`.
 
     Attributes:
-        coupling: part of the transfer matrix that one control moves, as in `astralora.devices.DeviceSpec`.
-        linear: the outputs are linear in the inputs.
-        control_unit: unit of the controls.
-        control_range: legal controls, in that unit.
-        initial_range: range in which training starts; None for the whole control range.
-        period: difference between controls with the same effect; None where there is none.
-        conductances: the controls are conductances, which memory cells hold.
-        reciprocal: vectors can pass backwards, through the transpose of the transfer matrix; for linear kinds only.
+        coupling: part of the transfer matrix that one control changes, as in `astralora.devices.DeviceSpec`.
+        linear: whether the outputs are linear in the inputs.
+        control_unit: unit of the acting controls.
+        control_range: range of legal controls, in ``control_unit``.
+        initial_range: range from which training draws the first controls; None for the whole control range.
+        period: difference between two controls with the same effect; None if the law is not periodic.
+        conductances: whether the controls are conductances, which memory cells store.
+        reciprocal: whether vectors can pass backwards, through the transpose of the transfer matrix; only for linear
+            kinds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,12 +61,12 @@ class Physics(BaseModel, ABC):
 
     @classmethod
     def kind_name(cls) -> str:
-        """Return the name of the kind: the class's own in lower case."""
+        """Return the name of the kind, which is the name of the class in lower case."""
         return cls.__name__.lower()
 
     @abstractmethod
     def transfer(self, controls: Tensor, inputs: Tensor, out_features: int) -> Tensor:
-        """Compute the outputs, differentiably, for one setting or many at once.
+        """Compute the outputs for one or many settings, by operations that autograd can differentiate.
 
         Args:
             controls: acting controls, (..., num_controls).
@@ -77,11 +78,11 @@ class Physics(BaseModel, ABC):
         """
 
     def num_controls(self, in_features: int, out_features: int) -> int:
-        """Return the number of controls: by default one per matrix entry."""
+        """Return the number of controls; the default is one for each matrix entry."""
         return in_features * out_features
 
     def reach(self, in_features: int, out_features: int) -> tuple[Patch, ...] | None:
-        """Return the part of the matrix that each run of controls moves, for ``coupling = "sparse"``; else None.
+        """Return the part of the matrix that each run of controls changes, for ``coupling = "sparse"``; otherwise None.
 
         See `astralora.devices.Patch`.
         """
@@ -98,8 +99,8 @@ class Physics(BaseModel, ABC):
     def full_scale(self, in_features: int) -> float:
         """Return the largest output that the detector can report, in output units.
 
-        By default this is one standard deviation of the outputs for inputs of full power and random sign, when every
-        matrix entry has magnitude 1. Larger sums saturate.
+        The default is one standard deviation of the outputs for inputs of full power and random sign, if every matrix
+        entry has magnitude 1. Larger outputs saturate.
         """
         return sqrt(in_features)
 
@@ -107,15 +108,15 @@ class Physics(BaseModel, ABC):
 
     @property
     def drive(self) -> Drive:
-        """Return the values that the control electronics take: by default the controls themselves."""
+        """Return unit and range of the written controls; the default is unit and range of the acting controls."""
         return Drive(self.control_unit, self.control_range, self.initial_range)
 
     def actuate(self, written: Tensor) -> Tensor:
-        """Compute the acting controls of a nominal chip, in ``control_unit``, from the written ones."""
+        """Compute the acting controls of a nominal chip, in ``control_unit``, from the written controls."""
         return written
 
     def written_for(self, acting: Tensor) -> Tensor:
-        """Invert `actuate`, without a limit to the legal range; negative phases give a drive of zero."""
+        """Invert `actuate` without clamping to the legal range; negative phases give a voltage of zero."""
         return acting
 
     # -- constants of one chip ------------------------------------------------------------------
@@ -123,15 +124,15 @@ class Physics(BaseModel, ABC):
     def constants(self, in_features: int, out_features: int) -> dict[str, Constant]:
         """Return the constants of the kind that may differ from chip to chip, by the names of their fields.
 
-        Identification fits them, and `with_constants` sets them. By default there are none.
+        Identification fits these constants, and `with_constants` sets them. The default is none.
         """
         del in_features, out_features  # for kinds that override this
         return {}
 
     def with_constants(self, constants: Mapping[str, Tensor]) -> Self:
-        """Return a copy of the law in which one chip's constants replace the fields with those names.
+        """Return a copy of the law in which the constants of one chip replace the fields with the same names.
 
-        Use the copy only to call it: it holds tensors where the model declares numbers.
+        Use the copy only for computing: its fields are tensors, although the model declares numbers.
         """
         return self.model_copy(update=dict(constants)) if constants else self
 
@@ -149,13 +150,13 @@ class LinearPhysics(Physics):
 
 
 class Heated(Physics):
-    """Drive thermo-optic phase shifters by phase or by voltage (mixin).
+    """Set thermo-optic phase shifters by phase or by voltage (mixin).
 
-    With ``by="voltage"``, the controls are volts and the phase is gamma V^2 with gamma = pi / v_pi^2. Converters then
-    step in volts.
+    With ``by="voltage"``, the written controls are volts, and the phase is gamma V^2 with gamma = pi / v_pi^2. Then the
+    steps of the converters are volts.
 
     Attributes:
-        by: ``"phase"``, for electronics that compute the voltages themselves, or ``"voltage"``.
+        by: ``"phase"``, if the electronics compute the voltages themselves, or ``"voltage"``.
         v_pi: voltage of a phase of pi, in volts.
         v_max: largest voltage of the electronics, in volts.
     """
@@ -166,7 +167,7 @@ class Heated(Physics):
 
     @property
     def drive(self) -> Drive:
-        """Return the range of phases, or the range of voltages for these phases, limited to ``v_max``."""
+        """Return the range of phases; with ``by="voltage"``, the voltages for these phases, limited to ``v_max``."""
         if self.by == "phase":
             return super().drive
         low, high = (self._volts(phase) for phase in self.control_range)

@@ -10,19 +10,19 @@ from .impairments import Impairments
 
 __all__ = ["Settling"]
 
-# Time constants until a chip has settled, to 1e-9.
+# Number of time constants after which a chip counts as settled; the error is then about 1e-9.
 _SETTLED = 20.0
 
 
 class Settling:
-    """Blend acting controls with those before the newest program: the difference falls as exp(-t / tau).
+    """Mix the present acting controls with the earlier ones: the difference decays as exp(-t / tau) after a program.
 
     Args:
         impairments: settling time constant tau, and the time that a program waits for settling.
 
     Attributes:
-        before: acting controls before the newest program, (num_controls,); None once settling is over.
-        ends_at: clock time at which settling is over.
+        before: acting controls before the newest program, (num_controls,); None after the end of settling.
+        ends_at: clock time of the end of settling.
     """
 
     def __init__(self, impairments: Impairments) -> None:
@@ -32,12 +32,12 @@ class Settling:
         self.ends_at = 0.0
 
     def start(self, before: Tensor | None, now: float) -> None:
-        """Start to settle from acting controls ``before``; ``now`` is the clock time after the program and its wait."""
+        """Start settling from acting controls ``before``; ``now`` is the clock time after the program and its wait."""
         self.before = before if self._tau else None
         self.ends_at = now - self._waited + _SETTLED * self._tau
 
     def blend(self, acting: Tensor, now: float) -> Tensor:
-        """Return the controls on their way to ``acting``, (num_controls,), at clock time ``now``."""
+        """Return the controls at clock time ``now``, between ``before`` and ``acting``, (num_controls,)."""
         left = self.ends_at - now
         if self.before is None or left <= 0:
             return acting
@@ -45,9 +45,9 @@ class Settling:
         return acting + rest * (self.before.to(acting.dtype) - acting)
 
     def advance(self, now: float) -> bool:
-        """Move on to clock time ``now``; return whether the controls have moved since the last call.
+        """Advance to clock time ``now``; return whether the controls have changed since the last call.
 
-        This is also true once after settling is over, since the last known controls are from before its end.
+        The first call after the end of settling also returns True, because the previous call was before the end.
         """
         moved = self.before is not None
         if now >= self.ends_at:

@@ -17,14 +17,14 @@ __all__ = ["SignalPath"]
 class SignalPath:
     """Pass vectors through converters, modulators, the chip's physics and detectors.
 
-    Stages in order: input DAC, input noise, modulators, physics with weight noise, detectors, output noise,
-    saturation, output ADC. Each stage takes any leading axes, so that one setting and many settings share the path.
+    The stages in their order are: input DAC, input noise, modulators, physics with weight noise, detectors, output
+    noise, saturation, output ADC. Each stage accepts any leading axes, so the same code handles one or many settings.
 
     Args:
-        chip: the chip.
+        chip: simulated chip.
         impairments: strengths of the noise.
         spec: ranges and codes of the converters.
-        noise: stream of the noise; shared with the chip's state.
+        noise: random stream of the noise; shared with the state of the chip.
         noise_by_output: standard deviation of each output's noise, (out_features,), in output units, in place of
             ``output_noise_fraction``.
 
@@ -49,26 +49,26 @@ class SignalPath:
         self._spec = spec
         self._noise = noise
         self._noise_by_output = None if noise_by_output is None else noise_by_output.to(chip.law.device)
-        self._newest_signals: Tensor | None = None  # None after a vector in reverse
+        self._newest_signals: Tensor | None = None  # None after a query of the reverse port
         self._newest_outputs: Tensor | None = None
 
     def answer(self, inputs: Tensor, response: Tensor) -> Tensor:
-        """Pass vectors forwards: (batch, in_features) -> (..., batch, out_features).
+        """Pass vectors forwards through the chip: (batch, in_features) -> (..., batch, out_features).
 
         Args:
             inputs: legal inputs, in input units.
-            response: result of `Chip.response` for one setting or many, which gives the leading axes.
+            response: result of `Chip.response` for one or many settings; its leading axes are those of the outputs.
         """
         signals = self._newest_signals = self._send(inputs)
         outputs = self._chip.transmit(self._modulate(signals), self._add_weight_noise(response))
         return self._receive(self._chip.detect(outputs), self._noise_by_output)
 
     def answer_backwards(self, outputs: Tensor, matrix: Tensor) -> Tensor:
-        """Pass vectors through the transpose: (batch, out_features) -> (batch, in_features).
+        """Pass vectors backwards through the chip: (batch, out_features) -> (batch, in_features).
 
-        The reverse port has converters, noise and saturation of the same kind as the forward port. It has its own
-        modulators and detectors, all alike, so that gains, offsets, dead outputs and ``noise_by_output`` of the forward
-        port play no part.
+        The reverse port has converters, noise and saturation of the same kind as the forward port. It has separate
+        modulators and detectors, which are all equal, so gains, offsets, dead outputs and ``noise_by_output`` of the
+        forward port have no effect.
 
         Args:
             outputs: vectors within the input range, in input units.
@@ -80,7 +80,7 @@ class SignalPath:
 
     @property
     def clipped(self) -> float:
-        """Return the share of the newest query's inputs that are beyond the range of the modulators."""
+        """Return the share of the inputs of the newest query that are outside the range of the modulators."""
         if self._newest_signals is None or not self._chip.uneven_modulators:
             return 0.0
         low, high = self._modulator_range
@@ -89,7 +89,7 @@ class SignalPath:
 
     @property
     def saturated(self) -> float:
-        """Return the share of the newest query's outputs that are at an end of the detectors' range."""
+        """Return the share of the outputs of the newest query that are at an end of the detectors' range."""
         if self._newest_outputs is None or self._spec.output_range is None:
             return 0.0
         margin = (self._spec.output_step or 0.0) / 2

@@ -57,37 +57,38 @@ _CAPABILITIES: tuple[type, ...] = (
 
 
 class SimulatedDevice:
-    """Simulate one fabricated chip: a kind's physics with impairments, noise and drift.
+    """Simulate one fabricated chip: the physics of a kind with impairments, noise and drift.
 
-    The device opens, checks, programs and queries. Three parts do the work:
+    Three parts do the work:
 
-    - `Chip` holds what is fixed since fabrication: constants, stuck controls, dead outputs. Autograd follows its law.
-    - `ChipState` holds what changes with time: the clock, the controls, and their drift. Programs go through it:
-      control DAC, control noise, hysteresis, memory, stuck and dead controls, drive, fabrication, crosstalk; then
-      settling, decay, wander, temperature.
-    - `SignalPath` passes vectors: input DAC, input noise, modulators; physics with weight noise; detectors with
-      their noise, saturation, output ADC.
+    - `Chip` stores the properties that are fixed since fabrication: constants, stuck controls, dead outputs. Its law is
+      differentiable by autograd.
+    - `ChipState` stores all that changes with time: the clock, the controls and their drift. It processes programs in
+      this order: control DAC, control noise, hysteresis, memory, stuck and dead controls, drive, fabrication,
+      crosstalk; then settling, decay, wander, temperature.
+    - `SignalPath` processes vectors in this order: input DAC, input noise, modulators; physics with weight noise;
+      detectors with their noise, saturation, output ADC.
 
-    A virtual clock drives the drift. Every program, every vector and `wait` move it on, so that the chip drifts while
-    it is trained. No operation sleeps.
+    The drift depends on a virtual clock. Every program, every vector and `wait` advance it, so the chip drifts during
+    training. No operation sleeps.
 
     Args:
         physics: law of the kind.
-        in_features: n.
-        out_features: m.
-        impairments: name of a preset, or a model.
-        seed: seed of the chip and of its noise: equal seeds give the same chip with the same noise.
-        input_range: legal inputs; ``(0.0, 1.0)`` for a modulator of intensities.
+        in_features: number n of inputs.
+        out_features: number m of outputs.
+        impairments: name of a preset, or an `Impairments` object.
+        seed: seed of the chip and of its noise; equal seeds give the same chip with the same noise.
+        input_range: range of legal inputs, such as ``(0.0, 1.0)`` for a modulator of intensities.
         max_batch: largest batch of a query; None for no limit.
-        torch_device: where to compute, such as ``"cuda"``.
+        torch_device: torch device for the computation, such as ``"cuda"``.
         constants: constants of the chip, in place of those drawn from the seed; see `constants`.
         fixed: values of stuck controls, nan for controls that move, (num_controls,), in place of those drawn from
             the seed.
-        noise_by_output: standard deviation of each output's noise, (out_features,), in output units, where detectors
-            differ; in place of ``output_noise_fraction``, on which the spec is based.
+        noise_by_output: standard deviation of each output's noise, (out_features,), in output units, for detectors that
+            differ. It replaces ``output_noise_fraction``, but the spec is still computed from the latter.
 
     Raises:
-        ValueError: impairments that the kind cannot have; a constant that it does not have; a wrong shape.
+        ValueError: the kind cannot have one of the impairments or constants, or a tensor has the wrong shape.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class SimulatedDevice:
         self._device = torch.device(torch_device)
         law = ChipLaw(physics, in_features, out_features, full_scale, input_range, self._device)
         self._chip = Chip(law, draw_flaws(law, impairments, seed), constants=constants, fixed=fixed)
-        # One stream for all noise, in the order of the operations.
+        # All noise comes from one random stream, in the order of the operations.
         self._noise = derive_generator(seed, "noise", device=self._device)
         self._signals = SignalPath(self._chip, impairments, self._spec, self._noise, noise_by_output)
         self._state = ChipState(self._chip, impairments, seed, self._noise)
@@ -131,7 +132,7 @@ class SimulatedDevice:
 
     @classmethod
     def from_calibration(cls, calibration: Calibration | str | Path, *, seed: int = 0) -> Self:
-        """Make the twin of a calibrated chip, with its constants, its noise and its converters.
+        """Make the simulated twin of a calibrated chip, with the constants, noise and converters of the chip.
 
         Args:
             calibration: record of the chip, or a path.
@@ -144,14 +145,14 @@ class SimulatedDevice:
 
     @property
     def spec(self) -> DeviceSpec:
-        """Return the claims of the simulated chip, which are true."""
+        """Return the spec of the simulated chip; all its claims are true."""
         return self._spec
 
     @property
     def capabilities(self) -> tuple[type, ...]:
-        """Return the protocols of optional capabilities that the device has.
+        """Return the optional capabilities of the device, as protocols.
 
-        `Reciprocal` is one of them only if the law is linear and reciprocal.
+        They include `Reciprocal` only if the law is linear and reciprocal.
         """
         return (*_CAPABILITIES, Reciprocal) if self._is_reciprocal else _CAPABILITIES
 
@@ -162,7 +163,7 @@ class SimulatedDevice:
         self._is_open = True
 
     def close(self) -> None:
-        """Power down: the controls are lost, the chip stays the same."""
+        """Power down and lose the controls; the chip itself stays the same."""
         self._is_open = False
         self._state.lose_controls()
 
@@ -170,29 +171,29 @@ class SimulatedDevice:
         """Set all controls: shape (num_controls,), in control units.
 
         Raises:
-            OutOfRange: the control electronics refuse them.
+            OutOfRange: the controls are not legal.
             NotConnected: the device is closed.
         """
         check_controls(self._spec, controls, "program")
         self.program_unchecked(controls)
 
     def program_unchecked(self, controls: Tensor) -> None:
-        """Set controls that are known to be legal; see `program`."""
+        """Set controls without checking them; see `program`."""
         self._require_open("program")
         self._state.program(controls)
 
     def query(self, inputs: Tensor) -> Tensor:
-        """Pass vectors through: (batch, in_features) -> (batch, out_features).
+        """Pass vectors through the device: (batch, in_features) -> (batch, out_features).
 
         Raises:
-            OutOfRange: the input electronics refuse them.
+            OutOfRange: the inputs are not legal.
             NotConnected: the device is closed, or has not been programmed since it was opened.
         """
         check_inputs(self._spec, inputs, "query")
         return self.query_unchecked(inputs)
 
     def query_unchecked(self, inputs: Tensor) -> Tensor:
-        """Pass vectors that are known to be legal; see `query`."""
+        """Pass vectors without checking them; see `query`."""
         self._require_programmed("query")
         self._state.pass_vectors(len(inputs))
         return self._signals.answer(inputs, self._state.response(inputs.dtype)).to(inputs.device)
@@ -200,7 +201,7 @@ class SimulatedDevice:
     # -- ProgramsMany -----------------------------------------------------------------------
 
     def query_each(self, controls: Tensor, inputs: Tensor) -> Tensor:
-        """Program each setting in turn and pass the same vectors through, batched over settings.
+        """Program one setting after the other, and pass the same vectors at each; many settings are computed at once.
 
         Args:
             controls: (settings, num_controls).
@@ -229,19 +230,19 @@ class SimulatedDevice:
         return self.physics.reciprocal and isinstance(self.physics, LinearPhysics)
 
     def query_adjoint(self, outputs: Tensor) -> Tensor:
-        """Pass vectors in reverse: (batch, out_features) -> (batch, in_features).
+        """Pass vectors backwards through the device: (batch, out_features) -> (batch, in_features).
 
         The reverse port multiplies by the transpose of the present transfer matrix. It has its own input converters,
-        noise, saturation and output converters, of the same kind as those of the forward port.
+        noise, saturation and output converters, of the same kind as the forward port.
 
         Raises:
             DeviceError: the law is not linear and reciprocal; see `capabilities`.
-            OutOfRange: the modulators of the reverse port refuse the vectors.
+            OutOfRange: the vectors are not within the range of the reverse port.
             NotConnected: the device is closed, or has not been programmed since it was opened.
         """
         if not self._is_reciprocal:
             raise DeviceError(
-                "has no reverse port, since its law is not reciprocal; use a reciprocal kind, such as mzi",
+                "has no reverse port, because its law is not reciprocal; use a reciprocal kind, such as mzi",
                 device=self._spec.name,
                 operation="query_adjoint",
             )
@@ -253,7 +254,7 @@ class SimulatedDevice:
     # -- Differentiable, PullsBack, Identifiable --------------------------------------------
 
     def transfer(self, controls: Tensor, inputs: Tensor) -> Tensor:
-        """Compute the answer of this very chip at this moment, without noise and rounding, for autograd.
+        """Compute the present answer of this chip, without noise and rounding, for autograd.
 
         Args:
             controls: (num_controls,), or (settings, num_controls).
@@ -301,7 +302,7 @@ class SimulatedDevice:
         return self._chip.answer(constants, self._chip.law.act(controls, constants), inputs)
 
     def written_for(self, constants: Mapping[str, Tensor], acting: Tensor) -> Tensor:
-        """Compute what to write to a chip with these constants, so that it acts as a nominal one.
+        """Compute the controls to write to a chip with these constants, so that it acts like a nominal chip.
 
         See `astralora.devices.Identifiable`.
         """
@@ -311,7 +312,7 @@ class SimulatedDevice:
 
     @property
     def clock_seconds(self) -> float:
-        """Return the time on the virtual clock."""
+        """Return the time on the virtual clock, in seconds."""
         return self._state.clock_seconds
 
     @clock_seconds.setter
@@ -319,18 +320,18 @@ class SimulatedDevice:
         self._state.clock_seconds = seconds
 
     def wait(self, seconds: float) -> None:
-        """Move the virtual clock on without any operation."""
+        """Advance the virtual clock without any operation."""
         self._state.clock_seconds += seconds
 
     @property
     def temperature_celsius(self) -> float:
-        """Return the chip's temperature at this moment."""
+        """Return the present temperature of the chip, in degrees Celsius."""
         return self._state.temperature_celsius
 
     # -- Snapshots --------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the clock, all that moves with it, the noise stream and the controls."""
+        """Return the clock, all drift, the state of the noise stream and the controls."""
         return {
             "serial_number": self._spec.serial_number,
             "noise": self._noise.get_state(),
@@ -338,26 +339,29 @@ class SimulatedDevice:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned.
+        """Restore the state that `state_dict` returned.
 
         Raises:
             ValueError: the state belongs to another chip.
         """
         if state["serial_number"] != self._spec.serial_number:
-            raise ValueError(f"this state belongs to {state['serial_number']}, not to {self._spec.serial_number}")
+            raise ValueError(
+                f"this state belongs to chip {state['serial_number']}, not to {self._spec.serial_number}; "
+                f"load it into the former"
+            )
         self._noise.set_state(state["noise"])
         self._state.load_state_dict(state)
 
-    # -- facts that hardware does not report ------------------------------------------------
+    # -- true values, which hardware cannot report ------------------------------------------
 
     @property
     def true_constants(self) -> dict[str, Tensor]:
-        """Return the chip's own constants that are not nominal, which a calibration estimates."""
+        """Return the true values of the constants that are not nominal; a calibration estimates them."""
         return dict(self._chip.constants)
 
     @property
     def fixed_controls(self) -> Tensor | None:
-        """Return the values of stuck and dead controls, nan for controls that move; None where all move."""
+        """Return the values of stuck and dead controls, nan for controls that move; None if all move."""
         return self._chip.fixed
 
     @property
@@ -367,12 +371,12 @@ class SimulatedDevice:
 
     @property
     def clipped(self) -> float:
-        """Return the share of the newest query's inputs that are beyond the range of the modulators."""
+        """Return the share of the inputs of the newest query that are outside the range of the modulators."""
         return self._signals.clipped
 
     @property
     def saturated(self) -> float:
-        """Return the share of the newest query's outputs that are at an end of the detectors' range."""
+        """Return the share of the outputs of the newest query that are at an end of the detectors' range."""
         return self._signals.saturated
 
     def _program_and_query(self, setting: Tensor, inputs: Tensor) -> Tensor:

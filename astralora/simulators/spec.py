@@ -23,17 +23,17 @@ def simulated_spec(
     max_batch: int | None,
     seed: int,
 ) -> DeviceSpec:
-    """Return the spec of a simulated device, all claims of which are true.
+    """Return the spec of a simulated device; all its claims are true.
 
     Args:
         physics: law of the kind.
-        in_features: n.
-        out_features: m.
+        in_features: number n of inputs.
+        out_features: number m of outputs.
         impairments: converters, noise, durations and energies.
         full_scale: full scale of the detectors, in output units.
-        input_range: legal inputs.
+        input_range: range of legal inputs.
         max_batch: largest batch of a query; None for no limit.
-        seed: which chip; part of the serial number.
+        seed: seed of the chip; part of the serial number.
     """
     kind, drive = physics.kind_name(), physics.drive
     return DeviceSpec(
@@ -64,6 +64,6 @@ def simulated_spec(
 
 
 def _fingerprint(physics: Physics, impairments: Impairments) -> str:
-    """Return a short hash that distinguishes chips with the same seed but different designs."""
+    """Return a short hash of the design, which differs for chips with the same seed but different designs."""
     design = f"{physics!r} {impairments!r}"
     return hashlib.blake2b(design.encode(), digest_size=4).hexdigest()

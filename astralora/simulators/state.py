@@ -1,4 +1,4 @@
-"""Hold what changes with time on a fabricated chip."""
+"""Store the state of a fabricated chip, which changes with time."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _ROOM_CELSIUS = 25.0
 
 
 class ChipState:
-    """Hold a chip's clock, its controls, and all drift of them.
+    """Store the clock, the controls and all drift of a chip.
 
-    Order of the control path: control DAC, control noise, hysteresis, memory cells, then the chip's own law
-    (`Chip.act`); then settling, decay, wander and temperature, which depend on the virtual clock. Programs, vectors and
-    `wait` move the clock. No operation sleeps.
+    Controls pass these stages in order: control DAC, control noise, hysteresis, memory cells, the law of the chip
+    (`Chip.act`), and then settling, decay, wander and temperature, which depend on the virtual clock. Programs, vectors
+    and `wait` advance the clock. No operation sleeps.
 
     Args:
-        chip: the chip.
+        chip: simulated chip.
         impairments: strengths of control noise and drift, and durations of operations.
-        seed: seed of the streams of wander and temperature.
-        noise: stream of the noise that is drawn at every program; shared with the signal path.
+        seed: seed of the random streams of wander and temperature.
+        noise: random stream of the noise that is drawn at every program; shared with the signal path.
 
     Attributes:
-        clock_seconds: time on the virtual clock.
+        clock_seconds: time on the virtual clock, in seconds.
     """
 
     def __init__(self, chip: Chip, impairments: Impairments, seed: int, noise: torch.Generator) -> None:
@@ -48,7 +48,7 @@ class ChipState:
         self._wander = Wander(
             chip.law.num_controls, wander_processes(impairments), derive_generator(seed, "wander", device=device)
         )
-        self._temperature = Wander(  # difference to the room's temperature, in kelvin
+        self._temperature = Wander(  # difference from room temperature, in kelvin
             1,
             [Process(impairments.temperature_std, impairments.temperature_seconds)],
             derive_generator(seed, "temperature", device=device),
@@ -56,36 +56,36 @@ class ChipState:
         self._settling = Settling(impairments)
         self._decay = Decay(impairments, chip.law.num_controls, seed, noise)
         self.clock_seconds = 0.0
-        self._position: Tensor | None = None  # written controls where hysteresis has left them
+        self._position: Tensor | None = None  # written controls after hysteresis
         self._acting: Tensor | None = None  # acting controls without settling and drift, (num_controls,)
-        self._matrix: Tensor | None = None  # transfer matrix; None once anything has moved
+        self._matrix: Tensor | None = None  # present transfer matrix; None if the acting controls have changed
 
     @property
     def is_programmed(self) -> bool:
-        """Return whether the chip holds controls."""
+        """Return whether the chip has been programmed."""
         return self._acting is not None
 
     @property
     def depends_on_order(self) -> bool:
-        """Return whether the effect of a program depends on the programs before it."""
+        """Return whether the effect of a program depends on earlier programs."""
         law = self._impairments
         return bool(law.write_hysteresis or law.settle_tau_seconds or law.drifts)
 
     @property
     def temperature_celsius(self) -> float:
-        """Return the chip's temperature at this moment."""
+        """Return the present temperature of the chip, in degrees Celsius."""
         self._temperature.advance(self.clock_seconds)
         difference = self._temperature.value
         return _ROOM_CELSIUS + (0.0 if difference is None else float(difference[0]))
 
     def lose_controls(self) -> None:
-        """Forget all controls, as a chip does without power."""
+        """Delete all controls, as a loss of power does."""
         self._acting = self._settling.before = self._matrix = self._position = None
 
     # -- operations -------------------------------------------------------------------------
 
     def program(self, controls: Tensor) -> None:
-        """Set all controls, (num_controls,), and move the clock on."""
+        """Set all controls, (num_controls,), and advance the clock."""
         before = None if self._acting is None else self._settling.blend(self._acting, self.clock_seconds)
         self._acting = self._write(controls)
         self._matrix = None
@@ -94,7 +94,7 @@ class ChipState:
         self._decay.start(self._acting, self.clock_seconds)
 
     def program_each(self, controls: Tensor, batch: int) -> Tensor:
-        """Set many settings one after the other, each followed by vectors; only where order does not matter.
+        """Program many settings, with vectors after each; call this only if the order does not matter.
 
         Args:
             controls: (settings, num_controls).
@@ -114,9 +114,9 @@ class ChipState:
         return self._moved(acting, self._wander.path(times), self._temperature.path(times))
 
     def pass_vectors(self, batch: int) -> None:
-        """Advance all drift to the present, and move the clock on by ``batch`` vectors."""
+        """Advance all drift to the present time, and then advance the clock by ``batch`` vectors."""
         now = self.clock_seconds
-        # A list, since each has to be called.
+        # A list instead of a generator, because every function must be called.
         moved = [
             self._wander.advance(now),
             self._temperature.advance(now),
@@ -128,7 +128,7 @@ class ChipState:
         self.clock_seconds += batch * self._impairments.vector_seconds
 
     def response(self, dtype: torch.dtype) -> Tensor:
-        """Return what signals of this dtype meet at present; see `Chip.response`."""
+        """Return the present result of `Chip.response` in a dtype."""
         if not isinstance(self._chip.law.physics, LinearPhysics):
             return self._present(dtype)
         if self._matrix is None or self._matrix.dtype != dtype:
@@ -136,7 +136,7 @@ class ChipState:
         return self._matrix
 
     def drift(self, acting: Tensor) -> Tensor:
-        """Add wander and temperature of this moment to acting controls, (..., num_controls)."""
+        """Add the present wander and the effect of temperature to acting controls, (..., num_controls)."""
         return self._moved(acting, self._wander.value, self._temperature.value)
 
     # -- saving -----------------------------------------------------------------------------
@@ -155,7 +155,7 @@ class ChipState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         device = self._chip.law.device
         self.clock_seconds = state["clock_seconds"]
         self._acting, self._settling.before, self._position = (
@@ -174,7 +174,7 @@ class ChipState:
         return self._impairments.program_seconds + self._impairments.settle_seconds
 
     def _write(self, controls: Tensor) -> Tensor:
-        """Compute the acting controls of programs without drift: (..., num_controls) -> (..., num_controls)."""
+        """Compute the acting controls of programs, without drift: (..., num_controls) -> (..., num_controls)."""
         law, chip = self._impairments, self._chip
         written = quantize(controls.detach().to(chip.law.device), chip.law.physics.drive.range, law.control_levels)
         if law.control_noise_std:
@@ -187,7 +187,7 @@ class ChipState:
         return chip.act(self._decay.write(written))
 
     def _present(self, dtype: torch.dtype) -> Tensor:
-        """Return the acting controls at this moment, (num_controls,)."""
+        """Return the present acting controls, (num_controls,)."""
         assert self._acting is not None
         acting = self._settling.blend(self._acting, self.clock_seconds).to(dtype)
         decay = self._decay.factor(self.clock_seconds, dtype)

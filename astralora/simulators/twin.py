@@ -19,15 +19,15 @@ __all__ = ["twin_options"]
 def twin_options(calibration: Calibration | str | Path) -> dict[str, Any]:
     """Return the options of `astralora.simulators.SimulatedDevice` that make the twin of a calibrated chip.
 
-    The twin has the chip's constants, noise and converters, and its dead and stuck parts. It has the chip's time and
-    energy too, so that a rehearsal costs the same as a run on the chip. Each detector is as noisy as the chip's. The
-    noise in the spec is the root mean square over the outputs that are not dead.
+    The twin has the constants, noise and converters of the chip, and its dead and stuck parts. It has the operation
+    times and energies of the chip too, so that a run on the twin has the same price. Each detector has the noise of the
+    same detector on the chip. The noise in the spec is the root mean square over the outputs that are not dead.
 
     Args:
         calibration: record of the chip, or a path.
 
     Raises:
-        DeviceError: no law fits the chip, or the law is not simulated.
+        DeviceError: no law fits the chip, or the law is not a simulated kind.
     """
     if not isinstance(calibration, Calibration):
         calibration = Calibration.load(calibration)
@@ -50,14 +50,14 @@ def twin_options(calibration: Calibration | str | Path) -> dict[str, Any]:
 
 
 def _fitted_physics(calibration: Calibration) -> Physics:
-    """Return the law that fits the chip, or raise `DeviceError`."""
+    """Return the law that fits the chip; raise `DeviceError` if there is none."""
     name, model, fit = calibration.device, calibration.model, calibration.fit
     if model is None or fit is None or not fit.fits:
         verdict = "it has no law" if fit is None else fit.verdict
-        raise DeviceError(f"no twin can be made from its calibration: {verdict}", device=name, operation="twin")
+        raise DeviceError(f"a twin cannot be made from the calibration: {verdict}", device=name, operation="twin")
     if model.name not in KINDS:
         raise DeviceError(
-            f"its calibration is of the law {model.name!r}, which is no simulated kind; known are {', '.join(KINDS)}",
+            f"the calibration uses the law {model.name!r}, which is not a simulated kind; known are {', '.join(KINDS)}",
             device=name,
             operation="twin",
         )
@@ -74,7 +74,7 @@ def _twin_constants(calibration: Calibration, working: Tensor) -> dict[str, Tens
 
 
 def _twin_impairments(calibration: Calibration, physics: Physics, working: Tensor) -> Impairments:
-    """Return the converters, noise, time and energy of the chip."""
+    """Return impairments with the converters, noise, operation times and energies of the chip."""
     spec, by_output = calibration.measured, calibration.tensors.get("noise/by_output")
     noise = spec.noise_std
     if by_output is not None and bool(working.any()):

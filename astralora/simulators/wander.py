@@ -13,9 +13,9 @@ from .impairments import Impairments
 
 __all__ = ["Process", "Wander", "flicker", "wander_processes"]
 
-# A process keeps its value for this share of its correlation time. The step is then within 14 % of the standard
-# deviation, far below the resolution of a converter, and less than a hundredth of the power is faster. Drawing new
-# values for a whole chip at every program would cost as much as the noise of all its detectors.
+# A process keeps its value for this share of its correlation time. The steps are then about 14 % of the standard
+# deviation, far below the resolution of a converter, and less than a hundredth of the power is at higher frequencies.
+# Drawing new values for a whole chip at every program would cost as much as the noise of all its detectors.
 _RESOLUTION = 1e-2
 
 
@@ -25,7 +25,7 @@ class Process(NamedTuple):
     Attributes:
         std: standard deviation in the steady state.
         seconds: correlation time, in seconds.
-        common: all controls share one process; otherwise each has its own.
+        common: whether all controls have one process in common; otherwise each control has its own process.
     """
 
     std: float
@@ -36,8 +36,9 @@ class Process(NamedTuple):
 def flicker(std: float, shortest: float, longest: float) -> list[Process]:
     """Return processes whose spectra add up to 1 / f.
 
-    They are equally strong, two per decade of correlation times. The sum falls as 1 / f between 1 / (2 pi longest) and
-    1 / (2 pi shortest). Below it is white, above it falls as 1 / f^2.
+    They are equally strong, with two processes per decade of correlation times. The spectrum of the sum falls as 1 / f
+    between 1 / (2 pi longest) and 1 / (2 pi shortest). It is white at lower frequencies, and falls as 1 / f^2 at higher
+    ones.
 
     Args:
         std: standard deviation of the sum.
@@ -52,7 +53,7 @@ def flicker(std: float, shortest: float, longest: float) -> list[Process]:
 
 
 def wander_processes(impairments: Impairments) -> list[Process]:
-    """Return the processes that move a chip's controls: individual wander, common wander and flicker."""
+    """Return the processes that change a chip's controls: individual wander, common wander and 1/f wander."""
     own, common = (1 - impairments.wander_common) ** 0.5, impairments.wander_common**0.5
     return [
         Process(impairments.wander_std * own, impairments.wander_seconds),
@@ -62,18 +63,18 @@ def wander_processes(impairments: Impairments) -> list[Process]:
 
 
 class Wander:
-    """Add up Ornstein-Uhlenbeck processes, which start from their steady state.
+    """Compute the sum of Ornstein-Uhlenbeck processes, which start from their steady state.
 
-    x(t + dt) = x(t) rho + std sqrt(1 - rho^2) xi, with rho = exp(-dt / seconds). This is exact for any dt, so that the
+    x(t + dt) = x(t) rho + std sqrt(1 - rho^2) xi, with rho = exp(-dt / seconds). This is exact for any dt, so the
     statistics do not depend on how often the wander is evaluated.
 
     Args:
         count: number of controls.
-        processes: the processes; those with zero standard deviation are left out.
-        generator: source of the noise; nothing else may draw from it.
+        processes: processes to add; processes with zero standard deviation are left out.
+        generator: source of the noise; no other object may draw from it.
 
     Attributes:
-        value: displacement of the controls at present, (count,); None where nothing moves.
+        value: present displacement of the controls, (count,); None if there are no processes.
     """
 
     def __init__(self, count: int, processes: Sequence[Process], generator: torch.Generator) -> None:
@@ -85,14 +86,14 @@ class Wander:
         self.value = self._sum()
 
     def advance(self, now: float) -> bool:
-        """Move on to clock time ``now``, in seconds; return whether anything has moved."""
+        """Advance to clock time ``now``, in seconds; return whether any value has changed."""
         moved = False
         for place, process in enumerate(self._processes):
             elapsed = now - self._times[place]
             if elapsed < _RESOLUTION * process.seconds:
                 continue
             rho = exp(-elapsed / process.seconds)
-            # A new tensor: an autograd graph may hold the old one.
+            # Not changed in place, because an autograd graph may still use the old tensor.
             self._values[place] = torch.add(
                 rho * self._values[place], self._draw(process), alpha=process.std * sqrt(1 - rho * rho)
             )
@@ -103,7 +104,7 @@ class Wander:
         return moved
 
     def path(self, times: Sequence[float]) -> Tensor | None:
-        """Return the displacements at several rising times, (len(times), count); None where nothing moves."""
+        """Return the displacements at several increasing times, (len(times), count); None if there are no processes."""
         if self.value is None:
             return None
         values = []
@@ -113,11 +114,11 @@ class Wander:
         return torch.stack(values)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that the future depends on."""
+        """Return the complete state, so that the wander can be continued exactly."""
         return {"times": list(self._times), "values": list(self._values), "generator": self._generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self._times = list(state["times"])
         self._values = [value.to(self._generator.device) for value in state["values"]]
         self.value = self._sum()

@@ -1,4 +1,4 @@
-"""Compute d loss / d inputs of a device, with a model of the device or by measurements."""
+"""Compute d loss / d inputs of a device by a model of the device or by measurements."""
 
 from ..common.table import Table
 from .adjoint import Adjoint

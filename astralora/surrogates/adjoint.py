@@ -15,11 +15,11 @@ __all__ = ["Adjoint"]
 
 
 class Adjoint(Surrogate):
-    """Measure G A on an `astralora.devices.Reciprocal` device: send d loss / d outputs into its reverse port.
+    """Measure G A on an `astralora.devices.Reciprocal` device, by sending G = d loss / d outputs into its reverse port.
 
-    There is no model that could be wrong: the gradient is the device's own, at the controls of the forward pass, with
-    the noise of the reverse port. A step costs as many vectors as G has rank, at most the smaller of batch size and
-    number of outputs, and no program.
+    The gradient is measured on the device at the controls of the forward pass, so there is no error of a model, only
+    the noise of the reverse port. A step costs no program, and as many vectors as the rank of G: at most the smaller of
+    batch size and number of outputs.
     """
 
     queries_every_step = True
@@ -30,12 +30,12 @@ class Adjoint(Surrogate):
         super().check(session, estimator)
         if session.capability(Reciprocal) is None:
             raise ConfigurationError(
-                f"surrogate 'adjoint' sends light backwards, and {session.spec.name!r} has no reverse port "
+                f"surrogate 'adjoint' sends vectors backwards, but {session.spec.name!r} has no reverse port "
                 f"(query_adjoint); use 'online'"
             )
 
     def prepare(self, session: Session, grad_outputs: Tensor) -> None:
-        """Send the gradients backwards, while the device holds the controls of the forward pass."""
+        """Send the gradients backwards, while the device still has the controls of the forward pass."""
         if not len(grad_outputs):
             self._gradient = grad_outputs.new_zeros(0, session.spec.in_features)
             return

@@ -1,4 +1,4 @@
-"""Define the interface of surrogates, and the surrogate that stores a full matrix."""
+"""Define the interface of surrogates, and the base class of surrogates that store a full matrix."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Surrogate(ABC):
 
     def __init__(self, *, seed: int = 0) -> None:
         self.generator = derive_generator(seed, "surrogate")
-        self._batch_error: tuple[Tensor, Tensor] | None = None  # mean squared misfit and answer of the newest batch
+        self._batch_error: tuple[Tensor, Tensor] | None = None  # mean squared misfit and mean squared answer
 
     @abstractmethod
     def vjp(self, grad_outputs: Tensor) -> Tensor:
@@ -51,12 +51,12 @@ class Surrogate(ABC):
         name = type(self).__name__.lower()
         if self.requires_linear and not session.spec.linear:
             raise ConfigurationError(
-                f"surrogate {name!r} works on linear devices only, and {session.spec.name!r} is not linear; "
+                f"surrogate {name!r} works on linear devices only, but {session.spec.name!r} is not linear; "
                 f"use 'online'"
             )
         if self.requires_measuring_estimator and not estimator.measures_transfer_matrix:
             raise ConfigurationError(
-                f"surrogate {name!r} needs an estimator that measures the transfer matrix, and "
+                f"surrogate {name!r} needs an estimator that measures the transfer matrix, but "
                 f"{type(estimator).__name__.lower()!r} does not; use 'online', or estimator='elementwise'"
             )
 
@@ -65,45 +65,45 @@ class Surrogate(ABC):
         return 0
 
     def start(self, session: Session, controls: Tensor) -> None:
-        """Start to follow a device, which holds ``controls``, (num_controls,)."""
+        """Initialize the surrogate for a device that is programmed with ``controls``, (num_controls,)."""
 
     def controls_changed(self, session: Session, controls: Tensor) -> None:
-        """Follow the device, which has just been programmed with other controls than in the last step."""
+        """Update the surrogate after the device was programmed with new controls, (num_controls,)."""
 
     def observe(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Take the vectors and answers of the forward pass, (batch, in_features) and (batch, out_features)."""
+        """Learn from the forward pass: vectors, (batch, in_features), and answers, (batch, out_features)."""
         predicted = self.predict(inputs)
         if predicted is not None:
             self._batch_error = (outputs - predicted).square().mean(), outputs.square().mean()
 
     def batch_error(self) -> tuple[Tensor, Tensor] | None:
-        """Return the mean squared misfit and the mean squared answer of the newest batch; None before the first."""
+        """Return the mean squared misfit and the mean squared answer of the newest batch; None before any batch."""
         return self._batch_error
 
     def recall(self, inputs: Tensor) -> None:
         """Set the inputs of the next `vjp`, (batch, in_features)."""
 
     def prepare(self, session: Session, grad_outputs: Tensor) -> None:
-        """Prepare the next `vjp`, of these gradients; the device still holds the controls of the forward pass."""
+        """Prepare the call of `vjp` with these gradients; the device still has the controls of the forward pass."""
 
     def catch_up(self, session: Session, controls: Tensor, grad_outputs: Tensor) -> None:
-        """Do the work of `prepare` where the controls are frozen, no estimator runs, and other controls may be set."""
+        """Replace `prepare` if the controls are frozen: no estimator runs, and the device may have other controls."""
 
     def adopt(self, matrix: Tensor) -> None:
-        """Take the transfer matrix that the estimator has measured, (out_features, in_features)."""
+        """Use the transfer matrix that the estimator has measured, (out_features, in_features)."""
 
     def predict(self, inputs: Tensor) -> Tensor | None:
-        """Predict the device's answer, (batch, out_features); None where the surrogate cannot predict it."""
+        """Predict the answer of the device, (batch, out_features); return None if the surrogate cannot predict it."""
         return None
 
     @property
     def drift(self) -> TwinDrift | None:
-        """Return the object that makes the surrogate's twin follow the chip; None for surrogates without one."""
+        """Return the `TwinDrift`, which updates the twin when the chip drifts; None for surrogates without one."""
         return None
 
     @property
     def residual(self) -> float | None:
-        """Return |Y - predicted| / |Y| of the newest batch, before the surrogate learned from it."""
+        """Return |Y - predicted| / |Y| of the newest batch, as predicted before the surrogate learned from it."""
         error = self.batch_error()
         if error is None:
             return None
@@ -111,13 +111,13 @@ class Surrogate(ABC):
         return float((misfit / energy.clamp_min(1e-30)).sqrt())
 
     def explained(self, noise_variance: float) -> float | None:
-        """Return the predicted share of the newest batch's answers, noise aside; 0 where the prediction is useless.
+        """Return the share of the answers of the newest batch, without noise, that the surrogate predicted.
 
         Args:
             noise_variance: variance of the noise on one output.
 
         Returns:
-            Between 0 and 1; None before the first batch, and for a batch whose answers are all noise.
+            Share between 0 (useless prediction) and 1; None before the first batch, and if the answers are only noise.
         """
         error = self.batch_error()
         if error is None:
@@ -169,11 +169,11 @@ def measurement_vectors(session: Session) -> int:
 
 
 def measure_transfer_matrix(session: Session, controls: Tensor) -> Tensor:
-    """Measure the transfer matrix at the controls that the device holds, with about in_features vectors.
+    """Measure the transfer matrix at the present controls of the device, with about in_features vectors.
 
     Args:
         session: session of a linear device.
-        controls: controls that the device holds; their dtype and torch device are used for the probes.
+        controls: present controls of the device; the probes have the same dtype and torch device.
 
     Returns:
         (out_features, in_features).

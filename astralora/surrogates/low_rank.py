@@ -20,20 +20,21 @@ __all__ = ["LowRankOnline"]
 
 
 class LowRankOnline(Surrogate):
-    """Update A ~ U V of a given rank with every training batch: r (m + n) numbers, and no operation by default.
+    """Update A ~ U V of rank r with every training batch; this stores r (m + n) numbers.
 
-    The update is the smallest change of A that explains the batch up to its noise, cut back to the rank; see
-    `astralora.surrogates.factors.absorb`. It suits devices whose transfer matrix has a low rank, or is too large to
-    store. A unitary mesh has no good low-rank approximation.
+    By default it costs no operation. The update is the smallest change of A that explains the batch up to its noise,
+    truncated to the rank; see `astralora.surrogates.factors.absorb`. Use it for devices whose transfer matrix has a low
+    rank, or is too large to store. A unitary mesh has no good low-rank approximation.
 
-    With ``refresh="stability"`` the surrogate also measures, after every change of controls, what the bases need beyond
-    the batch, and its rank follows the device; see `astralora.surrogates.schedule.Schedule`.
+    With ``refresh="stability"`` the surrogate also refreshes its factors after every change of controls, with the
+    vectors that the change of the bases requires, and adapts its rank to the device; see
+    `astralora.surrogates.schedule.Schedule`.
 
     Args:
-        rank: r, at most the smaller side of the device.
+        rank: rank r, at most the smaller side of the device.
         refresh: ``"stability"``, an `astralora.lowrank.RefreshController`, or None for no further operations.
-        max_rank: largest rank that a refresh may choose; four times the rank unless given.
-        probes: M, number of Gaussian probes of a refresh that moves the bases.
+        max_rank: largest rank that a refresh may choose; None for four times the rank.
+        probes: number M of Gaussian probes of a refresh that changes the bases.
         seed: seed of the probes.
     """
 
@@ -70,12 +71,12 @@ class LowRankOnline(Surrogate):
         self.U, self.V = (U[:, : self.rank] * s[: self.rank]).contiguous(), V[: self.rank].contiguous()
 
     def controls_changed(self, session: Session, controls: Tensor) -> None:
-        """Mark a refresh as due, where there is a schedule; otherwise the batches alone must do."""
+        """Mark a refresh as due if there is a schedule; without one, only the batches update the factors."""
         if self.schedule is not None:
             self.schedule.controls_changed()
 
     def observe(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Store the residual, then learn from it."""
+        """Compute the residual of the batch, and update the factors with it."""
         super().observe(inputs, outputs)
         if self.schedule is not None:
             self.schedule.observe(inputs, outputs, self._factors())
@@ -85,12 +86,12 @@ class LowRankOnline(Surrogate):
             self._set(Factors(*(factor.to(self.V) for factor in learned)))
 
     def prepare(self, session: Session, grad_outputs: Tensor) -> None:
-        """Measure what the schedule requires."""
+        """Make the measurements that the schedule requires."""
         if self.schedule is not None:
             self._set(self.schedule.refresh(session, self.V, self._factors()))
 
     def catch_up(self, session: Session, controls: Tensor, grad_outputs: Tensor) -> None:
-        """Program the controls, and measure what the schedule requires."""
+        """Program the controls, and make the measurements that the schedule requires."""
         if self.schedule is not None:
             session.program(controls)
             self.prepare(session, grad_outputs)
@@ -117,7 +118,7 @@ class LowRankOnline(Surrogate):
         """Restore the state that `state_dict` returned."""
         super().load_state_dict(state)
         self.U, self.V, self._noise_variance = state["U"], state["V"], state["noise_variance"]
-        # Checkpoints from before schedules existed have none.
+        # Old checkpoints, from before schedules existed, contain no schedule.
         if self.schedule is not None and state.get("schedule") is not None:
             self.schedule.load_state_dict(state["schedule"])
 
@@ -126,5 +127,5 @@ class LowRankOnline(Surrogate):
         return Factors(Q, R, self.V)
 
     def _set(self, factors: Factors) -> None:
-        # One memory layout, so that products round in the same way before and after a checkpoint.
+        # The memory layout is fixed, so that products round in the same way before and after a checkpoint.
         self.U, self.V = (factors.U @ factors.S).contiguous(), factors.V.contiguous()

@@ -22,7 +22,7 @@ class Measured(MatrixSurrogate):
     _batch: tuple[Tensor, Tensor] | None = None
 
     def startup_vectors(self, session: Session) -> int:
-        """Return the number of vectors: one for each input, or two where the inputs have one sign only."""
+        """Return the number of vectors: one for each input, or two if the inputs can have one sign only."""
         return measurement_vectors(session)
 
     def start(self, session: Session, controls: Tensor) -> None:
@@ -34,17 +34,17 @@ class Measured(MatrixSurrogate):
         self._stale = True
 
     def catch_up(self, session: Session, controls: Tensor, grad_outputs: Tensor) -> None:
-        """Measure a stale matrix, since no estimator will: the controls were changed, then frozen."""
+        """Measure the matrix if it is stale, because no estimator runs after the controls were changed and frozen."""
         if self._stale:
             session.program(controls)
             self.start(session, controls)
 
     def observe(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Store the batch: its gradient and its residual will use the next matrix."""
+        """Store the batch, because its gradient and its residual are computed with the next matrix."""
         self._batch = inputs, outputs
 
     def batch_error(self) -> tuple[Tensor, Tensor] | None:
-        """Compare the newest batch with the matrix that its gradient used."""
+        """Return the errors of the newest batch for the matrix of its gradient; see `Surrogate.batch_error`."""
         if self._batch is not None:
             super().observe(*self._batch)
             self._batch = None

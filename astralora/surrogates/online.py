@@ -17,37 +17,38 @@ from .base import MatrixSurrogate, measurement_vectors
 
 __all__ = ["Online"]
 
-# Smallest noise variance, relative to the mean squared length of an input: keeps the solve stable without noise.
+# Smallest noise variance, relative to the mean squared length of an input; it keeps the solution stable without noise.
 _FLOOR = 1e-8
 # Largest variance of an entry, relative to the prior variance of all entries.
 _UNKNOWN = 100.0
 
 
 class Online(MatrixSurrogate):
-    """Learn from every training batch by recursive least squares, and forget as fast as the device drifts.
+    """Learn from every training batch by recursive least squares, and discount old data as fast as the device drifts.
 
-    This is a Kalman filter for the rows of A, whose errors all have the covariance P. For a batch X with outputs Y:
+    This is a Kalman filter for the rows of A. The error of each row has the covariance P. For a batch X with outputs Y:
 
         P <- P + q I                                      drift since the last batch
         A <- A + (Y - X A^T)^T (X P X^T + v I)^-1 X P
         P <- P - P X^T (X P X^T + v I)^-1 X P
 
-    with v the variance of an output. The drift q is computed from the batch: the energy of the residual that neither
-    the noise nor P explains, mean r^2 - v - mean x P x^T, over mean |x|^2. If noise and P explain all of it, nothing is
-    forgotten. After a sudden change everything is forgotten, except in directions that the batch does not contain.
+    where v is the noise variance of an output. The drift q is computed from the batch: it is the part of the squared
+    residual that neither noise nor P explains, mean r^2 - v - mean x P x^T, divided by mean |x|^2. If noise and P
+    explain the whole residual, q is zero and old data keep their weight. After a sudden change, old data lose all
+    weight, except in directions that the batch does not contain.
 
-    Directions that never occur in the inputs stay unmeasured. P gives their share of the expected error of a gradient.
-    Where the whole error exceeds ``tolerance``, the device is queried with the most uncertain directions, a few in each
-    step.
+    Training batches do not measure directions that never occur in the inputs. P gives their contribution to the
+    expected error of a gradient. If the expected error exceeds ``tolerance``, the device is queried with the most
+    uncertain directions, a few in each step.
 
     On a device that is not linear the result is the best linear fit to recent data, and no probes are sent.
 
     Args:
-        start: ``"measure"`` the device once with in_features vectors, or start ``"cold"`` from zero.
-        forgetting: ``"auto"`` as above, or a fixed factor of at most 1 by which certainty shrinks with every batch; 1
-            never forgets.
-        refresh: most directions to measure in one step; 0 for none.
-        tolerance: relative error of an input gradient, |G dA| / |G A|, below which nothing is measured.
+        start: ``"measure"`` to measure the device once with in_features vectors, or ``"cold"`` to start from zero.
+        forgetting: ``"auto"`` as above, or a fixed factor of at most 1 for the weight of old data at every batch; 1
+            keeps their weight.
+        refresh: largest number of directions to measure in one step; 0 for none.
+        tolerance: relative error of an input gradient, |G dA| / |G A|, up to which nothing is measured.
         seed: unused; accepted because all surrogates accept it.
     """
 
@@ -68,7 +69,7 @@ class Online(MatrixSurrogate):
         if forgetting != "auto" and not (isinstance(forgetting, int | float) and 0 < forgetting <= 1):
             raise ConfigurationError(f"forgetting must be 'auto', or above 0 and at most 1, not {forgetting!r}")
         if isinstance(refresh, bool) or not isinstance(refresh, int) or refresh < 0:
-            raise ConfigurationError(f"refresh must be a whole number of directions, 0 for never, not {refresh!r}")
+            raise ConfigurationError(f"refresh must be a whole number of directions, or 0 for none, not {refresh!r}")
         if not (isinstance(tolerance, int | float) and tolerance > 0):
             raise ConfigurationError(f"tolerance must be a positive share, not {tolerance!r}")
         self._start = start
@@ -96,7 +97,7 @@ class Online(MatrixSurrogate):
             self._covariance = None
 
     def observe(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Store the residual, then learn from it."""
+        """Compute the residual of the batch, and update the matrix with it."""
         super().observe(inputs, outputs)
         X, Y = inputs.double(), outputs.double()
         residual = Y - X @ self.matrix.double().mT
@@ -115,11 +116,11 @@ class Online(MatrixSurrogate):
             cold = float(P.diagonal().sum()) == 0
             P = prior * torch.eye(len(P)).to(P) if cold else P / self._forgetting
             if self._forgetting < 1:
-                # Directions that never occur must not become less and less certain without end.
+                # The variance of directions that never occur must not grow without limit.
                 shrink = (_UNKNOWN * prior.clamp_min(1e-30) / P.diagonal()).clamp_max(1).sqrt()
                 P = shrink.unsqueeze(1) * P * shrink
         if len(X) > X.shape[1]:
-            # More rows than directions: reduce them to as many rows with the same information.
+            # Reduce the rows to as many as there are directions, with the same information.
             Q, X = torch.linalg.qr(X)
             residual = Q.mT @ residual
         floor = _FLOOR * float(length) * float(P.diagonal().mean())
@@ -137,7 +138,7 @@ class Online(MatrixSurrogate):
             self._measure_uncertain(session)
 
     def uncertainty(self, grad_outputs: Tensor) -> float:
-        """Return the expected relative error of input gradients, |G dA| / |G A|, from P; 0 before the first data."""
+        """Return the relative error of input gradients, |G dA| / |G A|, that P predicts; 0 before the first data."""
         gradient = float(self.vjp(grad_outputs).double().square().sum())
         if self._covariance is None or gradient == 0:
             return 0.0
@@ -154,13 +155,13 @@ class Online(MatrixSurrogate):
         self._covariance, self._noise_variance = state["covariance"], state["noise_variance"]
 
     def _learn(self, covariance: Tensor, X: Tensor, residual: Tensor, variance: Tensor) -> None:
-        """Make one step of the filter; the noise variance is given for each row."""
+        """Make one step of the filter, with the noise variance of each row."""
         spread = X @ covariance
         inner = spread @ X.mT
         inner.diagonal().add_(variance)
         factor, failed = torch.linalg.cholesky_ex(inner)
         if int(failed):
-            return  # identical inputs without noise give a singular matrix, and no information
+            return  # identical inputs without noise give a singular matrix and contain no information
         gain = torch.cholesky_solve(spread, factor)  # (batch, in_features)
         self.matrix = self.matrix + (residual.mT @ gain).to(self.matrix)
         covariance = covariance - spread.mT @ gain
@@ -174,7 +175,7 @@ class Online(MatrixSurrogate):
         assert P is not None
         width = session.spec.in_features
         directions = torch.linalg.eigh(P).eigenvectors[:, -min(self._refresh, width) :]
-        # Mixed by a Hadamard matrix, so that every probe uses as many inputs as possible.
+        # A Hadamard matrix mixes the directions, so that every probe uses as many inputs as possible.
         order = hadamard_order(directions.shape[1])
         rows = hadamard(order)[:, : directions.shape[1]].to(directions) @ directions.mT
         probe = LinearProbe(session.spec, rows.to(self.matrix))

@@ -1,4 +1,4 @@
-"""Follow the device by a low-rank transfer matrix and projector splitting: the published surrogate."""
+"""Update a low-rank transfer matrix by projector splitting: the published surrogate."""
 
 from __future__ import annotations
 
@@ -30,20 +30,22 @@ class Psi(Surrogate):
     2. P2 = dA^T U1, estimated from Gaussian probes Z as Z^T (dA Z^T)^T U1 / M'.
     3. L = V^T S^^T + P2; QR: L = V1 R'; the new factors are U1, R'^T and V1^T.
 
-    The answers at w0 are measured in the backward pass, while the device still holds w0, so a step costs vectors but no
-    program. Only differences are measured: errors of the probe estimate add up over the steps, as `residual` shows.
+    The answers at w0 are measured in the backward pass, while the device still has the controls w0, so a step costs
+    vectors but no program. Only differences are measured, so errors of the probe estimate add up over the steps;
+    `residual` shows their sum.
 
     With ``refresh="stability"`` the step above is replaced by the cheapest sufficient refresh: r vectors for a change
-    of S alone, 2r + M vectors for one splitting step, or a new measurement. The rank follows the device. See
+    of S only, 2r + M vectors for one splitting step, or a new measurement. The rank is adapted to the device. See
     `astralora.surrogates.schedule.Schedule`.
 
     Args:
-        rank: r, at most the smaller side of the device.
-        probes: M', number of Gaussian probes in a step; None for in_features orthogonal probes, which make P2 exact.
+        rank: rank r, at most the smaller side of the device.
+        probes: number M' of Gaussian probes in a step; None for in_features orthogonal probes, which make P2 exact.
         rebuild_every: number of changes of the controls after which the surrogate starts again from a measurement.
-        exact_svd: start again at every change: the best approximation of this rank, for in_features vectors a step.
+        exact_svd: whether to start again at every change. This gives the best approximation of this rank, and costs
+            in_features vectors for each step.
         refresh: ``"stability"``, an `astralora.lowrank.RefreshController`, or None for the published step.
-        max_rank: largest rank that a refresh may choose; four times the rank unless given.
+        max_rank: largest rank that a refresh may choose; None for four times the rank.
         seed: seed of the surrogate's own random stream.
     """
 
@@ -70,7 +72,7 @@ class Psi(Surrogate):
         self._rebuild_every = 1 if exact_svd else rebuild_every
         self._changes = 0
         self._power = 1.0
-        # Probes sent in the backward pass, to send again after the update: rows, amplitudes and answers.
+        # Probes of the backward pass, which are sent again after the update: rows, amplitudes and answers.
         self._old_probes: dict[str, Tensor] | None = None
 
     U: Tensor
@@ -93,17 +95,17 @@ class Psi(Surrogate):
         self._changes = 0
 
     def startup_vectors(self, session: Session) -> int:
-        """Return the number of vectors: one for each input, or two where the inputs have one sign only."""
+        """Return the number of vectors: one for each input, or two if the inputs can have one sign only."""
         return measurement_vectors(session)
 
     def observe(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Store the residual, and pass the batch to the schedule."""
+        """Compute the residual of the batch, and pass the batch to the schedule."""
         super().observe(inputs, outputs)
         if self.schedule is not None:
             self.schedule.observe(inputs, outputs, self._factors)
 
     def prepare(self, session: Session, grad_outputs: Tensor) -> None:
-        """Measure the probes at the old controls; with a schedule, measure what it requires."""
+        """Measure the probes at the old controls; with a schedule, make the measurements that it requires."""
         if self.schedule is not None:
             self._set(*self.schedule.refresh(session, self.V, self._factors))
             return
@@ -113,13 +115,13 @@ class Psi(Surrogate):
             self._old_probes = {"rows": probe.rows, "amplitude": probe.amplitude, "answers": answers}
 
     def catch_up(self, session: Session, controls: Tensor, grad_outputs: Tensor) -> None:
-        """Measure what the schedule requires; without one, the published step has been made already."""
+        """Make the measurements that the schedule requires; without one, the published step was made already."""
         if self.schedule is not None:
             session.program(controls)
             self.prepare(session, grad_outputs)
 
     def controls_changed(self, session: Session, controls: Tensor) -> None:
-        """Measure the probes at the new controls and make the step; a schedule waits for the batch."""
+        """Measure the probes at the new controls and make the step; with a schedule, only mark a refresh as due."""
         self._changes += 1
         if self.schedule is not None:
             self.schedule.controls_changed()
@@ -165,7 +167,7 @@ class Psi(Surrogate):
         super().load_state_dict(state)
         self.U, self.S, self.V = state["U"], state["S"], state["V"]
         self._changes, self._power, self._old_probes = state["changes"], state["power"], state["asked"]
-        # Checkpoints from before schedules existed have none.
+        # Old checkpoints, from before schedules existed, contain no schedule.
         if self.schedule is not None and state.get("schedule") is not None:
             self.schedule.load_state_dict(state["schedule"])
 
@@ -174,7 +176,7 @@ class Psi(Surrogate):
         return Factors(self.U, self.S, self.V)
 
     def _set(self, U: Tensor, S: Tensor, V: Tensor) -> None:
-        # One memory layout, so that products round in the same way before and after a checkpoint.
+        # The memory layout is fixed, so that products round in the same way before and after a checkpoint.
         self.U, self.S, self.V = U.contiguous(), S.contiguous(), V.contiguous()
 
     def _fresh_probes(self) -> Tensor:

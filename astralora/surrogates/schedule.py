@@ -1,4 +1,4 @@
-"""Refresh a low-rank surrogate as far as its bases have moved, and no further."""
+"""Refresh a low-rank surrogate by the fewest vectors that are sufficient for the change of its bases."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = ["Schedule", "choose_schedule"]
 
 
 class Schedule:
-    """Make A ~ U S V follow a device, with vectors at its newest controls only.
+    """Update A ~ U S V when the controls change, with vectors at the newest controls only.
 
-    The kind of a refresh is decided after the forward pass. The batch shows, at no cost, how large the error is and how
-    it would move the bases: the residual after the best S for this batch is absorbed into a copy of the factors, the
-    part that this rank has never explained counts as noise, and the bases of the copy are compared with the present
-    ones. Then, with A the present transfer matrix,
+    The kind of a refresh is chosen after the forward pass. The batch shows, at no cost, how large the error is and how
+    much the bases would change. For this, the residual after the best S for this batch is absorbed into a copy of the
+    factors; the part that this rank has never explained counts as noise. The bases of the copy are then compared with
+    the present bases. With the present transfer matrix A, the refreshes are
 
     - *refit*, r vectors: S = U^T (A V^T);
     - *split*, 2r + M vectors: a projector-splitting step that starts from the surrogate itself, so that errors do not
@@ -38,11 +38,11 @@ class Schedule:
         3. L = V^T S^T U^T U1 + dA^T U1; QR: L = V1 R'
         4. A V1^T = U2 S2 by QR, with r more vectors;
 
-    - *rebuild*, as many vectors as a measurement takes: its truncated SVD.
+    - *rebuild*, the vectors of a measurement: the truncated SVD of the measured matrix.
 
     Args:
-        controller: object that decides.
-        probes: M; None for in_features orthogonal probes.
+        controller: object that chooses the kind of each refresh.
+        probes: number M of Gaussian probes; None for in_features orthogonal probes.
         generator: random stream of the probes.
     """
 
@@ -53,10 +53,10 @@ class Schedule:
         self._due = False
         self._batch: tuple[Tensor, Tensor] | None = None
         self._overlap, self._error = 0.0, 0.0
-        self._noise = 0.0  # variance of one output
+        self._noise = 0.0  # noise variance of one output
 
     def start(self, session: Session, controls: Tensor) -> Factors:
-        """Measure the factors of a device that holds ``controls``."""
+        """Measure the factors of a device that is programmed with ``controls``."""
         self._due, self._batch, self.controller.floor = False, None, None
         self._noise = answer_variance(session.spec)
         return self._rebuild(session, controls)
@@ -66,21 +66,21 @@ class Schedule:
         self._due, self._batch = True, None
 
     def observe(self, inputs: Tensor, outputs: Tensor, factors: Factors) -> None:
-        """Take the batch of a forward pass, and compute how far these factors are from explaining it."""
+        """Store the batch of a forward pass, and compute the error of these factors for it."""
         X, Y = inputs.double(), outputs.double()
         if not len(Y) or float(Y.square().mean()) <= self._noise:
-            return  # an answer that is all noise shows nothing
+            return  # an answer that is only noise contains no information
         self._batch = X, Y
         self._error = self._error_of(factors)
         if self._due:
             self._overlap = self._overlap_with(factors)
 
     def refresh(self, session: Session, like: Tensor, factors: Factors) -> Factors:
-        """Return the factors at the controls that the device holds; spend nothing unless the controls have changed.
+        """Return the factors at the present controls of the device; spend nothing unless the controls have changed.
 
         Args:
             session: session of the device.
-            like: tensor of the dtype and torch device to send vectors in.
+            like: tensor with the dtype and torch device for the vectors.
             factors: present factors.
         """
         controller = self.controller
@@ -89,7 +89,7 @@ class Schedule:
                 controller.judge(Refresh.REBUILD, self._error, len(factors.V))
             return factors
         self._due = False
-        # Without a batch the bases count as moved completely, and the error as unchanged.
+        # Without a batch, the bases count as completely changed, and the error as unchanged.
         has_batch = self._batch is not None
         error = self._error if has_batch else controller.floor or 0.0
         choice = controller.choose(self._overlap if has_batch else 0.0, error)
@@ -128,14 +128,14 @@ class Schedule:
     # -- from a batch ----------------------------------------------------------------------
 
     def _error_of(self, factors: Factors) -> float:
-        """Return the share of the batch's amplitude, noise aside, that the factors do not explain."""
+        """Return the share of the amplitude of the batch, without noise, that the factors do not explain."""
         assert self._batch is not None
         X, Y = self._batch
         unexplained, power = (float(value.square().mean()) - self._noise for value in (Y - factors.answer(X), Y))
         return sqrt(max(unexplained, 0.0) / power)
 
     def _overlap_with(self, factors: Factors) -> float:
-        """Return the overlap of the bases with the bases that the batch suggests."""
+        """Return the overlap of the bases with the bases after absorbing the batch."""
         assert self._batch is not None
         X, Y = self._batch
         factors = Factors(*(factor.double() for factor in factors))
@@ -169,7 +169,7 @@ class Schedule:
         return Factors(U2, S2, V1.mT)
 
     def _cut(self, factors: Factors, s: Tensor) -> Factors:
-        """Drop small singular values, unless the batch needs them."""
+        """Remove small singular values that are not necessary to explain the batch."""
         rank = self.controller.cut(s)
         if rank == len(s) or self._batch is None:
             return factors
@@ -189,26 +189,27 @@ def choose_schedule(
     probes: int | None,
     generator: torch.Generator,
 ) -> Schedule | None:
-    """Return the schedule for a surrogate's options; None for no schedule.
+    """Return the schedule for the options of a surrogate; None for no schedule.
 
     Args:
         refresh: ``"stability"``, a controller to copy, or None.
         rank: rank at the start.
-        max_rank: largest rank; None for the controller's own.
-        probes: M of a split.
+        max_rank: largest rank; None for the maximum of the controller.
+        probes: number M of Gaussian probes in a split.
         generator: random stream of the probes.
 
     Raises:
-        ConfigurationError: ``refresh`` is something else, or ``max_rank`` has nothing to limit.
+        ConfigurationError: ``refresh`` is not valid, or ``max_rank`` is given without a ``refresh``.
     """
     if refresh is None:
         if max_rank is not None:
             raise ConfigurationError(
-                "max_rank limits what refresh='stability' may do; without refresh the rank is constant"
+                "max_rank limits the rank of refresh='stability', but without refresh the rank is constant; "
+                "leave max_rank out, or set refresh"
             )
         return None
     if isinstance(refresh, RefreshController):
-        # A copy, because layers that are attached together get the same object.
+        # Copied, because layers that are attached together get the same object.
         return Schedule(copy.deepcopy(refresh), probes, generator)
     if refresh != "stability":
         raise ConfigurationError(f"refresh must be 'stability', a RefreshController or None, not {refresh!r}")

@@ -34,11 +34,11 @@ class Twin(Surrogate):
         self._estimator: EstimatorTwin | None = None
 
     def check(self, session: Session, estimator: Estimator) -> None:
-        """Refuse a missing twin, or a twin of another size than the device."""
+        """Refuse a missing twin, and a twin whose size differs from the device's."""
         super().check(session, estimator)
         check_twin(self._twin, session.spec)
         if isinstance(estimator, EstimatorTwin) and estimator.law(session) is self._twin:
-            # Both use the same model: one backward pass computes both gradients.
+            # The estimator uses the same model, so one backward pass computes both gradients.
             self._estimator = estimator
             estimator.shares = True
 
@@ -55,14 +55,14 @@ class Twin(Surrogate):
         self._inputs = inputs
 
     def observe(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Measure the error of the model, and let a `TwinDrift` follow the chip."""
+        """Compute the error of the model for the batch, and pass the batch to a `TwinDrift`."""
         super().observe(inputs, outputs)
         if self.drift is not None:
             self.drift.observe(self._controls.to(inputs), inputs, outputs)
 
     @property
     def drift(self) -> TwinDrift | None:
-        """Return the twin where it is a `TwinDrift`, else None."""
+        """Return the twin if it is a `TwinDrift`, otherwise None."""
         return self._twin if isinstance(self._twin, TwinDrift) else None
 
     def vjp(self, grad_outputs: Tensor) -> Tensor:
@@ -111,4 +111,4 @@ class Exact(Twin):
         super().start(session, controls)
 
     def observe(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Ignore the batch: the part that the law does not predict is noise."""
+        """Ignore the batch, because the law is exact and the rest is noise."""

@@ -1,4 +1,4 @@
-"""Make a calibrated twin follow the drift of its chip during training."""
+"""Update a calibrated twin during training when its chip drifts."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from ..devices import CalibratedTwin, DeviceSpec
 
 __all__ = ["StaleCalibrationWarning", "TwinDrift"]
 
-# Constants that drift on a chip in use: the offsets of its controls, and the gains of its outputs.
+# Constants that drift during use: the offsets of the controls, and the gains of the outputs.
 _FOLLOWED = ("phase_bias", "output_gain")
-# Move of the constants with a linear effect, in units of their spread.
+# Change of the constants that still has a linear effect, in units of their spread.
 _SMALL = 1e-2
-# Looks that the average covers, and looks before the first warning.
+# Number of updates in the average, and number of updates before the first warning.
 _MEMORY = 20
 _PATIENCE = 20
 
 
 class StaleCalibrationWarning(UserWarning):
-    """Warn that a twin cannot follow its chip by training data alone: calibrate again."""
+    """Warn that training data are not sufficient to update a twin, and that the chip must be calibrated again."""
 
 
 class TwinDrift:
-    """Follow the drift of a chip with its twin, from the forward passes of training.
+    """Update the constants of a twin when its chip drifts, from the forward passes of training.
 
-    The part of the answers that the twin does not predict is, above noise, drift of the chip: of the offsets of its
-    controls and the gains of its outputs. When there is drift, these constants move one step of steepest descent, with
-    the exact length for a linear law and a prior that they have moved little since the last step:
+    The part of the answers that the twin does not predict, above noise, is attributed to drift of control offsets and
+    output gains. If there is drift, these constants move by one step of steepest descent. The length of the step is
+    exact for a linear law and a prior that the constants have changed little since the last step:
 
         d = S J^T r,  length = <r, J d> / (|J d|^2 + noise^2 <d, S^-1 d>)
 
-    with the Jacobian J of the answers by the constants, the residual r, and S the variance of one step of the
-    constants. This costs no operation. A batch contains information about its own setting only: the twin stays accurate
-    near the settings of training, and cannot recover from a large error. When more than ``band`` of the answers' power
-    has been unexplained for a while, it requests a new calibration.
+    where J is the Jacobian of the answers with respect to the constants, r the residual, and S the prior variance of
+    one step. This costs no operation. A batch contains information about its own setting only, so the twin stays
+    accurate near the settings of training, but cannot recover from a large error. If the unexplained share of the
+    answers' power stays above ``band``, it warns that a new calibration is necessary.
 
     Args:
         twin: calibrated twin.
-        every: number of batches from one look at the drift to the next.
-        band: share of the answers' power, noise aside, that may be unexplained.
+        every: number of batches between two updates.
+        band: largest acceptable unexplained share of the answers' power, without noise.
 
     Attributes:
-        unexplained: this share at present, averaged over the latest looks; None before the first.
-        needs_calibration: the share has been above the band for long.
+        unexplained: present unexplained share, averaged over the latest updates; None before the first update.
+        needs_calibration: whether the share has stayed above ``band``.
     """
 
     def __init__(self, twin: CalibratedTwin, *, every: int = 2, band: float = 0.1) -> None:
@@ -62,7 +62,7 @@ class TwinDrift:
         self._moved = {name: twin.constants[name].clone() for name in self._spread}
         spec, fit = twin.calibration.measured, twin.calibration.fit
         self._noise = hypot(spec.noise_std, (spec.output_step or 0.0) / sqrt(12))
-        # The calibration had an error from the start; an error of this size is no drift.
+        # An error of the size that the calibration had from the start does not count as drift.
         self._floor = self._noise if fit is None else max(self._noise, fit.held_out_rms)
 
     @property
@@ -71,16 +71,16 @@ class TwinDrift:
         return self.twin.spec
 
     def transfer(self, controls: Tensor, inputs: Tensor) -> Tensor:
-        """Predict the chip's present answer; see `astralora.devices.Differentiable`."""
+        """Predict the present answer of the chip; see `astralora.devices.Differentiable`."""
         return self.twin.transfer_with(self._constants(inputs), controls, inputs)
 
     def observe(self, controls: Tensor, inputs: Tensor, outputs: Tensor) -> None:
-        """Take the batch of a forward pass; at every ``every``-th batch, let the constants follow the chip.
+        """Use the batch of a forward pass; one of ``every`` batches updates the constants.
 
         Args:
-            controls: (num_controls,).
-            inputs: (batch, in_features).
-            outputs: the chip's answer, (batch, out_features).
+            controls: controls of the chip, (num_controls,).
+            inputs: inputs of the chip, (batch, in_features).
+            outputs: answer of the chip, (batch, out_features).
         """
         self._batches += 1
         if (self._batches - 1) % self.every or not len(inputs):
@@ -131,7 +131,7 @@ class TwinDrift:
         probe = _SMALL / size
         tried = {name: now[name] + probe * step for name, step in steps.items()}
         change = (self.twin.transfer_with(tried, controls, inputs) - predicted) / probe
-        # One chip moves by about a hundredth of the spread between chips from one look to the next.
+        # Between two updates, a chip drifts by about a hundredth of the spread between chips.
         stiff = sum(float((steps[name] / (_SMALL * self._spread[name])).square().sum()) for name in steps)
         length = float((residual * change).sum()) / (float(change.square().sum()) + self._noise**2 * stiff)
         for name, step in steps.items():
@@ -150,8 +150,8 @@ class TwinDrift:
             self.needs_calibration = True
             calibration = self.twin.calibration
             warnings.warn(
-                f"{calibration.device!r} has moved away from its calibration of {calibration.created:%Y-%m-%d}: "
-                f"the twin does not explain {100 * self.unexplained:.0f} % of its answers' power, where "
+                f"{calibration.device!r} has drifted from its calibration of {calibration.created:%Y-%m-%d}: "
+                f"the twin does not explain {100 * self.unexplained:.0f} % of its answers' power, but only "
                 f"{100 * self.band:.0f} % are allowed; calibrate it again",
                 StaleCalibrationWarning,
                 stacklevel=2,

@@ -241,8 +241,8 @@ def test_invalid_options_and_estimators_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="there are no device layers"):
         SampleAllocator(nn.Identity())
     for options, complaint in (
-        ({"ranking": "best"}, "samples are shared by neyman, grad_norm, snip, not 'best'"),
-        ({"currency": "joules"}, "a budget is in hardware_seconds, vectors, programs"),
+        ({"ranking": "best"}, "ranking must be one of neyman, grad_norm, snip, not 'best'"),
+        ({"currency": "joules"}, "currency must be one of hardware_seconds, vectors, programs"),
         ({"period": 0}, "period must be a whole number of at least 1, not 0"),
         ({"turn_on": 0.0}, "turn_on must be above 0 and at most 1"),
         ({"budget": -1.0}, "the budget of a period must be at least 0"),
@@ -250,7 +250,7 @@ def test_invalid_options_and_estimators_are_refused() -> None:
         with pytest.raises(ConfigurationError, match=complaint):
             SampleAllocator(net, **options)
     device = al.make_device("matvec", in_features=3, out_features=2)
-    with pytest.raises(ConfigurationError, match="is 'elementwise', which takes no samples"):
+    with pytest.raises(ConfigurationError, match="is 'elementwise', which has no number of samples"):
         SampleAllocator({"a": al.BlackBoxLinear(device)})
 
 

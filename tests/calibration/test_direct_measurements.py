@@ -155,5 +155,5 @@ def test_a_chip_of_unknown_law_is_measured_without_one(tmp_path: Path) -> None:
     error = again.measured.noise_std / 400**0.5
     assert float((found - plain).abs().max()) < 4 * error + float(3 * again.tensors["dark/error"].max())
     assert corrected.twin is None
-    with pytest.raises(al.DeviceError, match="no twin can be made from its calibration: it has no law"):
+    with pytest.raises(al.DeviceError, match="a twin cannot be made from the calibration: it has no law"):
         SimulatedDevice.from_calibration(again)

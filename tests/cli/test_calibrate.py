@@ -99,7 +99,7 @@ def test_the_page_of_a_run_can_be_written_again(tmp_path: Path) -> None:
             "pyproject.toml does not hold the JSON that 'astralora check' writes",
         ),
         (("calibrate", "--device", "mzi", "--model", "colour"), "there is no device named 'colour'"),
-        (("calibrate", "--device", "mzi", "--model", "slm"), "has 256 controls at 16 x 16, and 'mzi' has 240"),
+        (("calibrate", "--device", "mzi", "--model", "slm"), "has 256 controls at 16 x 16, but 'mzi' has 240"),
         (("train", "--calibration", "nothing.json"), "the calibration nothing.json cannot be read"),
     ],
 )
@@ -124,4 +124,4 @@ def test_a_plan_reports_what_a_calibration_would_save() -> None:
         "plan", "--device", "mzi", "--in-features", 32, "--out-features", 32, "--epochs", 1, "--json"
     )
     assert code == 0
-    assert "'astralora calibrate' takes some 64 programs once" in json.loads(printed)["expense"]
+    assert "'astralora calibrate' needs about 64 programs once" in json.loads(printed)["expense"]

@@ -178,7 +178,7 @@ def invoke(*arguments: str) -> Any:
         (["emulate", "--device", "nope"], "there is no device named 'nope'"),
         (
             ["emulate", "--device", "mrr", "--tcp", "0.0.0.0:0"],
-            "could drive the device without a password; listen on 127.0.0.1",
+            "could operate the device without a password; listen on 127.0.0.1",
         ),
         (["emulate", "--device", "mrr", "--tcp", "5000"], "write HOST:PORT"),
         (
@@ -192,13 +192,13 @@ def invoke(*arguments: str) -> Any:
         (["emulate", "--device", "mrr", "--faults", "often"], "'often' is not a fault plan"),
         (
             ["emulate", "--device", "mrr", "--scpi", "127.0.0.1:0", "--faults", "corrupt=0.1"],
-            "SCPI cannot notice a corrupt answer",
+            "SCPI cannot detect a corrupt answer",
         ),
         (
             ["emulate", "--device", "mrr", "--link", "/nowhere/chip"],
             "no pseudo-terminal can be opened at /nowhere/chip",
         ),
-        (["check", "--device", "nope.toml"], "the bench nope.toml cannot be read: No such file or directory"),
+        (["check", "--device", "nope.toml"], "the bench file nope.toml cannot be read: No such file or directory"),
         (["check", "--device", "mrr", "--only", "colour"], "there is no check 'colour'; known are spec,"),
         (
             ["check", "--device", "frame-mvm", "--set", "device.options.port=serial:///dev/nothing"],
@@ -206,9 +206,9 @@ def invoke(*arguments: str) -> Any:
         ),
         (
             ["check", "--device", "frame-mvm", "--set", "device.options.port=com3"],
-            "'com3' is no address of a port; write, for example,",
+            "'com3' is not the address of a port; write, for example,",
         ),
-        (["train", "--device", "nope.toml"], "the bench nope.toml cannot be read"),
+        (["train", "--device", "nope.toml"], "the bench file nope.toml cannot be read"),
     ],
 )
 def test_a_mistake_is_reported_in_one_sentence(arguments: list[str], complaint: str) -> None:
@@ -223,7 +223,7 @@ def test_an_address_in_use_is_reported(tmp_path: Path) -> None:
         number = taken.getsockname()[1]
         result = invoke("emulate", "--device", "matvec", "--tcp", f"127.0.0.1:{number}")
     assert result.exit_code == 1
-    assert f"tcp://127.0.0.1:{number} cannot be listened at: Address already in use" in result.stderr
+    assert f"cannot listen on tcp://127.0.0.1:{number}: Address already in use" in result.stderr
 
 
 def test_a_failed_check_makes_the_exit_code_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,7 @@ def test_an_entry_names_the_source_of_the_device(tmp_path: Path) -> None:
         ("[options]\n", "device: Field required"),
         ('device = "mrr"\nport = "x"\n', "port: there is no such key; known are device, options"),
         ('device = "nope"\n', "there is no device named 'nope'"),
-        ('device = "bench.toml"\n', "a bench names a registered device or FILE.py:FACTORY, not another bench"),
+        ('device = "bench.toml"\n', "a bench must name a registered device or FILE.py:FACTORY, not another bench file"),
         ('device = "mrr"\n[options]\ncolour = 1\n', "colour"),
     ],
 )

@@ -97,7 +97,7 @@ def test_a_crash_while_saving_leaves_the_old_record_whole(tmp_path: Path, monkey
     [
         (lambda path, tensors: path.unlink(), "cannot be read: No such file or directory"),
         (lambda path, tensors: path.write_text("{"), "is not JSON"),
-        (lambda path, tensors: path.write_text("[]"), "is not a record: it holds a list"),
+        (lambda path, tensors: path.write_text("[]"), "must contain a JSON object, not a list"),
         (lambda path, tensors: tensors.unlink(), "which is not in the same folder; copy both"),
         (lambda path, tensors: tensors.write_bytes(b"x" + tensors.read_bytes()[1:]), "is damaged: its hash"),
         (lambda path, tensors: path.write_text(path.read_text().replace('"mzi"', '"mrr"')), "is damaged: its hash"),
@@ -117,12 +117,14 @@ def test_a_record_cannot_name_a_file_in_another_folder(tmp_path: Path) -> None:
     record_of(chip()).save(path)
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "tensors_file": "../secret.safetensors"}))
-    with pytest.raises(d.DeviceError, match="must name as tensors_file a file in the same folder"):
+    with pytest.raises(d.DeviceError, match="must be the name of a file in the same folder"):
         d.Calibration.load(path)
 
 
 def test_another_chip_is_refused() -> None:
-    with pytest.raises(d.CalibrationMismatch, match=r"was taken on sim-mzi-6x6-0-.*, and this is sim-mzi-6x6-1-"):
+    with pytest.raises(
+        d.CalibrationMismatch, match=r"was taken on sim-mzi-6x6-0-.*, but this device is sim-mzi-6x6-1-"
+    ):
         d.CalibratedDevice(chip(seed=1), record_of(chip(seed=0)))
 
 
@@ -224,15 +226,15 @@ def test_a_twin_has_the_constants_and_the_noise_of_its_chip(generator: torch.Gen
 
 
 def test_no_twin_is_made_of_a_law_that_does_not_fit() -> None:
-    with pytest.raises(d.DeviceError, match="no twin can be made from its calibration: The law does not fit"):
+    with pytest.raises(d.DeviceError, match="a twin cannot be made from the calibration: The law does not fit"):
         SimulatedDevice.from_calibration(record_of(chip(), fits=False))
 
 
 def test_a_model_of_another_size_or_without_constants_is_refused() -> None:
-    with pytest.raises(d.DeviceError, match="has 36 controls at 6 x 6, and 'mzi' has 30: it cannot be a model of it"):
+    with pytest.raises(d.DeviceError, match="has 36 controls at 6 x 6, but 'mzi' has 30 and needs another model"):
         d.make_model(d.FittedModel(name="slm"), chip().spec)
     spec = d.DeviceSpec(name="x", in_features=2, out_features=2, num_controls=4)
-    with pytest.raises(d.DeviceError, match="has no constants that could be fitted"):
+    with pytest.raises(d.DeviceError, match="has no constants to fit"):
         d.make_model(d.FittedModel(name="tiled", options={"chip": "slm", "tile": 2}), spec)
 
 

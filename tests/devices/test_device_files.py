@@ -115,7 +115,7 @@ def test_a_file_is_imported_again_only_after_a_change(folder: Path) -> None:
         ("none.py:make", None, "there is no file .*none.py"),
         ("mychip.py", CHIP, "the name of the factory is missing; write FILE.py:FACTORY, .* are make_chip, Chip"),
         ("mychip.py:", CHIP, "the name of the factory is missing"),
-        ("mychip.py:make", CHIP, "mychip.py has no 'make'; .* functions and classes of this file are make_chip, Chip"),
+        ("mychip.py:make", CHIP, "mychip.py has no 'make'; .* functions and classes in this file are make_chip, Chip"),
         ("mychip.py:ANSWER", CHIP, "ANSWER in mychip.py is of type int; it must be a function or a class"),
         ("odd.py:make", "import no_such_sdk", "odd.py cannot be imported: ModuleNotFoundError: No module named 'no_su"),
         ("odd.py:make", "raise SystemExit(3)", "odd.py cannot be imported: SystemExit: 3"),

@@ -123,7 +123,7 @@ def test_retries_are_counted_under_the_purpose_that_met_them(ledger: Ledger) -> 
 def test_refuses_what_the_budget_does_not_cover(budget: Budget, reason: str) -> None:
     ledger = Ledger(budget, None)
     ledger.record(Usage(programs=1, vectors=5), None)
-    with pytest.raises(BudgetExceeded, match=f"device 'bench', apply: this would come to {reason}"):
+    with pytest.raises(BudgetExceeded, match=f"device 'bench', apply: this would need {reason}"):
         ledger.afford(SPEC, "apply", programs=1, queries=1, vectors=5)
     assert ledger.usage == Usage(programs=1, vectors=5)
 

@@ -184,7 +184,7 @@ def test_faults_are_logged(chip: Any, session: Session, caplog: pytest.LogCaptur
 def test_a_program_is_not_repeated_unless_declared_idempotent(bench: Any) -> None:
     with Session(bench, retry=AT_ONCE) as session:
         inject(bench, "program", DeviceTimeout("no acknowledgement"))
-        with pytest.raises(DeviceTimeout, match="not sent again, since the spec does not declare idempotent_program"):
+        with pytest.raises(DeviceTimeout, match="not sent again because the spec does not declare idempotent_program"):
             session.program(W)
         assert session.usage.programs == 1
 
@@ -202,7 +202,7 @@ def test_lost_controls_are_not_written_again(bench: Any) -> None:
     with Session(bench, retry=AT_ONCE) as session:
         session.program(W)
         inject(bench, "query", NotConnected("gone"))
-        with pytest.raises(NotConnected, match="controls may be lost, and are not written again"):
+        with pytest.raises(NotConnected, match="controls may be lost, and are not sent again"):
             session.query(X)
         assert session.usage.programs == 1
 

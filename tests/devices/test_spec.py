@@ -27,9 +27,9 @@ def test_is_frozen() -> None:
     [
         ({"colour": "red"}, "colour"),
         ({"in_features": 0}, "in_features"),
-        ({"input_range": (1.0, -1.0)}, "input_range must rise"),
+        ({"input_range": (1.0, -1.0)}, "the second value of input_range must be above the first"),
         ({"input_range": (0.0, float("inf"))}, "finite"),
-        ({"control_levels": 256}, "control_levels needs an control_range"),
+        ({"control_levels": 256}, "control_levels needs control_range"),
         ({"input_range": (0.0, 1.0), "input_levels": 1}, "input_levels"),
         ({"coupling": "elementwise", "num_controls": 11}, "one control per matrix entry, 12"),
         ({"coupling": "output", "num_controls": 11}, "multiple of out_features, 3"),
@@ -53,7 +53,8 @@ def test_a_continuous_control_has_no_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("initial", "complaint"), [((0.5, 0.2), "must not fall"), ((0.5, 2.5), "must lie within control_range")]
+    ("initial", "complaint"),
+    [((0.5, 0.2), "must not be below the first"), ((0.5, 2.5), "must lie within control_range")],
 )
 def test_initial_range_must_lie_within_the_control_range(initial: tuple[float, float], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):

@@ -118,7 +118,7 @@ def test_scpi_notices_every_fault_but_damage(kind: Any) -> None:
 
 
 def test_scpi_refuses_a_plan_with_damage() -> None:
-    with pytest.raises(DeviceError, match="SCPI cannot notice a corrupt answer"):
+    with pytest.raises(DeviceError, match="SCPI cannot detect a corrupt answer"):
         ScpiEmulator(chip(), "tcp://127.0.0.1:0", FaultPlan(corrupt=0.1))
 
 
@@ -221,7 +221,7 @@ def test_an_existing_file_is_not_replaced_by_the_link(tmp_path: Path) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "some-host.example"])
 def test_a_public_address_is_refused_unless_allowed(host: str) -> None:
     threads = threading.active_count()
-    with pytest.raises(DeviceError, match="could drive the device without a password"):
+    with pytest.raises(DeviceError, match="could operate the device without a password"):
         FrameEmulator(chip(), f"tcp://{host}:0")
     assert threading.active_count() == threads
 
@@ -296,11 +296,11 @@ def test_the_next_host_is_served_after_one_left_the_terminal(count: int) -> None
 
 @pytest.mark.parametrize("address", ["nowhere", "udp://127.0.0.1:1", "loop://", "tcp://127.0.0.1"])
 def test_an_address_that_cannot_be_listened_at_is_refused(address: str) -> None:
-    with pytest.raises(DeviceError, match=r"nowhere to listen|write HOST:PORT"):
+    with pytest.raises(DeviceError, match=r"not an address to listen on|write HOST:PORT"):
         FrameEmulator(chip(), address)
 
 
 def test_protocols_are_found_by_name() -> None:
     assert d.list_emulators() == ["frames", "scpi"]
-    with pytest.raises(DeviceError, match="no emulator speaks 'morse'; known are frames, scpi"):
+    with pytest.raises(DeviceError, match="there is no emulator for the protocol 'morse'; known are frames, scpi"):
         d.make_emulator("morse", chip(), "pty")

@@ -123,7 +123,11 @@ def test_closing_leaves_it_safe(questions: tuple[torch.Tensor, torch.Tensor]) ->
     [
         (lambda device: device.query(torch.zeros(1, N)), NotConnected, "no controls are set"),
         (lambda device: device.program(torch.full((N * M,), 99.0)), OutOfRange, "must stay within 0 to 6.28319 rad"),
-        (lambda device: device.program(torch.zeros(3)), OutOfRange, "3 controls came for 1 settings of 48"),
+        (
+            lambda device: device.program(torch.zeros(3)),
+            OutOfRange,
+            "3 controls arrived; 1 settings have 48 controls each",
+        ),
         (lambda device: device.link.exchange(99, longest=0), ProtocolError, "there is no command 99"),
         (lambda device: device.link.exchange(Command.QUERY, b"abc", longest=0), ProtocolError, "is too short"),
     ],
@@ -152,7 +156,7 @@ def test_an_empty_batch_has_an_empty_answer() -> None:
 def test_another_unit_at_the_same_port_is_refused(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
     with served(chip(seed=1)) as port:
         device = open_frame_mvm(port)
-    with served(chip(seed=2)), pytest.raises(DeviceError, match="make the device anew"):
+    with served(chip(seed=2)), pytest.raises(DeviceError, match="make a new device for the new chip"):
         device.open()
     with served(chip(seed=1)):
         device.open()
@@ -162,7 +166,7 @@ def test_another_unit_at_the_same_port_is_refused(questions: tuple[torch.Tensor,
 def test_a_second_host_gets_a_one_sentence_error(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
     with served(chip(), "tcp://127.0.0.1:0") as port, d.open_device("frame-mvm", port=port) as session:
         session.apply(questions[0][0], questions[1])
-        with pytest.raises(NotConnected, match=r"is in use by another host; close it there|has hung up"):
+        with pytest.raises(NotConnected, match=r"is in use by another host; close it there|has closed the connection"):
             open_frame_mvm(port, timeout=0.5)
         session.query(questions[1])
 
@@ -206,21 +210,29 @@ SPEC = d.DeviceSpec(name="liar", in_features=2, out_features=2, num_controls=4).
 @pytest.mark.parametrize(
     ("answer", "kind", "complaint"),
     [
-        (lambda c, s: b"", DeviceTimeout, "fell silent"),
-        (lambda c, s: b"hello world, this is no frame", DeviceTimeout, "what came was no frame"),
-        (lambda c, s: frame(c | 0x80, s, b"x" * 20, version=2), ProtocolError, "speaks version 2 of the protocol"),
-        (lambda c, s: frame(0x83, s, b"x" * 20), ProtocolError, "answered command 3 where 1 was asked"),
-        (lambda c, s: frame(c | 0x80, s, b"x"), ProtocolError, "identified itself in 1 bytes"),
-        (lambda c, s: frame(c | 0x80, s - 1, b"x" * 20) * 200, ProtocolError, "answers to other requests keep coming"),
+        (lambda c, s: b"", DeviceTimeout, "sent nothing for"),
+        (lambda c, s: b"hello world, this is no frame", DeviceTimeout, "the bytes that arrived are not a frame"),
+        (lambda c, s: frame(c | 0x80, s, b"x" * 20, version=2), ProtocolError, "uses version 2 of the protocol"),
+        (
+            lambda c, s: frame(0x83, s, b"x" * 20),
+            ProtocolError,
+            "the answer belongs to command 3, but command 1 was sent",
+        ),
+        (lambda c, s: frame(c | 0x80, s, b"x"), ProtocolError, "the identity has 1 bytes"),
+        (
+            lambda c, s: frame(c | 0x80, s - 1, b"x" * 20) * 200,
+            ProtocolError,
+            "too many answers to other requests arrived",
+        ),
         (
             lambda c, s: frame(c | 0x80, s, bytes(8) + b"a,b,c,d" if c == 1 else b'{"name": "x"}'),
             ProtocolError,
-            "its spec is not valid: in_features: Field required",
+            "the spec that the device sent is not valid: in_features: Field required",
         ),
         (
             lambda c, s: frame(c | 0x80, s, bytes([8, 0, 0, 0, 0, 0, 0, 0]) + b"a,b,c,d" if c == 1 else SPEC),
             DeviceError,
-            "takes 8 bytes a frame, which is too little for its own controls and vectors",
+            "accepts frames of at most 8 bytes, too few for its own controls and vectors",
         ),
     ],
 )
@@ -329,7 +341,7 @@ def test_too_long_a_request_is_refused_unread() -> None:
         line.write(frame(Command.QUERY, 5, bytes(1000)))
         header = find_header(line.read, 4096)
         assert (header.command, header.sequence) == (0xFF, 5)
-        assert b"a payload of 1000 bytes is more than the 256 accepted here" in line.read(header.length)
+        assert b"a payload of 1000 bytes is too long; this device accepts at most 256" in line.read(header.length)
         line.flush()
         line.write(bytes(64))
         line.write(frame(Command.STATUS, 6))

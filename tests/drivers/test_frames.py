@@ -210,7 +210,7 @@ def test_a_hostile_length_allocates_nothing(command: int) -> None:
     line.open()
     link = FrameLink(line)
     tracemalloc.start()
-    with pytest.raises(ProtocolError, match="4294967295 bytes where at most"):
+    with pytest.raises(ProtocolError, match="4294967295 bytes; it must have at most"):
         link.exchange(4, longest=64)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -238,7 +238,7 @@ def test_a_hostile_length_is_refused_by_a_device_unread(length: int) -> None:
     assert max(line.wanted) <= 16
     assert peak < 100_000
     assert (line.answered[3], line.answered[4]) == (ERROR, 5)
-    assert f"a payload of {length} bytes is more than the 4096 accepted here".encode() in line.answered
+    assert f"a payload of {length} bytes is too long; this device accepts at most 4096".encode() in line.answered
 
 
 def test_a_late_answer_of_hostile_length_is_not_read() -> None:

@@ -102,7 +102,7 @@ def test_a_chip_that_is_closed_is_free(cluster: Any) -> None:
 
 
 def test_a_resource_that_no_host_offers_is_named(cluster: Any) -> None:
-    with pytest.raises(NotConnected, match="no host of the cluster offers 'chip-b'; ray start --resources="):
+    with pytest.raises(NotConnected, match="no host of the cluster offers 'chip-b'; run ray start --resources="):
         d.make_device("remote", **{**CHIP, "resource": "chip-b"})
 
 

@@ -123,7 +123,7 @@ def test_an_error_of_the_instrument_is_raised_on_the_host() -> None:
 def test_another_unit_at_the_same_port_is_refused() -> None:
     with served(chip(seed=1), "loop://scpi") as port:
         device = open_scpi_mvm(port)
-    with served(chip(seed=2), "loop://scpi"), pytest.raises(DeviceError, match="make the device anew"):
+    with served(chip(seed=2), "loop://scpi"), pytest.raises(DeviceError, match="make a new device for the new chip"):
         device.open()
 
 
@@ -167,12 +167,12 @@ def answering(answer: bytes) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("answer", "complaint"),
     [
-        (b",#9999999999", "a block of 999999999 bytes where at most 120 are due"),
-        (b",#0\n", "a block begins with b'0' where a digit is due"),
-        (b",#2xx", "begins with b'xx' where its length in digits is due"),
-        (b",17\n", "b'1' where a block is due"),
-        (b',#14abcd;0,"No error"\n', "it answered 4 bytes where 120 are due"),
-        (b"x" * 3000, "it sent 1025 bytes without an end"),
+        (b",#9999999999", "a block of 999999999 bytes; it must have at most 120"),
+        (b",#0\n", "a block begins with b'0'; it must begin with a digit"),
+        (b",#2xx", "begins with b'xx'; it must begin with its length in digits"),
+        (b",17\n", "b'1' instead of a block"),
+        (b',#14abcd;0,"No error"\n', "the answer has 4 bytes; it must have 120"),
+        (b"x" * 3000, "the instrument sent 1025 bytes without an end"),
     ],
 )
 def test_an_answer_that_cannot_be_right_is_refused_unread(answer: bytes, complaint: str) -> None:
@@ -193,7 +193,7 @@ def test_a_second_host_gets_a_one_sentence_error(questions: tuple[torch.Tensor, 
     with served(chip()) as port, d.open_device("scpi-mvm", port=port) as session:
         session.apply(questions[0][0], questions[1])
         with pytest.raises(
-            NotConnected, match=r"has hung up.*; check the instrument, and whether another program uses"
+            NotConnected, match=r"has closed the connection.*; check the instrument, and whether another program uses"
         ):
             open_scpi_mvm(port, timeout=0.5)
         session.query(questions[1])
@@ -268,10 +268,10 @@ def test_a_message_answers_all_its_queries(terminal: Transport) -> None:
 @pytest.mark.parametrize(
     ("message", "complaint"),
     [
-        (b"PROG:DATA 1,#9999999999\n", "a block of 999999999 bytes is more than the 16777216 accepted"),
+        (b"PROG:DATA 1,#9999999999\n", "a block of 999999999 bytes is too long; at most 16777216 are accepted"),
         (b"PROG:DATA 1,#0abc\n", "only blocks of definite length are accepted"),
-        (b"PROG:DATA 1,#2xx\n", "begins with b'xx' where its length in digits is due"),
-        (b"A" * 5000 + b"\n", "a message of more than 1024 bytes beside its blocks"),
+        (b"PROG:DATA 1,#2xx\n", "begins with b'xx'; it must begin with its length in digits"),
+        (b"A" * 5000 + b"\n", "a message may have at most 1024 bytes without its blocks"),
     ],
 )
 def test_hostile_messages_are_refused_unread(terminal: Transport, message: bytes, complaint: str) -> None:

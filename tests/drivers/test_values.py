@@ -30,10 +30,10 @@ def test_values_between_codes_go_to_the_nearest_and_those_beyond_to_the_end() ->
 @pytest.mark.parametrize(
     ("data", "form", "levels", "complaint"),
     [
-        (b"\0" * 5, 0, None, "5 bytes are no whole number of values of 4 bytes"),
-        (b"\0", 9, None, "there is no format 9"),
-        (b"\0", 1, None, "codes of a converter that the spec does not have"),
-        (b"\x10", 1, 16, "code 16 is beyond the 16 that the spec claims"),
+        (b"\0" * 5, 0, None, "5 bytes are not a multiple of the 4 bytes of a value"),
+        (b"\0", 9, None, "there is no value format 9"),
+        (b"\0", 1, None, "the values are codes, but the spec has no converter levels"),
+        (b"\x10", 1, 16, "code 16 is too large; the spec claims 16 levels"),
     ],
 )
 def test_invalid_values_are_refused(data: bytes, form: int, levels: int | None, complaint: str) -> None:

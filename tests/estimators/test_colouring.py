@@ -76,8 +76,8 @@ def test_the_simpler_couplings_are_special_cases(coupling: str, colours: int) ->
 @pytest.mark.parametrize(
     ("patches", "complaint"),
     [
-        ([{"controls": 2, "outputs": (0, 5), "inputs": (0, 6)}], "outputs .* are not within the device's 4"),
-        ([{"controls": 2, "outputs": (0, 4), "inputs": (3, 2)}], "inputs .* are not within the device's 6"),
+        ([{"controls": 2, "outputs": (0, 5), "inputs": (0, 6)}], "outputs .* but the device has only 4 outputs"),
+        ([{"controls": 2, "outputs": (0, 4), "inputs": (3, 2)}], "inputs .* but the device has only 6 inputs"),
         ([{"controls": 4, "outputs": (0, 4), "inputs": (0, 6), "split": "inputs"}], "cannot split 6 inputs among 4"),
         ([{"controls": 3, "outputs": (0, 4), "inputs": (0, 6)}], "have 3 controls, but num_controls is 4"),
     ],

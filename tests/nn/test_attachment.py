@@ -146,7 +146,7 @@ def test_the_method_is_checked_for_all_layers_before_a_device_is_operated(simula
 
 def test_one_estimator_cannot_serve_two_layers(simulated: Any) -> None:
     devices = {"2.0": simulated("slm", 8, 6), "2.1": simulated("slm", 6, 2)}
-    with pytest.raises(ConfigurationError, match="one surrogate cannot serve several layers"):
+    with pytest.raises(ConfigurationError, match="several layers cannot share one surrogate object"):
         al.attach(model(), devices, surrogate=al.surrogates.SURROGATES.make("online"))
 
 
@@ -231,8 +231,12 @@ def test_options_may_differ_by_layer() -> None:
         ({"blocks.*.left": slm}, {}, "no nn.Linear named 'blocks.*.left'"),
         ({nn.Conv1d: slm}, {}, "no layer of type Conv1d"),
         ({nn.Conv2d: slm}, {"exclude": ["stem"]}, "no layer of type Conv2d that is not excluded"),
-        ({"head": slm}, {"per_layer": {"stem": {}}}, "per_layer has options for 'stem', which is none"),
-        ({"head": lambda n, m: "chip"}, {}, "that makes a device for layer 'head' made a str"),
+        (
+            {"head": slm},
+            {"per_layer": {"stem": {}}},
+            "per_layer has options for 'stem', but no layer to attach matches it",
+        ),
+        ({"head": lambda n, m: "chip"}, {}, "that makes a device for layer 'head' returned a str"),
         ({"head": slm}, {"initialize": "magic"}, "initialize must be 'device' or 'fit'"),
         ({"head": slm}, {"digital_fraction": 1.0}, "digital_fraction must be at least 0 and below 1"),
         ({"head": slm}, {"per_layer": {"head": {"step": -1.0}}}, "a step must be positive"),

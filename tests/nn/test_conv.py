@@ -72,9 +72,15 @@ def test_a_forward_pass_takes_one_vector_for_each_output_pixel(simulated: Any) -
 @pytest.mark.parametrize(
     ("build", "complaint"),
     [
-        (lambda s: BlackBoxConv2d(s, 5), "has 18 inputs, not a multiple of the kernel's 25"),
+        (
+            lambda s: BlackBoxConv2d(s, 5),
+            "has 18 inputs; this number must be a multiple of the 25 pixels of the kernel",
+        ),
         (lambda s: BlackBoxConv2d(s, 3, padding="wide"), "padding must be a number, a pair, 'same' or 'valid'"),
-        (lambda s: BlackBoxConv2d(s, 3)(torch.ones(1, 3, 8, 8)), r"takes \(batch, 2, height, width\), but was given"),
+        (
+            lambda s: BlackBoxConv2d(s, 3)(torch.ones(1, 3, 8, 8)),
+            r"must have shape \(batch, 2, height, width\), but has",
+        ),
     ],
 )
 def test_wrong_sizes_and_options_are_refused(build: Any, complaint: str, simulated: Any) -> None:

@@ -196,7 +196,7 @@ def test_encoding_scale_works_with_a_one_sided_input_range(linear: bool, matrix_
 def test_a_budget_too_small_for_the_startup_is_refused_before_anything_is_spent(simulated: Any) -> None:
     device = simulated("slm", 8, 6)
     device.budget = Budget(vectors=20)
-    with pytest.raises(BudgetExceeded, match="startup: this would come to 24 vectors of a budget of 20"):
+    with pytest.raises(BudgetExceeded, match="startup: this would need 24 vectors of a budget of 20"):
         BlackBoxLinear(device)
     assert device.usage.programs == device.usage.vectors == 0
 
@@ -424,8 +424,8 @@ def test_same_seed_same_run(simulated: Any) -> None:
 @pytest.mark.parametrize(
     ("x", "error", "complaint"),
     [
-        (torch.ones(5, 7), ConfigurationError, r"takes \(\.\.\., 8\), but was given \(5, 7\)"),
-        (torch.ones(5, 8, dtype=torch.float64), ConfigurationError, "is torch.float32, but was given torch.float64"),
+        (torch.ones(5, 7), ConfigurationError, r"must have shape \(\.\.\., 8\), but has \(5, 7\)"),
+        (torch.ones(5, 8, dtype=torch.float64), ConfigurationError, "is torch.float32, but its input is torch.float64"),
         (torch.full((5, 8), float("nan")), OutOfRange, "NaN or infinity in row 0"),
         (torch.full((5, 8), float("inf")), OutOfRange, "NaN or infinity in row 0"),
     ],

@@ -166,8 +166,8 @@ def test_a_type_matches_device_layers_only_where_no_digital_layer_is_left(simula
 @pytest.mark.parametrize(
     ("first", "kind", "second", "complaint"),
     [
-        ({}, "mzi", {"initialize": "fit"}, "on device 'slm' already, and has no digital weights to fit to"),
-        ({}, "slm", {"digital_fraction": 0.1}, "on device 'slm' already, and has no digital weights to keep"),
+        ({}, "mzi", {"initialize": "fit"}, "on device 'slm' already, so it has no digital weights to fit"),
+        ({}, "slm", {"digital_fraction": 0.1}, "on device 'slm' already, so it has no digital weights to keep"),
         ({}, "slm", {"gain": False}, "on device 'slm' already, with a gain"),
         ({"gain": False}, "slm", {"gain": True}, "on device 'slm' already, without a gain"),
     ],

@@ -285,10 +285,14 @@ def test_energy_is_usage_times_the_rates_of_the_spec() -> None:
 @pytest.mark.parametrize(
     ("kind", "law", "sentence"),
     [
-        ("mzi", {"pcm": True}, "pcm belongs to kinds whose controls are conductances, and those of mzi are phases"),
-        ("diffractive", {"weight_noise_std": 0.1}, "noise on a transfer matrix, and diffractive has none"),
-        ("slm", {"splitter_error_std": 0.1}, "belongs to meshes, and slm has no couplers"),
-        ("slm", {"flicker_seconds": (2.0, 1.0)}, "flicker_seconds must rise"),
+        ("mzi", {"pcm": True}, "pcm needs a kind whose controls are conductances, but those of mzi are phases"),
+        (
+            "diffractive",
+            {"weight_noise_std": 0.1},
+            "but diffractive has no transfer matrix",
+        ),
+        ("slm", {"splitter_error_std": 0.1}, "needs a mesh, but slm has no couplers"),
+        ("slm", {"flicker_seconds": (2.0, 1.0)}, "the second value of flicker_seconds must be above the first"),
     ],
 )
 def test_impairments_that_a_kind_cannot_have_are_refused(kind: str, law: dict[str, Any], sentence: str) -> None:

@@ -68,7 +68,7 @@ def test_has_the_capabilities_of_a_simulator(kind: str, simulated: Any) -> None:
 def test_kinds_that_are_not_reciprocal_refuse_vectors_in_reverse(kind: str, simulated: Any) -> None:
     session = simulated(kind, 4, 4)
     start(session)
-    with pytest.raises(DeviceError, match="query_adjoint: has no reverse port, since its law is not reciprocal"):
+    with pytest.raises(DeviceError, match="query_adjoint: has no reverse port, because its law is not reciprocal"):
         session.device.query_adjoint(torch.zeros(2, 4))
 
 
@@ -362,7 +362,7 @@ def test_restored_state_gives_the_same_future(simulated: Any, generator: torch.G
 
 
 def test_refuses_the_state_of_another_chip(simulated: Any) -> None:
-    with pytest.raises(ValueError, match=r"belongs to sim-mrr-6x4-1-\w+, not to sim-mrr-6x4-2-\w+"):
+    with pytest.raises(ValueError, match=r"belongs to chip sim-mrr-6x4-1-\w+, not to sim-mrr-6x4-2-\w+"):
         simulated("mrr", 6, 4, seed=2).load_state_dict(simulated("mrr", 6, 4, seed=1).state_dict())
 
 

@@ -446,7 +446,7 @@ def test_the_residual_is_computed_before_the_surrogate_learns(simulated: Any, ge
     [
         (Psi(), Gaussian(), {"linear": False}, "'psi' works on linear devices only.*use 'online'"),
         (Measured(), Gaussian(), {}, "needs an estimator that measures.*'gaussian' does not"),
-        (Exact(), Elementwise(), {}, "whose law autograd can follow"),
+        (Exact(), Elementwise(), {}, "needs a device with a differentiable law"),
     ],
 )
 def test_an_unsuitable_device_or_estimator_is_refused(

@@ -229,7 +229,7 @@ def test_an_impossible_run_is_refused_before_anything_is_spent_or_written(
 
 
 def test_exact_is_refused_for_a_device_without_a_law(chips: list[Any], tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="whose law autograd can follow"):
+    with pytest.raises(ConfigurationError, match="needs a device with a differentiable law"):
         run(tmp_path / "run", device={"name": "chip"}, method={"name": "exact"})
     assert not (tmp_path / "run").exists()
 

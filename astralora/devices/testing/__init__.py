@@ -1,8 +1,8 @@
-"""Test drivers, and test programs without a chip.
+"""Test drivers, and test other code without a chip.
 
-`DeviceConformance` and `check_device` verify that a device keeps the contract and its own spec. `MockDevice` returns
-answers that a test has scripted. The pytest plugin of astralora, `astralora.pytest_plugin`, has fixtures for both, for
-devices with faults, and for emulated ports.
+`DeviceConformance` and `check_device` verify that a device follows the `Device` interface and its own spec.
+`MockDevice` returns answers that a test has scripted. The pytest plugin `astralora.pytest_plugin` provides fixtures for
+both, for devices with faults, and for emulated ports.
 """
 
 from .conformance import CHECKS, CheckResult, DeviceConformance, check_device

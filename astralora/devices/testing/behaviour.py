@@ -1,4 +1,4 @@
-"""Check how a device behaves, independent of its law."""
+"""Check the behaviour of a device that does not depend on its law."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ __all__: list[str] = []
 
 
 def check_spec(subject: Subject) -> None:
-    """Check that the spec is a DeviceSpec, and the same before, while and after the device is open."""
+    """Check that the spec is a DeviceSpec, and that opening and closing the device do not change it."""
     device = subject.fresh()
     before = device.spec
     if not isinstance(before, DeviceSpec):
-        fail(f"spec is a {type(before).__name__}, and must be a DeviceSpec")
+        fail(f"spec is a {type(before).__name__}, but must be a DeviceSpec")
     device.open()
     while_open = device.spec
     device.close()
@@ -66,7 +66,7 @@ def check_lifecycle(subject: Subject) -> None:
 
 
 def check_leaks(subject: Subject) -> None:
-    """Check that closing releases the port, and every file and thread that opening took."""
+    """Check that closing releases the port, and all files and threads that opening has created."""
     device = subject.fresh()
 
     def cycle() -> None:
@@ -74,7 +74,7 @@ def check_leaks(subject: Subject) -> None:
         device.close()
 
     for _ in range(3):
-        cycle()  # resources that are set up only once may stay
+        cycle()  # resources that are created only once may stay
     before = _open_resources()
     for _ in range(5):
         cycle()
@@ -85,7 +85,7 @@ def check_leaks(subject: Subject) -> None:
     try:
         subject.fresh().open()
     except NotConnected as error:
-        fail(f"the port of a closed device cannot be opened by the next one: {error}")
+        fail(f"another device cannot open the port after the first device was closed: {error}")
 
 
 def check_errors(subject: Subject) -> None:
@@ -93,16 +93,16 @@ def check_errors(subject: Subject) -> None:
     device = subject.fresh()
     spec = device.spec
     controls, inputs = subject.controls(spec), subject.inputs(spec, 1)
-    _must_raise("program, closed,", lambda: device.program(controls))
-    _must_raise("query, closed,", lambda: device.query(inputs))
+    _must_raise("program on a closed device", lambda: device.program(controls))
+    _must_raise("query on a closed device", lambda: device.query(inputs))
     device.open()
     _must_raise("query before the first program", lambda: device.query(inputs))
     subject.program(device, controls)
     subject.query(device, inputs)
     device.close()
-    _must_raise("query, closed again,", lambda: device.query(inputs))
+    _must_raise("query on a device that was closed again", lambda: device.query(inputs))
     device.open()
-    _must_raise("query after reopening, without a program,", lambda: device.query(inputs))
+    _must_raise("query after reopening and before a program", lambda: device.query(inputs))
 
 
 def check_requests(subject: Subject) -> None:
@@ -131,12 +131,12 @@ def check_requests(subject: Subject) -> None:
 
 
 def check_shapes(subject: Subject) -> None:
-    """Check that a query of any number of vectors returns as many finite answers."""
+    """Check that a query of any number of vectors returns one finite answer for each vector."""
     device = subject.running()
     limit = device.spec.max_batch or 64
     for batch in sorted({1, 2, min(7, limit), *([limit] if limit <= 4096 else [])}):
         if not torch.isfinite(subject.query(device, subject.inputs(device.spec, min(batch, limit)))).all():
-            fail(f"a query of {batch} vectors answered NaN or infinity")
+            fail(f"a query of {batch} vectors returned NaN or infinity")
 
 
 def check_dtypes(subject: Subject) -> None:
@@ -146,17 +146,22 @@ def check_dtypes(subject: Subject) -> None:
         subject.program(device, subject.controls(device.spec).to(dtype))
         answer = subject.query(device, subject.inputs(device.spec, 2).to(dtype))
         if answer.dtype != dtype:
-            fail(f"the answer to inputs of {dtype} has {answer.dtype}")
+            fail(f"the answer to {dtype} inputs has the dtype {answer.dtype}; it must have the dtype of the inputs")
 
 
 def check_batch_equals_loop(subject: Subject) -> None:
-    """Check that the answer to a vector does not depend on the other vectors of its query."""
+    """Check that the answer to a vector does not depend on the other vectors in the same query."""
     device = subject.running()
     inputs = subject.inputs(device.spec, min(5, device.spec.max_batch or 5))
     together = subject.query(device, inputs)
     for row, vector in enumerate(inputs):
         alone = subject.query(device, vector[None])
-        subject.agree(device.spec, together[row], alone[0], f"vector {row} of {len(inputs)} has another answer alone")
+        subject.agree(
+            device.spec,
+            together[row],
+            alone[0],
+            f"vector {row} of {len(inputs)} has a different answer if it is sent alone",
+        )
 
 
 def check_inputs_not_mutated(subject: Subject) -> None:
@@ -167,7 +172,7 @@ def check_inputs_not_mutated(subject: Subject) -> None:
     given, sent = controls.clone(), inputs.clone()
     subject.program(device, controls)
     subject.query(device, inputs)
-    # Straight from the device: an answer assembled from several ones would have memory of its own.
+    # Without a session, which would copy answers that it concatenates.
     answer = device.query(inputs)
     if not torch.equal(controls, given):
         fail("program changed the tensor of controls that it was given")
@@ -178,11 +183,16 @@ def check_inputs_not_mutated(subject: Subject) -> None:
     if not torch.equal(answer, kept):
         fail("an answer changed when the next query was made: it is a view of a buffer that the device reuses")
     controls.copy_(subject.controls(spec))
-    subject.agree(spec, subject.query(device, sent), kept, "controls that the caller changed after program took effect")
+    subject.agree(
+        spec,
+        subject.query(device, sent),
+        kept,
+        "the caller changed its tensor of controls after program, and this changed the answers",
+    )
 
 
 def check_program_takes_effect(subject: Subject) -> None:
-    """Check that other controls give other answers."""
+    """Check that different controls give different answers."""
     device = subject.running()
     spec, repeats = device.spec, subject.repeats(device.spec)
     inputs = subject.inputs(spec, 8)
@@ -193,11 +203,11 @@ def check_program_takes_effect(subject: Subject) -> None:
     spread = max(float((answer - answers[0]).abs().max()) for answer in answers[1:])
     bound = subject.scatter(spec, 3 * answers[0].numel(), float(answers[0].abs().max()), repeats=repeats)
     if spread <= bound:
-        fail(f"the answers at four random settings differ by {spread:.3g} only, and noise explains up to {bound:.3g}")
+        fail(f"the answers at four random settings differ by only {spread:.3g}, and noise explains up to {bound:.3g}")
 
 
 def check_program_sets_everything(subject: Subject) -> None:
-    """Check that the answers at a setting do not depend on the settings before it."""
+    """Check that the answers at a setting do not depend on earlier settings."""
     device = subject.running()
     controls, inputs = subject.controls(device.spec), subject.inputs(device.spec, 4)
     subject.program(device, controls)
@@ -205,12 +215,15 @@ def check_program_sets_everything(subject: Subject) -> None:
     subject.program(device, subject.controls(device.spec))
     subject.program(device, controls)
     subject.agree(
-        device.spec, subject.query(device, inputs), first, "the same controls give other answers after others"
+        device.spec,
+        subject.query(device, inputs),
+        first,
+        "the same controls give different answers after other controls were set",
     )
 
 
 def check_program_idempotence(subject: Subject) -> None:
-    """Check that programming the same controls twice acts as once, where the spec declares it."""
+    """Check, if the spec declares it, that programming the same controls twice does not change the answers."""
     device = subject.running()
     if not device.spec.idempotent_program:
         raise NotApplicable("the spec does not declare idempotent_program")
@@ -229,7 +242,7 @@ def check_usage(subject: Subject) -> None:
     device = subject.fresh()
     spec = device.spec
     with Session(device) as session:
-        # For a device of several parts, the operations of the parts count: at most the price that it states.
+        # A device with several parts counts the operations of its parts: at most the price that it states.
         parts = session.capability(Composite)
         inputs, controls = subject.inputs(spec, min(3, spec.max_batch or 3)), subject.controls(spec)
         batch = len(inputs)
@@ -246,7 +259,7 @@ def check_usage(subject: Subject) -> None:
             most = (allowed.programs, allowed.queries, allowed.vectors, 0)
             wrong = counted != most if parts is None else any(c > limit for c, limit in zip(counted, most, strict=True))
             if wrong:
-                fail(f"{what} was counted as {counted} programs, queries, vectors and retries instead of {most}")
+                fail(f"{what} was counted as {counted} programs, queries, vectors and retries; it must be {most}")
 
 
 def check_threads(subject: Subject) -> None:
@@ -279,11 +292,11 @@ def check_threads(subject: Subject) -> None:
         assert answer is not None
         if answer.shape != alone.shape:
             fail(f"a query at the same time as others returned shape {tuple(answer.shape)}")
-        subject.agree(spec, answer, alone, "a query at the same time as others has another answer than alone")
+        subject.agree(spec, answer, alone, "a query at the same time as others has a different answer than alone")
 
 
 def check_recovery(subject: Subject) -> None:
-    """Check that a query fails with the right error while the link is cut, and that a session recovers afterwards."""
+    """Check that a query over a cut link raises the right error, and that a session recovers afterwards."""
     device = subject.running()
     interrupted = getattr(device, "interrupted", None)
     if interrupted is None:
@@ -298,9 +311,9 @@ def check_recovery(subject: Subject) -> None:
         except (DeviceTimeout, NotConnected):
             pass
         except Exception as error:
-            fail(f"a query over a cut link raised {type(error).__name__}, and must raise DeviceTimeout or NotConnected")
+            fail(f"a query over a cut link raised {type(error).__name__}, but must raise DeviceTimeout or NotConnected")
         else:
-            fail("a query over a cut link was answered: the driver hides timeouts")
+            fail("a query over a cut link returned an answer, but must raise DeviceTimeout or NotConnected")
     with suppress(DeviceError):
         device.close()
     with Session(device, retry=Retry(attempts=3)) as session:
@@ -334,7 +347,7 @@ def check_capabilities(subject: Subject) -> None:
         again = resends.resend()
         if again is None:
             fail("resend returned None after a query")
-        subject.agree(spec, again, answer, "resend returned another answer than the query")
+        subject.agree(spec, again, answer, "resend returned a different answer than the query")
     if snapshots is not None:
         subject.program(device, controls)
         state = snapshots.state_dict()
@@ -362,7 +375,7 @@ def _check_many(subject: Subject, device: Device, many: ProgramsMany, inputs: Te
             spec,
             together[place],
             subject.query(device, inputs),
-            f"setting {place} of query_each has other answers alone",
+            f"setting {place} of query_each has different answers if it is programmed alone",
         )
 
 
@@ -391,8 +404,8 @@ def _must_raise(what: str, act: Callable[[], object]) -> None:
             fail(f"{what} raised NotConnected without a message")
         return
     except Exception as error:
-        fail(f"{what} raised {type(error).__name__}, and must raise NotConnected")
-    fail(f"{what} was carried out, and must raise NotConnected")
+        fail(f"{what} raised {type(error).__name__}, but must raise NotConnected")
+    fail(f"{what} was carried out, but must raise NotConnected")
 
 
 def _open_resources() -> dict[str, int]:

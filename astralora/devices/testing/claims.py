@@ -18,7 +18,7 @@ from .subject import NotApplicable, Subject, fail
 
 __all__: list[str] = []
 
-# Largest effect outside the declared coupling, as a share of a control's own effect: crosstalk.
+# Largest allowed effect outside the declared coupling (crosstalk), as a share of the effect inside.
 _CROSSTALK = 0.05
 # Largest difference of neighbouring steps, as a share of their mean; beyond it, codes are missing.
 _UNEVEN = 0.5
@@ -81,7 +81,7 @@ def check_output_levels(subject: Subject) -> None:
     codes = (torch.cat(answers).double() - spec.output_range[0]) / spec.output_step
     worst = float((codes - codes.round()).abs().max())
     if worst > 0.02:
-        fail(f"an output lies {worst:.2f} of a step off the {spec.output_levels} claimed levels")
+        fail(f"an output is {worst:.2f} of a step away from the nearest of the {spec.output_levels} claimed levels")
     distinct = [int(code) for code in codes.round().unique()]
     common = reduce(gcd, (code - distinct[0] for code in distinct), 0)
     if common > 1 and len(distinct) >= 8:
@@ -89,13 +89,13 @@ def check_output_levels(subject: Subject) -> None:
 
 
 def check_input_levels(subject: Subject) -> None:
-    """Check that inputs are rounded to the claimed codes, and neither finer nor coarser."""
+    """Check that inputs are rounded to exactly the claimed codes, not to finer or coarser ones."""
     device = subject.running()
     spec = device.spec
     if spec.input_levels is None or spec.input_range is None:
         raise NotApplicable("the spec claims no input levels")
     shape = (_rows(spec), spec.in_features)
-    # Every vector has its own pattern, which moves along the codes as a whole.
+    # Each vector has a different pattern; all its values move along the codes together.
     pattern = torch.randint(-1, 2, shape, generator=subject.generator)
     _check_levels(
         subject,
@@ -109,7 +109,7 @@ def check_input_levels(subject: Subject) -> None:
 
 
 def check_control_levels(subject: Subject) -> None:
-    """Check that controls are rounded to the claimed codes, and neither finer nor coarser."""
+    """Check that controls are rounded to exactly the claimed codes, not to finer or coarser ones."""
     device = subject.running()
     spec = device.spec
     if spec.control_levels is None or spec.control_range is None:
@@ -125,14 +125,14 @@ def check_control_levels(subject: Subject) -> None:
 
 
 def check_linearity(subject: Subject) -> None:
-    """Check that the outputs are linear in the inputs, where the spec claims it."""
+    """Check, if the spec claims it, that the outputs are linear in the inputs."""
     device = subject.running()
     spec = device.spec
     if not spec.linear:
         raise NotApplicable("the spec does not claim to be linear")
     low, high = spec.input_range or (-1.0, 1.0)
     first, second = subject.inputs(spec, 16), subject.inputs(spec, 16)
-    # The strongest signals show nonlinearity best: whole vectors at one end of the range.
+    # Strong signals show nonlinearity best, so some vectors are at one end of the range in all entries.
     first[0], second[0], first[1], second[1] = high, low, low, high
     repeats = subject.repeats(spec)
 
@@ -148,11 +148,11 @@ def check_linearity(subject: Subject) -> None:
 
 
 def check_coupling(subject: Subject) -> None:
-    """Check that a control moves no more of the transfer matrix than the coupling of the spec allows."""
+    """Check that a control changes only the part of the transfer matrix that the coupling of the spec allows."""
     device = subject.running()
     spec = device.spec
     if spec.coupling == "dense":
-        raise NotApplicable("the spec allows a control to move anything")
+        raise NotApplicable("the spec allows a control to change every entry")
     low, high = spec.control_range or (-1.0, 1.0)
     columns, inputs = _columns(subject, spec)
     base = subject.controls(spec)
@@ -174,13 +174,13 @@ def check_coupling(subject: Subject) -> None:
         noise = subject.scatter(spec, change.numel(), magnitude, repeats=repeats)
         if other_change > noise + _CROSSTALK * own:
             fail(
-                f"control {control} moves the matrix outside its coupling {spec.coupling!r} by {other_change:.3g}; "
-                f"it moves its own part by {own:.3g}, and noise explains {noise:.3g}"
+                f"control {control} changes the matrix outside its coupling {spec.coupling!r} by {other_change:.3g}; "
+                f"it changes the allowed part by {own:.3g}, and noise explains {noise:.3g}"
             )
 
 
 def check_noise(subject: Subject) -> None:
-    """Check that answers to the same query scatter as the spec claims."""
+    """Check that answers to the same query scatter by the noise that the spec claims."""
     device = subject.running()
     spec = device.spec
     inputs, repeats = subject.inputs(spec, 4), 64
@@ -189,16 +189,16 @@ def check_noise(subject: Subject) -> None:
     unsaturated = ~(torch.isclose(answers[..., None], rails, rtol=1e-4, atol=0.0).any(-1).any(0))
     if not unsaturated.any():
         raise NotApplicable("every output saturates")
-    # Differences of consecutive answers instead of deviations from a mean: slow drift is not noise.
+    # Differences of consecutive answers are used, because deviations from a mean would include slow drift.
     steps = (answers[1:] - answers[:-1])[:, unsaturated]
     variance = float(steps.square().mean()) / 2
     freedom = steps.numel() / 2
     rounding = (spec.output_step or 0.0) ** 2 / 4 + (2e-5 * float(answers.abs().max())) ** 2
     claimed = spec.noise_std**2
     if variance > claimed * (1 + 6 * sqrt(2 / freedom)) + rounding:
-        fail(f"outputs scatter by {sqrt(variance):.4g}, and the spec claims {spec.noise_std:.4g}")
+        fail(f"outputs scatter by {sqrt(variance):.4g}, but the spec claims only {spec.noise_std:.4g}")
     if variance < claimed / 25 and claimed > rounding:
-        fail(f"outputs scatter by only {sqrt(variance):.4g}, and the spec claims {spec.noise_std:.4g}")
+        fail(f"outputs scatter by only {sqrt(variance):.4g}, but the spec claims {spec.noise_std:.4g}")
 
 
 # -- helpers -----------------------------------------------------------------------------------------
@@ -231,16 +231,16 @@ def _check_levels(
     pattern: Tensor,
     answer: Callable[[Tensor], Tensor],
 ) -> None:
-    """Check on neighbouring codes that every step changes the answer, and that less than a step does not.
+    """Check that a step to the next code changes the answer, and that less than a step does not.
 
     Args:
-        subject: drives the device.
+        subject: subject that drives the device.
         device: device under test.
         what: name of the rounded quantity.
         bounds: ends of its range.
         levels: number of claimed levels.
-        pattern: direction of each value along the codes: -1, 0 or 1.
-        answer: function that returns the mean answer to values.
+        pattern: direction in which each value moves along the codes: -1, 0 or 1.
+        answer: function that returns the mean answer to given values.
     """
     spec, repeats = device.spec, 4 * subject.repeats(device.spec)
     low, high = bounds
@@ -260,10 +260,10 @@ def _check_levels(
         difference = float((found - answers[0]).abs().max())
         if difference > allowed:
             fail(
-                f"{what}s moved by 0.4 of a step change the answer by {difference:.3g}, and noise explains "
+                f"moving the {what}s by 0.4 of a step changes the answer by {difference:.3g}, but noise explains only "
                 f"{allowed:.3g}: there are more than the {levels} claimed levels"
             )
-    # Along the change from the first code to the last, neighbouring steps are nearly equal, unless codes are missing.
+    # Projected on the change from the first code to the last, neighbouring steps are nearly equal if all codes exist.
     whole = (answers[-1] - answers[0]).flatten()
     length = float(whole.norm())
     if window < 4 or not length:
@@ -275,7 +275,7 @@ def _check_levels(
     noise *= 1.0 if spec.noise_std else sqrt(answers[0].numel())
     if float(kink.max()) > _UNEVEN + noise:
         fail(
-            f"neighbouring {what} codes differ in effect by {float(kink.max()):.2f} of a step, where "
+            f"the effects of neighbouring {what} codes differ by {float(kink.max()):.2f} of a step, but only "
             f"{_UNEVEN + noise:.2f} is allowed: there are fewer than the {levels} claimed levels"
         )
 
@@ -292,20 +292,20 @@ def _check_linear(
     magnitude = max(float(each.abs().max()) for each in [found, *parts])
     allowed = subject.scatter(spec, found.numel(), magnitude, (1.0, *([-0.5] * len(parts))), repeats)
     if spec.input_step is not None and spec.input_range is not None:
-        # Each input is rounded in each of the answers; the rows of a matrix with such outputs have about this norm.
+        # Each answer contains the rounding of its inputs, multiplied by matrix rows of about this norm.
         low, high = spec.input_range
         rows = magnitude / (max(abs(low), abs(high)) / sqrt(3))
         allowed += 7 * rows * spec.input_step / sqrt(12) * sqrt(1 + len(parts) / 4)
     difference = (found - expected).abs()[unsaturated]
     if difference.numel() and float(difference.max()) > allowed:
         fail(
-            f"the answer to {what} differs by {float(difference.max()):.4g} from that of a linear device, "
-            f"where {allowed:.4g} is allowed"
+            f"the answer to {what} differs by {float(difference.max()):.4g} from the answer of a linear device, "
+            f"but only {allowed:.4g} is allowed"
         )
 
 
 def _columns(subject: Subject, spec: DeviceSpec) -> tuple[Tensor | None, Tensor]:
-    """Return the columns to test and one input vector for each; without zero in the range, None and one full vector."""
+    """Return the columns to test and one input vector for each; None and one full vector if the range excludes zero."""
     low, high = spec.input_range or (-1.0, 1.0)
     if not low <= 0 <= high:
         return None, subject.inputs(spec, 1)
@@ -315,7 +315,7 @@ def _columns(subject: Subject, spec: DeviceSpec) -> tuple[Tensor | None, Tensor]
 
 
 def _reach(spec: DeviceSpec, control: int) -> Tensor:
-    """Return which entries one control may move, (out_features, in_features) of bool."""
+    """Return a mask of the entries that one control may change, (out_features, in_features)."""
     mask = torch.zeros(spec.out_features, spec.in_features, dtype=torch.bool)
     if spec.coupling == "elementwise":
         mask.view(-1)[control] = True

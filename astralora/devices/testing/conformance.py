@@ -1,4 +1,4 @@
-"""Run all checks of a device: by one function, or as tests of pytest."""
+"""Run all checks of a device by one function call, or as pytest tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     for name, check in vars(module).items()
     if name.startswith("check_") and check.__module__ == module.__name__
 }
-"""All checks by name; the docstring of a check says what it requires."""
+"""All checks by name; the docstring of a check states its requirement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,8 @@ class CheckResult:
 
     Attributes:
         check: name of the check.
-        passed: False where the check failed; True also where it does not apply.
-        detail: what was wrong, or why the check does not apply; empty where it passed.
+        passed: False if the check failed; True if it passed or does not apply.
+        detail: reason why the check failed or does not apply; empty if it passed.
     """
 
     check: str
@@ -45,14 +45,14 @@ def check_device(
     only: Sequence[str] | None = None,
     listener: Callable[[CheckResult], None] | None = None,
 ) -> list[CheckResult]:
-    """Check that a device keeps the contract and its own spec.
+    """Check that a device follows the `Device` interface and its own spec.
 
-    This takes about 80 programs and 1,000 vectors, or 50,000 vectors where noise must be averaged. Tolerances follow
-    from the declared noise and levels and the number of compared values: a correct device fails because of its noise
-    in less than one of a million runs.
+    This takes about 80 programs and 1,000 vectors, or 50,000 vectors if noise must be averaged. Tolerances follow
+    from the declared noise and levels and the number of compared values: noise makes a correct device fail in fewer
+    than one of a million runs.
 
     Args:
-        make: function that makes the device, closed; called again for every check.
+        make: function that returns a new, closed device; called again for every check.
         seed: seed of controls and inputs.
         only: names of checks, from `CHECKS`; None for all.
         listener: function that is called with every result as soon as it is known.
@@ -105,8 +105,8 @@ class DeviceConformance:
     seed = 0
 
     def make_device(self) -> Device:
-        """Return a new device, closed; called again for every check."""
-        raise NotImplementedError("implement make_device: it returns a new device, closed")
+        """Return a new, closed device; called again for every check."""
+        raise NotImplementedError("implement make_device, which returns a new, closed device")
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

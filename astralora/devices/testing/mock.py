@@ -1,4 +1,4 @@
-"""Answer queries with a script, for tests without a chip."""
+"""Answer queries with scripted answers, for tests without a chip."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ Answer = Tensor | Sequence[Any] | Exception | Callable[[Tensor, Tensor], Tensor]
 class MockDevice:
     """Answer queries from a script, and record all calls.
 
-    An answer is a tensor or nested list of shape (batch, out_features); an exception, which is raised; or a function
-    of controls and inputs. Answers are used in their order; queries after the last are answered by ``otherwise``.
+    An answer is a tensor or nested list of shape (batch, out_features), an exception to raise, or a function of
+    controls and inputs. Answers are used in their order. When all are used, ``otherwise`` answers further queries.
 
     Args:
-        spec: spec of the device; by default one without claims, of the sizes given here.
+        spec: spec of the device; by default a spec without claims, with the sizes given here.
         answers: script of answers to queries.
-        otherwise: function of controls and inputs that answers queries beyond the script; None refuses them.
-        in_features: number n of inputs, where no spec is given.
-        out_features: number m of outputs, where no spec is given.
-        num_controls: number of controls, where no spec is given; n times m by default.
+        otherwise: function of controls and inputs that answers further queries; None refuses them.
+        in_features: number n of inputs, if no spec is given.
+        out_features: number m of outputs, if no spec is given.
+        num_controls: number of controls, if no spec is given; n times m by default.
 
     Attributes:
-        calls: names of all calls, in order: ``"open"``, ``"program"``, ``"query"``, ``"close"``.
+        calls: names of all calls in their order: ``"open"``, ``"program"``, ``"query"``, ``"close"``.
         programmed: all controls that were programmed, oldest first.
         queried: all inputs that were passed, oldest first.
     """
@@ -98,7 +98,7 @@ class MockDevice:
             answer = self._otherwise
         else:
             raise AssertionError(
-                f"query {len(self.queried)} was made, and the script has {len(self.queried) - 1} answers"
+                f"query {len(self.queried)} was made, but the script has only {len(self.queried) - 1} answers"
             )
         if isinstance(answer, Exception):
             raise answer
@@ -112,13 +112,13 @@ class MockDevice:
         assert self.programmed, "nothing was programmed"
         newest, expected = self.programmed[-1], torch.as_tensor(controls).to(self.programmed[-1])
         assert newest.shape == expected.shape, (
-            f"{len(newest)} controls were programmed, and shape {tuple(expected.shape)} was expected"
+            f"{len(newest)} controls were programmed, but shape {tuple(expected.shape)} was expected"
         )
         wrong = (newest - expected).abs() > atol
         first = int(wrong.nonzero()[0, 0]) if wrong.any() else 0
         assert not wrong.any(), (
             f"{int(wrong.sum())} of {len(newest)} programmed controls are wrong, "
-            f"first number {first}: {newest[first]:.6g} instead of {expected[first]:.6g}"
+            f"the first is control {first}: {newest[first]:.6g} instead of {expected[first]:.6g}"
         )
 
     def assert_calls(self, *calls: str) -> None:

@@ -1,4 +1,4 @@
-"""Drive the device under test, and compute how much its answers may scatter."""
+"""Operate the device under test, and compute the allowed scatter of its answers."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _ROUNDING = 2e-5
 
 
 class CheckFailed(Exception):
-    """Report that a check failed, in one sentence with numbers."""
+    """Report that a check failed; the message is one sentence with numbers."""
 
 
 class NotApplicable(Exception):
-    """Report that a check does not apply to the device, with the reason."""
+    """Report that a check does not apply to the device; the message gives the reason."""
 
 
 def fail(reason: str) -> NoReturn:
@@ -37,10 +37,11 @@ def fail(reason: str) -> NoReturn:
 
 
 class Subject:
-    """Make and drive the devices under test, one after the other, and compare their answers.
+    """Make and operate the devices under test, one after the other, and compare their answers.
 
     Args:
-        make: function that makes the device, closed; called again for every device, since a port serves only one.
+        make: function that returns a new, closed device; called only after the previous device was closed, because a
+            port serves one device at a time.
         seed: seed of controls and inputs.
 
     Attributes:
@@ -59,7 +60,7 @@ class Subject:
     # -- the device -------------------------------------------------------------------------
 
     def fresh(self) -> Device:
-        """Close the previous device, and return a new one, closed."""
+        """Close the previous device, and return a new, closed device."""
         self.finish()
         self._device = self._make()
         if not isinstance(self._device, Device):
@@ -67,7 +68,7 @@ class Subject:
         return self._device
 
     def running(self) -> Device:
-        """Return a new device, open, and programmed with controls at which training would start."""
+        """Return a new device that is open and programmed with random initial controls."""
         device = self.fresh()
         device.open()
         self.program(device, initial_controls(device.spec, self.generator))
@@ -80,12 +81,12 @@ class Subject:
             device.close()
 
     def program(self, device: Device, controls: Tensor) -> None:
-        """Program the device, and count it."""
+        """Program the device, and count the program."""
         self.programs += 1
         device.program(controls)
 
     def query(self, device: Device, inputs: Tensor) -> Tensor:
-        """Query in pieces of ``max_batch``, count the vectors, and check the shape of the answers."""
+        """Query in batches of at most ``max_batch``, count the vectors, and check the shape of the answers."""
         limit = device.spec.max_batch or len(inputs)
         answers = []
         for part in inputs.split(limit):
@@ -105,7 +106,7 @@ class Subject:
             total += self.query(device, inputs)
         return total / repeats
 
-    # -- what to send -----------------------------------------------------------------------
+    # -- random controls and inputs ---------------------------------------------------------
 
     def controls(self, spec: DeviceSpec) -> Tensor:
         """Draw legal controls, (num_controls,)."""
@@ -123,10 +124,10 @@ class Subject:
         low, high = bounds or (-1.0, 1.0)
         return torch.empty(shape).uniform_(low, high, generator=self.generator)
 
-    # -- what to expect ---------------------------------------------------------------------
+    # -- tolerances -------------------------------------------------------------------------
 
     def repeats(self, spec: DeviceSpec) -> int:
-        """Return the number of answers to average where small differences count: 16, or 1 for a spec without noise."""
+        """Return the number of answers to average for a precise comparison: 16, or 1 if the spec declares no noise."""
         return 16 if spec.noise_std else 1
 
     def scatter(
@@ -142,8 +143,8 @@ class Subject:
             spec: spec that declares the noise and the levels.
             comparisons: number of values that are compared; all of them must stay within the error.
             magnitude: size of the answers, for the rounding of float32.
-            weights: weights of the answers in the sum; by default, of the difference of two answers.
-            repeats: number of answers that each term is the mean of.
+            weights: weights of the answers in the sum; the default is the difference of two answers.
+            repeats: number of answers that are averaged for each term.
         """
         quantile = NormalDist().inv_cdf(1 - _FALSE_ALARM / (2 * max(comparisons, 1)))
         noise = quantile * spec.noise_std * sqrt(sum(weight**2 for weight in weights) / repeats)
@@ -157,15 +158,15 @@ class Subject:
 
         Args:
             spec: spec that declares the noise and the levels.
-            found: answer that is checked.
-            expected: answer that it is compared with.
-            what: beginning of the sentence that reports a failure.
-            repeats: number of answers that each of the two is the mean of.
-            extra: difference allowed in addition.
+            found: answer to check.
+            expected: answer to compare it with.
+            what: beginning of the message of a failure.
+            repeats: number of queries that were averaged for each of the two answers.
+            extra: additional allowed difference.
         """
         count = expected.numel()
         magnitude = float(expected.abs().max()) if count else 0.0
         bound = self.scatter(spec, count, magnitude, repeats=repeats) + extra
         difference = float((found.double() - expected.double()).abs().max()) if count else 0.0
         if not difference <= bound:
-            fail(f"{what}: they differ by {difference:.4g}, and the spec allows {bound:.4g}")
+            fail(f"{what}: the answers differ by {difference:.4g}, but the spec allows {bound:.4g}")

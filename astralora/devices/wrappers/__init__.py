@@ -1,1 +1,1 @@
-"""Devices that add one behaviour to another device."""
+"""Wrap devices to correct, tile, record, replay, price or disturb them."""

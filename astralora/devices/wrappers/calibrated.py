@@ -1,4 +1,4 @@
-"""Correct a chip by its calibration, and compute its twin."""
+"""Correct a chip by its calibration, and make its twin."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ __all__ = ["CalibratedDevice", "CalibratedTwin", "make_model"]
 
 
 def make_model(model: FittedModel, spec: DeviceSpec) -> Identifiable:
-    """Make the law that a calibration names, with the size and ranges of a device.
+    """Make the law that a calibration refers to, with the size and ranges of a device.
 
     Args:
-        model: registered device, and options of it.
+        model: name and options of the registered device that computes the law.
         spec: spec of the chip that the law describes.
 
     Raises:
@@ -58,15 +58,15 @@ def make_model(model: FittedModel, spec: DeviceSpec) -> Identifiable:
     law = capability_of(made, Identifiable)
     if law is None:
         raise DeviceError(
-            "has no constants that could be fitted: a model declares the capability Identifiable and has constants(), "
+            "has no constants to fit; name a model that declares the capability Identifiable and has constants(), "
             "law() and written_for(), as the simulated kinds do",
             device=model.name,
             operation="calibration",
         )
     if made.spec.num_controls != spec.num_controls:
         raise DeviceError(
-            f"has {made.spec.num_controls} controls at {spec.in_features} x {spec.out_features}, and {spec.name!r} has "
-            f"{spec.num_controls}: it cannot be a model of it",
+            f"has {made.spec.num_controls} controls at {spec.in_features} x {spec.out_features}, but {spec.name!r} has "
+            f"{spec.num_controls} and needs another model",
             device=model.name,
             operation="calibration",
         )
@@ -76,22 +76,22 @@ def make_model(model: FittedModel, spec: DeviceSpec) -> Identifiable:
 class CalibratedDevice(DeviceWrapper):
     """Make a chip act like a nominal one: correct its controls, inputs and outputs by a calibration.
 
-    Controls are those of a nominal chip. Before they are written, the crosstalk, offsets and efficiencies that the
-    calibration found are removed from them; inputs and outputs are corrected for gains and offsets. The spec holds
+    The caller gives the controls for a nominal chip. They are corrected for the measured crosstalk, offsets and
+    efficiencies before they are written; inputs and outputs are corrected for gains and offsets. The spec contains
     measured values instead of claimed ones. The corrections cost no operations.
 
-    Where no law fits, only what was measured directly is corrected: the dark level of each output.
+    If no law fits, only the dark level of each output is corrected, because it was measured directly.
 
     Args:
-        device: the chip; a session keeps its budget and its counters.
+        device: chip, or a session on it, whose budget and counters then stay in use.
         calibration: calibration of this chip, or a path.
-        retry: how often to repeat after a fault; see `Session`.
-        max_age_days: age of the calibration, in days, from which a warning is given.
+        retry: number of attempts after a fault, and the pauses between them; see `Session`.
+        max_age_days: warn if the calibration is older than this, in days.
 
     Attributes:
-        session: guarded chip.
+        session: session on the chip.
         calibration: calibration record.
-        twin: law of the chip as fitted, in the same corrected units, for autograd; None where no law fits.
+        twin: fitted law of the chip in the same corrected units, for autograd; None if no law fits.
 
     Raises:
         CalibrationMismatch: the calibration belongs to another device.
@@ -113,7 +113,7 @@ class CalibratedDevice(DeviceWrapper):
         self.session = device if isinstance(device, Session) else Session(device, retry=retry)
         super().__init__(self.session)
         self.calibration = calibration
-        # A chip behind a wire reports its serial number when it is opened; most report it before.
+        # Checked again in `open`, because some chips report their serial number only when they are opened.
         calibration.check(device.spec, max_age_days=max_age_days)
         self.twin: CalibratedTwin | None = None
         if calibration.model is not None and calibration.fit is not None and calibration.fit.fits:
@@ -127,27 +127,27 @@ class CalibratedDevice(DeviceWrapper):
         return self._spec
 
     def open(self) -> None:
-        """Connect, and make sure that this is the device that was calibrated."""
+        """Connect, and refuse a device that is not the calibrated one."""
         self.session.open()
         thermometer = self.session.capability(Thermometer)
         self.calibration.check(
             self.session.spec,
             temperature_celsius=None if thermometer is None else thermometer.temperature_celsius,
-            max_age_days=float("inf"),  # a warning was given when the device was made
+            max_age_days=float("inf"),  # the constructor has warned already
         )
 
     def program(self, controls: Tensor) -> None:
-        """Set all controls, (num_controls,), those of a nominal chip."""
+        """Set all controls, (num_controls,), given for a nominal chip."""
         self.session.program(controls if self.twin is None else self.twin.written(controls))
 
     def query(self, inputs: Tensor) -> Tensor:
-        """Pass vectors through: (batch, in_features) -> (batch, out_features)."""
+        """Pass vectors through the device: (batch, in_features) -> (batch, out_features)."""
         if self.twin is None:
             return self._without_dark(self.session.query(inputs))
         return self.twin.corrected(self.session.query(self.twin.sent(inputs)))
 
     def query_each(self, controls: Tensor, inputs: Tensor) -> Tensor:
-        """Program each setting in turn and pass the same vectors through; see `ProgramsMany`."""
+        """Program one setting after the other, and pass the same vectors at each; see `ProgramsMany`."""
         if self.twin is None:
             return self._without_dark(self.session.query_each(controls, inputs))
         return self.twin.corrected(self.session.query_each(self.twin.written(controls), self.twin.sent(inputs)))
@@ -161,26 +161,26 @@ class CalibratedDevice(DeviceWrapper):
         return self.session.usage
 
     def price(self, usage: Usage) -> Usage:
-        """Return the operations on the chip; the corrections add none."""
+        """Return the usage of the chip for this usage; the corrections add no operations."""
         return self.session.price(usage)
 
     def rehearsal(self) -> Device:
-        """Return a stand-in, which has a twin where this device has one."""
+        """Return a substitute that counts operations; it has a twin if this device has one."""
         stand_in = _CalibratedRehearsal(self.spec)
         stand_in.twin = None if self.twin is None else stand_in
         return stand_in
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the inner state of the chip, where it can be saved."""
+        """Return the inner state of the chip, if it can be saved."""
         return self.session.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> bool:
-        """Restore what `state_dict` returned; return False where the chip could not be restored."""
+        """Restore the state that `state_dict` returned; return False if the chip could not be restored."""
         return self.session.load_state_dict(state)
 
 
 class _CalibratedRehearsal(RehearsalDevice):
-    """Stand in for a calibrated device and for its twin."""
+    """Count the operations of a calibrated device, and provide its twin."""
 
     capabilities: ClassVar[tuple[type, ...]] = (*RehearsalDevice.capabilities, Twinned)
 
@@ -188,10 +188,10 @@ class _CalibratedRehearsal(RehearsalDevice):
 
 
 class CalibratedTwin:
-    """Compute the law of a calibrated chip: what `CalibratedDevice` answers, without noise and rounding, for autograd.
+    """Compute the answers of a `CalibratedDevice` without noise and rounding, for autograd.
 
     Args:
-        calibration: calibration whose law fits.
+        calibration: calibration with a law that fits.
     """
 
     capabilities: ClassVar[tuple[type, ...]] = (Differentiable,)
@@ -205,14 +205,14 @@ class CalibratedTwin:
         self.spec = _corrected(calibration, self)
 
     def transfer(self, controls: Tensor, inputs: Tensor) -> Tensor:
-        """Return the outputs of (num_controls,) or (settings, num_controls), and (batch, in_features)."""
+        """Return outputs for inputs (batch, in_features) and controls (num_controls,) or (settings, num_controls)."""
         return self.transfer_with({}, controls, inputs)
 
     def transfer_with(self, constants: Mapping[str, Tensor], controls: Tensor, inputs: Tensor) -> Tensor:
-        """Return the outputs of a chip some of whose constants have drifted; the corrections stay as calibrated.
+        """Return the outputs of a chip with changed constants, and with the corrections of the calibration.
 
         Args:
-            constants: present values by name; the others are those of the calibration.
+            constants: present values by name; all other constants have their calibrated values.
             controls: (num_controls,), or (settings, num_controls).
             inputs: (batch, in_features).
         """
@@ -223,12 +223,12 @@ class CalibratedTwin:
         return answers if controls.ndim == 2 else answers[0]
 
     def written(self, controls: Tensor) -> Tensor:
-        """Return the controls to write for controls (..., num_controls) of a nominal chip."""
-        # Neighbours of a stuck control receive crosstalk from the value at which it is stuck, whatever is requested.
+        """Return the controls to write to the chip for given controls of a nominal chip, both (..., num_controls)."""
+        # A stuck control causes crosstalk by the value at which it is stuck, not by the requested value.
         return self.model.written_for(self._constants_like(controls), self._with_stuck(controls))
 
     def sent(self, inputs: Tensor) -> Tensor:
-        """Return the inputs to send for inputs (batch, in_features) of a nominal chip."""
+        """Return the inputs to send to the chip for given inputs of a nominal chip, both (batch, in_features)."""
         constants = self._constants_like(inputs)
         gain, offset = constants.get("input_gain"), constants.get("input_offset")
         if offset is not None:
@@ -239,7 +239,7 @@ class CalibratedTwin:
         return inputs if bounds is None else inputs.clamp(*bounds)
 
     def corrected(self, outputs: Tensor) -> Tensor:
-        """Return outputs (..., out_features) corrected for the gains and offsets of the detectors."""
+        """Correct outputs, (..., out_features), for the gains and offsets of the detectors."""
         constants = self._constants_like(outputs)
         gain, offset = constants.get("output_gain"), constants.get("output_offset")
         if offset is not None:
@@ -247,7 +247,7 @@ class CalibratedTwin:
         return outputs if gain is None else outputs / _divisor(gain)
 
     def _with_stuck(self, controls: Tensor) -> Tensor:
-        """Return controls (..., num_controls) with stuck ones at the values where they are stuck."""
+        """Return a copy of controls, (..., num_controls), in which stuck controls have their fixed values."""
         fixed = self.calibration.fixed
         if fixed is None:
             return controls
@@ -262,12 +262,12 @@ class CalibratedTwin:
 
 
 def _divisor(gain: Tensor) -> Tensor:
-    """Return gains to divide by, with 1 for dead channels: dividing would only amplify their noise."""
+    """Return gains to divide by, with 1 for dead channels, because dividing would amplify their noise."""
     return gain.where(gain.abs() > _DEAD, 1.0)
 
 
 def _dark_level(calibration: Calibration) -> Tensor | None:
-    """Return the output without light, (out_features,), where it exceeds its own uncertainty; None if not measured."""
+    """Return the dark level of each output, (out_features,), 0 below three standard errors; None if not measured."""
     offset, error = (calibration.tensors.get(f"dark/{name}") for name in ("offset", "error"))
     if offset is None or error is None:
         return None
@@ -275,7 +275,7 @@ def _dark_level(calibration: Calibration) -> Tensor | None:
 
 
 def _corrected(calibration: Calibration, twin: CalibratedTwin | None) -> DeviceSpec:
-    """Return the measured spec in corrected units, with the ranges that every input and every output covers."""
+    """Return the measured spec in corrected units, with ranges that every single input and output can reach."""
     spec = calibration.measured
     if twin is None:
         dark = _dark_level(calibration)
@@ -289,9 +289,9 @@ def _corrected(calibration: Calibration, twin: CalibratedTwin | None) -> DeviceS
     if spec.input_range is not None and gain is not None and offset is not None:
         low, high = spec.input_range
         divisor = _divisor(gain)
-        # The input y is reached by sending x = (y - offset) / gain; the weakest modulator limits either end.
+        # For input x the modulator must send y with x = y * gain + offset; the weakest one limits each end.
         least, most = float((low * divisor + offset).max()), float((high * divisor + offset).min())
-        # A range that starts at zero, or is symmetric about it, stays so.
+        # A range that starts at zero or is symmetric about zero keeps this property.
         if low == 0:
             least = 0.0
         elif low == -high:

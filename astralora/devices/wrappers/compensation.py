@@ -1,4 +1,4 @@
-"""Compensate drift of a chip that is used, not trained."""
+"""Compensate the drift of a chip during inference."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from .rehearsal import rehearse
 __all__ = ["CompensatedDevice", "Compensation", "CompensationWarning", "make_compensated"]
 
 Compensation = Literal["global", "output", "columns"]
-"""Compensate by one factor for all outputs, by one for each, or by the drift of extra columns of the chip."""
+"""Kind of compensation: one factor for all outputs, one for each output, or one from extra outputs of the chip."""
 
 
 class CompensationWarning(UserWarning):
-    """Warn that drift cannot be compensated: noise hides it, or the outputs have faded almost completely."""
+    """Warn that drift cannot be compensated, because of noise or because the outputs have nearly vanished."""
 
 
 class CompensatedDevice(DeviceWrapper):
-    """Compensate drift: scale the outputs back to what they were right after the program.
+    """Compensate drift by scaling the outputs back to their strength right after the program.
 
-    Costs beyond the operations themselves:
+    Additional costs:
 
     ==========  =====================  ==========================================  ===========  ===================
-    kind        vectors per program    vectors while it is used                    outputs      compensates
+    kind        vectors per program    vectors later                               outputs      compensates
     ==========  =====================  ==========================================  ===========  ===================
     "global"    4 ``vectors``          ``vectors``, with the first query after     none         the mean drift of
                                        every ``every_seconds``                                  all outputs
@@ -51,21 +51,21 @@ class CompensatedDevice(DeviceWrapper):
     ==========  =====================  ==========================================  ===========  ===================
 
     ``"global"`` and ``"output"`` query reference vectors right after every program, and again later. The outputs are
-    divided by the ratio of the later answers to the first: one ratio for all outputs (Joshi et al., Nat. Commun. 11,
-    2473 (2020)), or one for each output, which is drawn towards the common ratio where noise dominates the references.
+    divided by the ratio of the later answers to the first ones. There is one ratio for all outputs (Joshi et al., Nat.
+    Commun. 11, 2473 (2020)), or one for each output, which noise moves towards the common ratio.
 
     ``"columns"`` uses the last ``columns`` outputs of the chip as references. Their controls are fixed, and their rows
-    of the transfer matrix are measured right after every program. From then on they are measured with every query, and
-    the other outputs are divided by the ratio of these outputs to the expected ones. This needs no vector and no pause,
-    but assumes that all outputs drift like these few.
+    of the transfer matrix are measured right after every program. Every query then compares these outputs with their
+    expected values, and divides the other outputs by the ratio. This needs no more vectors and no pause, but assumes
+    that all outputs drift like the references.
 
-    No kind compensates parts of one output that drift differently, offsets, or noise, which grows with the factor. The
-    age of references follows the clock of the chip, see `clock_of`, and their queries are recorded under the purpose
-    "drift" in `session`. Every program pays for references: this wrapper is for a chip that is used, not for one that
-    is trained. Programming what the chip holds already changes nothing, and does not reset its age.
+    No kind compensates offsets, different drift of the entries of one output, or noise; noise grows with the factor.
+    The clock of the chip determines the age of the references, see `clock_of`. Their queries are recorded under the
+    purpose "drift" in `session`. References cost vectors after every program, so use this wrapper for inference, not
+    for training. Programming the same controls again changes nothing, and does not reset the age.
 
     Args:
-        device: linear chip; a session keeps its budget and its counters.
+        device: linear chip, or a session on it, whose budget and counters then stay in use.
         kind: kind of compensation.
         every_seconds: seconds between two queries of the references; for ``"columns"``, time constant of the average
             over earlier answers.
@@ -74,11 +74,11 @@ class CompensatedDevice(DeviceWrapper):
         seed: seed of the references.
 
     Attributes:
-        session: guarded chip.
-        factor: factor that the newest outputs were multiplied by, () or (out_features,).
+        session: session on the chip.
+        factor: factor of the newest outputs, () or (out_features,).
 
     Raises:
-        DeviceError: the chip is not linear, or has too few columns, or an argument is out of range.
+        DeviceError: the chip is not linear, it has too few outputs, or an argument is out of range.
     """
 
     capabilities: ClassVar[tuple[type, ...]] = (Composite, Rehearses, Snapshots)
@@ -108,17 +108,17 @@ class CompensatedDevice(DeviceWrapper):
         self._references = References(chip, vectors, seed)
         self._rows = Rows(chip, columns, seed, every_seconds) if self._columns else None
         self._clock = clock_of(self.session)
-        self._has_references = False  # whether the references were measured for the controls that the chip holds
-        self._is_reliable = True  # whether they exceed the noise
+        self._has_references = False  # whether the references were measured for the present controls of the chip
+        self._is_reliable = True  # whether the answers to the references exceed the noise
         self._measured_at = 0.0
         self.factor: Tensor = torch.ones(())
         self._spec = _compensated(chip, self._columns)
 
     @property
     def spec(self) -> DeviceSpec:
-        """Return the spec of the chip; for ``"columns"``, without the outputs used as references and their controls.
+        """Return the spec of the chip; for ``"columns"``, without the reference outputs and their controls.
 
-        Outputs stay within the output range of the chip, but are no codes of its converter.
+        Outputs stay within the output range of the chip, but scaled outputs are not codes of its converter.
         """
         return self._spec
 
@@ -131,10 +131,11 @@ class CompensatedDevice(DeviceWrapper):
             self.session.close()
 
     def program(self, controls: Tensor) -> None:
-        """Set all controls, (num_controls,), and measure the references; do nothing where the chip holds these already.
+        """Set all controls, (num_controls,), and measure the references; do nothing if the controls are set already.
 
         Raises:
-            OutOfRange, BudgetExceeded, NotConnected: before anything is sent; the budget has to cover both.
+            OutOfRange, BudgetExceeded, NotConnected: before anything is sent; the budget must cover the program and
+                the references.
         """
         check_controls(self.spec, controls, "program")
         whole = torch.cat([controls.detach(), self._fixed.to(controls)]) if self._columns else controls
@@ -149,14 +150,15 @@ class CompensatedDevice(DeviceWrapper):
                 with self.session.purpose(Purpose.DRIFT):
                     self._is_reliable = watch.begin(self.session.query(watch.at_program.to(controls)))
             except BaseException:
-                # Otherwise the same controls would not be written again, and a chip that has aged would be the
-                # reference.
+                # Otherwise a second attempt would skip the program, and measure references on a chip that has drifted.
                 self.session.forget()
                 raise
             self._has_references = True
             self._as_programmed()
         if not self._is_reliable:
-            self._warn("the answers to the references hardly exceed the noise, and do not show drift; use more of them")
+            self._warn(
+                "the answers to the references hardly exceed the noise and cannot show drift; use more references"
+            )
 
     def query(self, inputs: Tensor) -> Tensor:
         """Pass vectors through, (batch, in_features) -> (batch, out_features), and compensate the drift.
@@ -175,7 +177,7 @@ class CompensatedDevice(DeviceWrapper):
             self.session.afford("query", batches=(*references, len(inputs)))
             if due:
                 self._measure_references(inputs)
-            # In pieces of max_batch, since a retry may reset the factor between two of them.
+            # In batches of max_batch, because a retry may reset the factor between two batches.
             return torch.cat([self._query_piece(part) for part in inputs.split(self.spec.max_batch or len(inputs))])
 
     # -- Composite, Rehearses ---------------------------------------------------------------
@@ -186,7 +188,7 @@ class CompensatedDevice(DeviceWrapper):
         return self.session.usage
 
     def price(self, usage: Usage) -> Usage:
-        """Return the most operations on the chip: with references after every program, and with every query."""
+        """Return the largest possible usage of the chip: references are queried after every program and every query."""
         first = len((self._rows or self._references).at_program)
         looks, count = (0, 0) if self._columns else (usage.queries, len(self._references.vectors))
         return self.session.price(
@@ -200,15 +202,15 @@ class CompensatedDevice(DeviceWrapper):
         )
 
     def rehearsal(self) -> Device:
-        """Return the same wrapper around a stand-in, so that references are counted at hardware speed."""
+        """Return this wrapper around a substitute of the chip, so that the references are counted too."""
         return CompensatedDevice(rehearse(self.session), self.kind, **self._options)  # type: ignore[arg-type]
 
     # -- Snapshots --------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the inner state of the chip where it can be saved, and the measured references."""
+        """Return the inner state of the chip, if it can be saved, and the measured references."""
         with self.session.transaction():
-            # A wall clock starts at another origin in every process: its readings do not outlive this one.
+            # The wall clock has a different origin in every process, so its readings are not saved.
             lasting = not isinstance(self._clock, WallClock) and isfinite(self._measured_at)
             return {
                 "session": self.session.state_dict(),
@@ -220,7 +222,7 @@ class CompensatedDevice(DeviceWrapper):
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> bool:
-        """Restore what `state_dict` returned; return False where the chip must be programmed again."""
+        """Restore the state that `state_dict` returned; return False if the chip must be programmed again."""
         with self.session.transaction():
             restored = self.session.load_state_dict(state["session"])
             (self._rows or self._references).load_state_dict(state["references"])
@@ -230,7 +232,7 @@ class CompensatedDevice(DeviceWrapper):
             self._measured_at = -inf if age is None else self._clock.clock_seconds - age
             return restored
 
-    # -- inside the lock --------------------------------------------------------------------
+    # -- called while the lock is held ------------------------------------------------------
 
     def _query_piece(self, inputs: Tensor) -> Tensor:
         before = self.session.usage
@@ -246,7 +248,7 @@ class CompensatedDevice(DeviceWrapper):
             answers = answers[:, : -self._columns]
         answers = answers * self.factor.to(answers)
         bounds = self.spec.output_range
-        # The detector cannot exceed its range; scaled noise might.
+        # Scaled outputs may exceed the range of the detector.
         return answers if bounds is None else answers.clamp(*bounds)
 
     def _measure_references(self, like: Tensor) -> None:
@@ -264,7 +266,9 @@ class CompensatedDevice(DeviceWrapper):
     def _scale(self, common: float, gains: Tensor) -> None:
         if common <= DEAD:
             self.factor = torch.ones(())
-            self._warn(f"{100 * common:.0f} % of the outputs is left, too little to scale back; program the chip again")
+            self._warn(
+                f"only {100 * common:.0f} % of the signal is left, too little to scale back; program the chip again"
+            )
         else:
             self.factor = 1 / torch.where(gains > DEAD, gains, common)
 
@@ -276,7 +280,7 @@ class CompensatedDevice(DeviceWrapper):
             self._rows.restart()
 
     def _rewritten_since(self, before: Usage) -> bool:
-        """Return whether a fault has made the session program the controls again."""
+        """Return whether the session has programmed the controls again after a fault."""
         now = self.session.usage
         return now.retries > before.retries and now.programs > before.programs
 
@@ -296,15 +300,15 @@ def make_compensated(
     columns: int = 4,
     **options: Any,
 ) -> CompensatedDevice:
-    """Make a registered device whose drift is compensated while it is used.
+    """Make a registered device with compensated drift.
 
     Args:
         device: a registered name, or a bench file.
         kind: "global", "output" or "columns".
         every_seconds: seconds between two queries of the references.
         vectors: number of references, for "global" and "output".
-        columns: number of outputs that the device has in addition, for "columns".
-        **options: options of that device; sizes, impairments and seed only if it takes them.
+        columns: number of additional outputs of the device, for "columns".
+        **options: options of the device; sizes, impairments and seed are left out if it does not take them.
     """
     if kind == "columns" and "out_features" in options:
         options["out_features"] += columns
@@ -325,18 +329,20 @@ def _compensated(chip: DeviceSpec, columns: int) -> DeviceSpec:
 
 
 def _objection(chip: DeviceSpec, kind: str, every_seconds: float, vectors: int, columns: int) -> str | None:
-    """Return why this chip cannot be compensated in this way, or None."""
+    """Return the reason why this chip cannot be compensated in this way, or None."""
     kinds = get_args(Compensation)
     if kind not in kinds:
         return f"there is no compensation {kind!r}; known are {', '.join(kinds)}"
     if not chip.linear:
-        return "is not linear: no factor compensates its drift"
+        return "is not linear, so no factor can compensate its drift; use a linear chip"
     if not (isfinite(every_seconds) and every_seconds > 0):
         return f"every_seconds must be positive and finite, not {every_seconds!r}"
     if kind != "columns":
-        return None if vectors >= 2 else f"vectors must be at least 2, to tell a gain from an offset, not {vectors}"
+        return None if vectors >= 2 else f"vectors must be at least 2, to separate gain and offset, not {vectors}"
     if chip.coupling != "elementwise":
-        return "columns need a control of their own for every matrix entry; use kind='output'"
+        return (
+            "kind='columns' needs one control for every matrix entry, but the chip has another coupling; use 'output'"
+        )
     if not 0 < columns < chip.out_features:
         return f"columns must be at least 1 and fewer than the {chip.out_features} outputs of the chip, not {columns}"
     return None

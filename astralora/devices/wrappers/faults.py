@@ -1,4 +1,4 @@
-"""Inject faults of links and chips, seeded and counted."""
+"""Inject seeded faults of links and chips, and count them."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ LINK_FAULTS: Final[tuple[FaultKind, ...]] = get_args(LinkFault)
 """Faults of the link between host and chip; a driver always detects them."""
 
 CHIP_FAULTS: Final[tuple[FaultKind, ...]] = get_args(ChipFault)
-"""Faults of the chip in answers to queries; detected where the answer shows them, or the chip reports them."""
+"""Faults of the chip, which change answers to queries; a driver cannot detect all of them."""
 
 _Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class FaultPlan(BaseModel):
-    """Set the probability of each fault, per operation.
+    """Set the probability of each fault for one operation.
 
     Attributes:
         timeout: the request or its answer is lost.
-        truncated: the answer breaks off.
+        truncated: the end of the answer is missing.
         corrupt: bits of the request or of its answer are flipped.
         late: the answer arrives after the timeout.
-        disconnect: the line hangs up, and must be opened again.
+        disconnect: the link is closed, and must be opened again.
         nan: a value of the answer is NaN.
         saturated: an output is at the end of its range.
         stuck: an output repeats its previous value.
         seed: seed of the random choice.
-        at: faults of single operations, by their number from 0; they replace the random choice.
+        at: fault of each listed operation, by the number of the operation from 0; replaces the random choice.
         flagged: whether the chip detects ``saturated`` and ``stuck`` by a self-test and reports an error; otherwise it
-            answers wrong numbers.
+            returns wrong numbers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,7 +73,7 @@ class FaultPlan(BaseModel):
         """Read a plan from a TOML file or text such as ``timeout=0.01,nan=0.01,seed=3``; ``all=P`` sets all faults.
 
         Raises:
-            DeviceError: the text is neither.
+            DeviceError: the text is neither a readable file nor a valid plan.
         """
         try:
             if text.endswith(".toml"):
@@ -98,7 +98,7 @@ class FaultDice:
 
     Args:
         plan: probability of each fault.
-        kinds: kinds of the plan that are chosen here.
+        kinds: kinds of faults to choose from.
 
     Attributes:
         injected: number of faults of each kind so far.
@@ -112,7 +112,7 @@ class FaultDice:
         self.injected: Counter[FaultKind] = Counter()
 
     def throw(self, possible: Collection[FaultKind]) -> FaultKind | None:
-        """Return the fault of the next operation, among those that are possible for it, or None."""
+        """Choose the fault of the next operation; return None for no fault or a fault that is not possible."""
         number, drawn = self._number, self._random.random()
         self._number += 1
         kind = self._plan.at.get(number)
@@ -136,18 +136,18 @@ class FaultDice:
 
 
 class FaultyDevice(DeviceWrapper):
-    """Inject faults into a device, to test what drives it.
+    """Inject faults into a device, to test the code that uses it.
 
-    Faults of the link raise the errors that a driver raises; half of the requests that are lost have been carried out,
-    as happens with real links. ``late`` and ``truncated`` answers are timeouts, which a correct driver makes of them.
-    After a ``disconnect`` every call fails until the device is closed and opened. A ``nan`` answer is returned as it
-    is. ``saturated`` and ``stuck`` outputs are wrong numbers that cannot be told from right ones, unless the plan has
-    them ``flagged``. The clock, the state and the law of the device stay as they are.
+    Faults of the link raise the errors that a driver raises. Half of the lost requests have been carried out, as with
+    real links. ``late`` and ``truncated`` answers raise a timeout, as in a correct driver. After a ``disconnect`` every
+    call fails until the device is closed and opened. A ``nan`` answer is returned unchanged. ``saturated`` and
+    ``stuck`` outputs are wrong numbers that look right; with ``flagged`` in the plan they raise an error instead. The
+    clock, the state and the law of the device are forwarded unchanged.
 
     Args:
         device: device without faults.
         plan: probability of each fault.
-        kinds: kinds of the plan that are injected here.
+        kinds: kinds of faults to inject.
     """
 
     adapts: ClassVar[tuple[type, ...]] = (ProgramsMany, Reciprocal)
@@ -176,7 +176,7 @@ class FaultyDevice(DeviceWrapper):
         return self._dice.injected
 
     def open(self) -> None:
-        """Connect, also after a disconnect."""
+        """Connect, and end an injected disconnect."""
         self.device.open()
         self._disconnected = False
 
@@ -189,25 +189,25 @@ class FaultyDevice(DeviceWrapper):
         self._after("program", kind)
 
     def query(self, inputs: Tensor) -> Tensor:
-        """Pass vectors through: (batch, in_features) -> (batch, out_features)."""
+        """Pass vectors through the device: (batch, in_features) -> (batch, out_features)."""
         return self._answer("query", lambda: self.device.query(inputs))
 
     def query_each(self, controls: Tensor, inputs: Tensor) -> Tensor:
-        """Program each setting in turn and pass the same vectors through: (settings, batch, out_features).
+        """Program one setting after the other, and pass the same vectors at each: (settings, batch, out_features).
 
-        A fault in such a call is one fault, however many settings there are.
+        A call has at most one fault, for any number of settings.
         """
         many = self.behind(ProgramsMany)
         return self._answer("query_each", lambda: many.query_each(controls, inputs))
 
     def query_adjoint(self, outputs: Tensor) -> Tensor:
-        """Pass vectors in reverse: (batch, out_features) -> (batch, in_features)."""
+        """Pass vectors backwards through the device: (batch, out_features) -> (batch, in_features)."""
         reverse = self.behind(Reciprocal)
         return self._answer("query_adjoint", lambda: reverse.query_adjoint(outputs))
 
     @contextmanager
     def spared(self) -> Generator[None]:
-        """Inject nothing, and draw nothing, for the length of a ``with`` block."""
+        """Inject no faults, and draw no random numbers, within a ``with`` block."""
         self._paused = True
         try:
             yield
@@ -227,10 +227,10 @@ class FaultyDevice(DeviceWrapper):
 
     def _require_link(self, operation: str) -> None:
         if self._disconnected:
-            self._fail(NotConnected, operation, "the line has hung up; close and open the device")
+            self._fail(NotConnected, operation, "the link was closed by the other end; close and open the device")
 
     def _before(self, operation: str, kind: FaultKind | None) -> None:
-        """Fail before the request is carried out, where the fault says so."""
+        """Raise the error of a fault that happens before the request is carried out."""
         if kind == "disconnect":
             self._disconnected = True
             self._require_link(operation)
@@ -238,11 +238,11 @@ class FaultyDevice(DeviceWrapper):
             self._after(operation, kind)
 
     def _after(self, operation: str, kind: FaultKind | None) -> None:
-        """Fail after the request was carried out, where the fault says so."""
+        """Raise the error of a fault that happens after the request was carried out."""
         if kind in ("timeout", "late"):
             self._fail(DeviceTimeout, operation, "no answer arrived in time")
         if kind == "truncated":
-            self._fail(DeviceTimeout, operation, "the answer broke off")
+            self._fail(DeviceTimeout, operation, "the end of the answer did not arrive in time")
         if kind == "corrupt":
             self._fail(ProtocolError, operation, "the message arrived damaged")
 

@@ -1,7 +1,7 @@
 """Record the operations of a device in a file, and replay them without the device.
 
-A recording is one safetensors file. Its tensors are controls, inputs and outputs, each stored once; its metadata holds,
-as JSON under ``astralora``, the version of the format, the spec, and the operations in their order.
+A recording is one safetensors file. Its tensors are controls, inputs and outputs; equal tensors are stored once. Its
+metadata has a JSON text under ``astralora``: the version of the format, the spec, and the operations in their order.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _QUERIES: Final = ("query", "query_adjoint")
 
 
 class RecordingDevice(DeviceWrapper):
-    """Forward everything to a device, and record requests, answers and faults.
+    """Forward all operations to a device, and record requests, answers and faults.
 
-    The file is written when the device is closed, and by `save`, atomically. Settings run in one call are recorded one
-    by one. The clock, the state and the law of the device stay as they are.
+    `close` and `save` write the file atomically. Settings that run in one call are recorded one by one. The clock, the
+    state and the law of the device are forwarded unchanged.
 
     Args:
         device: device to record.
@@ -76,7 +76,7 @@ class RecordingDevice(DeviceWrapper):
             self.device.program(controls)
 
     def query(self, inputs: Tensor) -> Tensor:
-        """Pass vectors through: (batch, in_features) -> (batch, out_features)."""
+        """Pass vectors through the device: (batch, in_features) -> (batch, out_features)."""
         entry: dict[str, Any] = {"operation": "query", "inputs": self._keep(inputs)}
         with self._recorded(entry):
             outputs = self.device.query(inputs)
@@ -84,7 +84,7 @@ class RecordingDevice(DeviceWrapper):
         return outputs
 
     def query_adjoint(self, outputs: Tensor) -> Tensor:
-        """Pass vectors in reverse: (batch, out_features) -> (batch, in_features)."""
+        """Pass vectors backwards through the device: (batch, out_features) -> (batch, in_features)."""
         entry: dict[str, Any] = {"operation": "query_adjoint", "inputs": self._keep(outputs)}
         with self._recorded(entry):
             answers = self.behind(Reciprocal).query_adjoint(outputs)
@@ -109,7 +109,7 @@ class RecordingDevice(DeviceWrapper):
 
     @contextmanager
     def _recorded(self, entry: dict[str, Any]) -> Generator[None]:
-        # Appended before the call: a request that fails has been made all the same.
+        # Appended before the call, because a request that fails is recorded too.
         self._operations.append(entry)
         try:
             yield
@@ -128,23 +128,23 @@ class RecordingDevice(DeviceWrapper):
 
 
 def make_recording(device: str, path: str, **options: Any) -> RecordingDevice:
-    """Make a registered device whose operations are recorded in a file, for the device 'replay'.
+    """Make a registered device that records its operations in a file, which the device 'replay' can read.
 
     Args:
         device: a registered name, or a bench file.
         path: path of the recording.
-        **options: options of that device; sizes, impairments and seed only if it takes them.
+        **options: options of the device; sizes, impairments and seed are left out if it does not take them.
     """
     return RecordingDevice(make_inner(device, options), path)
 
 
 class ReplayDevice:
-    """Return the recorded answers of a device, exactly.
+    """Answer requests with the recorded answers of a device, bit for bit.
 
-    With ``match="order"``, every request must equal the recorded one to the bit; the first that differs is an error
-    that says where. With ``match="content"``, the order is free: a request is answered like the recorded one with the
-    same controls and inputs, each time with the next of their recorded answers, and after the last with the first
-    again.
+    With ``match="order"``, every request must equal the recorded request bit for bit. A request that differs raises an
+    error that names the place. With ``match="content"``, requests may come in any order. The answer is a recorded
+    answer to the same controls and inputs. If there are several answers, they are returned one after the other, and
+    the sequence starts again after the last one.
 
     Args:
         path: path of a recording.
@@ -172,7 +172,7 @@ class ReplayDevice:
 
     @property
     def capabilities(self) -> tuple[type, ...]:
-        """Return `Reciprocal` where the recording holds queries of the reverse port."""
+        """Return `Reciprocal` if the recording contains queries of the reverse port."""
         return (Reciprocal,) if any(entry["operation"] == "query_adjoint" for entry in self._operations) else ()
 
     @property
@@ -181,11 +181,11 @@ class ReplayDevice:
         return len(self._operations) - self._place
 
     def open(self) -> None:
-        """Start, or continue where the recording was; do nothing when open already."""
+        """Start the replay, or continue it after the last answered request; do nothing when open already."""
         self._is_open = True
 
     def close(self) -> None:
-        """Stop; do nothing when closed already."""
+        """Stop the replay; do nothing when closed already."""
         self._is_open, self._controls = False, None
 
     def program(self, controls: Tensor) -> None:
@@ -211,7 +211,7 @@ class ReplayDevice:
         else:
             answers = self._answers.get((operation, self._controls or "", _name(vectors)))
             if answers is None:
-                raise self._fault(operation, "the recording holds no answer to these controls and inputs")
+                raise self._fault(operation, "the recording contains no answer to these controls and inputs")
             entry = answers.pop(0)
             answers.append(entry)
         _raise_recorded(entry)
@@ -223,7 +223,7 @@ class ReplayDevice:
         entry = self._operations[self._place]
         where = f"operation {self._place} of {len(self._operations)}"
         if entry["operation"] != operation:
-            raise self._fault(operation, f"{where} was {entry['operation']} in the recording, and is {operation} now")
+            raise self._fault(operation, f"{where} is {entry['operation']} in the recording, but is {operation} now")
         if entry[what] != _name(given):
             raise self._fault(operation, f"{where}: {_difference(what, self._tensors[entry[what]], given)}")
         self._place += 1
@@ -234,12 +234,12 @@ class ReplayDevice:
             raise NotConnected(otherwise, device=self._spec.name, operation=operation)
 
     def _fault(self, operation: str, message: str) -> DeviceError:
-        # Not a fault of the link: a repetition would not help.
+        # Not the class of a link fault, because repeating the operation would not help.
         return DeviceError(f"{message} ({self.path})", device=self._spec.name, operation=operation)
 
 
 def _name(tensor: Tensor) -> str:
-    """Return a name that depends on the values, the shape and the dtype."""
+    """Return a name for a tensor that is a hash of its values, shape and dtype."""
     data = tensor.detach().cpu().contiguous()
     digest = hashlib.blake2b(data.numpy().tobytes(), digest_size=16)
     digest.update(f"{data.dtype} {tuple(data.shape)}".encode())
@@ -250,8 +250,8 @@ def _difference(what: str, recorded: Tensor, given: Tensor) -> str:
     """Describe where two tensors differ."""
     if recorded.shape != given.shape or recorded.dtype != given.dtype:
         return (
-            f"{what} of shape {tuple(recorded.shape)} and {recorded.dtype} were recorded, "
-            f"and {tuple(given.shape)} of {given.dtype} are given"
+            f"the recorded {what} have shape {tuple(recorded.shape)} and {recorded.dtype}, "
+            f"but the given ones have shape {tuple(given.shape)} and {given.dtype}"
         )
     wrong = recorded != given.to(recorded.device)
     first = tuple(wrong.nonzero()[0].tolist())
@@ -286,7 +286,9 @@ def _load(path: Path) -> tuple[DeviceSpec, list[dict[str, Any]], dict[str, Tenso
             index = json.loads((file.metadata() or {})[_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if index["format"] != _FORMAT:
-            raise DeviceError(f"{path} is a recording of format {index['format']}, and format {_FORMAT} is read here")
+            raise DeviceError(
+                f"the recording {path} has format {index['format']}, but this astralora reads format {_FORMAT}"
+            )
         operations = index["operations"]
         for entry in operations:
             names = [entry[key] for key in ("controls", "inputs", "outputs") if key in entry]
@@ -298,4 +300,4 @@ def _load(path: Path) -> tuple[DeviceSpec, list[dict[str, Any]], dict[str, Tenso
     except FileNotFoundError:
         raise DeviceError(f"there is no recording {path}") from None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, ValidationError) as error:
-        raise DeviceError(f"{path} is no recording: {type(error).__name__}: {error}") from None
+        raise DeviceError(f"{path} is not a valid recording: {type(error).__name__}: {error}") from None

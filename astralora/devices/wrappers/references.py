@@ -14,11 +14,11 @@ from ..spec import DeviceSpec
 
 __all__ = ["DEAD", "References", "Rows", "reference_controls"]
 
-# Number of queries of the references right after a program: all later gains are divided by their mean.
+# Number of queries of the references right after a program; later answers are compared with the mean of them.
 _REPEATS = 4
-# Degrees of freedom from which the scatter of a single output can be estimated.
+# Fewest degrees of freedom for estimating the scatter of a single output.
 _FREEDOM = 6
-# Largest standard deviation of a gain, as a share of it, at which the gain is used.
+# Largest relative standard deviation of a gain that is precise enough to be used.
 _LARGEST_ERROR = 0.1
 DEAD = 0.05
 """Largest gain of a dead channel."""
@@ -27,10 +27,10 @@ DEAD = 0.05
 class References:
     """Compare the answers to reference vectors with their answers right after a program.
 
-    For every output, y = g y_0 + c is fitted by least squares to the first answers y_0 and the present answers y: c
-    is the offset of the detector, which does not fade and must not change the gain g. Half of the vectors mirror the
-    other half about the middle, so that fitting the offset costs no precision. Answers at an end of the detector's
-    range are left out, and the power that noise adds to |y_0|^2 is subtracted.
+    For every output, y = g y_0 + c is fitted by least squares to the first answers y_0 and the present answers y. The
+    offset c of the detector does not drift and must not change the gain g. Half of the vectors mirror the other half
+    about the middle, so that fitting the offset costs no precision. Answers at an end of the detector's range are left
+    out, and the power that noise adds to |y_0|^2 is subtracted.
 
     Args:
         spec: spec of the chip.
@@ -55,7 +55,7 @@ class References:
         return self.vectors.repeat(_REPEATS, 1)
 
     def begin(self, answers: Tensor) -> bool:
-        """Store the answers right after a program; return whether they exceed the noise enough to measure drift."""
+        """Store the answers right after a program; return whether their noise is low enough to measure drift."""
         repeated = answers.double().unflatten(0, (_REPEATS, -1))
         self._first = repeated.mean(dim=0)
         self._variance = float(repeated.var(dim=0).mean()) + _rounding(self._spec)
@@ -66,13 +66,13 @@ class References:
 
         Args:
             answers: present answers to `vectors`, (vectors, out_features).
-            each: return one gain for each output. The gains are drawn towards their mean as far as the scatter of the
-                answers explains their differences: the random-effects model of DerSimonian and Laird
+            each: whether to return one gain for each output. These gains are moved towards their mean, the more the
+                scatter of the answers explains their differences: the random-effects model of DerSimonian and Laird
                 (Control. Clin. Trials 7, 177 (1986)).
 
         Returns:
-            The gain of all outputs together, and gains, () or (out_features,); None where the answers do not exceed
-            the noise.
+            The common gain of all outputs, and the gains to use, () or (out_features,); None if the answers do not
+            exceed the noise.
         """
         products, power, residual, freedom = self._sums(answers.double())
         if not self._is_reliable(power):
@@ -80,7 +80,7 @@ class References:
         common = products.sum() / power.sum()
         if not each:
             return float(common), common
-        # The last term is for chips without noise.
+        # The last term prevents a division by zero on chips without noise.
         noise = (1 + 1 / _REPEATS) * self._variance + 1e-12 * float(power.mean())
         return float(common), _shrunk_gains(products, power.clamp_min(0), residual, freedom, noise)
 
@@ -89,13 +89,14 @@ class References:
         return {"first": self._first, "variance": self._variance}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self._first, self._variance = state["first"], state["variance"]
 
     def _sums(self, now: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Sum y y_0, y_0^2 and (y - g y_0 - c)^2 over the vectors, and count the degrees of freedom of the last.
+        """Return the sums of y y_0, y_0^2 and (y - g y_0 - c)^2 over the vectors, and their degrees of freedom.
 
-        All four are (out_features,); y and y_0 are taken about their means.
+        The degrees of freedom belong to the third sum. All four are (out_features,). The means of y and y_0 are
+        subtracted first.
         """
         assert self._first is not None
         first = self._first.to(now)
@@ -109,26 +110,26 @@ class References:
         return products, power, residual, count - 2
 
     def _is_reliable(self, power: Tensor) -> bool:
-        # Variance of g = sum(y y_0) / sum(y_0^2): those of an answer and of the mean of the first ones, over the power.
+        # Variance of g = sum(y y_0) / sum(y_0^2): (variance of y + variance of y_0, a mean of _REPEATS) / power.
         return _is_precise(float(power.sum()), (1 + 1 / _REPEATS) * self._variance)
 
 
 class Rows:
     """Measure the gain of reference columns, which are outputs with known rows of the transfer matrix.
 
-    The rows are measured right after a program, with orthogonal vectors; the row of a column that saturates is not
-    known. From then on every query adds to the sums of y (A_0 x) and (A_0 x)^2, in which earlier answers decay with
-    time, and the ratio of the sums is the gain.
+    The rows are measured right after a program, with orthogonal vectors. A column that saturates is left out. Every
+    later query adds to the sums of y (A_0 x) and (A_0 x)^2, in which the weight of earlier answers decays with time.
+    The gain is the ratio of the sums.
 
     Args:
         spec: spec of the chip.
-        columns: number of its last outputs that are references.
+        columns: number of reference columns, which are the last outputs of the chip.
         seed: seed of the vectors.
-        memory_seconds: time in which the weight of an answer falls to 1/e.
+        memory_seconds: time, in seconds, after which the weight of an answer has decayed to 1/e.
 
     Attributes:
-        vectors: references, (count, in_features); count is above the number of inputs, at most twice as large, and
-            at least four.
+        vectors: references, (count, in_features); count is larger than in_features, at most twice as large, and at
+            least four.
     """
 
     def __init__(self, spec: DeviceSpec, columns: int, seed: int, memory_seconds: float) -> None:
@@ -139,14 +140,14 @@ class Rows:
         hadamard = torch.ones(1, 1)
         for _ in range(ceil(log2(spec.in_features + 2))):
             hadamard = torch.cat([torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)])
-        # The column of ones is left for the offset; random signs keep all but one vector from being uniform.
+        # The column of ones is not used, so that it measures the offset. Random signs avoid uniform vectors.
         signs = _random_signs((spec.in_features,), seed, "references")
         self._signs = signs * hadamard[:, 1 : spec.in_features + 1]
         self.vectors = self._middle + self._reach * self._signs
         self._rows: Tensor | None = None  # (columns, in_features)
         self._offset: Tensor | None = None  # (columns,)
         self._variance = 0.0
-        self._first_power = 0.0  # sum of (A_0 x)^2 of the vectors right after the program, when the gain was one
+        self._first_power = 0.0  # sum of (A_0 x)^2 over the vectors right after the program, when the gain is one
         self._products = self._power = 0.0
 
     @property
@@ -155,7 +156,7 @@ class Rows:
         return self.vectors
 
     def begin(self, answers: Tensor) -> bool:
-        """Measure the rows right after a program; return whether the answers exceed the noise enough for drift."""
+        """Measure the rows right after a program; return whether the noise is low enough to measure drift."""
         answers = answers[:, -self._columns :].double()
         signs, count = self._signs.to(answers), len(self.vectors)
         mean = answers.mean(dim=0)
@@ -186,7 +187,7 @@ class Rows:
             elapsed: seconds since the previous call, or since the program.
 
         Returns:
-            The gain; None where the answers do not exceed the noise.
+            The gain; None if the answers do not exceed the noise.
         """
         assert self._rows is not None
         assert self._offset is not None
@@ -194,7 +195,7 @@ class Rows:
         first = inputs @ self._rows.to(inputs).mT
         is_known = self._rows.to(inputs).abs().sum(dim=1) > 0
         used = (_unsaturated(self._spec, newest, self._variance) & is_known).double()
-        # The error of the measured rows makes the sum of squares too large.
+        # The error of the measured rows makes the sum of squares too large by this excess.
         excess = used.sum(dim=1) @ inputs.square().sum(dim=1) * self._variance / (len(self.vectors) * self._reach**2)
         decay = exp(-elapsed / self._memory)
         self._products = decay * self._products + float((used * (newest - self._offset.to(newest)) * first).sum())
@@ -213,7 +214,7 @@ class Rows:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self._rows, self._offset, self._variance = state["rows"], state["offset"], state["variance"]
         self._first_power, self._products, self._power = state["begun"], state["along"], state["power"]
 
@@ -222,9 +223,9 @@ def reference_controls(spec: DeviceSpec, columns: int, seed: int) -> Tensor:
     """Draw the fixed controls of reference columns, (columns * in_features,), uniformly within the control range.
 
     Args:
-        spec: spec of the chip, columns included.
-        columns: number of columns.
-        seed: seed of the draw.
+        spec: spec of the chip, including the reference columns.
+        columns: number of reference columns.
+        seed: seed of the controls.
     """
     generator = derive_generator(seed, "reference columns")
     low, high = spec.control_range or (-1.0, 1.0)
@@ -233,18 +234,18 @@ def reference_controls(spec: DeviceSpec, columns: int, seed: int) -> Tensor:
 
 
 def _shrunk_gains(products: Tensor, power: Tensor, residual: Tensor, freedom: Tensor, noise: float) -> Tensor:
-    """Estimate gains that share a mean and a spread: g_i = (t s_i + m) / (t w_i + 1), (out_features,).
+    """Estimate one gain for each output, moved towards the mean: g_i = (t s_i + m) / (t w_i + 1), (out_features,).
 
-    With weights w_i = power / scatter and sums s_i = products / scatter, m is the mean s / w, and t the variance
-    between outputs, by the method of moments.
+    The weights are w_i = power / scatter, and the sums are s_i = products / scatter. m is the mean gain, the sum of s_i
+    over the sum of w_i. t is the variance between outputs, estimated by the method of moments.
     """
-    # Entries of one output that drift differently scatter its gain as noise does.
+    # Different drift of the entries of one output scatters its gain like noise.
     own = freedom >= _FREEDOM
     scatter = torch.where(own, residual / freedom.clamp_min(1), noise).clamp_min(noise)
     sums, weights = products / scatter, power / scatter
     total = weights.sum()
     mean = sums.sum() / total
-    # Dividing by an estimated scatter makes the expected quotient larger than one: it is the mean of Fisher's F.
+    # The quotient by an estimated scatter has the mean of Fisher's F distribution, which is larger than one.
     expected = torch.where(own, freedom / (freedom - 2), 1.0)
     used = weights > 0
     excess = ((sums - mean * weights).square()[used] / weights[used] - expected[used]).sum() + 1
@@ -253,9 +254,10 @@ def _shrunk_gains(products: Tensor, power: Tensor, residual: Tensor, freedom: Te
 
 
 def _middle(spec: DeviceSpec) -> tuple[float, float]:
-    """Return the middle of the references and their reach to either side: the half of the input range next to zero.
+    """Return the middle of the reference values and their largest distance from it, within half the input range.
 
-    Weak inputs keep the detectors from saturating; a saturated output would not show that it receives less light.
+    The half next to zero is used: weak inputs do not saturate the detectors, and a saturated output would not show that
+    it receives less light.
     """
     low, high = spec.input_range or (-1.0, 1.0)
     dark = min(max(low, 0.0), high)
@@ -269,15 +271,15 @@ def _random_signs(shape: tuple[int, ...], seed: int, purpose: str) -> Tensor:
 
 def _rounding(spec: DeviceSpec) -> float:
     """Return the variance of the rounding of an output."""
-    # Where noise is below a code, repeated queries return the same code and do not show the rounding.
+    # If the noise is smaller than one code, repeated queries return the same code and do not show the rounding.
     return (spec.output_step or 0.0) ** 2 / 12
 
 
 def _unsaturated(spec: DeviceSpec, answers: Tensor, variance: float) -> Tensor:
-    """Return which answers are farther from the ends of the detector's range than noise reaches."""
+    """Return a mask of the answers that are so far from the ends of the range that noise does not clip them."""
     rails = answers.new_tensor(spec.rails)
     margin = 3 * variance**0.5 + (spec.output_step or 0.0) / 2
-    # In float32 the end of the range differs a little from the one in the spec.
+    # In float32 the end of the range differs slightly from its value in the spec.
     clear: Tensor = ((answers[..., None] - rails).abs() > margin + 1e-6 * rails.abs()).all(dim=-1)
     return clear
 

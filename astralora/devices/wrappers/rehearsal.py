@@ -1,4 +1,4 @@
-"""Stand in for a device, to price a run without running it."""
+"""Substitute a device, to compute the price of a run without running it."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from ..random import derive_generator
 from ..spec import DeviceSpec
 from ..usage import Usage
 
-# Standard deviation of the answer to inputs of full power, as a share of the output range.
+# Standard deviation of the outputs for inputs of full power, as a share of the output range.
 _SHARE = 0.1
 
 __all__ = ["RehearsalDevice", "rehearse"]
 
 
 class RehearsalDevice:
-    """Answer like some linear device, so that the operations of a run can be counted without a run.
+    """Replace a device with the same spec, to count the operations of a run without running it.
 
-    It takes the place of a device with the same spec, and receives the requests that the device would receive, as far
-    as these do not depend on the answers. Its transfer matrix has full rank, as that of any chip has, answers well
-    within the output range, and does not depend on the controls. Its clock advances by the times of the spec.
+    It receives the same requests as the replaced device, if the requests do not depend on the answers. Its transfer
+    matrix has full rank, like the matrix of a real chip, and does not depend on the controls. Its answers are well
+    within the output range. Its clock advances by the times of the spec.
 
     Args:
-        spec: spec of the device that it stands in for.
+        spec: spec of the replaced device.
     """
 
     capabilities: ClassVar[tuple[type, ...]] = (Clock, Differentiable, ProgramsMany, Reciprocal)
@@ -39,7 +39,7 @@ class RehearsalDevice:
         self._entries: Tensor | None = None
 
     def open(self) -> None:
-        """Do nothing: there is nothing to connect to."""
+        """Do nothing, because there is no hardware to connect to."""
 
     def close(self) -> None:
         """Do nothing."""
@@ -68,7 +68,7 @@ class RehearsalDevice:
         self.clock_seconds += seconds
 
     def transfer(self, controls: Tensor, inputs: Tensor) -> Tensor:
-        """Return the outputs for autograd; the gradient by the controls is zero."""
+        """Return the outputs for autograd; the gradient with respect to the controls is zero."""
         return inputs @ self._matrix(inputs).mT + 0.0 * controls.sum(dim=-1)[..., None, None]
 
     def _spend(self, **operations: int) -> None:
@@ -86,6 +86,6 @@ class RehearsalDevice:
 
 
 def rehearse(device: Device) -> Device:
-    """Return the stand-in of a device: its own if it `Rehearses`, else a `RehearsalDevice` with its spec."""
+    """Return a substitute for a device: its own if it has the capability `Rehearses`, else a `RehearsalDevice`."""
     own = capability_of(device, Rehearses)
     return RehearsalDevice(device.spec) if own is None else own.rehearsal()

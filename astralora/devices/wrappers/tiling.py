@@ -30,30 +30,32 @@ _Capability = TypeVar("_Capability")
 
 
 class TiledDevice(DeviceWrapper):
-    """Combine small linear chips into a large one: each chip computes a block of the matrix, and sums are added here.
+    """Combine small linear chips into one large device: each chip computes blocks of the matrix, and torch adds them.
 
-    The matrix of (out_features, in_features) is cut into tiles of the size of a chip; the last row and column of tiles
-    may be used in part. With as many chips as tiles, every chip holds its tile, and all work in parallel. With fewer,
-    each chip serves several tiles in turn and is programmed again for every batch, which suits large batches. An output
-    is the sum over a row of tiles, so its noise is that of one chip times the square root of their number. Usage counts
-    the operations of every chip; the times of the spec are per such operation, with all chips working at once.
+    The matrix of shape (out_features, in_features) is divided into tiles of the size of a chip; the tiles in the last
+    row and the last column may be used in part. If there are as many chips as tiles, every chip keeps its tile, and all
+    chips work in parallel. If there are fewer, each chip computes several tiles one after the other and is programmed
+    again for every batch, which is efficient for large batches. An output is the sum over a row of tiles, so its noise
+    is the noise of one chip times the square root of the number of tiles in a row. Usage counts the operations of every
+    chip. The times in the spec are the times for one operation of one chip, divided by the number of chips that work in
+    parallel.
 
-    The controls are those of the tiles. Where the coupling of the chips is elementwise, they follow the order of the
-    whole matrix, and the coupling stays elementwise; elsewhere they follow tile by tile, and the controls of a tile
-    reach its block.
+    The controls of the device are the controls of all tiles. If the coupling of the chips is elementwise, the controls
+    are in the order of the entries of the whole matrix, and the coupling is elementwise. Otherwise they are in the
+    order of the tiles, and the controls of a tile change only the block of this tile.
 
     Args:
         chips: equal linear devices; at least one.
-        in_features: number n of inputs of the whole.
-        out_features: number m of outputs of the whole.
-        name: name of the whole, for messages.
-        threads: drive every chip from a thread of its own; useful for hardware, whose answers take time.
+        in_features: number n of inputs of the tiled device.
+        out_features: number m of outputs of the tiled device.
+        name: name of the tiled device, for messages.
+        threads: whether to use one thread for each chip; useful for hardware, which takes time to answer.
 
     Attributes:
-        sessions: guarded chips.
+        sessions: sessions on the chips.
 
     Raises:
-        DeviceError: the chips are not linear, or not alike.
+        DeviceError: a chip is not linear, the chips have different specs, or the number of chips or inputs is wrong.
     """
 
     capabilities: ClassVar[tuple[type, ...]] = (Composite, ProgramsMany, Rehearses, ReportsPeaks, Snapshots)
@@ -70,7 +72,7 @@ class TiledDevice(DeviceWrapper):
     ) -> None:
         if not chips:
             raise DeviceError("needs at least one chip", device=name, operation="open")
-        # A chip that is given twice is one chip, which serves tiles in turn.
+        # A chip that is given twice is still one chip, which computes its tiles one after the other.
         unique = {id(chip): chip for chip in chips}.values()
         self.sessions = [chip if isinstance(chip, Session) else Session(chip) for chip in unique]
         super().__init__(self.sessions[0])
@@ -79,13 +81,15 @@ class TiledDevice(DeviceWrapper):
             other = session.spec
             if not other.linear:
                 raise DeviceError(
-                    f"{other.name!r} is not linear: its partial sums cannot be added", device=name, operation="open"
+                    f"{other.name!r} is not linear, so its partial sums cannot be added; use linear chips",
+                    device=name,
+                    operation="open",
                 )
             if other.model_copy(update={"serial_number": None, "name": ""}) != chip.model_copy(
                 update={"serial_number": None, "name": ""}
             ):
                 raise DeviceError(
-                    f"{other.name!r} and {chip.name!r} are not alike; tiles need equal chips",
+                    f"{other.name!r} and {chip.name!r} have different specs; use chips with equal specs",
                     device=name,
                     operation="open",
                 )
@@ -101,8 +105,8 @@ class TiledDevice(DeviceWrapper):
         surplus = self._columns * chip.in_features - in_features
         if surplus and chip.input_range is not None and not chip.input_range[0] <= 0 <= chip.input_range[1]:
             raise DeviceError(
-                f"{in_features} inputs leave {surplus} inputs of the last chips unused, which must be 0, "
-                f"but {chip.name!r} does not allow 0",
+                f"{in_features} inputs leave {surplus} inputs of the last chips unused, and unused inputs must be 0, "
+                f"but {chip.name!r} does not allow 0; use a multiple of {chip.in_features} inputs",
                 device=name,
             )
         self._places = self._elementwise_places(in_features, out_features) if chip.coupling == "elementwise" else None
@@ -110,7 +114,7 @@ class TiledDevice(DeviceWrapper):
 
     @property
     def spec(self) -> DeviceSpec:
-        """Return the spec of the whole."""
+        """Return the spec of the tiled device."""
         return self._spec
 
     @property
@@ -119,20 +123,20 @@ class TiledDevice(DeviceWrapper):
         return sum((session.usage for session in self.sessions), Usage())
 
     def price(self, usage: Usage) -> Usage:
-        """Return the most operations of all chips that operations of the whole can take."""
+        """Return the largest usage of all chips together that this usage of the tiled device can cause."""
         programs = usage.programs if self._turns == 1 else max(usage.programs, usage.queries)
         tile = Usage(programs=programs, queries=usage.queries, vectors=usage.vectors)
         return sum((self._session(place).price(tile) for place in range(self._tiles)), Usage())
 
     def provider(self, protocol: type[_Capability]) -> _Capability | None:
-        """Return one clock for all chips; nothing else of a single chip is true of the whole."""
+        """Return a common clock of all chips, and None for all other capabilities."""
         clock = common_clock(self.sessions) if protocol is Clock else None
         return clock if isinstance(clock, protocol) else None
 
     # -- Device -----------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Connect to all chips; where one fails, close the others."""
+        """Connect to all chips; if one of them fails, close the others."""
         opened = []
         try:
             for session in self.sessions:
@@ -144,7 +148,7 @@ class TiledDevice(DeviceWrapper):
             raise
 
     def close(self) -> None:
-        """Leave all chips in their safe state, also where closing one of them fails."""
+        """Leave all chips in their safe state, even if closing one of them fails."""
         self._controls = None
         problems = []
         for session in self.sessions:
@@ -156,8 +160,8 @@ class TiledDevice(DeviceWrapper):
             raise problems[0]
 
     def program(self, controls: Tensor) -> None:
-        """Set all controls, (num_controls,); a chip that serves several tiles is programmed with each query."""
-        # Until every chip has confirmed, its controls are unknown.
+        """Set all controls, (num_controls,); a chip with several tiles is programmed only when vectors are queried."""
+        # The controls are unknown until every chip has confirmed them.
         self._controls = None
         if self._turns == 1:
             parts = self._split(controls)
@@ -166,7 +170,7 @@ class TiledDevice(DeviceWrapper):
 
     @property
     def peaks(self) -> Tensor:
-        """Return the largest share of a chip's output range that each vector of the newest query reached, (batch,)."""
+        """Return, for each vector of the newest query, the largest used share of a chip's output range, (batch,)."""
         return self._peaks
 
     def query(self, inputs: Tensor) -> Tensor:
@@ -179,7 +183,7 @@ class TiledDevice(DeviceWrapper):
         def ask(tile: int, vectors: Tensor) -> Tensor:
             answer = self._session(tile).apply(parts[tile], vectors)
             margin = (self._chip.output_step or 0.0) / 2
-            # An output within half a code of the end of the range counts as saturated.
+            # An output less than half a code away from an end of the range counts as saturated.
             ends = [rail - copysign(margin, rail) for rail in self._chip.rails if len(answer)]
             peaks.extend((answer / end).amax(dim=1) for end in ends)
             return answer
@@ -189,7 +193,7 @@ class TiledDevice(DeviceWrapper):
         return answers
 
     def query_each(self, controls: Tensor, inputs: Tensor) -> Tensor:
-        """Program each setting in turn and pass the same vectors through, all settings of a tile at once.
+        """Program one setting after the other, and pass the same vectors at each; one call runs all settings of a tile.
 
         Args:
             controls: (settings, num_controls).
@@ -204,7 +208,7 @@ class TiledDevice(DeviceWrapper):
         return answers
 
     def rehearsal(self) -> Device:
-        """Return the same tiles on stand-ins of the chips, so that the operations of all chips are counted."""
+        """Return a tiled device of substitutes for the chips, which counts the operations of all chips."""
         return TiledDevice(
             [rehearse(session) for session in self.sessions],
             self._spec.in_features,
@@ -215,7 +219,7 @@ class TiledDevice(DeviceWrapper):
     # -- Snapshots --------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of every chip, and the controls of the whole."""
+        """Return the state of every chip, and the controls of the tiled device."""
         return {
             "controls": self._controls,
             "ascending": self._ascending,
@@ -223,10 +227,10 @@ class TiledDevice(DeviceWrapper):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> bool:
-        """Restore what `state_dict` returned.
+        """Restore the state that `state_dict` returned.
 
         Returns:
-            Whether the inner state of every chip was restored. If not, the whole counts as not programmed.
+            Whether the inner state of every chip was restored. If not, the tiled device must be programmed again.
         """
         restored = [session.load_state_dict(part) for session, part in zip(self.sessions, state["chips"], strict=True)]
         self._ascending = state["ascending"]
@@ -246,11 +250,11 @@ class TiledDevice(DeviceWrapper):
             "out_features": out_features,
             "num_controls": self._tiles * chip.num_controls,
             "reach": None,
-            # A row of tiles adds the noise of its chips, and the rounding of all but one of them.
+            # The sum over a row of tiles adds the noise of all tiles, and the rounding of all tiles but one.
             "noise_std": hypot(sqrt(columns) * chip.noise_std, sqrt((columns - 1) / 12) * (chip.output_step or 0.0)),
             "output_range": None,
             "output_levels": None,
-            # The operations of every chip are counted, and the chips work in parallel.
+            # Usage counts the operations of every chip, but the chips work in parallel.
             "program_seconds": chip.program_seconds / len(self.sessions),
             "vector_seconds": chip.vector_seconds / len(self.sessions),
             "max_batch": None,
@@ -285,7 +289,7 @@ class TiledDevice(DeviceWrapper):
         return (Patch(controls=chip.num_controls, outputs=(0, chip.out_features), inputs=(0, chip.in_features)),)
 
     def _placed(self, patch: Patch, tile: int, in_features: int, out_features: int) -> list[Patch]:
-        """Return the patches within the whole for one patch of a chip, cut where the tile is used in part."""
+        """Return the patches of the tiled device for one patch of a chip, without the unused part of the tile."""
         row, column = divmod(tile, self._columns)
         outputs = _shifted(range(*patch.outputs), row * self._chip.out_features, out_features)
         inputs = _shifted(range(*patch.inputs), column * self._chip.in_features, in_features)
@@ -305,7 +309,7 @@ class TiledDevice(DeviceWrapper):
         return parts + ([part(unused, kept[:0])] if unused else [])
 
     def _elementwise_places(self, in_features: int, out_features: int) -> Tensor:
-        """Return the index of the control of each matrix entry among the controls of the tiles, (num_controls,)."""
+        """Return, for each matrix entry, the index of its control among the controls of the tiles, (num_controls,)."""
         height, width = self._chip.out_features, self._chip.in_features
         i, j = torch.arange(out_features).unsqueeze(1), torch.arange(in_features)
         tile = (i // height) * self._columns + j // width
@@ -316,7 +320,7 @@ class TiledDevice(DeviceWrapper):
         count = self._chip.num_controls
         if self._places is not None:
             low, high = self._chip.control_range or (0.0, 0.0)
-            # Controls of unused entries are as near to zero as the range allows.
+            # Controls of unused entries have the legal value that is nearest to zero.
             full = controls.new_full((*controls.shape[:-1], self._tiles * count), min(max(low, 0.0), high))
             full[..., self._places.to(controls.device)] = controls
             controls = full
@@ -327,12 +331,12 @@ class TiledDevice(DeviceWrapper):
         width = self._chip.in_features
         surplus = self._columns * width - inputs.shape[1]
         padded = torch.nn.functional.pad(inputs, (0, surplus)).split(width, dim=1)
-        # The order alternates, so that a chip that serves several tiles starts with the one that it holds.
+        # The order alternates, so that a chip with several tiles starts with the tile that it has computed last.
         order = range(self._tiles) if self._ascending else range(self._tiles - 1, -1, -1)
         if self._turns > 1:
             self._ascending = not self._ascending
         answers = self._each_chip(lambda tile: ask(tile, padded[tile % self._columns].contiguous()), order)
-        # Added in a fixed order: floating-point sums depend on it.
+        # Added in a fixed order, because floating-point sums depend on the order.
         rows = [
             sum(
                 (answers[row * self._columns + column] for column in range(1, self._columns)),
@@ -343,7 +347,7 @@ class TiledDevice(DeviceWrapper):
         return torch.cat(rows, dim=-1)[..., : self._spec.out_features]
 
     def _each_chip(self, work: Callable[[int], _Answer], order: Sequence[int]) -> dict[int, _Answer]:
-        """Do some work for every tile: in turn on one chip, and at the same time on different chips with threads."""
+        """Call a function for every tile: one tile after the other on each chip, but chips in parallel with threads."""
         if not self._threads:
             return {tile: work(tile) for tile in order}
         count = len(self.sessions)
@@ -363,15 +367,15 @@ def make_tiled(
     seed: int = 0,
     **options: Any,
 ) -> TiledDevice:
-    """Combine small chips into a large one, in parallel or in turn.
+    """Combine small chips into one large device; see `TiledDevice`.
 
     Args:
-        in_features: number n of inputs of the whole.
-        out_features: number m of outputs of the whole.
+        in_features: number n of inputs of the tiled device.
+        out_features: number m of outputs of the tiled device.
         chip: registered device of size tile x tile.
         tile: number of inputs and outputs of a chip.
         chips: number of chips; None for one per tile.
-        seed: seed that the seed of every chip is derived from.
+        seed: seed from which the seed of every chip is derived.
         **options: options of every chip.
     """
     if tile < 1:
@@ -388,7 +392,7 @@ def make_tiled(
 
 
 def _shifted(indices: range, offset: int, limit: int) -> range:
-    """Return indices moved by an offset, without those from a limit on."""
+    """Return indices moved by an offset, without indices that reach the limit."""
     return range(indices.start + offset, min(indices.stop + offset, limit), indices.step)
 
 

@@ -1,4 +1,4 @@
-"""Serve any device on a real port as its firmware does."""
+"""Emulate the firmware of any device on a real port."""
 
 from .emulator import Emulator, FrameEmulator, ScpiEmulator
 

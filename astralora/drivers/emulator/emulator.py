@@ -1,4 +1,4 @@
-"""Serve a device on a real port, to test driver, transport and operating system without the chip."""
+"""Emulate a device on a real port, to test driver, transport and operating system without the chip."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ __all__ = ["Emulator", "FrameEmulator", "ScpiEmulator"]
 
 
 class Emulator:
-    """Serve a device on a port from a thread of its own, as its firmware does.
+    """Emulate the firmware of a device on a port, in a separate thread.
 
     Use it as a context manager, or call `start` and `stop`. It serves one host at a time.
 
     Args:
-        device: answers the requests; usually a simulator.
-        address: to listen at: ``pty``, ``pty:PATH``, ``tcp://HOST:PORT``, ``loop://NAME``.
+        device: device that computes the answers; usually a simulator.
+        address: address to listen on: ``pty``, ``pty:PATH``, ``tcp://HOST:PORT`` or ``loop://NAME``.
         faults: faults to inject into programs and queries.
-        public: allow a TCP address that other machines can reach. Nothing is authenticated.
+        public: allow a TCP address that other machines can reach; there is no authentication.
 
     Attributes:
-        driver: name of the registered device that speaks to it.
-        port: where it listens.
-        server: answers the requests.
-        uri: address for that driver.
+        driver: name of the registered device whose driver connects to the emulator.
+        port: port that the emulator listens on.
+        server: server that answers the requests.
+        uri: address to give to the driver.
 
     Raises:
-        DeviceError: it cannot listen at that address.
+        DeviceError: the emulator cannot listen on the address.
     """
 
     server: FrameServer | ScpiServer
@@ -61,7 +61,7 @@ class Emulator:
 
     @classmethod
     def possible_faults(cls, plan: FaultPlan) -> tuple[FaultKind, ...]:
-        """Return the faults of the line that the protocol can notice."""
+        """Return the faults of the line that the protocol can detect."""
         return LINK_FAULTS
 
     @property
@@ -70,12 +70,12 @@ class Emulator:
         return self._chip.injected + self._line_faults.dice.injected
 
     def start(self) -> Self:
-        """Start to answer."""
+        """Start to answer requests."""
         self._thread.start()
         return self
 
     def stop(self) -> None:
-        """Stop answering, free the port, and bring the device into its safe state."""
+        """Stop answering requests, close the port, and bring the device into its safe state."""
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join()
@@ -83,7 +83,7 @@ class Emulator:
         self.device.close()
 
     def wait(self) -> None:
-        """Wait until `stop` is called or this thread is interrupted."""
+        """Block until `stop` is called or the calling thread is interrupted."""
         while self._thread.is_alive():
             self._thread.join(0.2)
 
@@ -103,14 +103,14 @@ class Emulator:
             except HungUp:
                 self.port.hang_up(line)
             except NotConnected:
-                pass  # the host has hung up; another one may come
+                pass  # the host has closed the connection; another host may connect
             finally:
                 with suppress(DeviceError, OSError):
                     line.close()
 
 
 class FrameEmulator(Emulator):
-    """Emulate firmware that speaks the framed binary protocol."""
+    """Emulate firmware that uses the framed binary protocol."""
 
     driver = "frame-mvm"
     busy = b"".join(encode_frame(ERROR, 0, encode_error(NotConnected("is in use by another host; close it there"))))
@@ -123,7 +123,7 @@ class FrameEmulator(Emulator):
 
 
 class ScpiEmulator(Emulator):
-    """Emulate an instrument that speaks SCPI."""
+    """Emulate an instrument that uses SCPI."""
 
     driver = "scpi-mvm"
 
@@ -140,13 +140,13 @@ class ScpiEmulator(Emulator):
 
     @classmethod
     def possible_faults(cls, plan: FaultPlan) -> tuple[FaultKind, ...]:
-        """Return all faults of the line but damage: SCPI has no checksum to notice it by.
+        """Return all faults of the line except damaged bytes, which SCPI cannot detect without a checksum.
 
         Raises:
-            DeviceError: the plan has damage.
+            DeviceError: the plan contains ``corrupt``.
         """
         if plan.corrupt or "corrupt" in plan.at.values():
-            raise DeviceError("SCPI cannot notice a corrupt answer: leave 'corrupt' out of the plan, or use frames")
+            raise DeviceError("SCPI cannot detect a corrupt answer; leave 'corrupt' out of the plan, or use frames")
         return tuple(kind for kind in LINK_FAULTS if kind != "corrupt")
 
 

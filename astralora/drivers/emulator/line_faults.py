@@ -13,19 +13,19 @@ __all__ = ["HungUp", "LineFaults"]
 
 
 class HungUp(Exception):
-    """Ask the emulator to break the line."""
+    """Signal to the emulator that it must break the line."""
 
 
 class LineFaults:
-    """Send answers with or without a fault.
+    """Send answers to the host, some of them with a fault of the line.
 
     Args:
-        plan: shares of the faults.
-        chip: device behind the server; it has no fault where the line has one, so that an operation has at most one.
-        possible: faults that the protocol can notice.
+        plan: probability of each fault.
+        chip: device of the server. It injects no fault if the line has one, so that an operation has at most one fault.
+        possible: faults that the protocol can detect.
 
     Attributes:
-        dice: draws the faults and counts them.
+        dice: random choice and counters of the faults.
     """
 
     def __init__(self, plan: FaultPlan, chip: FaultyDevice, possible: Collection[FaultKind] = LINK_FAULTS) -> None:
@@ -43,14 +43,14 @@ class LineFaults:
         """Answer one request.
 
         Args:
-            line: to the host.
-            carry_out: carries the request out, and returns the answer.
-            complain: returns the answer to a request that arrived damaged; empty where there is none.
+            line: line to the host.
+            carry_out: function that carries out the request and returns the answer.
+            complain: function that returns the answer to a damaged request; an empty list for no answer.
 
         Raises:
-            HungUp: the line has to break.
+            HungUp: the fault is a disconnect, so the emulator must break the line.
         """
-        # One fault at a time: a late answer would hide the fault that comes with it.
+        # A pending late answer would hide another fault, so there is one fault at a time.
         kind = None if self._late else self.dice.throw(self._possible)
         with self._chip.spared() if kind is not None else nullcontext():
             self._answer(kind, line, carry_out, complain)
@@ -62,13 +62,13 @@ class LineFaults:
         carry_out: Callable[[], list[Bytes]],
         complain: Callable[[], list[Bytes]],
     ) -> None:
-        # A late answer comes at the worst time: just before the next one.
+        # A late answer is sent at the worst time: just before the next answer.
         late, self._late = self._late, []
         if kind == "disconnect":
             raise HungUp
         if kind == "timeout":
             if self.dice.coin():
-                carry_out()  # the answer is lost; else the request is
+                carry_out()  # in this case the answer is lost; otherwise the request is lost
             return
         if kind == "corrupt" and self.dice.coin():
             line.write(*late, *complain())
@@ -82,7 +82,7 @@ class LineFaults:
             if kind == "truncated":
                 del whole[self.dice.below(len(whole)) :]
             else:
-                # Different bytes: flipping one bit twice changes nothing.
+                # A set, because flipping the same bit twice would change nothing.
                 for place in {self.dice.below(len(whole)) for _ in range(3)}:
                     whole[place] ^= 1 << self.dice.below(8)
             answer = [whole]

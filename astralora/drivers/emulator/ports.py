@@ -1,4 +1,4 @@
-"""Listen for hosts: at pseudo-terminals, TCP addresses, and names in memory."""
+"""Listen for hosts on pseudo-terminals, TCP addresses, and names in memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TICK = 0.05
 
 
 class Port(ABC):
-    """Let one host at a time connect.
+    """Accept connections of hosts, one host at a time.
 
     Attributes:
         uri: address for a driver.
@@ -38,11 +38,11 @@ class Port(ABC):
 
     @abstractmethod
     def accept(self, stop: threading.Event) -> Transport | None:
-        """Return the open line to the next host; None once ``stop`` is set."""
+        """Wait for the next host and return the open line to it; return None when ``stop`` is set."""
 
     @abstractmethod
     def hang_up(self, line: Transport) -> None:
-        """Break a line as a pulled cable does."""
+        """Break a line, as unplugging the cable would."""
 
     @abstractmethod
     def close(self) -> None:
@@ -50,16 +50,16 @@ class Port(ABC):
 
 
 def open_port(address: str, *, busy: Bytes = b"", public: bool = False) -> Port:
-    """Listen at an address.
+    """Listen on an address.
 
     Args:
-        address: ``pty``, ``pty:PATH`` for a link of that name to it, ``tcp://HOST:PORT`` (port 0 for any that is
-            free), or ``loop://NAME``.
-        busy: bytes for a second host before the port hangs up on it.
-        public: allow other machines to connect. There is no authentication of any kind.
+        address: ``pty`` for a new pseudo-terminal, ``pty:PATH`` for one with a symbolic link at PATH,
+            ``tcp://HOST:PORT`` (port 0 for any free port), or ``loop://NAME``.
+        busy: bytes to send to a second host before its connection is closed.
+        public: allow other machines to connect; there is no authentication.
 
     Raises:
-        DeviceError: the address is not valid, is taken, or is public without ``public``.
+        DeviceError: the address is not valid or is in use, or other machines can reach it and ``public`` is not set.
     """
     scheme, separator, place = address.partition("://")
     if address == "pty" or address.startswith("pty:"):
@@ -72,14 +72,14 @@ def open_port(address: str, *, busy: Bytes = b"", public: bool = False) -> Port:
         return _TcpPort(host, number, busy, public)
     if separator and scheme == "loop" and place:
         return _LoopPort(place)
-    raise DeviceError(f"{address!r} is nowhere to listen; write pty, tcp://127.0.0.1:5000 or loop://NAME")
+    raise DeviceError(f"{address!r} is not an address to listen on; write pty, tcp://127.0.0.1:5000 or loop://NAME")
 
 
 # -- pseudo-terminals ------------------------------------------------------------------------------
 
 
 class _PtyLine(Transport):
-    """Speak at the instrument's end of a pseudo-terminal."""
+    """Carry bytes at the instrument's end of a pseudo-terminal."""
 
     def __init__(self, uri: str, master: int) -> None:
         super().__init__(uri, timeout=_TICK)
@@ -90,14 +90,14 @@ class _PtyLine(Transport):
         pass
 
     def _close(self) -> None:
-        pass  # the terminal belongs to the port and outlives its hosts
+        pass  # the terminal belongs to the port, and stays open for the next host
 
     def _send(self, parts: tuple[Bytes, ...]) -> None:
         data = memoryview(b"".join(parts))
         while data:
-            # A slow host gets 2 s; a host that has gone does not block the instrument for longer.
+            # Wait at most 2 s, so that a host that no longer reads does not block the instrument.
             if not select.select([], [self._master], [], 2.0)[1]:
-                raise DeviceTimeout(f"nobody reads {self.uri}")
+                raise DeviceTimeout(f"the host does not read from {self.uri}")
             data = data[os.write(self._master, data) :]
 
     def _receive(self, view: memoryview, seconds: float) -> int:
@@ -108,7 +108,7 @@ class _PtyLine(Transport):
         except OSError as error:
             if error.errno in (errno.EIO, errno.EAGAIN):
                 return 0
-            raise NotConnected(f"{self.uri} has gone: {error}") from error
+            raise NotConnected(f"{self.uri} is closed: {error}") from error
 
 
 class _PtyPort(Port):
@@ -131,7 +131,7 @@ class _PtyPort(Port):
         return line
 
     def hang_up(self, line: Transport) -> None:
-        # The next terminal exists before the last one closes: a host that reconnects at once finds it.
+        # The next terminal is made before the last one is closed, so that a host can reconnect at once.
         line.close()
         ends = self._master, self._slave
         self._connect()
@@ -150,10 +150,10 @@ class _PtyPort(Port):
 
         if self._link.exists() and not self._link.is_symlink():
             raise FileExistsError(errno.EEXIST, "a file of that name exists")
-        # The host's end stays open here too: else the terminal closes whenever no host has it open.
+        # The host's end stays open here too, because the terminal would close when no host has it open.
         self._master, self._slave = os.openpty()
         tty.setraw(self._slave)
-        # The name stays and the terminal changes, as with a USB adapter that is plugged in again.
+        # The name stays the same for the new terminal, as for a USB adapter that is plugged in again.
         draft = self._link.with_name(f"{self._link.name}.{os.getpid()}")
         draft.symlink_to(os.ttyname(self._slave))
         draft.replace(self._link)
@@ -169,7 +169,7 @@ def _close(ends: tuple[int, int]) -> None:
 
 
 class _TcpLine(SocketTransport):
-    """Speak at the instrument's end of a TCP connection."""
+    """Carry bytes at the instrument's end of a TCP connection."""
 
     def __init__(self, uri: str, connection: socket.socket) -> None:
         super().__init__(uri, timeout=_TICK)
@@ -187,7 +187,7 @@ class _TcpLine(SocketTransport):
             self.timeout = tick
 
     def has_gone(self) -> bool:
-        """Return whether the host has hung up, as far as the system has noticed."""
+        """Return whether the operating system reports that the host has closed the connection."""
         connection = self._socket
         if connection is None:
             return True
@@ -204,14 +204,14 @@ class _TcpPort(Port):
     def __init__(self, host: str, number: int, busy: Bytes, public: bool) -> None:
         if not public and not _is_loopback(host):
             raise DeviceError(
-                f"{host} can be reached by others, who could drive the device without a password; "
-                f"listen on 127.0.0.1, or say --i-know"
+                f"other machines can reach {host} and could operate the device without a password; "
+                f"listen on 127.0.0.1, or pass --i-know"
             )
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             self._listener = socket.create_server((host, number), family=family)
         except OSError as error:
-            raise DeviceError(f"tcp://{host}:{number} cannot be listened at: {error.strerror}") from error
+            raise DeviceError(f"cannot listen on tcp://{host}:{number}: {error.strerror}") from error
         bound = self._listener.getsockname()[1]
         self.uri = f"tcp://{f'[{host}]' if ':' in host else host}:{bound}"
         self._busy = busy
@@ -240,7 +240,7 @@ class _TcpPort(Port):
         with suppress(queue.Empty):
             while True:
                 with self._arrived.get_nowait():
-                    pass  # opening and closing it closes the connection
+                    pass  # entering and leaving the block closes the connection
 
     def _receive_hosts(self) -> None:
         self._listener.settimeout(_TICK)
@@ -253,7 +253,7 @@ class _TcpPort(Port):
                 return
             current = self._current
             if current is not None and not current.has_gone():
-                # An instrument has one host: a second one gets a message and is disconnected.
+                # An instrument has one host at a time: a second host gets a message and is disconnected.
                 with connection, suppress(OSError):
                     connection.sendall(self._busy)
                 continue
@@ -266,7 +266,7 @@ def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return False  # a name may be that of any machine
+        return False  # a host name may belong to any machine
 
 
 # -- memory --------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Move bytes to an instrument: over serial ports, sockets, VISA, and lines in memory."""
+"""Exchange bytes with an instrument over serial ports, sockets, VISA, or memory."""
 
 from .base import Transport
 from .loopback import LoopbackTransport

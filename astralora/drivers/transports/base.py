@@ -18,25 +18,25 @@ _log = logging.getLogger(__name__)
 
 Bytes = bytes | bytearray | memoryview
 
-# Bytes of a message to log.
+# Number of bytes of a message that are logged.
 _SHOWN = 24
 # Longest time to flush a line, in seconds.
 _DRAIN = 0.5
 
 
 class Transport(ABC):
-    """Carry bytes along a line: fill in `_open`, `_close`, `_send` and `_receive`.
+    """Exchange bytes with the other end of a line: implement `_open`, `_close`, `_send` and `_receive`.
 
-    Public methods lock, log the first bytes in hexadecimal at DEBUG, and time out. A read returns all bytes that were
-    asked for, or raises `DeviceTimeout`: no answer is short.
+    Public methods lock, log the first bytes in hexadecimal at DEBUG, and time out. A read returns all requested bytes
+    or raises `DeviceTimeout`; it never returns fewer.
 
     Args:
-        uri: address at the other end, for messages.
-        timeout: longest silence to wait through, in seconds.
+        uri: address of the other end, for messages.
+        timeout: longest time without a byte, in seconds.
 
     Attributes:
-        sent: bytes that have been sent.
-        received: bytes that have arrived.
+        sent: number of bytes sent.
+        received: number of bytes received.
     """
 
     def __init__(self, uri: str, timeout: float = 2.0) -> None:
@@ -54,10 +54,10 @@ class Transport(ABC):
     # -- public -----------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Connect; does nothing when connected already.
+        """Connect; do nothing when connected already.
 
         Raises:
-            NotConnected: nothing is at the other end, or another program has it.
+            NotConnected: there is nothing at the other end, or another program uses it.
         """
         with self._lock:
             if not self._is_open:
@@ -66,7 +66,7 @@ class Transport(ABC):
                 _log.debug("%s opened", self.uri)
 
     def close(self) -> None:
-        """Disconnect; does nothing when disconnected already."""
+        """Disconnect; do nothing when disconnected already."""
         with self._lock:
             if self._is_open:
                 self._is_open = False
@@ -100,10 +100,10 @@ class Transport(ABC):
 
         Args:
             count: number of bytes.
-            patience: seconds that the first byte may take on top of the timeout, such as the time to settle.
+            patience: additional time for the first byte, in seconds, on top of the timeout, such as the time to settle.
 
         Raises:
-            DeviceTimeout: the line fell silent before.
+            DeviceTimeout: fewer bytes arrived in time.
             NotConnected: the line is closed or broken.
         """
         buffer = bytearray(count)
@@ -111,7 +111,7 @@ class Transport(ABC):
         return buffer
 
     def read_into(self, view: memoryview, patience: float = 0.0) -> None:
-        """Fill all of ``view`` from the line; as `read`."""
+        """Read exactly as many bytes as ``view`` has, and write them into it; see `read`."""
         with self._lock:
             self._require_open()
             got, wait = 0, self.timeout + patience
@@ -120,7 +120,7 @@ class Transport(ABC):
                 if not arrived:
                     self._show("<-", view[:got])
                     raise DeviceTimeout(
-                        f"{self.uri} fell silent for {wait:g} s after {got} of {len(view)} bytes; "
+                        f"{self.uri} sent nothing for {wait:g} s after {got} of {len(view)} bytes; "
                         f"check that the instrument is on, or raise the timeout"
                     )
                 got, wait = got + arrived, self.timeout
@@ -128,24 +128,22 @@ class Transport(ABC):
             self._show("<-", view)
 
     def read_until(self, end: bytes, limit: int, patience: float = 0.0) -> bytearray:
-        """Read everything up to ``end``, included, byte by byte: for short lines of text.
+        """Read all bytes up to and including ``end``, byte by byte; use this for short lines of text only.
 
         Raises:
-            ProtocolError: it is not among the first ``limit`` bytes.
-            DeviceTimeout, NotConnected: as `read`.
+            ProtocolError: the first ``limit`` bytes do not contain ``end``.
+            DeviceTimeout, NotConnected: see `read`.
         """
         with self._lock:
             line = self.read(1, patience)
             while not line.endswith(end):
                 if len(line) >= limit:
-                    raise ProtocolError(
-                        f"{self.uri} sent {limit} bytes without the end of a line: {bytes(line[:40])!r}"
-                    )
+                    raise ProtocolError(f"{self.uri} sent {limit} bytes without an end of line: {bytes(line[:40])!r}")
                 line += self.read(1)
             return line
 
     def flush(self) -> None:
-        """Discard all bytes that have arrived, and those that follow without a pause."""
+        """Discard all bytes that have arrived, and all bytes that follow without a pause."""
         with self._lock:
             self._require_open()
             gone, until = 0, time.monotonic() + _DRAIN
@@ -160,7 +158,7 @@ class Transport(ABC):
 
     @contextmanager
     def interrupted(self) -> Generator[None]:
-        """Cut the line within this block, for tests: nothing passes either way."""
+        """Cut the line in both directions within a ``with`` block, for tests."""
         with self._lock:
             self._cut = True
         try:
@@ -169,7 +167,7 @@ class Transport(ABC):
             with self._lock:
                 self._cut = False
 
-    # -- to fill in -------------------------------------------------------------------------
+    # -- to implement -----------------------------------------------------------------------
 
     @abstractmethod
     def _open(self) -> None:
@@ -185,9 +183,9 @@ class Transport(ABC):
 
     @abstractmethod
     def _receive(self, view: memoryview, seconds: float) -> int:
-        """Put the next bytes into ``view`` and return their number; 0 where none came for so many seconds."""
+        """Write the next bytes into ``view`` and return their number; return 0 if none arrived within ``seconds``."""
 
-    # -- inside the lock --------------------------------------------------------------------
+    # -- called while the lock is held ------------------------------------------------------
 
     def _wait(self, view: memoryview, seconds: float) -> int:
         if self._cut:

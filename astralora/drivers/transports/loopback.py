@@ -1,4 +1,4 @@
-"""Carry bytes within this process."""
+"""Exchange bytes within this process."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class _Pipe:
 
 
 class LoopbackTransport(Transport):
-    """Carry bytes in memory: to a listener of that name in this process, or back as an echo.
+    """Exchange bytes in memory with a listener in this process, or receive the sent bytes as an echo.
 
     Args:
         name: name of the listener; empty for an echo.
-        timeout: longest silence to wait through, in seconds.
+        timeout: longest time without a byte, in seconds.
     """
 
     _listeners: ClassVar[dict[str, Callable[[LoopbackTransport], None]]] = {}
@@ -70,23 +70,23 @@ class LoopbackTransport(Transport):
 
     @classmethod
     def listen(cls, name: str, accept: Callable[[LoopbackTransport], None]) -> None:
-        """Listen at ``loop://name``.
+        """Listen on ``loop://name``.
 
         Args:
             name: name of the listener; not empty.
-            accept: called with the open other end of each new line.
+            accept: function that is called for each new connection with the open transport of the listener's end.
 
         Raises:
-            NotConnected: the name is taken.
+            NotConnected: another listener has this name.
         """
         with cls._listeners_lock:
             if name in cls._listeners:
-                raise NotConnected(f"loop://{name} is taken in this process; choose another name")
+                raise NotConnected(f"loop://{name} is in use in this process; choose another name")
             cls._listeners[name] = accept
 
     @classmethod
     def forget(cls, name: str) -> None:
-        """Undo `listen`."""
+        """Stop listening on ``loop://name``."""
         with cls._listeners_lock:
             cls._listeners.pop(name, None)
 
@@ -96,7 +96,7 @@ class LoopbackTransport(Transport):
             return
         accept = self._listeners.get(self.name)
         if accept is None:
-            raise NotConnected(f"nothing listens at {self.uri} in this process; start an emulator of that name")
+            raise NotConnected(f"nothing listens on {self.uri} in this process; start an emulator with this name")
         self._inward = _Pipe()
         other = LoopbackTransport(self.name, self.timeout)
         other._inward, other._outward = self._outward, self._inward
@@ -112,10 +112,10 @@ class LoopbackTransport(Transport):
             for part in parts:
                 self._outward.put(part)
         except BrokenPipeError:
-            raise NotConnected(f"{self.uri} has hung up") from None
+            raise NotConnected(f"{self.uri} has closed the connection") from None
 
     def _receive(self, view: memoryview, seconds: float) -> int:
         try:
             return self._inward.take(view, seconds)
         except BrokenPipeError:
-            raise NotConnected(f"{self.uri} has hung up") from None
+            raise NotConnected(f"{self.uri} has closed the connection") from None

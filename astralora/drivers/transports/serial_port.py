@@ -1,4 +1,4 @@
-"""Carry bytes over serial ports, USB ones included, by pyserial."""
+"""Exchange bytes over serial ports, including USB serial ports, by pyserial."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["SerialTransport"]
 
 
 class SerialTransport(Transport):
-    """Carry bytes over a serial port. The port is locked: a second process cannot open it.
+    """Exchange bytes over a serial port, which is locked so that no second process can open it.
 
     Args:
-        port: such as ``"/dev/ttyUSB0"`` or ``"COM3"``.
-        timeout: longest silence to wait through, in seconds.
+        port: name of the port, such as ``"/dev/ttyUSB0"`` or ``"COM3"``.
+        timeout: longest time without a byte, in seconds.
         baudrate: bits per second; USB and pseudo-terminals ignore it.
     """
 
@@ -55,9 +55,11 @@ class SerialTransport(Transport):
             for part in parts:
                 self._serial.write(part)
         except serial.SerialTimeoutException as error:
-            raise DeviceTimeout(f"{self.uri} takes no more bytes; check the instrument and its flow control") from error
+            raise DeviceTimeout(
+                f"{self.uri} accepts no more bytes; check the instrument and its flow control"
+            ) from error
         except OSError as error:
-            raise NotConnected(f"{self.uri} has gone: {error}; plug it in again") from error
+            raise NotConnected(f"{self.uri} is disconnected: {error}; plug it in again") from error
 
     def _receive(self, view: memoryview, seconds: float) -> int:
         port = self._serial
@@ -65,11 +67,11 @@ class SerialTransport(Transport):
         try:
             if port.timeout != seconds:
                 port.timeout = seconds
-            # All bytes that have arrived; where none has, wait for one.
+            # Read all bytes that have arrived; if there are none, wait for one byte.
             count = min(len(view), max(1, port.in_waiting))
             data = port.read(count)
         except OSError as error:
-            raise NotConnected(f"{self.uri} has gone: {error}; plug it in again") from error
+            raise NotConnected(f"{self.uri} is disconnected: {error}; plug it in again") from error
         view[: len(data)] = data
         return len(data)
 
@@ -81,5 +83,5 @@ def _reason(error: Exception) -> str:
     if number == errno.ENOENT:
         return "does not exist; check the cable and the name"
     if number == errno.EACCES:
-        return "may not be opened by this user; on Linux, add yourself to the group 'dialout'"
+        return "cannot be opened by this user; on Linux, add yourself to the group 'dialout'"
     return f"cannot be opened: {error}"

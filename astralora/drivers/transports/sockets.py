@@ -1,4 +1,4 @@
-"""Carry bytes over the network."""
+"""Exchange bytes over network sockets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HINT = "check the instrument, and whether another program uses it"
 
 
 class SocketTransport(Transport):
-    """Carry bytes over a connected stream socket, at either end."""
+    """Exchange bytes over a connected stream socket, as client or server."""
 
     def __init__(self, uri: str, timeout: float = 2.0) -> None:
         super().__init__(uri, timeout)
@@ -28,8 +28,8 @@ class SocketTransport(Transport):
         connection.close()
 
     def _connected(self, connection: socket.socket) -> None:
-        """Use this connection from now on."""
-        # Requests are answered one by one: to wait for more bytes to send would cost time.
+        """Store a new connection and set its options."""
+        # Send at once, because each request waits for its answer before the next is sent.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         connection.settimeout(None)
@@ -38,16 +38,16 @@ class SocketTransport(Transport):
     def _send(self, parts: tuple[Bytes, ...]) -> None:
         connection = self._limited(socket.SO_SNDTIMEO, self.timeout)
         try:
-            # All parts in one call, without joining them; the rest follows.
+            # Send all parts in one call without joining them; the rest follows below.
             sent = connection.sendmsg(parts)
             for part in parts:
                 if sent < len(part):
                     connection.sendall(memoryview(part)[sent:])
                 sent = max(0, sent - len(part))
         except BlockingIOError as error:
-            raise DeviceTimeout(f"{self.uri} takes no more bytes") from error
+            raise DeviceTimeout(f"{self.uri} accepts no more bytes; {_HINT}") from error
         except OSError as error:
-            raise NotConnected(f"{self.uri} has hung up: {error.strerror or error}") from error
+            raise NotConnected(f"{self.uri} has closed the connection: {error.strerror or error}; {_HINT}") from error
 
     def _receive(self, view: memoryview, seconds: float) -> int:
         flags = socket.MSG_DONTWAIT if seconds <= 0 else socket.MSG_WAITALL
@@ -58,13 +58,13 @@ class SocketTransport(Transport):
         except BlockingIOError:
             return 0
         except OSError as error:
-            raise NotConnected(f"{self.uri} has hung up ({error.strerror or error}); {_HINT}") from error
+            raise NotConnected(f"{self.uri} has closed the connection ({error.strerror or error}); {_HINT}") from error
         if not count:
-            raise NotConnected(f"{self.uri} has hung up; {_HINT}")
+            raise NotConnected(f"{self.uri} has closed the connection; {_HINT}")
         return count
 
     def _limited(self, which: int, seconds: float) -> socket.socket:
-        # The kernel's timeouts: Python's sockets poll before every piece, which costs more than the piece.
+        # Timeouts of the kernel are used, because those of Python poll before every call, which costs more time.
         assert self._socket is not None
         if self._limits.get(which) != seconds:
             self._socket.setsockopt(socket.SOL_SOCKET, which, _interval(seconds))
@@ -73,12 +73,12 @@ class SocketTransport(Transport):
 
 
 class TcpTransport(SocketTransport):
-    """Carry bytes over a TCP connection to an instrument.
+    """Exchange bytes with an instrument over a TCP connection.
 
     Args:
-        host: name or address.
+        host: name or address of the instrument.
         port: number of the port.
-        timeout: longest silence to wait through, in seconds.
+        timeout: longest time without a byte, in seconds.
     """
 
     def __init__(self, host: str, port: int, timeout: float = 2.0) -> None:

@@ -41,18 +41,18 @@ SCHEMES: dict[str, Callable[[str, dict[str, str], float], Transport]] = {
     "visa": _visa,
     "loop": _loop,
 }
-"""Functions that make a transport, by the first part of an address."""
+"""Functions that make a transport, by the scheme of an address."""
 
 _EXAMPLES = "serial:///dev/ttyUSB0?baudrate=921600, tcp://192.168.1.5:5000, visa://TCPIP::192.168.1.5::5025::SOCKET"
 
 
 def open_transport(uri: str, timeout: float = 2.0) -> Transport:
-    """Return the transport that an address names, not connected.
+    """Return a closed transport for an address.
 
     Args:
         uri: ``serial://PORT?baudrate=N``, ``tcp://HOST:PORT``, ``visa://RESOURCE?backend=@py``, ``loop://NAME``; each
             accepts ``timeout=SECONDS`` after the question mark.
-        timeout: longest silence to wait through, in seconds, unless the address gives one.
+        timeout: longest time without a byte, in seconds, unless the address gives a timeout.
 
     Raises:
         DeviceError: the address is not valid.
@@ -61,8 +61,8 @@ def open_transport(uri: str, timeout: float = 2.0) -> Transport:
     if not separator or scheme not in SCHEMES:
         near = difflib.get_close_matches(scheme, SCHEMES, n=1)
         hint = f"did you mean {near[0]}://?" if near and separator else f"write, for example, {_EXAMPLES}"
-        raise DeviceError(f"{uri!r} is no address of a port; {hint}")
-    # VISA names have colons, which urlsplit would read as ports: it gets only the part after "?".
+        raise DeviceError(f"{uri!r} is not the address of a port; {hint}")
+    # Only the part after "?" is parsed by urlsplit, which would read colons in VISA names as ports.
     place, _, query = rest.partition("?")
     options = dict(parse_qsl(urlsplit(f"?{query}").query, keep_blank_values=True))
     try:
@@ -70,17 +70,17 @@ def open_transport(uri: str, timeout: float = 2.0) -> Transport:
         if not 0 < timeout < 1e6:
             raise ValueError("timeout must be a positive number of seconds")
         if not place and scheme != "loop":
-            raise ValueError(f"it names no place; write, for example, {_EXAMPLES}")
+            raise ValueError(f"the part after :// is missing; write, for example, {_EXAMPLES}")
         return SCHEMES[scheme](place, options, timeout)
     except ValueError as error:
-        raise DeviceError(f"{uri!r} is no address of a port: {error}") from None
+        raise DeviceError(f"{uri!r} is not the address of a port: {error}") from None
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Return host and port number of HOST:PORT; an IPv6 address is in brackets.
+    """Split HOST:PORT into host and port number; an IPv6 address must be in brackets.
 
     Raises:
-        ValueError: the text is not of that form.
+        ValueError: the text does not have this form.
     """
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")

@@ -1,4 +1,4 @@
-"""Carry bytes over VISA: by pyvisa, with pyvisa-py where no vendor's library is installed."""
+"""Exchange bytes over VISA by pyvisa, with pyvisa-py if no library of a vendor is installed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["VisaTransport"]
 
 
 class VisaTransport(Transport):
-    """Carry bytes over a VISA resource.
+    """Exchange bytes over a VISA resource.
 
     Args:
         resource: VISA name, such as ``"TCPIP::192.168.1.5::5025::SOCKET"`` or ``"GPIB0::7::INSTR"``.
-        timeout: longest silence to wait through, in seconds.
-        backend: ``"@ivi"`` for an installed vendor's library, ``"@py"`` for pyvisa-py, ``""`` for the first of the two
-            that is found.
+        timeout: longest time without a byte, in seconds.
+        backend: ``"@ivi"`` for the installed library of a vendor, ``"@py"`` for pyvisa-py, ``""`` for the first of the
+            two that is found.
     """
 
     def __init__(self, resource: str, timeout: float = 2.0, *, backend: str = "") -> None:
@@ -43,13 +43,13 @@ class VisaTransport(Transport):
                 self.resource, open_timeout=round(1000 * self.timeout), timeout=round(1000 * self.timeout)
             )
         except Exception as error:
-            # Backends pass on every exception of the operating system.
+            # Backends raise many kinds of exceptions of the operating system.
             raise NotConnected(f"{self.uri} cannot be opened: {_first_line(error)}") from error
         reason = self._why_gone()
         if reason is not None:
             self._close()
             raise NotConnected(f"{self.uri} cannot be reached: {reason}")
-        # Bytes pass unchanged: the protocol ends its messages by itself.
+        # No termination is added, because the protocol ends its messages itself.
         self._instrument.write_termination = ""
         self._instrument.read_termination = None
 
@@ -66,13 +66,13 @@ class VisaTransport(Transport):
         except self._visa.VisaIOError as error:
             raise self._fault(error) from error
         except OSError as error:
-            raise NotConnected(f"{self.uri} has hung up: {error}") from error
+            raise NotConnected(f"{self.uri} is disconnected: {error}") from error
 
     def _receive(self, view: memoryview, seconds: float) -> int:
-        # VISA cannot read just the bytes that have arrived: a read waits for all that it asks for.
+        # VISA cannot read only the bytes that have arrived: a read waits for all requested bytes.
         instrument, codes = self._instrument, self._visa.constants.StatusCode
         reason = self._why_gone()
-        # A line that has hung up brings no more bytes, but some may have been read ahead.
+        # A closed connection delivers no more bytes, but some may have been buffered before.
         instrument.timeout = max(1, round(1000 * seconds)) if reason is None else 1
         try:
             with instrument.ignore_warning(codes.success_device_not_present, codes.success_max_count_read):
@@ -81,16 +81,16 @@ class VisaTransport(Transport):
             if error.error_code == codes.error_timeout:
                 reason = reason or self._why_gone()
                 if reason is not None:
-                    raise NotConnected(f"{self.uri} has hung up: {reason}") from error
+                    raise NotConnected(f"{self.uri} is disconnected: {reason}") from error
                 return 0
             raise self._fault(error) from error
         except OSError as error:
-            raise NotConnected(f"{self.uri} has hung up: {error}") from error
+            raise NotConnected(f"{self.uri} is disconnected: {error}") from error
         view[: len(data)] = data
         return len(data)
 
     def _why_gone(self) -> str | None:
-        """Return why a socket of pyvisa-py has no other end, or None; pyvisa-py itself reports silence."""
+        """Return why a socket of pyvisa-py is disconnected, or None; pyvisa-py itself reports only a timeout."""
         sessions = getattr(self._instrument.visalib, "sessions", {})
         connection = getattr(sessions.get(self._instrument.session), "interface", None)
         if not isinstance(connection, socket.socket):
@@ -104,8 +104,8 @@ class VisaTransport(Transport):
 
     def _fault(self, error: Any) -> DeviceError:
         if error.error_code == self._visa.constants.StatusCode.error_timeout:
-            return DeviceTimeout(f"{self.uri} takes no more bytes")
-        return NotConnected(f"{self.uri} has hung up: {_first_line(error)}")
+            return DeviceTimeout(f"{self.uri} accepts no more bytes; check the instrument")
+        return NotConnected(f"{self.uri} is disconnected: {_first_line(error)}")
 
 
 def _first_line(error: BaseException) -> str:

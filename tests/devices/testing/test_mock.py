@@ -14,7 +14,7 @@ def test_answers_its_script_in_order() -> None:
         session.program(torch.full((12,), 0.5))
         assert session.query(torch.zeros(1, 4)).tolist() == [[1.0, 2.0, 3.0]]
         assert session.query(torch.ones(1, 4)).tolist() == [[1.5, 1.5, 1.5]]
-        with pytest.raises(AssertionError, match="query 3 was made, and the script has 2 answers"):
+        with pytest.raises(AssertionError, match="query 3 was made, but the script has only 2 answers"):
             session.query(torch.zeros(1, 4))
     mock.assert_calls("open", "program", "query", "query", "query", "close")
     mock.assert_exhausted()
@@ -32,7 +32,7 @@ def test_asserts_what_was_programmed() -> None:
     with Session(mock) as session:
         session.program(torch.linspace(0, 1, 12))
     mock.assert_programmed(torch.linspace(0, 1, 12))
-    with pytest.raises(AssertionError, match="11 of 12 programmed controls are wrong, first number 1"):
+    with pytest.raises(AssertionError, match="11 of 12 programmed controls are wrong, the first is control 1"):
         mock.assert_programmed([0.0] * 12)
     with pytest.raises(AssertionError, match="calls were open, program, close; expected were open"):
         mock.assert_calls("open")

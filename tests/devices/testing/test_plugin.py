@@ -73,7 +73,7 @@ def test_hardware_tests_run_on_the_bench_that_is_named(tmp_path: Path) -> None:
 def test_a_missing_bench_is_described_in_one_sentence(tmp_path: Path) -> None:
     done = run(tmp_path, "--astralora-bench", "nothing.toml", "-k", "bench")
     assert done.returncode == 1
-    assert "the bench nothing.toml cannot be read: No such file or directory" in done.stdout
+    assert "the bench file nothing.toml cannot be read: No such file or directory" in done.stdout
 
 
 def test_options_marks_and_fixtures_of_a_project_take_precedence(tmp_path: Path) -> None:

@@ -242,7 +242,7 @@ def test_a_gain_near_zero_gives_a_warning_and_no_scaling(kind: Any, gain: float,
     device.program(weights_of(device, generator))
     chip.gain = gain
     with pytest.warns(
-        d.CompensationWarning, match="of the outputs is left, too little to scale back; program the chip again"
+        d.CompensationWarning, match="of the signal is left, too little to scale back; program the chip again"
     ):
         device.query(torch.rand(3, 4, generator=generator))
     assert float(device.factor) == 1.0
@@ -636,11 +636,11 @@ def test_a_chip_that_could_not_be_restored_must_be_programmed(generator: torch.G
     ("kind", "chip", "options", "sentence"),
     [
         ("colour", "matvec", {}, "there is no compensation 'colour'; known are global, output, columns"),
-        ("global", "diffractive", {}, "is not linear: no factor compensates its drift"),
-        ("columns", "mzi", {}, "columns need a control of their own for every matrix entry; use kind='output'"),
+        ("global", "diffractive", {}, "is not linear, so no factor can compensate its drift; use a linear chip"),
+        ("columns", "mzi", {}, "kind='columns' needs one control for every matrix entry, .*; use 'output'"),
         ("columns", "matvec", {"columns": 0}, "columns must be at least 1 and fewer than the 8 outputs of the chip"),
         ("columns", "matvec", {"columns": 8}, "columns must be at least 1 and fewer than the 8 outputs of the chip"),
-        ("global", "matvec", {"vectors": 1}, "vectors must be at least 2, to tell a gain from an offset, not 1"),
+        ("global", "matvec", {"vectors": 1}, "vectors must be at least 2, to separate gain and offset, not 1"),
         ("output", "matvec", {"vectors": -3}, "vectors must be at least 2"),
         ("global", "matvec", {"every_seconds": 0.0}, "every_seconds must be positive and finite, not 0.0"),
         ("columns", "matvec", {"every_seconds": -1.0}, "every_seconds must be positive and finite"),

@@ -64,7 +64,7 @@ def test_faults_of_the_link_raise_the_errors_of_a_driver(running: Any, kind: Any
 def test_after_a_disconnect_all_calls_fail_until_reopened(running: Any) -> None:
     device = running(at={0: "disconnect"})
     for _ in range(2):
-        with pytest.raises(NotConnected, match="the line has hung up; close and open the device"):
+        with pytest.raises(NotConnected, match="the link was closed by the other end; close and open the device"):
             device.program(W)
     device.close()
     device.open()

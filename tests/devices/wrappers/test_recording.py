@@ -81,9 +81,12 @@ def test_names_another_operation_and_another_shape(recorded: tuple[Path, list[to
     generator = torch.Generator().manual_seed(0)
     controls = torch.empty(12).uniform_(0, 6, generator=generator)
     replay.program(controls)
-    with pytest.raises(DeviceError, match=r"inputs of shape \(3, 4\) and torch.float32 were recorded, and \(2, 4\)"):
+    with pytest.raises(
+        DeviceError,
+        match=r"recorded inputs have shape \(3, 4\) and torch.float32, but the given ones have shape \(2, 4\)",
+    ):
         replay.query(torch.zeros(2, 4))
-    with pytest.raises(DeviceError, match="operation 1 of 15 was query in the recording, and is program now"):
+    with pytest.raises(DeviceError, match="operation 1 of 15 is query in the recording, but is program now"):
         replay.program(controls)
 
 
@@ -111,7 +114,7 @@ def test_by_content_the_order_is_free(recorded: tuple[Path, list[torch.Tensor]])
     with Session(ReplayDevice(path, match="content")) as session:
         for place in (7, 0, 3, 0):
             assert torch.equal(session.apply(*asked[place]), answers[place])
-        with pytest.raises(DeviceError, match="holds no answer to these controls and inputs"):
+        with pytest.raises(DeviceError, match="contains no answer to these controls and inputs"):
             session.apply(asked[0][0], torch.zeros(1, 4))
 
 
@@ -191,7 +194,7 @@ def test_a_crash_while_writing_leaves_the_earlier_file(
 @pytest.mark.parametrize("content", [b"", b"not a recording", b"\xff" * 64])
 def test_an_invalid_file_is_described_in_one_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "run").write_bytes(content)
-    with pytest.raises(DeviceError, match=r"run is no recording") as error:
+    with pytest.raises(DeviceError, match=r"run is not a valid recording") as error:
         ReplayDevice(tmp_path / "run")
     assert "\n" not in str(error.value)
     with pytest.raises(DeviceError, match="there is no recording"):
@@ -204,7 +207,7 @@ def test_an_invalid_file_is_described_in_one_sentence(tmp_path: Path, content: b
 )
 def test_an_invalid_index_is_refused(tmp_path: Path, index: str) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "run", {"astralora": index})
-    with pytest.raises(DeviceError, match="run is "):
+    with pytest.raises(DeviceError, match=r"run (is|has format) "):
         ReplayDevice(tmp_path / "run")
 
 

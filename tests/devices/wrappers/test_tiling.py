@@ -150,10 +150,10 @@ def test_saves_and_restores_every_chip() -> None:
     ("made", "complaint"),
     [
         (lambda: TiledDevice([], 4, 4), "needs at least one chip"),
-        (lambda: TiledDevice([*chips("slm", 1), *chips("mrr", 1)], 8, 3), "'mrr' and 'slm' are not alike"),
+        (lambda: TiledDevice([*chips("slm", 1), *chips("mrr", 1)], 8, 3), "'mrr' and 'slm' have different specs"),
         (
             lambda: TiledDevice(chips("slm", 3, input_range=(0.25, 0.75)), 10, 3),
-            "10 inputs leave 2 inputs of the last chips unused, which must be 0, but 'slm' does not allow 0",
+            "10 inputs leave 2 inputs of the last chips unused, .* 'slm' does not allow 0",
         ),
     ],
 )
@@ -290,15 +290,3 @@ def test_partly_used_tiles_need_no_more_colours(kind: str, size: int, colours: i
 def test_a_tiling_without_tiles_or_chips_is_refused(options: dict[str, int]) -> None:
     with pytest.raises(DeviceError, match="must be at least 1, not 0"):
         d.make_device("tiled", in_features=8, out_features=8, **options)
-
-
-def test_chips_whose_factory_takes_no_seed_can_be_tiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("astralora.devices.registry._registered", {})
-
-    def lab_chip(in_features: int, out_features: int) -> d.Device:
-        return d.make_device("matvec", in_features=in_features, out_features=out_features)
-
-    d.register_device("lab-chip", lab_chip)
-    tiled = d.make_device("tiled", in_features=4, out_features=4, chip="lab-chip", tile=2)
-    with Session(tiled) as session:
-        assert session.apply(torch.ones(16), torch.ones(1, 4)).tolist() == [[4.0, 4.0, 4.0, 4.0]]
