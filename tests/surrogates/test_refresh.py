@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import astralora as al
 from astralora import ConfigurationError
 from astralora.benchmarks import refresh
+from astralora.devices import Purpose
 from astralora.lowrank import Refresh, RefreshController
 from astralora.simulators import Impairments
 from astralora.surrogates import SURROGATES, LowRankOnline, Psi, Surrogate
@@ -22,7 +23,8 @@ GRADS = torch.ones(1, 1)
 
 
 def basis(rows: int, rank: int, generator: torch.Generator) -> Tensor:
-    return torch.linalg.qr(torch.randn(rows, rank, dtype=torch.float64, generator=generator))[0]
+    Q: Tensor = torch.linalg.qr(torch.randn(rows, rank, dtype=torch.float64, generator=generator))[0]
+    return Q
 
 
 def turned(basis: Tensor, angle: float, generator: torch.Generator) -> Tensor:
@@ -79,9 +81,14 @@ def start(kind: str, simulated: Any, A: Tensor, **options: Any) -> Drive:
     return Drive(SURROGATES.make(kind, **options), session, A)
 
 
+def controller_of(surrogate: Surrogate) -> RefreshController:
+    assert isinstance(surrogate, Psi | LowRankOnline)
+    assert surrogate.schedule is not None
+    return surrogate.schedule.controller
+
+
 def counts(drive: Drive) -> dict[str, int]:
-    schedule = drive.surrogate.schedule
-    return {str(kind): count for kind, count in schedule.controller.counts.items()}
+    return {str(kind): count for kind, count in controller_of(drive.surrogate).counts.items()}
 
 
 @pytest.fixture
@@ -248,7 +255,7 @@ def test_a_cut_that_increases_the_error_of_the_batch_is_not_made() -> None:
     ("options", "complaint"),
     [
         ({"rank": 0}, "rank must be a whole number of at least 1"),
-        ({"rank": 4, "max_rank": 3}, "max_rank must be no less than the rank of 4, and 3 is"),
+        ({"rank": 4, "max_rank": 3}, "max_rank must be at least the rank 4, not 3"),
         ({"rank": 4, "tolerance": -1}, "tolerance must be between 0 and 1, not -1"),
         ({"rank": 4, "large_drift": 2}, "large_drift must be between 0 and 1"),
     ],
@@ -313,7 +320,8 @@ def test_layers_that_are_attached_together_have_separate_controllers(
         optimizer.zero_grad()
         model(torch.randn(16, 8)).square().mean().backward()
         optimizer.step()
-    first, second = (model[place].surrogate.schedule.controller for place in (1, 2))
+    layers = [layer for layer in model if isinstance(layer, al.BlackBoxLinear)]
+    first, second = (controller_of(layer.surrogate) for layer in layers)
     assert first is not second is not controller
     # The first step needs no refresh: its controls were measured at the start.
     assert sum(first.counts.values()) == sum(second.counts.values()) == 2
@@ -332,9 +340,9 @@ def test_a_layer_with_frozen_controls_refreshes_once(
     layer.controls.requires_grad_(False)
     spent = []
     for _ in range(2):
-        before = layer.session.usage_by_purpose.get("inputs", al.Usage()).vectors
+        before = layer.session.usage_by_purpose.get(Purpose.INPUTS, al.Usage()).vectors
         model(torch.randn(16, 8)).square().mean().backward()
-        spent.append(layer.session.usage_by_purpose.get("inputs", al.Usage()).vectors - before)
+        spent.append(layer.session.usage_by_purpose.get(Purpose.INPUTS, al.Usage()).vectors - before)
     assert spent[0] > 0
     assert spent[1] == 0
 

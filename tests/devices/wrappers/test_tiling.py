@@ -290,3 +290,15 @@ def test_partly_used_tiles_need_no_more_colours(kind: str, size: int, colours: i
 def test_a_tiling_without_tiles_or_chips_is_refused(options: dict[str, int]) -> None:
     with pytest.raises(DeviceError, match="must be at least 1, not 0"):
         d.make_device("tiled", in_features=8, out_features=8, **options)
+
+
+def test_chips_whose_factory_takes_no_seed_can_be_tiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("astralora.devices.registry._registered", {})
+
+    def lab_chip(in_features: int, out_features: int) -> d.Device:
+        return d.make_device("matvec", in_features=in_features, out_features=out_features)
+
+    d.register_device("lab-chip", lab_chip)
+    tiled = d.make_device("tiled", in_features=4, out_features=4, chip="lab-chip", tile=2)
+    with Session(tiled) as session:
+        assert session.apply(torch.ones(16), torch.ones(1, 4)).tolist() == [[4.0, 4.0, 4.0, 4.0]]
