@@ -214,7 +214,7 @@ def test_auto_chooses_the_twin_of_a_calibrated_mesh() -> None:
 
 def test_a_mesh_without_a_twin_warns_about_its_cost() -> None:
     with pytest.warns(
-        al.nn.ExpensiveGradientWarning, match=r"'mzi' has 1,122 controls .* takes 100 programs .* 0.29 at best"
+        al.nn.ExpensiveGradientWarning, match=r"'mzi' has 1,122 controls .* needs 100 programs .* 0.29 at best"
     ):
         al.BlackBoxLinear(device_factory(KINDS["mzi"])(32, 34))
 
