@@ -66,7 +66,7 @@ def generator() -> torch.Generator:
 
 
 def make(kind: str, in_features: int, out_features: int, **options: Any) -> d.Session:
-    """An open session on a simulated device."""
+    """Open a session on a simulated device."""
     physics = options.pop("physics", {})
     session = d.Session(device_factory(KINDS[kind])(in_features, out_features, **options, **physics))
     session.open()

@@ -27,7 +27,7 @@ STORE = 80 * 1024 * 1024
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A head without chips, and a host with one."""
+    """Start a head without chips, and a host with one."""
     from ray.cluster_utils import Cluster
 
     cluster: Any = Cluster(

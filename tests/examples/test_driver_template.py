@@ -14,7 +14,7 @@ TEMPLATE = Path(__file__).parents[2] / "examples" / "driver-template"
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy with the package installed beside it, from a wheel as a user would have it."""
+    """Copy the template, and install its package beside it from a wheel, as a user would."""
     folder = tmp_path_factory.mktemp("a lab's folder")
     shutil.copytree(TEMPLATE, folder / "copy", ignore=shutil.ignore_patterns("__pycache__", ".*"))
     # What it depends on is here already, and nothing is to be downloaded.
