@@ -209,7 +209,8 @@ class Session(DeviceWrapper):
         with self._lock:
             self._require_programmed("query")
             check_inputs(self.spec, inputs, "query")
-            self._afford("query", queries=self.spec.queries_for(len(inputs)), vectors=len(inputs))
+            if self.budget is not None:
+                self._afford("query", queries=self.spec.queries_for(len(inputs)), vectors=len(inputs))
             return self._exchange.query(inputs.detach() if inputs.requires_grad else inputs)
 
     def apply(self, controls: Tensor, inputs: Tensor) -> Tensor:
