@@ -135,7 +135,8 @@ def _print_place(emulator: Emulates, bench: Bench, served: Device, output: Path 
     lines = [
         f"{spec.name}, {spec.in_features} x {spec.out_features}, {spec.serial_number or 'without a serial number'}",
         f"listens at {emulator.uri}",
-        f"drive it with: astralora train --device {output}"
+        f"drive it with: astralora train --device {output} --in-features {spec.in_features} "
+        f"--out-features {spec.out_features}"
         if output is not None
         else f"a bench file for it:\n\n{tomli_w.dumps(bench.model_dump())}",
         "Ctrl-C ends it.",

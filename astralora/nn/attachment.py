@@ -170,6 +170,9 @@ def _plan(
 def _make_device(what: What, layer: AttachableLayer) -> Device:
     if isinstance(what, Device) and not isinstance(what, type):
         return what
+    if not callable(what):
+        advice = f"a device, such as al.make_device({what!r}, ...)," if isinstance(what, str) else "a device,"
+        raise ConfigurationError(f"layer {layer.name!r} is given {what!r}; give {advice} or a function that makes one")
     device = what(*layer_width(layer.module))
     if not isinstance(device, Device):
         raise ConfigurationError(
@@ -190,7 +193,7 @@ def _check_width(layer: AttachableLayer, device: Device) -> None:
     if (spec.in_features, spec.out_features) != (width, height):
         raise ConfigurationError(
             f"layer {layer.name!r} maps {width} to {height} features, "
-            f"but device {spec.name!r} maps {spec.in_features} to {spec.out_features}"
+            f"but device {spec.name!r} maps {spec.in_features} to {spec.out_features}; both must have the same sizes"
         )
 
 

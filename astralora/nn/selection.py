@@ -53,6 +53,9 @@ def select_layers(
     Raises:
         ConfigurationError: a key matches no layer.
     """
+    for where in (*keys, *exclude):
+        if not isinstance(where, str | type):
+            raise ConfigurationError(f"a layer is named by its name, a pattern or a type, not by {where!r}")
     layers = _attachable_layers(model)
     candidates = [layer for layer in layers if not any(layer.matches(where) for where in exclude)]
     meant: dict[Where, list[AttachableLayer]] = {}

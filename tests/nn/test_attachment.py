@@ -470,3 +470,16 @@ def test_a_tied_layer_matches_by_all_of_its_names() -> None:
     al.attach(tied, {"a*": slm, "b": lambda n, m: al.make_device("mrr", in_features=n, out_features=m)})
     assert tied["a"] is tied["b"]
     assert device_layer(tied, "a").session.spec.name == "mrr"
+
+
+@pytest.mark.parametrize(
+    ("layers", "complaint"),
+    [
+        ({"0": "matvec"}, r"layer '0' is given 'matvec'; give a device, such as al.make_device\('matvec', ...\)"),
+        ({"0": 3}, "layer '0' is given 3; give a device, or a function that makes one"),
+        ({0: "matvec"}, "a layer is named by its name, a pattern or a type, not by 0"),
+    ],
+)
+def test_a_wrong_key_or_value_is_refused_in_one_sentence(layers: Any, complaint: str) -> None:
+    with pytest.raises(ConfigurationError, match=complaint):
+        al.attach(nn.Sequential(nn.Linear(4, 3)), layers)
