@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, TypeVar, cast
+from typing import ClassVar, Final, TypeVar, cast
 
 from torch import Tensor
 
-from .capabilities import Clock, Flushes, ReportsPeaks, Snapshots, Thermometer, capability_of, check_declared
+from .capabilities import (
+    Clock,
+    Differentiable,
+    Flushes,
+    Identifiable,
+    PullsBack,
+    ReportsPeaks,
+    Snapshots,
+    Thermometer,
+    Twinned,
+    capability_of,
+    check_declared,
+)
 from .device import Device
 from .spec import DeviceSpec
 
-__all__ = ["DeviceWrapper"]
+__all__ = ["LAW", "DeviceWrapper"]
 
 _Capability = TypeVar("_Capability")
+
+LAW: Final[tuple[type, ...]] = (Differentiable, Identifiable, PullsBack, Twinned)
+"""Capabilities of the law, which a wrapper may forward if it changes neither controls nor outputs."""
 
 
 class DeviceWrapper:

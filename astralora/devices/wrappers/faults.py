@@ -14,12 +14,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from ..capabilities import Differentiable, Identifiable, ProgramsMany, PullsBack, Reciprocal, Rehearses, Twinned
+from ..capabilities import ProgramsMany, Reciprocal, Rehearses
 from ..device import Device
 from ..errors import DeviceError, DeviceTimeout, NotConnected, ProtocolError
 from ..random import derive_seed
 from ..validation import first_problem
-from ..wrapper import DeviceWrapper
+from ..wrapper import LAW, DeviceWrapper
 
 __all__ = ["CHIP_FAULTS", "LINK_FAULTS", "FaultDice", "FaultKind", "FaultPlan", "FaultyDevice"]
 
@@ -151,14 +151,7 @@ class FaultyDevice(DeviceWrapper):
     """
 
     adapts: ClassVar[tuple[type, ...]] = (ProgramsMany, Reciprocal)
-    forwards: ClassVar[tuple[type, ...]] = (
-        *DeviceWrapper.forwards,
-        Differentiable,
-        Identifiable,
-        PullsBack,
-        Rehearses,
-        Twinned,
-    )
+    forwards: ClassVar[tuple[type, ...]] = (*DeviceWrapper.forwards, *LAW, Rehearses)
 
     def __init__(
         self, device: Device, plan: FaultPlan, kinds: Collection[FaultKind] = LINK_FAULTS + CHIP_FAULTS

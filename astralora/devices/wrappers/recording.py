@@ -19,13 +19,13 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from .. import errors
-from ..capabilities import Composite, Differentiable, Identifiable, PullsBack, Reciprocal, Rehearses, Twinned
+from ..capabilities import Composite, Reciprocal, Rehearses
 from ..device import Device
 from ..errors import DeviceError, NotConnected
 from ..files import write_atomically
 from ..registry import make_inner
 from ..spec import DeviceSpec
-from ..wrapper import DeviceWrapper
+from ..wrapper import LAW, DeviceWrapper
 
 __all__ = ["RecordingDevice", "ReplayDevice", "make_recording"]
 
@@ -46,15 +46,7 @@ class RecordingDevice(DeviceWrapper):
     """
 
     adapts: ClassVar[tuple[type, ...]] = (Reciprocal,)
-    forwards: ClassVar[tuple[type, ...]] = (
-        *DeviceWrapper.forwards,
-        Composite,
-        Differentiable,
-        Identifiable,
-        PullsBack,
-        Rehearses,
-        Twinned,
-    )
+    forwards: ClassVar[tuple[type, ...]] = (*DeviceWrapper.forwards, *LAW, Composite, Rehearses)
 
     def __init__(self, device: Device, path: str | Path) -> None:
         super().__init__(device)
