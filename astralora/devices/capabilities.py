@@ -17,6 +17,7 @@ capability          purpose                                         implemented 
 `Reciprocal`        send vectors backwards                          reciprocal simulators            surrogate adjoint
 `Flushes`           discard old data on the link after a fault      drivers with a link              `Recovery`
 `Resends`           repeat the newest answer, not the operation     drivers that number requests     `Recovery`
+`InProcess`         compute answers without a link to hardware      simulators, mock devices         `Session`
 `Clock`             virtual time that drift follows                 simulators                       drift, timing
 `Thermometer`       chip temperature                                simulators, some drivers         calibration
 `ReportsPeaks`      saturation that the outputs do not show         tiled devices                    layers, probes
@@ -51,6 +52,7 @@ __all__ = [
     "Flushes",
     "ForwardsCapabilities",
     "Identifiable",
+    "InProcess",
     "ProgramsMany",
     "PullsBack",
     "Reciprocal",
@@ -167,6 +169,15 @@ class Resends(Protocol):
     def resend(self) -> Tensor | None:
         """Send the newest request again with the same number; return its answer, or None for a program."""
         ...
+
+
+@runtime_checkable
+class InProcess(Protocol):
+    """Compute every answer within the call, so that no answer can arrive after the call was interrupted.
+
+    This capability has no methods. Devices that wait for hardware, also through a library of its vendor, must not
+    declare it.
+    """
 
 
 # -- the state of the chip ----------------------------------------------------------------------

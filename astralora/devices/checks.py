@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import inf, isfinite
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -10,14 +11,21 @@ from torch import Tensor
 from .errors import OutOfRange, ProtocolError
 from .spec import DeviceSpec, Range
 
-__all__ = ["NotFinite", "check_controls", "check_finite", "check_inputs", "check_outputs"]
+__all__ = ["InvalidAnswer", "check_answer", "check_controls", "check_inputs", "check_outputs"]
 
 # Scaling into a range in float32 may exceed its end by an ulp or two.
 _ROUNDING = 1e-6
+# Text with six digits rounds an answer by less than this share.
+_TEXT_ROUNDING: Final = 1e-5
+# The noise of all answers of a year exceeds this many standard deviations less than once.
+_NOISE_DEVIATIONS: Final = 8.0
+# No chip answers with such a number. SCPI instruments report an overload as 9.9E37 (SCPI 1999, volume 1, section
+# 7.2.1), which a driver may have converted to another unit.
+_OVERLOAD: Final = 1e30
 
 
-class NotFinite(ProtocolError):
-    """Report an answer that contains NaN or infinity although it was transmitted without error."""
+class InvalidAnswer(ProtocolError):
+    """Report an answer that was transmitted without error, but is no measurement."""
 
 
 def check_controls(spec: DeviceSpec, controls: Tensor, operation: str, ndim: int = 1) -> None:
@@ -55,20 +63,46 @@ def check_outputs(spec: DeviceSpec, outputs: object, shape: tuple[int, ...] | No
     raise ProtocolError(problem, device=spec.name, operation="query")
 
 
-def check_finite(spec: DeviceSpec, outputs: Tensor) -> None:
-    """Refuse an answer that contains NaN or infinity.
+def check_answer(spec: DeviceSpec, outputs: Tensor, bounds: Range | None) -> None:
+    """Refuse an answer that contains NaN, infinity, an overload value, or a value outside its range.
+
+    Args:
+        spec: spec of the device, for its noise and rounding.
+        outputs: answer of the device, (..., width).
+        bounds: range of the answer; None for no limit.
 
     Raises:
-        NotFinite: a value is not finite; repeating the query may help.
+        InvalidAnswer: a value is no measurement; repeating the query may help.
     """
-    # The sum takes one pass and is nearly always finite. The values are checked one by one only if the sum is not.
-    if not isfinite(outputs.detach().sum().item()):
-        bad = ~torch.isfinite(outputs)
-        if bool(bad.any()):
-            row = _first(bad.flatten(0, -2).any(dim=1)) if outputs.ndim > 1 else "a value"
-            raise NotFinite(
-                f"{row} of the answer is not finite; check the detector chain", device=spec.name, operation="query"
-            )
+    if not outputs.numel():
+        return
+    lowest, highest = torch.aminmax(outputs.detach())
+    low, high = lowest.item(), highest.item()  # NaN stays NaN
+    least, most = -_OVERLOAD, _OVERLOAD
+    if bounds is not None:
+        slack = (
+            _TEXT_ROUNDING * max(map(abs, bounds)) + (spec.output_step or 0.0) / 2 + _NOISE_DEVIATIONS * spec.noise_std
+        )
+        least, most = max(least, bounds[0] - slack), min(most, bounds[1] + slack)
+    if least < low and high < most:
+        return
+    bad = ~((outputs > least) & (outputs < most))
+    row = _first(bad.flatten(0, -2).any(dim=1)) if outputs.ndim > 1 else "a value"
+    value = float(outputs[bad][0])
+    if not isfinite(value):
+        problem = f"{row} of the answer is not finite; check the detector chain"
+    elif abs(value) >= _OVERLOAD:
+        problem = (
+            f"{row} of the answer contains {value:.3g}, with which instruments report an overload; "
+            f"reduce the power or choose a larger range of the detector"
+        )
+    else:
+        assert bounds is not None
+        problem = (
+            f"{row} of the answer contains {value:.6g}, but the spec claims outputs from {bounds[0]:.6g} to "
+            f"{bounds[1]:.6g}; check the detector chain, or correct output_range or noise_std"
+        )
+    raise InvalidAnswer(problem, device=spec.name, operation="query")
 
 
 def _check(

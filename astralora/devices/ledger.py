@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -40,6 +41,8 @@ class Purpose(StrEnum):
 
 
 _purpose: ContextVar[Purpose] = ContextVar("astralora_purpose", default=Purpose.OTHER)
+# Ledgers with a budget, and the specs of their devices, of the operations within which this code runs.
+_outer: ContextVar[tuple[tuple[Ledger, DeviceSpec], ...]] = ContextVar("astralora_outer_ledgers", default=())
 
 
 @dataclass(slots=True)
@@ -73,6 +76,9 @@ class Ledger:
     def __init__(self, budget: Budget | None, parts: Composite | None) -> None:
         self.budget = budget
         self._parts = parts
+        # Largest usage after the present operation of the session, with all its repetitions so far.
+        self._reserved = Usage()
+        self._lock = threading.Lock()
         self._tallies: dict[Purpose, _Tally] = {}
 
     @property
@@ -115,16 +121,54 @@ class Ledger:
         Raises:
             BudgetExceeded: the budget does not cover them; the message states the total and the budget.
         """
-        if self.budget is None:
-            return
-        more = Usage(programs=programs, queries=queries, vectors=vectors)
-        reason = self.budget.shortfall(self.usage + self.price(more), spec)
+        if self.budget is not None:
+            more = Usage(programs=programs, queries=queries, vectors=vectors)
+            self._reserve(spec, operation, self.usage + self.price(more))
+
+    def afford_again(
+        self, spec: DeviceSpec, operation: str, *, programs: int = 0, queries: int = 0, vectors: int = 0
+    ) -> None:
+        """Refuse to repeat a part of an operation if the budget does not cover it and the rest of the operation.
+
+        The budgets of sessions on devices that contain this one are checked too.
+
+        Raises:
+            BudgetExceeded: a budget does not cover it.
+        """
+        more = self.price(Usage(programs=programs, queries=queries, vectors=vectors))
+        for ledger, whole in ((self, spec), *_outer.get()):
+            ledger.reserve(whole, operation, more)
+
+    def reserve(self, spec: DeviceSpec, operation: str, more: Usage) -> None:
+        """Add operations to the largest usage of the present operation of the session; see `afford_again`."""
+        if self.budget is not None:
+            with self._lock:  # the parts of a device may work in several threads
+                self._reserve(spec, operation, self._reserved + more)
+
+    @contextmanager
+    def around(self, spec: DeviceSpec) -> Generator[None]:
+        """Check the budget also for repetitions by the parts of the device, within a ``with`` block."""
+        token = _outer.set(((self, spec), *_outer.get()))
+        try:
+            yield
+        finally:
+            _outer.reset(token)
+
+    def _reserve(self, spec: DeviceSpec, operation: str, total: Usage) -> None:
+        assert self.budget is not None
+        reason = self.budget.shortfall(total, spec)
         if reason is not None:
             raise BudgetExceeded(
                 f"this would need {reason}; raise the budget or use fewer operations",
                 device=spec.name,
                 operation=operation,
             )
+        self._reserved = total
+
+    @property
+    def limits_parts(self) -> bool:
+        """Return whether there is a budget for a device with parts, which repeat operations themselves."""
+        return self._parts is not None and self.budget is not None
 
     def parts_usage(self) -> Usage | None:
         """Return the usage of all parts of the device so far; None for a device without parts."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor
 
-from .capabilities import Flushes, Resends, capability_of
-from .checks import NotFinite
+from .capabilities import Resends, capability_of
+from .checks import InvalidAnswer
 from .device import Device
 from .errors import DeviceError, DeviceTimeout, NotConnected, ProtocolError
 
@@ -40,14 +39,19 @@ class Retry(BaseModel):
     wait_seconds: _Seconds = 0.02
     longest_wait_seconds: _Seconds = 2.0
 
+    def pause(self, attempts: int) -> float:
+        """Return the pause after this number of failed attempts, in seconds."""
+        return float(min(self.wait_seconds * 2 ** (attempts - 1), self.longest_wait_seconds))
+
 
 class Recovery:
     """Restore a device after a fault, and decide which operations may be repeated.
 
     A device with the capability `Resends` first sends its answer again, without carrying out the operation twice. If
     that fails, the device is closed and opened, its link is flushed, its controls are programmed again, and the
-    operation is repeated. A device that does not declare ``idempotent_program`` never receives the same controls twice:
-    its queries are repeated on a flushed link without reopening it, and its programs are not repeated.
+    operation is repeated; `Synchronisation` describes how a device without request numbers is verified before. A device
+    that does not declare ``idempotent_program`` never receives the same controls twice: its queries are repeated on a
+    flushed link without reopening it, and its programs are not repeated.
 
     Args:
         device: device that has faults.
@@ -58,7 +62,6 @@ class Recovery:
         self._device = device
         self._retry = retry
         self._resends = capability_of(device, Resends)
-        self._flushes = capability_of(device, Flushes)
 
     def run(
         self,
@@ -67,8 +70,9 @@ class Recovery:
         *,
         again: Callable[[], _Answer],
         resent: Callable[[Callable[[], Tensor | None]], _Answer],
-        restore: Callable[[], object] | None,
+        restore: Callable[[], None],
         count: Callable[[], None],
+        writes: bool,
     ) -> _Answer:
         """Repeat an operation that has failed once, until it succeeds or may not be repeated.
 
@@ -77,8 +81,9 @@ class Recovery:
             fault: error of the first attempt.
             again: function that repeats the operation.
             resent: function that receives `Resends.resend`, calls it, and returns the answer.
-            restore: function that programs the previous controls again; None for an operation that programs the device.
+            restore: function that brings the device back in step, with its previous controls.
             count: function that is called before each further attempt.
+            writes: whether the operation programs the device.
 
         Raises:
             DeviceError: all attempts have failed, or no further attempt is allowed; this is the newest fault.
@@ -97,12 +102,12 @@ class Recovery:
                 try:
                     if attempts == 2 and self._resends is not None and _may_resend(newest):
                         return resent(self._resends.resend)
-                    self._reconnect(restore)
+                    restore()
                     return again()
                 except FAULTS as error:
                     newest = error
             resends_next = attempts == 1 and self._resends is not None and _may_resend(newest)
-            reason = None if resends_next else self._objection(newest, writes=restore is None)
+            reason = None if resends_next else self._objection(newest, writes)
             if reason is not None and attempts < self._retry.attempts:
                 final = type(newest)(f"{newest.message}; {reason}", device=newest.device, operation=newest.operation)
                 raise final from newest
@@ -121,7 +126,7 @@ class Recovery:
             error.operation = error.operation or operation
             raise
 
-    def _objection(self, fault: DeviceError, *, writes: bool) -> str | None:
+    def _objection(self, fault: DeviceError, writes: bool) -> str | None:
         """Return the reason why no further attempt is allowed, or None."""
         if self._device.spec.idempotent_program:
             return None
@@ -137,19 +142,7 @@ class Recovery:
             )
         return None
 
-    def _reconnect(self, restore: Callable[[], object] | None) -> None:
-        device = self._device
-        if device.spec.idempotent_program:
-            # A device that hangs or is disconnected may fail to close; it is opened again in any case.
-            with suppress(DeviceError):
-                device.close()
-            device.open()
-        if self._flushes is not None:
-            self._flushes.flush()
-        if restore is not None and device.spec.idempotent_program:
-            restore()
-
 
 def _may_resend(fault: DeviceError) -> bool:
     """Return whether sending the answer again may help: a damaged answer may arrive intact, NaN would stay NaN."""
-    return not isinstance(fault, (NotConnected, NotFinite))
+    return not isinstance(fault, (NotConnected, InvalidAnswer))

@@ -17,7 +17,7 @@ from .device import Device
 from .errors import DeviceError, NotConnected
 from .exchange import Exchange
 from .ledger import Ledger, Purpose
-from .recovery import Recovery, Retry
+from .recovery import Retry
 from .safety import unwatch, watch
 from .usage import Budget, Usage
 from .wrapper import DeviceWrapper
@@ -51,10 +51,8 @@ class Session(DeviceWrapper):
         super().__init__(device)
         parts = self.capability(Composite)
         guarded = isinstance(device, Session) or parts is not None
-        retry = retry or Retry()
-        recovery = Recovery(device, retry) if retry.attempts > 1 and not guarded else None
         self._ledger = Ledger(budget, parts)
-        self._exchange = Exchange(device, self._ledger, recovery)
+        self._exchange = Exchange(device, self._ledger, retry or Retry(), guarded=guarded)
         self._lock = threading.RLock()
         self._is_open = False
 
@@ -296,6 +294,11 @@ class Session(DeviceWrapper):
         """Return whether the device is programmed with exactly these controls, (num_controls,), already."""
         with self._lock:
             return self._exchange.holds(controls)
+
+    @property
+    def is_programmed(self) -> bool:
+        """Return whether the controls of the device are known; a fault may have lost them."""
+        return self._exchange.programmed is not None
 
     def forget(self) -> None:
         """Make the session send the next program, even if the controls are the same as before."""

@@ -11,6 +11,7 @@ from .capabilities import (
     Differentiable,
     Flushes,
     Identifiable,
+    InProcess,
     PullsBack,
     ReportsPeaks,
     Snapshots,
@@ -60,7 +61,7 @@ class DeviceWrapper:
     adapts: ClassVar[tuple[type, ...]] = ()
     """Capabilities that the wrapper implements by calling those of the device; available if the device has them."""
 
-    forwards: ClassVar[tuple[type, ...]] = (Clock, Flushes, ReportsPeaks, Snapshots, Thermometer)
+    forwards: ClassVar[tuple[type, ...]] = (Clock, Flushes, InProcess, ReportsPeaks, Snapshots, Thermometer)
     """Capabilities of the device that are forwarded unchanged; by default those about the state of chip and link."""
 
     def __init__(self, device: Device) -> None:

@@ -17,6 +17,7 @@ from astralora.devices import (
     ProgramsMany,
     ProtocolError,
     Purpose,
+    Retry,
     Session,
     Usage,
 )
@@ -193,6 +194,52 @@ def test_refuses_invalid_answers(session: Session, bench: Any, answer: Any, comp
     with pytest.raises(ProtocolError, match=complaint):
         session.query(X)
     assert session.usage.vectors == 5 * (1 + session.usage.retries), "the vectors have been passed, whatever the answer"
+
+
+@pytest.mark.parametrize("value", [9.9e37, -9.9e37, 9.91e37, 9.9e34, -9.9e31])
+@pytest.mark.parametrize("bounds", [None, (-1.0, 1.0)])
+def test_an_overload_is_a_fault(matrix_device: Any, value: float, bounds: Any) -> None:
+    chip = matrix_device(output_range=bounds)
+    with Session(chip, retry=Retry(attempts=2, wait_seconds=0)) as session:
+        session.program(W)
+        chip.query = lambda inputs: torch.zeros(5, 3).index_put((torch.tensor(2), torch.tensor(1)), torch.tensor(value))
+        with pytest.raises(ProtocolError, match=r"row 2 of the answer contains .* report an overload"):
+            session.query(X)
+        assert session.usage.retries == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "spec", "accepted"),
+    [
+        (1.0, {}, True),
+        (1 + 1e-6, {}, True),
+        (1.01, {}, False),
+        (-1.01, {}, False),
+        (1.01, {"noise_std": 0.002}, True),
+        (1.01, {"noise_std": 0.001}, False),
+        (1.01, {"output_levels": 65}, True),  # half a step is 0.016
+        (1.02, {"output_levels": 65}, False),
+    ],
+)
+def test_an_answer_may_leave_its_range_by_rounding_and_noise_only(
+    matrix_device: Any, value: float, spec: Any, accepted: bool
+) -> None:
+    chip = matrix_device(output_range=(-1.0, 1.0), **spec)
+    with Session(chip, retry=Retry(attempts=1)) as session:
+        session.program(W)
+        chip.query = lambda inputs: torch.zeros(5, 3).index_put((torch.tensor(2), torch.tensor(1)), torch.tensor(value))
+        if accepted:
+            session.query(X)
+        else:
+            with pytest.raises(ProtocolError, match=r"row 2 of the answer contains .* outputs from -1 to 1; check"):
+                session.query(X)
+
+
+def test_a_large_answer_may_cancel_another_one_in_the_sum(session: Session, bench: Any) -> None:
+    session.program(W)
+    bench.query = lambda inputs: torch.tensor([[9.9e37, -9.9e37, 0.0]] * 5)
+    with pytest.raises(ProtocolError, match="row 0 of the answer contains"):
+        session.query(X)
 
 
 # -- usage and budget ------------------------------------------------------------------------

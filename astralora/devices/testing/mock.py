@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..capabilities import InProcess
 from ..errors import NotConnected
 from ..spec import DeviceSpec
 
@@ -35,6 +36,8 @@ class MockDevice:
         programmed: all controls that were programmed, oldest first.
         queried: all inputs that were passed, oldest first.
     """
+
+    capabilities: ClassVar[tuple[type, ...]] = (InProcess,)
 
     def __init__(
         self,

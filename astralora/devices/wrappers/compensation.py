@@ -281,8 +281,7 @@ class CompensatedDevice(DeviceWrapper):
 
     def _rewritten_since(self, before: Usage) -> bool:
         """Return whether the session has programmed the controls again after a fault."""
-        now = self.session.usage
-        return now.retries > before.retries and now.programs > before.programs
+        return self.session.usage.programs > before.programs
 
     def _age(self) -> float:
         return self._clock.clock_seconds - self._measured_at

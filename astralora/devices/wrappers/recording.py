@@ -19,7 +19,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from .. import errors
-from ..capabilities import Composite, Reciprocal, Rehearses
+from ..capabilities import Composite, InProcess, Reciprocal, Rehearses
 from ..device import Device
 from ..errors import DeviceError, NotConnected
 from ..files import write_atomically
@@ -164,8 +164,9 @@ class ReplayDevice:
 
     @property
     def capabilities(self) -> tuple[type, ...]:
-        """Return `Reciprocal` if the recording contains queries of the reverse port."""
-        return (Reciprocal,) if any(entry["operation"] == "query_adjoint" for entry in self._operations) else ()
+        """Return `InProcess`, and `Reciprocal` if the recording contains queries of the reverse port."""
+        reverse = any(entry["operation"] == "query_adjoint" for entry in self._operations)
+        return (InProcess, Reciprocal) if reverse else (InProcess,)
 
     @property
     def remaining(self) -> int:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..capabilities import Clock, Differentiable, ProgramsMany, Reciprocal, Rehearses, capability_of
+from ..capabilities import Clock, Differentiable, InProcess, ProgramsMany, Reciprocal, Rehearses, capability_of
 from ..device import Device
 from ..random import derive_generator
 from ..spec import DeviceSpec
@@ -31,7 +31,7 @@ class RehearsalDevice:
         spec: spec of the replaced device.
     """
 
-    capabilities: ClassVar[tuple[type, ...]] = (Clock, Differentiable, ProgramsMany, Reciprocal)
+    capabilities: ClassVar[tuple[type, ...]] = (Clock, Differentiable, InProcess, ProgramsMany, Reciprocal)
 
     def __init__(self, spec: DeviceSpec) -> None:
         self.spec = spec

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from math import ceil, copysign, hypot, sqrt
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -125,8 +126,13 @@ class TiledDevice(DeviceWrapper):
     def price(self, usage: Usage) -> Usage:
         """Return the largest usage of all chips together that this usage of the tiled device can cause."""
         programs = usage.programs if self._turns == 1 else max(usage.programs, usage.queries)
-        tile = Usage(programs=programs, queries=usage.queries, vectors=usage.vectors)
-        return sum((self._session(place).price(tile) for place in range(self._tiles)), Usage())
+        total = Usage()
+        for place in range(self._tiles):
+            session = self._session(place)
+            # A chip that lost its controls by a fault is programmed again with the next query.
+            lost = self._turns == 1 and not usage.programs and usage.queries > 0 and not session.is_programmed
+            total += session.price(Usage(programs=programs + lost, queries=usage.queries, vectors=usage.vectors))
+        return total
 
     def provider(self, protocol: type[_Capability]) -> _Capability | None:
         """Return a common clock of all chips, and None for all other capabilities."""
@@ -353,7 +359,11 @@ class TiledDevice(DeviceWrapper):
         count = len(self.sessions)
         by_chip = [[tile for tile in order if tile % count == chip] for chip in range(count)]
         with ThreadPoolExecutor(count) as pool:
-            futures = [pool.submit(lambda tiles: {tile: work(tile) for tile in tiles}, tiles) for tiles in by_chip]
+            # Each thread records under the purpose of this thread, and within the budget of the whole device.
+            futures = [
+                pool.submit(copy_context().run, lambda tiles: {tile: work(tile) for tile in tiles}, tiles)
+                for tiles in by_chip
+            ]
             return {tile: answer for future in futures for tile, answer in future.result().items()}
 
 

@@ -110,11 +110,11 @@ def test_many_settings_in_one_call_are_one_operation() -> None:
 
 
 def test_a_session_recovers_and_counts_every_fault(matrix_device: Any) -> None:
-    plan = FaultPlan.parse("all=0.03,flagged=true,seed=4")
+    plan = FaultPlan.parse("all=0.01,flagged=true,seed=4")
     device = FaultyDevice(matrix_device(idempotent_program=True), plan)
-    with Session(device, retry=Retry(attempts=10, wait_seconds=0)) as session:
-        for number in range(300):
-            controls = W * (number % 7) / 7
+    with Session(device, retry=Retry(attempts=20, wait_seconds=0)) as session:
+        for number in range(600):
+            controls = W * (1 + number % 7) / 7
             torch.testing.assert_close(session.apply(controls, X), X @ controls.reshape(3, 4).T)
         assert session.usage.retries == sum(device.injected.values())
     assert set(device.injected) == {*LINK_FAULTS, *CHIP_FAULTS}
