@@ -33,11 +33,11 @@ from .ownership import Ownership
 from .signals import shielded, stop_on_signals, watch_signals
 from .spec import DeviceSpec
 
-__all__ = ["Connection", "close_each", "run_within", "stop_on_signals", "undo_open"]
+__all__ = ["PATIENCE", "Connection", "close_each", "run_within", "stop_on_signals", "undo_open"]
 
 _log = logging.getLogger(__name__)
 
-_PATIENCE: Final = 10.0
+PATIENCE: Final = 10.0
 """Longest time to bring a chip into its safe state, in seconds; times of its spec are added."""
 _PAUSE: Final = 0.1
 """Pause before the second attempt, in seconds."""
@@ -139,7 +139,7 @@ class Connection(Ownership):
 
     def _close(self) -> None:
         spec = self._device.spec
-        seconds = _PATIENCE + spec.program_seconds + (spec.max_batch or 1) * spec.vector_seconds
+        seconds = PATIENCE + spec.program_seconds + (spec.max_batch or 1) * spec.vector_seconds
         lock, until = self.lock, time.monotonic() + seconds
         if not lock.acquire(timeout=seconds):
             reason = f"an operation of another thread has not ended within {seconds:.3g} s"
@@ -206,8 +206,8 @@ def undo_open(device: _Device) -> None:
     """Close a device whose `open` has failed half-way; an error is logged."""
     try:
         with shielded():
-            if not run_within(_PATIENCE, device.close):
-                raise DeviceTimeout(f"has not closed within {_PATIENCE:g} s")
+            if not run_within(PATIENCE, device.close):
+                raise DeviceTimeout(f"has not closed within {PATIENCE:g} s")
     except Exception as error:
         # Without a connection there is usually nothing to close, and the error of opening it says so.
         level = logging.DEBUG if isinstance(error, NotConnected) else logging.WARNING
