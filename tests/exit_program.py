@@ -1,4 +1,4 @@
-"""Open a device, and end in a given way: python exit_program.py WAY KIND ADDRESS..."""
+"""Open a device, and end in a given way: python -m tests.exit_program WAY KIND ADDRESS..."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any, NoReturn
+from unittest import mock
 
 import torch
-from chip_driver import drivers_of, open_chips
 
-from astralora.devices import Session, safety
+from astralora.devices import Session, TiledDevice, safety
+
+from .chip_driver import drivers_of, open_chips
 
 
 def say(word: str) -> None:
@@ -136,35 +138,44 @@ def forget_cycle() -> None:
     time.sleep(60)
 
 
+def method(driver: object, name: str) -> Any:
+    """Return a method of a driver that a test replaces."""
+    return getattr(driver, name)
+
+
 def open_half(error: type[BaseException]) -> None:
     """Interrupt opening after the last chip was switched on."""
     device = open_chips(KIND, URIS)
-    if KIND == "tiled":
+    if isinstance(device, TiledDevice):
         device.sessions[0].open()  # as a user may do who checks one chip first
         device.sessions[0].program(torch.ones(4))
     driver: Any = drivers_of(device)[-2 if KIND == "tiled" else -1]
-    whole = driver._open
+    whole, program = method(driver, "_open"), method(driver, "_program")
 
     def half() -> None:
         whole()
-        driver._program(torch.ones(4).numpy())
+        program(torch.ones(4).numpy())
         say("on")
         raise error
 
-    driver._open = half
-    try:
-        Session(device).open()
-    except error:
-        say("dropped")
+    with mock.patch.object(driver, "_open", half):
+        try:
+            Session(device).open()
+        except error:
+            say("dropped")
     time.sleep(60)
+
+
+def never() -> None:
+    """Do not return."""
+    time.sleep(1000)
 
 
 def hang() -> None:
     """End with an open session whose driver does not return from closing, and one behind it."""
     safety.PATIENCE = 1.0
     first = Session(open_chips("numpy", URIS[-1:]))
-    driver: Any = first.device
-    driver._close = lambda: time.sleep(1000)
+    mock.patch.object(first.device, "_close", never).start()
     first.open()
     globals()["kept"] = first, opened()
     say("on")

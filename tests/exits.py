@@ -15,7 +15,7 @@ from .chips import KINDS, Chip, serve, wait_until
 
 __all__ = ["EXITS", "Exit", "check_exit"]
 
-PROGRAM = Path(__file__).with_name("exit_program.py")
+ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def check_exit(kind: str, name: str, *extra: str) -> None:
         uris = [*stack.enter_context(serve(kind, chips)), *extra]
         if case.way == "hang":
             uris += stack.enter_context(serve("numpy", [Chip("hangs")]))
-        command = [sys.executable, PROGRAM, case.way, kind, *uris]
-        process = stack.enter_context(start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        command = [sys.executable, "-m", "tests.exit_program", case.way, kind, *uris]
+        process = stack.enter_context(start(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
         stack.callback(process.kill)
         assert process.stdout is not None
         assert process.stderr is not None

@@ -37,7 +37,7 @@ __all__ = ["PATIENCE", "Connection", "close_each", "run_within", "stop_on_signal
 
 _log = logging.getLogger(__name__)
 
-PATIENCE: Final = 10.0
+PATIENCE = 10.0
 """Longest time to bring a chip into its safe state, in seconds; times of its spec are added."""
 _PAUSE: Final = 0.1
 """Pause before the second attempt, in seconds."""
@@ -86,7 +86,7 @@ class Connection(Ownership):
         """
         self.claim(self._device.spec.name)
         self._must_close = True
-        _register(self, reserve=not self._direct)
+        _register(self, has_line=not self._direct)
         try:
             self._device.open()
             self.is_open = True
@@ -130,8 +130,9 @@ class Connection(Ownership):
             self.close_quietly()
         else:
             # The garbage collector may have interrupted a thread that holds a lock which the driver needs. This thread
-            # therefore does not wait to the end.
-            run_within(_SHORT, self.close_quietly)
+            # therefore does not wait to the end. An error that a signal raises here would be lost.
+            with shielded(later=True):
+                run_within(_SHORT, self.close_quietly)
 
     def uses(self, device: object) -> bool:
         """Return whether this is a connection to a device."""
@@ -223,20 +224,24 @@ _inherited: list[dict[int, Connection]] = []
 _process: int | None = None
 
 
-def _register(connection: Connection, *, reserve: bool) -> None:
+def _register(connection: Connection, *, has_line: bool) -> None:
     global _process
-    watch_signals(_close_all)
+    is_first = _process != os.getpid()
+    _process = os.getpid()
+    if has_line:
+        watch_signals(_close_all)
+        if len(_idle) < min(len(_open) + 1, _MOST_IDLE):
+            _idle.append(_Helper())
+    else:
+        stop_on_signals()
     _open[id(connection)] = connection
-    # Functions that were registered last are called first: before those of libraries that the drivers need, as Ray.
-    atexit.unregister(_close_at_exit)
-    atexit.register(_close_at_exit)
-    if _process != os.getpid():
-        _process = os.getpid()
-        if multiprocessing.parent_process() is not None:
-            # Before Python 3.13, such a process ends without calling the functions of atexit.
-            multiprocessing.util.Finalize(None, _close_at_exit, exitpriority=100)
-    if reserve and len(_idle) < min(len(_open), _MOST_IDLE):
-        _idle.append(_Helper())
+    if has_line or is_first:
+        # Functions that were registered last are called first: before those of libraries that drivers need, as Ray.
+        atexit.unregister(_close_at_exit)
+        atexit.register(_close_at_exit)
+    if is_first and multiprocessing.parent_process() is not None:
+        # A process of multiprocessing may end without calling the functions of atexit.
+        multiprocessing.util.Finalize(None, _close_at_exit, exitpriority=100)
 
 
 def _close_all() -> None:
@@ -249,11 +254,14 @@ def _close_at_exit() -> None:
         # A signal may arrive before the shield is up. It is not delivered, because the process ends already.
         with suppress(KeyboardInterrupt, SystemExit):
             _close_all()
+            # A chip may be late because the thread that has closed it held a lock of the driver.
+            wait_for(_late, _SHORT)
             return
 
 
 def _after_fork() -> None:
     _idle.clear()
+    _late.clear()
     _inherited.append(dict(_open))
     _open.clear()
 
@@ -284,6 +292,8 @@ class _Helper:
 
 
 _idle: deque[_Helper] = deque()
+# Functions that did not end in time.
+_late: list[Future[None]] = []
 
 
 def run_within(seconds: float, work: Callable[[], object]) -> bool:
@@ -315,7 +325,10 @@ def run_within(seconds: float, work: Callable[[], object]) -> bool:
             outcome.set_result(None)
 
     helper.start(job)
+    _late.append(outcome)
     wait_for([outcome], max(seconds, 0.0))
-    if outcome.done():
-        outcome.result()
-    return outcome.done()
+    if not outcome.done():
+        return False
+    _late.remove(outcome)
+    outcome.result()
+    return True

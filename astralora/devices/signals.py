@@ -16,6 +16,7 @@ __all__ = ["shielded", "stop_on_signals", "watch_signals"]
 
 _log = logging.getLogger(__name__)
 
+_MOMENT: Final = 0.01
 _SAFE_FIRST: Final = "%s: the chips are brought into their safe state first"
 
 _ENDING: Final = tuple(
@@ -70,11 +71,14 @@ def watch_signals(close_all: Callable[[], object]) -> None:
 
 
 @contextmanager
-def shielded() -> Generator[None]:
+def shielded(*, later: bool = False) -> Generator[None]:
     """Delay SIGINT, SIGTERM and SIGHUP within a ``with`` block, and deliver them at its end.
 
     Handlers of Python run in the main thread only, so nothing happens in other threads. Nested blocks end with the
     outermost one.
+
+    Args:
+        later: whether to deliver the signals a moment after the end, because the caller's errors are ignored.
     """
     if _delayed or threading.current_thread() is not threading.main_thread():
         yield
@@ -97,7 +101,18 @@ def shielded() -> Generator[None]:
     finally:
         _restore()
         for number in dict.fromkeys(arrived):
-            signal.raise_signal(number)
+            if later:
+                threading.Timer(_MOMENT, _send_to_main, (number,)).start()
+            else:
+                signal.raise_signal(number)
+
+
+def _send_to_main(number: int) -> None:
+    ident = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and ident is not None:
+        signal.pthread_kill(ident, number)  # interrupts a system call of the main thread too
+    else:
+        signal.raise_signal(number)
 
 
 def _restore() -> None:
