@@ -21,7 +21,7 @@ from .ownership import Lock, StaysInProcess
 from .recovery import Recovery, Retry
 from .safety import Connection
 from .usage import Budget, Usage
-from .wrapper import DeviceWrapper
+from .wrapper import DeviceWrapper, layers_of
 
 __all__ = ["Session"]
 
@@ -54,7 +54,7 @@ class Session(DeviceWrapper, StaysInProcess):
             raise TypeError(f"{type(device).__name__} is not a Device: it needs spec, open, close, program and query")
         super().__init__(device)
         parts = self.capability(Composite)
-        nested = _contains_session(device)
+        nested = any(isinstance(layer, Session) for layer in layers_of(device))
         guarded = nested or parts is not None
         retry = retry or Retry()
         recovery = Recovery(device, retry) if retry.attempts > 1 and not guarded else None
@@ -67,11 +67,10 @@ class Session(DeviceWrapper, StaysInProcess):
         return f"Session({self.spec.name!r}, {'open' if self._connection.is_open else 'closed'})"
 
     def __copy__(self) -> Self:
-        """Return the session itself, because there is one chip."""
+        """Return the session itself, because a copy of a model uses the same chip."""
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Return the session itself, because a copy of a model uses the same chip."""
         return self
 
     def capability(self, protocol: type[_Capability]) -> _Capability | None:
@@ -369,12 +368,3 @@ class Session(DeviceWrapper, StaysInProcess):
 
     def _afford(self, operation: str, *, programs: int = 0, queries: int = 0, vectors: int = 0) -> None:
         self._ledger.afford(self.spec, operation, programs=programs, queries=queries, vectors=vectors)
-
-
-def _contains_session(device: object) -> bool:
-    """Return whether a session is between this device and the chip."""
-    while isinstance(device, DeviceWrapper):
-        if isinstance(device, Session):
-            return True
-        device = device.device
-    return False
