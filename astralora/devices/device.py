@@ -8,7 +8,6 @@ in `astralora.devices.capabilities`.
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,6 +18,8 @@ from torch import Tensor
 
 from .errors import NotConnected, ProtocolError
 from .memory import aligned
+from .ownership import Lock, Ownership, StaysInProcess
+from .safety import undo_open
 from .spec import DeviceSpec
 
 __all__ = ["Device", "HardwareDevice"]
@@ -54,12 +55,16 @@ class Device(Protocol):
         ...
 
 
-class HardwareDevice(ABC):
+class HardwareDevice(StaysInProcess, ABC):
     """Drive hardware with numpy: a subclass implements `_open`, `_close`, `_program` and `_query`.
 
     The session checks all arrays before these methods receive them. The arrays are in C order, read-only, and float32
     or float64 as the caller's tensors. Only one method runs at a time. `_query` is called only while the device is open
-    and programmed.
+    and programmed. `_close` is also called after an `_open` that failed or was interrupted, and may run in another
+    thread than the other methods.
+
+    An open device belongs to the process that opened it. In a child process, all operations raise `DeviceError`, and
+    `close` does nothing.
 
     Args:
         spec: sizes, ranges and claims of the device.
@@ -70,25 +75,55 @@ class HardwareDevice(ABC):
 
     def __init__(self, spec: DeviceSpec) -> None:
         self.spec = spec
-        self._lock = threading.RLock()
+        self._ownership = Ownership()
         self._is_open = False
         self._is_programmed = False
+        self._must_close = False
+
+    @property
+    def _lock(self) -> Lock:
+        """Return the lock of the device; entering it in a process that did not open the device raises an error."""
+        return self._ownership.lock
 
     def open(self) -> None:
-        """Connect; do nothing when connected already."""
-        with self._lock:
+        """Connect; do nothing when connected already.
+
+        Raises:
+            BaseException: error of `_open`, after the device was closed again.
+        """
+        try:
+            with self._lock:
+                if not self._is_open:
+                    self._ownership.claim(self.spec.name)
+                    self._is_programmed = False
+                    self._must_close = True
+                    self._open()
+                    self._is_open = True
+        except BaseException:
+            # The lock is free here, because the device is closed in another thread.
             if not self._is_open:
-                self._is_programmed = False
-                self._open()
-                self._is_open = True
+                undo_open(self)
+            raise
 
     def close(self) -> None:
         """Leave the hardware in its safe state and disconnect; do nothing when closed already."""
+        if self._ownership.is_foreign:
+            return
         with self._lock:
-            if self._is_open:
-                # The device counts as closed even if closing its port raises an error.
-                self._is_open = self._is_programmed = False
+            if not self._must_close:
+                return
+            self._is_open = self._is_programmed = False
+            try:
                 self._close()
+            except Exception:
+                # The device counts as closed even if closing its port raises an error, but not after an interruption.
+                self._end()
+                raise
+            self._end()
+
+    def _end(self) -> None:
+        self._must_close = False
+        self._ownership.release()
 
     def program(self, controls: Tensor) -> None:
         """Set all controls: shape (num_controls,), in control units.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import weakref
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from math import ceil
@@ -11,30 +11,34 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor
 
-from .capabilities import ChecksRequests, Composite, ProgramsMany, Reciprocal, Resends, Snapshots
+from .capabilities import ChecksRequests, Composite, InProcess, ProgramsMany, Reciprocal, Resends, Snapshots
 from .checks import check_controls, check_inputs
 from .device import Device
 from .errors import DeviceError, NotConnected
 from .exchange import Exchange
 from .ledger import Ledger, Purpose
+from .ownership import Lock, StaysInProcess
 from .recovery import Retry
-from .safety import unwatch, watch
+from .safety import Connection
 from .usage import Budget, Usage
-from .wrapper import DeviceWrapper
+from .wrapper import DeviceWrapper, layers_of
 
 __all__ = ["Session"]
 
 _Capability = TypeVar("_Capability")
 
 
-class Session(DeviceWrapper):
+class Session(DeviceWrapper, StaysInProcess):
     """Guard a device by checks, counters, a budget and a lock; a session is itself a device.
 
     A session refuses bad requests before they cost anything, splits batches to the device's ``max_batch``, skips a
     program that would change nothing, counts every operation by purpose, enforces the budget, and repeats operations
     after faults of the link. No other thread can use the device between a program and its query. Use the session as a
-    context manager, or call `open` and `close`. A session that is still open when the interpreter exits, normally or by
-    a signal, is closed then.
+    context manager, or call `open` and `close`. A session that is still open is closed when its last reference is gone,
+    and when the interpreter exits, normally or by a signal.
+
+    An open session belongs to the process that opened it. In a child process, all operations raise `DeviceError`, and
+    `close` does nothing.
 
     Args:
         device: device to guard.
@@ -50,17 +54,21 @@ class Session(DeviceWrapper):
             raise TypeError(f"{type(device).__name__} is not a Device: it needs spec, open, close, program and query")
         super().__init__(device)
         parts = self.capability(Composite)
-        guarded = isinstance(device, Session) or parts is not None
+        nested = any(isinstance(layer, Session) for layer in layers_of(device))
+        guarded = nested or parts is not None
         self._ledger = Ledger(budget, parts)
         self._exchange = Exchange(device, self._ledger, retry or Retry(), guarded=guarded)
-        self._lock = threading.RLock()
-        self._is_open = False
+        self._connection = Connection(device, nested=nested, in_process=self.provider(InProcess) is not None)
+        weakref.finalize(self, self._connection.abandon).atexit = False
 
     def __repr__(self) -> str:
-        return f"Session({self.spec.name!r}, {'open' if self._is_open else 'closed'})"
+        return f"Session({self.spec.name!r}, {'open' if self._connection.is_open else 'closed'})"
+
+    def __copy__(self) -> Self:
+        """Return the session itself, because a copy of a model uses the same chip."""
+        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Return the session itself, because a copy of a model uses the same chip."""
         return self
 
     def capability(self, protocol: type[_Capability]) -> _Capability | None:
@@ -145,20 +153,21 @@ class Session(DeviceWrapper):
     def open(self) -> None:
         """Connect; do nothing when connected already."""
         with self._lock:
-            if not self._is_open:
-                self.device.open()
-                self._is_open = True
+            if not self._connection.is_open:
                 self._exchange.programmed = None
-                watch(self)
+                self._connection.open()
 
     def close(self) -> None:
-        """Leave the device in its safe state; do nothing when closed already."""
-        with self._lock:
-            if self._is_open:
-                self._is_open = False
+        """Leave the device in its safe state; do nothing when closed already, or in a process that did not open it.
+
+        Raises:
+            DeviceError: the chip may not be in its safe state; the session counts as closed.
+        """
+        try:
+            self._connection.close()
+        finally:
+            if not self._connection.is_open:
                 self._exchange.programmed = None
-                unwatch(self)
-                self.device.close()
 
     def __enter__(self) -> Self:
         self.open()
@@ -338,10 +347,15 @@ class Session(DeviceWrapper):
             self._ledger.load_state_dict(state["usage"], add=not restored)
             return restored
 
+    @property
+    def _lock(self) -> Lock:
+        """Return the lock of the device; entering it in a process that did not open the device raises an error."""
+        return self._connection.lock
+
     # -- called while the lock is held ------------------------------------------------------
 
     def _require_open(self, operation: str) -> None:
-        if not self._is_open:
+        if not self._connection.is_open:
             raise NotConnected(
                 "the session is closed; call open() or use it in a with statement",
                 device=self.spec.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Final, TypeVar, cast
 
 from torch import Tensor
@@ -23,7 +24,7 @@ from .capabilities import (
 from .device import Device
 from .spec import DeviceSpec
 
-__all__ = ["LAW", "DeviceWrapper"]
+__all__ = ["LAW", "DeviceWrapper", "layers_of"]
 
 _Capability = TypeVar("_Capability")
 
@@ -113,3 +114,11 @@ class DeviceWrapper:
         if found is None:
             raise TypeError(f"{type(self.device).__name__} does not have the capability {protocol.__name__}")
         return found
+
+
+def layers_of(device: Device) -> Iterator[Device]:
+    """Yield a device, and all devices that it wraps, from the outermost to the innermost."""
+    yield device
+    while isinstance(device, DeviceWrapper):
+        device = device.device
+        yield device

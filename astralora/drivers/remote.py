@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
@@ -31,7 +30,9 @@ from ..devices import (
 )
 from ..devices.extras import require
 from ..devices.memory import aligned
+from ..devices.ownership import Lock, Ownership, StaysInProcess
 from ..devices.registry import make_inner
+from ..devices.safety import undo_open
 
 __all__ = ["RemoteDevice", "open_remote"]
 
@@ -141,6 +142,9 @@ class _Link:
         options: options of the device's factory.
         resource: custom resource of the chip; None for any host.
         patience: longest time to wait until the chip is available, in seconds.
+
+    Attributes:
+        ownership: process that started the actor, and the lock of the link.
     """
 
     def __init__(self, device: str, options: dict[str, Any], resource: str | None, patience: float) -> None:
@@ -148,6 +152,7 @@ class _Link:
         self._device, self._options = device, options
         self._resource = resource
         self.patience = patience
+        self.ownership = Ownership()
         self._actor: Any = None
 
     def start(self, *, was_there: bool) -> tuple[DeviceSpec, tuple[type, ...]]:
@@ -159,6 +164,7 @@ class _Link:
         Returns:
             The spec of the device, and its capabilities.
         """
+        self.ownership.claim(self._device)
         if self._resource is not None:
             self._await(self._resource, was_there)
         wanted = {} if self._resource is None else {self._resource: 1.0}
@@ -173,6 +179,10 @@ class _Link:
 
     def call(self, operation: str, send: Callable[[Any], Any], *, timeout: float) -> tuple[Any, ...]:
         """Call the actor, and raise in this process the errors that were raised in the actor."""
+        with self.ownership.lock:
+            return self._call(operation, send, timeout)
+
+    def _call(self, operation: str, send: Callable[[Any], Any], timeout: float) -> tuple[Any, ...]:
         ray = self._ray
         if self._actor is None:
             raise self.fault(NotConnected, operation, "the actor is lost; open the device again")
@@ -279,14 +289,15 @@ class _RemoteChip:
         return self._link.call(operation, send, timeout=self._timeout + patience)[0]
 
 
-class RemoteDevice(DeviceWrapper):
+class RemoteDevice(DeviceWrapper, StaysInProcess):
     """Drive a device through a Ray actor on the host of the chip; made by `open_remote`.
 
     The host of the chip offers one unit of a custom resource, and the actor uses this unit. So the actor runs on this
     host, and no other process can use the chip at the same time. When the actor or its node is lost, operations raise
     `astralora.devices.NotConnected`. `open` then waits until the resource is available again, so that a `Session`
     recovers from the loss if the device declares ``idempotent_program``. The remote device has only those capabilities
-    of the device that transfer vectors or small numbers.
+    of the device that transfer vectors or small numbers. It belongs to the process that made it; in a child process,
+    all operations raise `DeviceError`, and `close` does nothing.
 
     Args:
         link: link to the actor, which was started.
@@ -301,37 +312,56 @@ class RemoteDevice(DeviceWrapper):
     def __init__(self, link: _Link, spec: DeviceSpec, capabilities: tuple[type, ...], timeout: float) -> None:
         super().__init__(_RemoteChip(link, spec, capabilities, timeout))
         self._link = link
-        self._lock = threading.RLock()
-        self._has_actor, self._is_open = True, False
+        self._has_actor, self._is_open, self._must_close = True, False, False
+
+    @property
+    def _lock(self) -> Lock:
+        """Return the lock of the device; entering it in a process that did not open the device raises an error."""
+        return self._link.ownership.lock
 
     def open(self) -> None:
         """Connect, with a new actor if the last one was lost; do nothing when connected already."""
-        with self._lock:
-            if self._is_open:
-                return
-            if not self._has_actor:
-                spec, _ = self._link.start(was_there=True)
-                if spec != self.spec:
-                    self._link.stop()
-                    raise self._link.fault(
-                        DeviceError,
-                        "open",
-                        "the device on the host is not the same as before; make a new remote device",
-                    )
-                self._has_actor = True
-            self.device.open()
-            self._is_open = True
+        try:
+            with self._lock:
+                if not self._is_open:
+                    self._open()
+        except BaseException:
+            # The lock is free here, because the device is closed in another thread.
+            if not self._is_open:
+                undo_open(self)
+            raise
+
+    def _open(self) -> None:
+        if not self._has_actor:
+            spec, _ = self._link.start(was_there=True)
+            self._has_actor = True
+            if spec != self.spec:
+                raise self._link.fault(
+                    DeviceError, "open", "the device on the host is not the same as before; make a new remote device"
+                )
+        self._must_close = True
+        self.device.open()
+        self._is_open = True
 
     def close(self) -> None:
         """Leave the hardware in its safe state and release the chip; do nothing when closed already."""
+        if self._link.ownership.is_foreign:
+            return
         with self._lock:
-            was_open, self._is_open = self._is_open, False
+            self._is_open = False
             try:
-                if was_open:
+                if self._must_close:
                     self.device.close()
-            finally:
-                self._has_actor = False
-                self._link.stop()
+            except Exception:
+                self._end()
+                raise
+            self._end()
+
+    def _end(self) -> None:
+        """Release the chip, because it is closed or does not answer; after an interruption, it is closed later."""
+        self._must_close = self._has_actor = False
+        self._link.stop()
+        self._link.ownership.release()
 
     def program(self, controls: Tensor) -> None:
         """Set all controls: shape (num_controls,), in control units."""

@@ -126,9 +126,8 @@ class CompensatedDevice(DeviceWrapper):
 
     def close(self) -> None:
         """Leave the chip in its safe state and disconnect."""
-        with self.session.transaction():
-            self._has_references = False
-            self.session.close()
+        self.session.close()
+        self._has_references = False
 
     def program(self, controls: Tensor) -> None:
         """Set all controls, (num_controls,), and measure the references; do nothing if the controls are set already.

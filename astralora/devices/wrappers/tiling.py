@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import copy_context
 from math import ceil, copysign, hypot, sqrt
 from typing import Any, ClassVar, Literal, TypeVar
@@ -18,6 +19,7 @@ from ..errors import DeviceError, NotConnected
 from ..random import derive_seed
 from ..reach import Patch
 from ..registry import offer_device
+from ..safety import close_each
 from ..session import Session
 from ..spec import DeviceSpec
 from ..usage import Usage
@@ -142,28 +144,20 @@ class TiledDevice(DeviceWrapper):
     # -- Device -----------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Connect to all chips; if one of them fails, close the others."""
-        opened = []
+        """Connect to all chips; if one of them fails, close all."""
         try:
             for session in self.sessions:
                 session.open()
-                opened.append(session)
         except BaseException:
-            for session in opened:
-                session.close()
+            # Errors of closing are logged; the error of opening is the one to report.
+            with suppress(Exception):
+                self.close()
             raise
 
     def close(self) -> None:
-        """Leave all chips in their safe state, even if closing one of them fails."""
+        """Leave all chips in their safe state, even if closing one of them fails or is interrupted."""
         self._controls = None
-        problems = []
-        for session in self.sessions:
-            try:
-                session.close()
-            except DeviceError as error:
-                problems.append(error)
-        if problems:
-            raise problems[0]
+        close_each([session.close for session in self.sessions])
 
     def program(self, controls: Tensor) -> None:
         """Set all controls, (num_controls,); a chip with several tiles is programmed only when vectors are queried."""
