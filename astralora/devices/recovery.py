@@ -107,10 +107,8 @@ class Recovery:
                 except FAULTS as error:
                     newest = error
             resends_next = attempts == 1 and self._resends is not None and _may_resend(newest)
-            reason = None if resends_next else self._objection(newest, writes)
-            if reason is not None and attempts < self._retry.attempts:
-                final = type(newest)(f"{newest.message}; {reason}", device=newest.device, operation=newest.operation)
-                raise final from newest
+            if attempts < self._retry.attempts and not resends_next:
+                self._require_permission(newest, writes)
             raise newest
 
         retrying = Retrying(
@@ -125,6 +123,13 @@ class Recovery:
             error.device = error.device or self._device.spec.name
             error.operation = error.operation or operation
             raise
+
+    def _require_permission(self, fault: DeviceError, writes: bool) -> None:
+        """Raise the fault, with the reason, if no further attempt is allowed."""
+        reason = self._objection(fault, writes)
+        if reason is not None:
+            final = type(fault)(f"{fault.message}; {reason}", device=fault.device, operation=fault.operation)
+            raise final from fault
 
     def _objection(self, fault: DeviceError, writes: bool) -> str | None:
         """Return the reason why no further attempt is allowed, or None."""
