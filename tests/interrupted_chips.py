@@ -93,7 +93,7 @@ class RawLine:
         else:
             import serial
 
-            self.port = serial.Serial(self.place, timeout=self.timeout)
+            self.port = serial.Serial(self.place, timeout=self.timeout, write_timeout=1.0)
 
     def close(self) -> None:
         port, self.port = self.port, None

@@ -161,6 +161,8 @@ def _serve_pty(firmware: _Firmware) -> str:
 
     master, host = os.openpty()  # the host's end stays open here, so that the line survives when a host closes it
     tty.setraw(host)
+    # Where the host does not read, bytes are lost, as at the end of a serial line.
+    os.set_blocking(master, False)
 
     def serve() -> None:
         pending = b""
