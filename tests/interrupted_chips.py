@@ -61,6 +61,11 @@ class Chip(Protocol):
         """Return the numbers of ``programs`` and ``vectors``, and of disturbed answers."""
         ...
 
+    @property
+    def is_on(self) -> bool:
+        """Return whether the chip is not in its safe state."""
+        ...
+
     def disturb(
         self, *, late: float = 0.0, garbage: float = 0.0, timeout: float = 0.05, pause: float = 0.0, seed: int = 0
     ) -> None:
@@ -251,11 +256,13 @@ class Crossbar(HardwareDevice):
 
     Attributes:
         counts: numbers of programs and vectors carried out, and of disturbed answers.
+        is_on: whether the chip has been programmed, and not been closed since.
     """
 
     def __init__(self, size: int = 4, **claims: Any) -> None:
         super().__init__(crossbar_spec(size, **claims))
         self.counts: Counter[str] = Counter()
+        self.is_on = False
         self._late, self._garbage, self._timeout, self._pause = 0.0, 0.0, 0.0, 0.0
         self._random = random.Random(0)
         self._host_random = random.Random(0)
@@ -293,10 +300,11 @@ class Crossbar(HardwareDevice):
         pass
 
     def _close(self) -> None:
-        pass
+        self.is_on = False
 
     def _program(self, controls: NDArray[Any]) -> None:
         self.counts["programs"] += 1
+        self.is_on = True
         self._matrix = np.array(controls, dtype=float).reshape(self._matrix.shape) / FULL_SCALE
         self._wait()
 
@@ -359,15 +367,17 @@ class Made:
     Attributes:
         start: function of ``"tcp"`` or ``"pty"`` and a timeout that starts the chip and makes its driver.
         recovers: whether the driver can always be brought back into step with its chip.
+        makes_safe: whether the driver brings the chip into its safe state when it is closed.
     """
 
     start: Callable[[str, float], Any]
     recovers: bool = True
+    makes_safe: bool = True
 
 
 CHIPS: dict[str, Made] = {
-    "minimal": Made(lambda port, timeout: _text_chip(Minimal, port, timeout)),
-    "vendor": Made(lambda port, timeout: _text_chip(_vendor, port, timeout)),
+    "minimal": Made(lambda port, timeout: _text_chip(Minimal, port, timeout), makes_safe=False),
+    "vendor": Made(lambda port, timeout: _text_chip(_vendor, port, timeout), makes_safe=False),
     "docs": Made(lambda port, timeout: _text_chip(_documented, port, timeout, acknowledgement="")),
     "template": Made(lambda port, timeout: _text_chip(_template, port, timeout, size=8)),
     "frame": Made(lambda port, timeout: _numbered_chip(FrameEmulator, port, timeout)),
@@ -377,7 +387,10 @@ CHIPS: dict[str, Made] = {
             lambda uri, seconds: Minimal(uri, seconds, idempotent_program=False), port, timeout
         ),
         recovers=False,
+        makes_safe=False,
     ),
-    "never-reopened": Made(lambda port, timeout: _text_chip(_vendor_for_ever, port, timeout), recovers=False),
+    "never-reopened": Made(
+        lambda port, timeout: _text_chip(_vendor_for_ever, port, timeout), recovers=False, makes_safe=False
+    ),
 }
 """Chips by the name of their driver."""

@@ -77,6 +77,11 @@ class TextChip:
         """Return the numbers of ``programs`` and ``vectors`` carried out, and of ``late`` and ``garbage`` answers."""
         return Counter(self._ask("")["counts"])
 
+    @property
+    def is_on(self) -> bool:
+        """Return whether a voltage is not zero."""
+        return bool(self._ask("")["is_on"])
+
     def _ask(self, line: str) -> dict[str, Any]:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
@@ -187,7 +192,8 @@ def _main() -> None:
     for line in sys.stdin:
         if line.strip():
             firmware.disturb(json.loads(line))
-        print(json.dumps({"uri": uri, "counts": firmware.counts}), flush=True)
+        is_on = any(map(any, firmware.matrix))
+        print(json.dumps({"uri": uri, "counts": firmware.counts, "is_on": is_on}), flush=True)
 
 
 if __name__ == "__main__":

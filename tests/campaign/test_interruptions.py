@@ -10,7 +10,7 @@ from astralora.devices import Device, FaultPlan, FaultyDevice
 from astralora.drivers.emulator import FrameEmulator, ScpiEmulator
 
 from ..interrupted_chips import CHIPS, Crossbar, SequencedCrossbar, emulated
-from ..interruptions import interrupt, run_threads, with_late_answers
+from ..interruptions import interrupt, interrupt_and_close, run_threads, with_late_answers
 
 pytestmark = pytest.mark.campaign
 
@@ -26,6 +26,14 @@ def test_after_ctrl_c_every_answer_is_right(kind: str, port: str, threads: int) 
         outcome = interrupt(device, chip, MANY // (1 + threads), timeout=TIMEOUT, threads=threads)
     print(f"Ctrl-C, {kind}, {port}, {1 + threads} threads: {outcome}")
     outcome.require_right(recovers=CHIPS[kind].recovers)
+
+
+@pytest.mark.parametrize(("kind", "port"), [(kind, port) for kind, port in KINDS if CHIPS[kind].makes_safe])
+def test_after_ctrl_c_closing_leaves_the_chip_safe(kind: str, port: str) -> None:
+    with CHIPS[kind].start(port, TIMEOUT) as (device, chip):
+        outcome = interrupt_and_close(device, chip, MANY, timeout=TIMEOUT)
+    print(f"Ctrl-C and close, {kind}, {port}: {outcome}")
+    outcome.require_safe()
 
 
 @pytest.mark.parametrize("threads", [0, 2])

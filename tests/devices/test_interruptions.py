@@ -10,7 +10,7 @@ import pytest
 from astralora.devices import FaultPlan, FaultyDevice
 
 from ..interrupted_chips import CHIPS, Crossbar, SequencedCrossbar
-from ..interruptions import interrupt, run_threads, with_late_answers
+from ..interruptions import interrupt, interrupt_and_close, run_threads, with_late_answers
 
 TIMEOUT = 0.05
 FEW = 10
@@ -31,6 +31,14 @@ def test_after_ctrl_c_every_answer_is_right(kind: str, port: str) -> None:
         outcome = interrupt(device, chip, FEW, timeout=TIMEOUT)
     assert outcome.interrupted == FEW
     outcome.require_right()
+
+
+@pytest.mark.parametrize(("kind", "port"), [(kind, port) for kind, port in PORTS if CHIPS[kind].makes_safe])
+def test_after_ctrl_c_closing_leaves_the_chip_safe(kind: str, port: str) -> None:
+    with CHIPS[kind].start(port, TIMEOUT) as (device, chip):
+        outcome = interrupt_and_close(device, chip, FEW, timeout=TIMEOUT)
+    assert outcome.interrupted == FEW
+    outcome.require_safe()
 
 
 @pytest.mark.parametrize(("kind", "port"), PORTS)
