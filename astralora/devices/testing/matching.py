@@ -278,7 +278,8 @@ def _arrange(probes: int, size: int) -> Tensor:
     In at least one arrangement, any two rows have different probes: the first arrangements are the digits of the number
     of the row. There are at least two arrangements, and all of them are different.
     """
-    rows, digits = torch.arange(size), []
+    rows = torch.arange(size)
+    digits: list[Tensor] = []
     while not digits or probes ** len(digits) < size:
         digits.append(rows // probes ** len(digits) % probes)
     return torch.stack(digits if len(digits) > 1 else [*digits, (rows + 1) % probes])
