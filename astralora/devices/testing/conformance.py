@@ -51,9 +51,10 @@ def check_device(
 ) -> list[CheckResult]:
     """Check that a device follows the `Device` interface and its own spec.
 
-    This takes about 80 programs and 1,000 vectors, or 50,000 vectors if noise must be averaged. Tolerances follow
+    This takes about 100 programs and 2,500 vectors, or 50,000 vectors if noise must be averaged. Tolerances follow
     from the declared noise and levels and the number of compared values: noise makes a correct device fail in fewer
-    than one of a million runs.
+    than one of a million runs. If the device has more noise than the spec claims, only the check ``noise`` fails, and
+    the tolerances of the other checks follow from the measured noise.
 
     Args:
         make: function that returns a new, closed device; called again for every check.
