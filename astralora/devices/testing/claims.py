@@ -1,4 +1,4 @@
-"""Check the claims of a spec: ranges, levels, linearity, coupling, noise."""
+"""Check the claims of a spec: ranges, levels, linearity, coupling."""
 
 from __future__ import annotations
 
@@ -179,28 +179,6 @@ def check_coupling(subject: Subject) -> None:
             )
 
 
-def check_noise(subject: Subject) -> None:
-    """Check that answers to the same query scatter by the noise that the spec claims."""
-    device = subject.running()
-    spec = device.spec
-    inputs, repeats = subject.inputs(spec, 4), 64
-    answers = torch.stack([subject.query(device, inputs).double() for _ in range(repeats)])
-    rails = torch.tensor(spec.rails, dtype=torch.float64)
-    unsaturated = ~(torch.isclose(answers[..., None], rails, rtol=1e-4, atol=0.0).any(-1).any(0))
-    if not unsaturated.any():
-        raise NotApplicable("every output saturates")
-    # Differences of consecutive answers are used, because deviations from a mean would include slow drift.
-    steps = (answers[1:] - answers[:-1])[:, unsaturated]
-    variance = float(steps.square().mean()) / 2
-    freedom = steps.numel() / 2
-    rounding = (spec.output_step or 0.0) ** 2 / 4 + (2e-5 * float(answers.abs().max())) ** 2
-    claimed = spec.noise_std**2
-    if variance > claimed * (1 + 6 * sqrt(2 / freedom)) + rounding:
-        fail(f"outputs scatter by {sqrt(variance):.4g}, but the spec claims only {spec.noise_std:.4g}")
-    if variance < claimed / 25 and claimed > rounding:
-        fail(f"outputs scatter by only {sqrt(variance):.4g}, but the spec claims {spec.noise_std:.4g}")
-
-
 # -- helpers -----------------------------------------------------------------------------------------
 
 
@@ -272,7 +250,7 @@ def _check_levels(
     kink = (steps[1:-1] - (steps[:-2] + steps[2:]) / 2).abs()
     # A kink is a sum of four answers, two of them with weight 3/2.
     noise = subject.scatter(spec, window, magnitude, (0.5, -1.5, 1.5, -0.5), repeats) * window / length
-    noise *= 1.0 if spec.noise_std else sqrt(answers[0].numel())
+    noise *= 1.0 if subject.noise_std(spec) else sqrt(answers[0].numel())
     if float(kink.max()) > _UNEVEN + noise:
         fail(
             f"the effects of neighbouring {what} codes differ by {float(kink.max()):.2f} of a step, but only "
@@ -286,7 +264,7 @@ def _check_linear(
     expected = sum((part / 2 for part in parts), torch.zeros_like(found))
     # The response of a saturated detector is not linear.
     rails = torch.tensor(spec.rails, dtype=torch.float64)
-    reach = 4 * spec.noise_std + (spec.output_step or 0.0)
+    reach = 4 * subject.noise_std(spec) + (spec.output_step or 0.0)
     near = [(each[..., None] - rails).abs().le(reach + 1e-6 * rails.abs()).any(-1) for each in [found, *parts]]
     unsaturated = ~torch.stack(near).any(0)
     magnitude = max(float(each.abs().max()) for each in [found, *parts])

@@ -43,15 +43,18 @@ class Subject:
         make: function that returns a new, closed device; called only after the previous device was closed, because a
             port serves one device at a time.
         seed: seed of controls and inputs.
+        measured_noise: standard deviation of the noise if the claim of the spec is wrong; 0 if the claim is right.
 
     Attributes:
         generator: source of controls and inputs.
+        measured_noise: as given.
         programs: number of programs sent.
         vectors: number of vectors passed.
     """
 
-    def __init__(self, make: Callable[[], Device], seed: int = 0) -> None:
+    def __init__(self, make: Callable[[], Device], seed: int = 0, measured_noise: float = 0.0) -> None:
         self._make = make
+        self.measured_noise = measured_noise
         self.generator = derive_generator(seed, "conformance")
         self.programs = 0
         self.vectors = 0
@@ -88,16 +91,17 @@ class Subject:
     def query(self, device: Device, inputs: Tensor) -> Tensor:
         """Query in batches of at most ``max_batch``, count the vectors, and check the shape of the answers."""
         limit = device.spec.max_batch or len(inputs)
-        answers = []
-        for part in inputs.split(limit):
-            self.vectors += len(part)
-            answer = device.query(part)
-            expected = (len(part), device.spec.out_features)
-            if not isinstance(answer, Tensor) or tuple(answer.shape) != expected:
-                got = f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
-                fail(f"a query of {len(part)} vectors returned {got}; it must return shape {expected}")
-            answers.append(answer)
-        return torch.cat(answers)
+        return torch.cat([self.ask(device, part) for part in inputs.split(limit)])
+
+    def ask(self, device: Device, inputs: Tensor) -> Tensor:
+        """Query once, count the vectors, and return the answer itself, not a copy, after a check of its shape."""
+        self.vectors += len(inputs)
+        answer = device.query(inputs)
+        expected = (len(inputs), device.spec.out_features)
+        if not isinstance(answer, Tensor) or tuple(answer.shape) != expected:
+            got = f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
+            fail(f"a query of {len(inputs)} vectors returned {got}; it must return shape {expected}")
+        return answer
 
     def average(self, device: Device, inputs: Tensor, repeats: int) -> Tensor:
         """Return the mean answer of ``repeats`` queries of the same vectors, in double precision."""
@@ -128,12 +132,24 @@ class Subject:
 
     def repeats(self, spec: DeviceSpec) -> int:
         """Return the number of answers to average for a precise comparison: 16, or 1 if the spec declares no noise."""
-        return 16 if spec.noise_std else 1
+        return 16 if self.noise_std(spec) else 1
+
+    def averages(self, spec: DeviceSpec) -> tuple[int, ...]:
+        """Return numbers of answers to average, from the cheapest to the most precise comparison."""
+        return (1, 4, 16) if self.noise_std(spec) else (1,)
+
+    def noise_std(self, spec: DeviceSpec) -> float:
+        """Return the standard deviation of the noise: as declared, or as measured if that is more."""
+        return max(spec.noise_std, self.measured_noise)
 
     def scatter(
-        self, spec: DeviceSpec, comparisons: int, magnitude: float, weights: Sequence[float] = (1.0, -1.0),
-        repeats: int = 1,
-    ) -> float:  # fmt: skip
+        self,
+        spec: DeviceSpec,
+        comparisons: int,
+        magnitude: float,
+        weights: Sequence[float] = (1.0, -1.0),
+        repeats: int | Sequence[int] = 1,
+    ) -> float:
         """Return the largest allowed error of a weighted sum of independent answers to the same query.
 
         The error has three parts: Gaussian noise of the declared standard deviation, the rounding of the output
@@ -144,10 +160,12 @@ class Subject:
             comparisons: number of values that are compared; all of them must stay within the error.
             magnitude: size of the answers, for the rounding of float32.
             weights: weights of the answers in the sum; the default is the difference of two answers.
-            repeats: number of answers that are averaged for each term.
+            repeats: number of answers that are averaged for each term; one number for all terms, or one for each.
         """
         quantile = NormalDist().inv_cdf(1 - _FALSE_ALARM / (2 * max(comparisons, 1)))
-        noise = quantile * spec.noise_std * sqrt(sum(weight**2 for weight in weights) / repeats)
+        counts = [repeats] * len(weights) if isinstance(repeats, int) else repeats
+        variance = sum(weight**2 / count for weight, count in zip(weights, counts, strict=True))
+        noise = quantile * self.noise_std(spec) * sqrt(variance)
         rounding = (spec.output_step or 0.0) / 2 * sum(map(abs, weights))
         return noise + rounding + _ROUNDING * max(magnitude, 1e-12) * sum(map(abs, weights))
 

@@ -425,6 +425,23 @@ class WrongMany(Crossbar):
         return self.query(inputs).expand(len(controls), -1, -1).clone()
 
 
+@fails_check("fresh_answers")
+class ReturnsTheAnswerBefore(Crossbar):
+    def _open(self) -> None:
+        super()._open()
+        self.before: NDArray[Any] | None = None
+
+    def _detect(self, outputs: NDArray[Any]) -> NDArray[Any]:
+        before, self.before = self.before, outputs.copy()
+        return outputs if before is None or before.shape != outputs.shape else before
+
+
+@fails_check("row_order")
+class ReversesRows(Crossbar):
+    def _detect(self, outputs: NDArray[Any]) -> NDArray[Any]:
+        return outputs[::-1]
+
+
 KEPT: list[int] = []
 
 
