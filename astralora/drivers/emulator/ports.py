@@ -12,10 +12,12 @@ import socket
 import tempfile
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from ...devices import DeviceError, DeviceTimeout, NotConnected
+from ..incoming import HostLine
 from ..transports import LoopbackTransport, Transport
 from ..transports.base import Bytes
 from ..transports.sockets import SocketTransport
@@ -37,8 +39,13 @@ class Port(ABC):
     uri: str
 
     @abstractmethod
-    def accept(self, stop: threading.Event) -> Transport | None:
-        """Wait for the next host and return the open line to it; return None when ``stop`` is set."""
+    def accept(self, stop: threading.Event, idle: Callable[[], None]) -> Transport | None:
+        """Wait for the next host and return the open line to it; return None when ``stop`` is set.
+
+        Args:
+            stop: event that ends the wait.
+            idle: function that is called often during the wait.
+        """
 
     @abstractmethod
     def hang_up(self, line: Transport) -> None:
@@ -78,7 +85,7 @@ def open_port(address: str, *, busy: Bytes = b"", public: bool = False) -> Port:
 # -- pseudo-terminals ------------------------------------------------------------------------------
 
 
-class _PtyLine(Transport):
+class _PtyLine(HostLine):
     """Carry bytes at the instrument's end of a pseudo-terminal."""
 
     def __init__(self, uri: str, master: int) -> None:
@@ -101,7 +108,7 @@ class _PtyLine(Transport):
             data = data[os.write(self._master, data) :]
 
     def _receive(self, view: memoryview, seconds: float) -> int:
-        if not select.select([self._master], [], [], seconds)[0]:
+        if not self.goes_on() or not select.select([self._master], [], [], seconds)[0]:
             return 0
         try:
             return os.readv(self._master, [view])
@@ -123,7 +130,7 @@ class _PtyPort(Port):
             self.close()
             raise DeviceError(f"no pseudo-terminal can be opened at {self._link}: {error.strerror}") from error
 
-    def accept(self, stop: threading.Event) -> Transport | None:
+    def accept(self, stop: threading.Event, idle: Callable[[], None]) -> Transport | None:
         if stop.is_set():
             return None
         line = _PtyLine(self.uri, self._master)
@@ -168,7 +175,7 @@ def _close(ends: tuple[int, int]) -> None:
 # -- TCP ---------------------------------------------------------------------------------------------
 
 
-class _TcpLine(SocketTransport):
+class _TcpLine(HostLine, SocketTransport):
     """Carry bytes at the instrument's end of a TCP connection."""
 
     def __init__(self, uri: str, connection: socket.socket) -> None:
@@ -185,6 +192,9 @@ class _TcpLine(SocketTransport):
             super()._send(parts)
         finally:
             self.timeout = tick
+
+    def _receive(self, view: memoryview, seconds: float) -> int:
+        return super()._receive(view, seconds) if self.goes_on() else 0
 
     def has_gone(self) -> bool:
         """Return whether the operating system reports that the host has closed the connection."""
@@ -221,9 +231,10 @@ class _TcpPort(Port):
         self._thread = threading.Thread(target=self._receive_hosts, name=f"astralora {self.uri}", daemon=True)
         self._thread.start()
 
-    def accept(self, stop: threading.Event) -> Transport | None:
+    def accept(self, stop: threading.Event, idle: Callable[[], None]) -> Transport | None:
         self._current = None
         while not stop.is_set():
+            idle()
             with suppress(queue.Empty):
                 self._current = self._arrived.get(timeout=_TICK)
                 self._current.open()
@@ -279,8 +290,9 @@ class _LoopPort(Port):
         self._arrived: queue.SimpleQueue[LoopbackTransport] = queue.SimpleQueue()
         LoopbackTransport.listen(name, self._arrived.put)
 
-    def accept(self, stop: threading.Event) -> Transport | None:
+    def accept(self, stop: threading.Event, idle: Callable[[], None]) -> Transport | None:
         while not stop.is_set():
+            idle()
             with suppress(queue.Empty):
                 line = self._arrived.get(timeout=_TICK)
                 line.timeout = _TICK
