@@ -122,6 +122,7 @@ class ScpiServer:
                 incoming.fail()
                 continue
             if message.problem is None and not message.commands:
+                incoming.accept()
                 continue  # an empty line
             if message.problem is None:
                 incoming.accept()

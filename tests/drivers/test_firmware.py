@@ -456,7 +456,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def mutated(random: np.random.Generator) -> bytes:
     """Return a frame with faults: of its content, under valid checksums, or of its bytes."""
-    command = int(random.choice([*Command, 0, 8, 0x83, 0xFF], p=[0.04, 0.04, 0.2, 0.3, 0.3, *[0.02] * 6]))
+    command = int(random.choice([*Command, 0, 9, 0x83, 0xFF], p=[0.04, 0.04, 0.2, 0.3, 0.28, *[0.02] * 7]))
     settings, batch = (int(random.choice([0, 1, 2, 3, 32, 33, 1 << 27, 0xFFFFFFFF])) for _ in range(2))
     form = int(random.choice([0, 0, 0, 1, 2, 255]))
     requests: dict[int, tuple[bytes, int]] = {
