@@ -49,6 +49,7 @@ __all__ = ["FrameServer"]
 
 _MANUFACTURER: Final = "astralora"
 _FIRMWARE: Final = "1.0"
+_OPTIONS: Final = Option.QUERY_EACH | Option.WATCHDOG
 
 
 class FrameServer:
@@ -175,7 +176,7 @@ class FrameServer:
         words = [_MANUFACTURER, spec.name, spec.serial_number or "", _FIRMWARE]
         # Commas separate the words, so they are removed from the words.
         text = ",".join(" ".join(word.replace(",", " ").split()) for word in words)
-        return [IDENTITY.pack(self.max_payload, Option.QUERY_EACH | Option.WATCHDOG), text.encode()]
+        return [IDENTITY.pack(self.max_payload, _OPTIONS), text.encode()]
 
     def _status(self, _: memoryview) -> list[Bytes]:
         state = State.PROGRAMMED if self._is_programmed else State.SAFE

@@ -7,9 +7,7 @@ import ipaddress
 import os
 import queue
 import select
-import shutil
 import socket
-import tempfile
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -22,6 +20,7 @@ from ..transports import LoopbackTransport, Transport
 from ..transports.base import Bytes
 from ..transports.sockets import SocketTransport
 from ..transports.uri import parse_address
+from .terminals import TerminalName
 
 __all__ = ["Port", "open_port"]
 
@@ -69,8 +68,13 @@ def open_port(address: str, *, busy: Bytes = b"", public: bool = False) -> Port:
         DeviceError: the address is not valid or is in use, or other machines can reach it and ``public`` is not set.
     """
     scheme, separator, place = address.partition("://")
-    if address == "pty" or address.startswith("pty:"):
-        return _PtyPort(Path(address[4:]) if address[4:] else None)
+    if address == "pty":
+        return _PtyPort(None)
+    if address.startswith("pty:"):
+        link = Path(address[4:])
+        if not link.name:
+            raise DeviceError(f"{address!r} names no file; write pty:PATH, or pty alone for a new pseudo-terminal")
+        return _PtyPort(link)
     if separator and scheme == "tcp":
         try:
             host, number = parse_address(place)
@@ -120,15 +124,16 @@ class _PtyLine(HostLine):
 
 class _PtyPort(Port):
     def __init__(self, link: Path | None) -> None:
-        self._folder = None if link else Path(tempfile.mkdtemp(prefix="astralora-"))
-        self._link = link or Path(str(self._folder)) / "port"
-        self.uri = f"serial://{self._link.absolute()}"
         self._master = self._slave = -1
+        self._name: TerminalName | None = None
         try:
-            self._connect()
-        except OSError as error:
+            self._name = TerminalName(link)
+            self._connect(self._name)
+        except (OSError, ValueError) as error:
             self.close()
-            raise DeviceError(f"no pseudo-terminal can be opened at {self._link}: {error.strerror}") from error
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
+            raise DeviceError(f"no pseudo-terminal can be opened{f' at {link}' if link else ''}: {reason}") from error
+        self.uri = f"serial://{self._name.path.absolute()}"
 
     def accept(self, stop: threading.Event, idle: Callable[[], None]) -> Transport | None:
         if stop.is_set():
@@ -141,29 +146,24 @@ class _PtyPort(Port):
         # The next terminal is made before the last one is closed, so that a host can reconnect at once.
         line.close()
         ends = self._master, self._slave
-        self._connect()
+        assert self._name is not None
+        self._connect(self._name)
         _close(ends)
 
     def close(self) -> None:
         ends, self._master, self._slave = (self._master, self._slave), -1, -1
         _close(ends)
-        if self._link.is_symlink():
-            self._link.unlink()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._name is not None:
+            self._name.remove()
 
-    def _connect(self) -> None:
+    def _connect(self, name: TerminalName) -> None:
         import tty
 
-        if self._link.exists() and not self._link.is_symlink():
-            raise FileExistsError(errno.EEXIST, "a file of that name exists")
         # The host's end stays open here too, because the terminal would close when no host has it open.
         self._master, self._slave = os.openpty()
         tty.setraw(self._slave)
         # The name stays the same for the new terminal, as for a USB adapter that is plugged in again.
-        draft = self._link.with_name(f"{self._link.name}.{os.getpid()}")
-        draft.symlink_to(os.ttyname(self._slave))
-        draft.replace(self._link)
+        name.point_to(os.ttyname(self._slave))
 
 
 def _close(ends: tuple[int, int]) -> None:
@@ -220,8 +220,10 @@ class _TcpPort(Port):
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             self._listener = socket.create_server((host, number), family=family)
-        except OSError as error:
-            raise DeviceError(f"cannot listen on tcp://{host}:{number}: {error.strerror}") from error
+        except (OSError, ValueError) as error:
+            # ValueError: the host cannot be encoded as a name.
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
+            raise DeviceError(f"cannot listen on tcp://{host}:{number}: {reason}") from error
         bound = self._listener.getsockname()[1]
         self.uri = f"tcp://{f'[{host}]' if ':' in host else host}:{bound}"
         self._busy = busy
