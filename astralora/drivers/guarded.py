@@ -66,12 +66,14 @@ class GuardedDevice(ProtocolDevice):
 
     def _close(self) -> None:
         heartbeat, self._heartbeat = self._heartbeat, None
-        if heartbeat is not None:
-            heartbeat.stop()
         try:
-            self._make_safe()
+            if heartbeat is not None:
+                heartbeat.stop()
         finally:
-            self.transport.close()
+            try:
+                self._make_safe()
+            finally:
+                self.transport.close()
 
     def _before_request(self) -> None:
         """Set the watchdog first where it may be off; call this at the beginning of every operation."""

@@ -99,7 +99,7 @@ class Heartbeat:
     def __init__(
         self,
         seconds: float,
-        lock: threading.RLock,  # type: ignore[valid-type]
+        lock: threading.RLock,
         beat: Callable[[], None],
         sent_at: Callable[[], float],
         name: str,
@@ -158,10 +158,10 @@ class Heartbeat:
             due = sent_at() + period - time.monotonic()
             del sent_at
             # A beat that failed, or that an operation prevented, is tried again soon.
-            pause = due if due > 0 else self._try()
+            pause = due if due > 0 else self.beat_now()
 
-    def _try(self) -> float:
-        """Send one request if no operation is under way; return the pause until the next look."""
+    def beat_now(self) -> float:
+        """Send one request if no operation is under way; return the time in seconds until the next one is due."""
         period = self._seconds / _BEATS
         with self._beating:
             if not self._lock.acquire(blocking=False):
@@ -173,9 +173,10 @@ class Heartbeat:
                 beat()
                 self._failed = False
                 return period
-            except DeviceError as error:
-                # Reported here, and by the next operation, which sets the watchdog first.
-                _log.warning("%s: the watchdog cannot be set again: %s", self._name, error.message)
+            except Exception as error:
+                # Reported here once, and by the next operation, which sets the watchdog first.
+                level = logging.DEBUG if self._failed else logging.WARNING
+                _log.log(level, "%s: the watchdog cannot be set again: %s", self._name, error)
                 self._failed = True
                 return period / 4
             finally:

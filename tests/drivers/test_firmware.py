@@ -293,14 +293,14 @@ def test_a_known_number_with_another_payload_is_carried_out(
 def test_every_byte_of_a_query_counts(link: FrameLink, line: Transport, generator: torch.Generator, place: int) -> None:
     link.exchange(Command.PROGRAM, program_payload(uniform(generator, N * M)), longest=0)
     payload = bytearray(query_payload(uniform(generator, 1, N)))
-    line.write(frame(Command.QUERY, 7, payload))
+    line.write(frame(Command.QUERY, 7, bytes(payload)))
     answer = bytes(line.read(8 + 4 * M + 20))
     before = link.status().vectors
-    line.write(frame(Command.QUERY, 7, payload))
+    line.write(frame(Command.QUERY, 7, bytes(payload)))
     assert bytes(line.read(len(answer))) == answer
     assert link.status().vectors == before
     payload[place] ^= 1
-    line.write(frame(Command.QUERY, 7, payload))
+    line.write(frame(Command.QUERY, 7, bytes(payload)))
     # A wrong format is refused, and other values are passed.
     if place < 2:
         assert isinstance(next_error(line), d.ProtocolError)

@@ -24,6 +24,7 @@ from astralora.drivers.messages import Option
 from astralora.drivers.scpi_mvm import open_scpi_mvm
 from astralora.drivers.scpi_server import ScpiServer
 from astralora.drivers.transports import open_transport
+from astralora.drivers.transports.base import Bytes
 from astralora.drivers.watchdog import Watchdog, check_watchdog, milliseconds_of, seconds_of
 
 from ..children import start
@@ -105,14 +106,19 @@ def test_a_host_that_computes_keeps_its_controls(protocol: str, chip: Chip, addr
     assert beats() == []
 
 
-def test_requests_replace_beats(protocol: str, chip: Chip) -> None:
+def test_requests_replace_beats(protocol: str, chip: Chip, monkeypatch: pytest.MonkeyPatch) -> None:
     with served(protocol, chip) as port:
         device = OPEN[protocol](port, watchdog=0.6)
         with Session(device) as session:
             session.program(torch.zeros(N * M))
             sent: list[bytes] = []
             write = device.transport.write
-            device.transport.write = lambda *parts: (sent.append(b"".join(parts)), write(*parts))
+
+            def record(*parts: Bytes) -> None:
+                sent.append(b"".join(parts))
+                write(*parts)
+
+            monkeypatch.setattr(device.transport, "write", record)
             end = time.monotonic() + 1.0
             while time.monotonic() < end:
                 session.query(torch.zeros(1, N))
@@ -123,16 +129,27 @@ def test_requests_replace_beats(protocol: str, chip: Chip) -> None:
 
 
 def test_beats_never_interleave_with_operations(protocol: str, chip: Chip) -> None:
-    with served(protocol, chip) as port, Session(OPEN[protocol](port, watchdog=0.1)) as session:
+    with served(protocol, chip) as port:
+        device = OPEN[protocol](port, watchdog=0.3)
+        device.open()
         generator = torch.Generator().manual_seed(1)
-        end, count = time.monotonic() + 1.5, 0
-        while time.monotonic() < end:
-            controls = torch.rand(N * M, generator=generator)
+        stop = threading.Event()
+
+        def beat() -> None:
+            # Far more often than a device needs it, so that beats and operations meet.
+            while not stop.is_set():
+                vars(device)["_heartbeat"].beat_now()
+
+        thread = threading.Thread(target=beat)
+        thread.start()
+        for _ in range(200):
+            controls = 2 * torch.rand(N * M, generator=generator)
             inputs = torch.rand(3, N, generator=generator)
-            torch.testing.assert_close(session.apply(controls, inputs), inputs @ controls.view(M, N).T)
-            count += 1
-            time.sleep(0.05 * (count % 3))
-        assert count > 10
+            device.program(controls)
+            assert torch.allclose(device.query(inputs), inputs @ controls.view(M, N).T)
+        stop.set()
+        thread.join()
+        device.close()
 
 
 # -- the host is gone ------------------------------------------------------------------------------
