@@ -114,6 +114,12 @@ def emulate(
 
 def _address(pty: bool, link: Path | None, tcp: str | None, scpi: str | None) -> tuple[str, str]:
     """Return the address to listen at, and the protocol."""
+    for name, text in (("--tcp", tcp), ("--scpi", scpi)):
+        if text is not None and not text.strip():
+            raise ConfigurationError(f"{name} needs an address; write HOST:PORT, such as 127.0.0.1:5000")
+    # An empty text arrives as the path of the current folder.
+    if link is not None and not link.name:
+        raise ConfigurationError("--link needs the path of a file to create, such as chip")
     chosen = [name for name, given in (("--pty", pty or link), ("--tcp", tcp), ("--scpi", scpi)) if given]
     if len(chosen) > 1:
         raise ConfigurationError(f"{' and '.join(chosen)} are different ports; choose one")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -11,7 +12,18 @@ from typing import Final
 from ..devices import DeviceSpec, ProtocolError
 from .frames import ANSWER, ERROR, VERSION, Buffers, Header, encode_frame, find_header, read_payload, skip_payload
 from .link import LONGEST_SPEC, Identity, parse_spec
-from .messages import IDENTITY, LONGEST_ERROR, OPERATIONS, STATUS, VALUES, Command, Option, State, decode_error
+from .messages import (
+    IDENTITY,
+    LONGEST_ERROR,
+    OPERATIONS,
+    STATUS,
+    VALUES,
+    WATCHDOG,
+    Command,
+    Option,
+    State,
+    decode_error,
+)
 from .transports import Transport
 from .transports.base import Bytes
 
@@ -83,6 +95,7 @@ class FrameLink:
 
     Attributes:
         newest: newest operation; None if there is no operation to repeat.
+        sent_at: time of the newest request, by the clock `time.monotonic`.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -90,6 +103,7 @@ class FrameLink:
         # Start at a random number, because answers to an earlier process may still arrive.
         self._sequence = int.from_bytes(os.urandom(4), "little")
         self.newest: Request | None = None
+        self.sent_at = time.monotonic()
         self._buffers = Buffers(VALUES.size)
         self._largest = LONGEST_SPEC
 
@@ -126,6 +140,10 @@ class FrameLink:
         """Bring the device into its safe state; the controls are lost."""
         self.exchange(Command.SAFE, longest=0)
 
+    def set_watchdog(self, milliseconds: int) -> None:
+        """Set the time without a request after which the device becomes safe; 0 for never."""
+        self.exchange(Command.WATCHDOG, WATCHDOG.pack(milliseconds), longest=0)
+
     def exchange(self, command: int, *payload: Bytes, longest: int, patience: float = 0.0) -> memoryview:
         """Send a request and return the payload of its answer.
 
@@ -155,6 +173,7 @@ class FrameLink:
 
     def _ask(self, request: Request) -> memoryview:
         self.transport.write(*request.frame)
+        self.sent_at = time.monotonic()
         header = self._answer_to(request)
         if header.version != VERSION:
             raise ProtocolError(

@@ -12,7 +12,8 @@ from torch import Tensor
 from ..devices import DeviceError, DeviceSpec, Flushes, ProgramsMany, ProtocolError, Resends
 from ..devices.memory import aligned_array
 from .frame_link import FrameIdentity, FrameLink, Status
-from .link import ProtocolDevice, find_chip
+from .guarded import GuardedDevice
+from .link import find_chip
 from .messages import (
     PROGRAM,
     QUERY,
@@ -23,13 +24,14 @@ from .messages import (
 )
 from .transports import Transport
 from .values import decode_values, encode_values, format_of
+from .watchdog import check_watchdog
 
 __all__ = ["FrameDevice", "open_frame_mvm"]
 
 Encoding = Literal["float32", "codes"]
 
 
-class FrameDevice(ProtocolDevice):
+class FrameDevice(GuardedDevice):
     """Drive a chip over the framed protocol; see docs/protocol.md.
 
     Args:
@@ -38,12 +40,20 @@ class FrameDevice(ProtocolDevice):
         spec: spec of the chip.
         encoding: ``"float32"``; or ``"codes"`` to send the codes of all converters whose levels the spec gives, which
             needs a half or a quarter of the bytes.
+        watchdog: time without a request after which the chip becomes safe, in seconds; None for never.
     """
 
     link: FrameLink
     identity: FrameIdentity
 
-    def __init__(self, transport: Transport, identity: FrameIdentity, spec: DeviceSpec, encoding: Encoding) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        identity: FrameIdentity,
+        spec: DeviceSpec,
+        encoding: Encoding,
+        watchdog: float | None = None,
+    ) -> None:
         most_vectors = _vectors_per_frame(spec, identity)
         if PROGRAM.size + 4 * spec.num_controls > identity.max_payload or most_vectors < 1:
             raise DeviceError(
@@ -52,7 +62,13 @@ class FrameDevice(ProtocolDevice):
                 device=spec.name,
                 operation="open",
             )
-        super().__init__(spec, transport, FrameLink(transport), identity, most_vectors)
+        if watchdog is not None and Option.WATCHDOG not in identity.options:
+            raise DeviceError(
+                "has no watchdog; leave out the option watchdog, or implement WATCHDOG in its firmware",
+                device=spec.name,
+                operation="open",
+            )
+        super().__init__(spec, transport, FrameLink(transport), identity, most_vectors, watchdog)
         # With QUERY_EACH, all settings of a call need one round trip, instead of two for each setting.
         many = (ProgramsMany,) if Option.QUERY_EACH in identity.options else ()
         self.capabilities = (Flushes, Resends, *many)
@@ -70,6 +86,7 @@ class FrameDevice(ProtocolDevice):
     def resend(self) -> Tensor | None:
         """Send the newest request again with the same number; the chip does not carry it out twice."""
         with self._lock:
+            self._before_request()
             answer = self._finish(self.link.repeat())
             self._is_programmed = True
             return answer
@@ -80,13 +97,18 @@ class FrameDevice(ProtocolDevice):
             self._finish = lambda data: self._as_tensor(self.decode_answer(data, len(inputs)), inputs)
             return super().query(inputs)
 
-    def _close(self) -> None:
-        try:
-            self.link.safe()
-        finally:
-            self.transport.close()
+    def _enable_watchdog(self) -> None:
+        self._beat()
+
+    def _disable_watchdog(self) -> None:
+        if Option.WATCHDOG in self.identity.options:
+            self.link.set_watchdog(0)
+
+    def _make_safe(self) -> None:
+        self.link.safe()
 
     def _program(self, controls: NDArray[Any]) -> None:
+        self._before_request()
         self._finish = lambda _: None
         head = PROGRAM.pack(self._controls, len(controls))
         self.link.exchange(
@@ -94,6 +116,7 @@ class FrameDevice(ProtocolDevice):
         )
 
     def _query(self, inputs: NDArray[Any]) -> NDArray[Any]:
+        self._before_request()
         batch = len(inputs)
         data = self.link.exchange(
             Command.QUERY,
@@ -156,6 +179,7 @@ class FrameDevice(ProtocolDevice):
 
     def send_settings(self, settings: NDArray[Any], coded: memoryview, batch: int) -> NDArray[Any]:
         """Send one frame of settings, and return its answer: (settings * batch, out_features)."""
+        self._before_request()
         rows = len(settings) * batch
         data = self.link.exchange(
             Command.QUERY_EACH,
@@ -220,21 +244,27 @@ class _SettingsInFrames:
         return sum(map(len, self._answers)) // self._batch
 
 
-def open_frame_mvm(port: str, *, timeout: float = 2.0, encoding: Encoding = "float32") -> FrameDevice:
+def open_frame_mvm(
+    port: str, *, timeout: float = 2.0, encoding: Encoding = "float32", watchdog: float | None = None
+) -> FrameDevice:
     """Drive a matrix-vector chip over the framed binary protocol; the chip reports its spec.
 
     Args:
         port: address of the chip, such as ``serial:///dev/ttyUSB0?baudrate=921600`` or ``tcp://192.168.1.5:5000``.
         timeout: longest time without a byte, in seconds; the operation times of the spec are added.
         encoding: ``"float32"``, or ``"codes"`` to send the integer codes of the converters.
+        watchdog: time without a request after which the chip becomes safe, in seconds; None for never. While the
+            program computes, a thread sends requests, so that only a host that was killed or stopped lets it expire.
 
     Raises:
         NotConnected, DeviceTimeout, ProtocolError: no device at this port uses the protocol.
+        DeviceError: the chip has no watchdog.
     """
+    watchdog = check_watchdog(watchdog)
     if encoding not in ("float32", "codes"):
         raise ValueError(f"encoding must be 'float32' or 'codes', not {encoding!r}")
     transport, identity, spec = find_chip(port, timeout, FrameLink)
-    return FrameDevice(transport, identity, spec, encoding)
+    return FrameDevice(transport, identity, spec, encoding, watchdog)
 
 
 def _vectors_per_frame(spec: DeviceSpec, identity: FrameIdentity) -> int:

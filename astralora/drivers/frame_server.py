@@ -24,7 +24,8 @@ from ..devices import (
 )
 from ..devices.checks import check_controls, check_inputs
 from ..devices.memory import aligned
-from .frames import ANSWER, ERROR, VERSION, Buffers, Header, encode_frame, find_header, read_payload
+from .frames import ANSWER, ERROR, VERSION, Buffers, Header, encode_frame, find_header, frame_check, read_payload
+from .incoming import Incoming
 from .messages import (
     IDENTITY,
     OPERATIONS,
@@ -33,6 +34,7 @@ from .messages import (
     QUERY_EACH,
     STATUS,
     VALUES,
+    WATCHDOG,
     Command,
     Option,
     State,
@@ -41,11 +43,13 @@ from .messages import (
 from .transports import Transport
 from .transports.base import Bytes
 from .values import Format, decode_values, encode_values, format_of, value_size
+from .watchdog import Watchdog
 
 __all__ = ["FrameServer"]
 
 _MANUFACTURER: Final = "astralora"
 _FIRMWARE: Final = "1.0"
+_OPTIONS: Final = Option.QUERY_EACH | Option.WATCHDOG
 
 
 class FrameServer:
@@ -54,6 +58,9 @@ class FrameServer:
     Args:
         device: device that computes the answers; its first program opens it, and SAFE closes it.
         max_payload: longest payload to accept, in bytes; longer payloads are refused without reading them.
+
+    Attributes:
+        watchdog: time without a request after which the device becomes safe; call its ``check`` often.
     """
 
     def __init__(self, device: Device, max_payload: int = 1 << 24) -> None:
@@ -63,8 +70,9 @@ class FrameServer:
         self._vectors = 0
         self._is_programmed = False
         self._buffers = Buffers(QUERY.size)
-        # Sequence number and command of the newest operation that was carried out, and the answer to it.
-        self._newest: tuple[int, int] | None = None
+        self.watchdog = Watchdog(self.make_safe)
+        # Sequence number, command and checksum of the newest operation that was carried out, and the answer to it.
+        self._newest: tuple[int, int, int] | None = None
         self._answered: list[Bytes] = []
         self._commands: dict[int, Callable[[memoryview], list[Bytes]]] = {
             Command.IDENTIFY: self._identify,
@@ -74,6 +82,7 @@ class FrameServer:
             Command.QUERY_EACH: self._query_each,
             Command.STATUS: self._status,
             Command.SAFE: lambda _: self.make_safe(),
+            Command.WATCHDOG: self._set_watchdog,
         }
 
     # -- on the line ------------------------------------------------------------------------
@@ -82,14 +91,23 @@ class FrameServer:
         """Answer requests on a line until the host closes it or ``stop`` is set.
 
         Raises:
-            NotConnected: the host has closed the line.
+            NotConnected: the host has closed the line, or sends bytes that are no requests; see `Incoming`.
         """
+        incoming = Incoming(line, self.watchdog.check)
         while not stop.is_set():
             try:
-                header = find_header(line.read, self.max_payload)
+                incoming.begin()
+            except DeviceTimeout:
+                continue  # no request arrived
+            try:
+                header = find_header(incoming.read, self.max_payload)
             except (DeviceTimeout, ProtocolError):
-                continue  # no request arrived, or only noise
-            self.respond(line, header, self._receive(line, header))
+                incoming.fail()
+                continue
+            self.watchdog.restart()
+            self.respond(line, header, self._receive(incoming, header))
+            # The time that the device needs for a request does not count.
+            self.watchdog.restart()
 
     def respond(self, line: Transport, header: Header, payload: memoryview | DeviceError) -> None:
         """Answer one request.
@@ -107,9 +125,12 @@ class FrameServer:
         """Return the frame that answers a request; see `respond`."""
         if isinstance(payload, DeviceError):
             return encode_frame(ERROR, header.sequence, encode_error(payload))
-        operation = header.command in OPERATIONS
-        if operation and self._newest == (header.sequence, header.command):
-            return self._answered
+        request: tuple[int, int, int] | None = None
+        if header.command in OPERATIONS:
+            # With the payload: another host may count from the same number, such as a process that was forked.
+            request = header.sequence, header.command, frame_check(header, payload)
+            if request == self._newest:
+                return self._answered
         try:
             command = self._commands.get(header.command)
             if header.version != VERSION:
@@ -120,27 +141,33 @@ class FrameServer:
         except Exception as error:
             # Every error of the device is sent to the host, and the server keeps running, like firmware.
             return encode_frame(ERROR, header.sequence, encode_error(error))
-        if operation:
+        if request is not None:
             # A request that failed is not stored, so that the host can try it again.
-            self._newest, self._answered = (header.sequence, header.command), answer
+            self._newest, self._answered = request, answer
         return answer
 
     def make_safe(self) -> list[Bytes]:
         """Bring the device into its safe state; the controls are lost."""
         # Without a stored number, a program with the same number is carried out again.
         self._newest, self._is_programmed = None, False
+        self.watchdog.set(0)
         self.device.close()
         return []
 
-    def _receive(self, line: Transport, header: Header) -> memoryview | DeviceError:
+    def _receive(self, incoming: Incoming, header: Header) -> memoryview | DeviceError:
         if header.length > self.max_payload:
+            incoming.accept()
             return ProtocolError(
                 f"a payload of {header.length} bytes is too long; this device accepts at most {self.max_payload}"
             )
+        incoming.expect(header.length)
         try:
-            return read_payload(line.read_into, header, self._buffers)
+            payload = read_payload(incoming.read_into, header, self._buffers)
         except (DeviceTimeout, ProtocolError) as error:
+            incoming.fail()
             return ProtocolError(error.message)
+        incoming.accept()
+        return payload
 
     # -- commands ---------------------------------------------------------------------------
 
@@ -149,12 +176,18 @@ class FrameServer:
         words = [_MANUFACTURER, spec.name, spec.serial_number or "", _FIRMWARE]
         # Commas separate the words, so they are removed from the words.
         text = ",".join(" ".join(word.replace(",", " ").split()) for word in words)
-        return [IDENTITY.pack(self.max_payload, Option.QUERY_EACH), text.encode()]
+        return [IDENTITY.pack(self.max_payload, _OPTIONS), text.encode()]
 
     def _status(self, _: memoryview) -> list[Bytes]:
         state = State.PROGRAMMED if self._is_programmed else State.SAFE
         sequence = self._newest[0] if self._newest else 0
         return [STATUS.pack(state, sequence, self._programs & 0xFFFFFFFF, self._vectors & 0xFFFFFFFF)]
+
+    def _set_watchdog(self, payload: memoryview) -> list[Bytes]:
+        if len(payload) != WATCHDOG.size:
+            raise ProtocolError(f"a watchdog of {len(payload)} bytes is not valid; it has {WATCHDOG.size}")
+        self.watchdog.set(*WATCHDOG.unpack(payload))
+        return []
 
     def _program(self, payload: memoryview) -> list[Bytes]:
         form, count = _unpack(PROGRAM, payload)
@@ -198,8 +231,8 @@ class FrameServer:
 
     def _prepare(self) -> None:
         self.device.open()
-        # The controls are unknown until the device has confirmed them.
-        self._is_programmed = False
+        # The controls are unknown until the device has confirmed them, whatever was carried out before.
+        self._is_programmed, self._newest = False, None
 
     def _done(self, programs: int = 0, vectors: int = 0) -> None:
         self._is_programmed = True

@@ -45,6 +45,7 @@ __all__ = [
     "decode_header",
     "encode_frame",
     "find_header",
+    "frame_check",
     "read_payload",
     "skip_payload",
 ]
@@ -206,6 +207,11 @@ def read_payload(read_into: Callable[[memoryview], None], header: Header, buffer
     if _CHECK.unpack_from(view, header.length) != (crc,):
         raise ProtocolError(f"a payload of {header.length} bytes arrived damaged")
     return payload
+
+
+def frame_check(header: Header, payload: Bytes) -> int:
+    """Return the second checksum of a frame, which covers its header and its payload."""
+    return crc32(payload, header.crc)
 
 
 def skip_payload(read: Read, header: Header) -> None:

@@ -109,9 +109,13 @@ class ProtocolDevice(LinkDevice):
             self.transport.flush()
             self.link.start()
             self._require_same_chip(self.link.identify())
+            self._configure()
         except BaseException:
             self.transport.close()
             raise
+
+    def _configure(self) -> None:
+        """Set what the chip does not keep from one connection to the next."""
 
     def _require_same_chip(self, found: Identity) -> None:
         if found.serial_number != self.identity.serial_number:

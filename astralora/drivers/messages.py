@@ -26,6 +26,7 @@ __all__ = [
     "QUERY_EACH",
     "STATUS",
     "VALUES",
+    "WATCHDOG",
     "Command",
     "Option",
     "State",
@@ -44,6 +45,7 @@ class Command(IntEnum):
     QUERY_EACH = 5
     STATUS = 6
     SAFE = 7
+    WATCHDOG = 8
 
 
 OPERATIONS: Final = frozenset({Command.PROGRAM, Command.QUERY, Command.QUERY_EACH})
@@ -54,6 +56,7 @@ class Option(IntFlag):
     """Define the bits of the optional commands that a device implements."""
 
     QUERY_EACH = 1
+    WATCHDOG = 2
 
 
 class State(IntEnum):
@@ -80,6 +83,9 @@ VALUES: Final = struct.Struct("<B3xI")
 
 STATUS: Final = struct.Struct("<B3xIII")
 """State, number of the newest operation carried out, programs and vectors since power-up."""
+
+WATCHDOG: Final = struct.Struct("<I")
+"""Time without a request after which the device becomes safe, in milliseconds; 0 for no limit."""
 
 _ERROR = struct.Struct("<H")
 _ERRORS: dict[int, type[DeviceError]] = {

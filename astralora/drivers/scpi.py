@@ -6,17 +6,21 @@
     *OPC?                        1, when all earlier commands are done
     SYSTem:ERRor?                0,"No error", or the oldest error
     SYSTem:SPEC?                 block of JSON: the spec
+    SYSTem:PATTern?              block of two known float32 values, which shows the byte order of all blocks
+    SYSTem:WATChdog seconds      go to the safe state after this time without a message; 0 for never; optional
+    SYSTem:WATChdog?             this time in seconds
     PROGram:DATA n,block         set all controls, float32; n numbers the request
     PROGram:DATA?                n of the newest program that was carried out
     QUERy:DATA? n,block          pass vectors, float32; answers n,block
 
 Blocks are definite-length arbitrary blocks of IEEE 488.2: ``#``, a digit d, the number of bytes in d digits, and the
-bytes. Values in blocks are little-endian. If a request has the number of the newest request that was carried out, the
-instrument sends the stored answer again.
+bytes. The values in all blocks have the byte order of the pattern: little-endian or big-endian. If a request has the
+number and the block of the newest request that was carried out, the instrument sends the stored answer again.
 """
 
 from __future__ import annotations
 
+import struct
 from typing import Final
 
 from ..devices import (
@@ -28,14 +32,29 @@ from ..devices import (
     ProtocolError,
 )
 from .transports.base import Bytes
+from .values import ByteOrder
 
-__all__ = ["ERRORS", "LONGEST_LINE", "block_head", "error_number", "error_of", "matches"]
+__all__ = [
+    "ERRORS",
+    "LONGEST_LINE",
+    "PATTERN",
+    "block_head",
+    "error_number",
+    "error_of",
+    "find_byte_order",
+    "matches",
+]
+
+PATTERN: Final = (1.2345678, -98765.43)
+"""Values of the answer to SYSTem:PATTern?; as float32 they have eight different bytes."""
+
+# The pattern in the order of the page: big-endian.
+_PATTERN_BYTES: Final = struct.pack(">2f", *PATTERN)
 
 LONGEST_LINE: Final = 1 << 10
 """Largest number of bytes of a message without its blocks."""
 
 ERRORS: Final[dict[int, tuple[type[DeviceError], str]]] = {
-    0: (DeviceError, "No error"),
     -102: (ProtocolError, "Syntax error"),
     -113: (ProtocolError, "Undefined header"),
     -161: (ProtocolError, "Invalid block data"),
@@ -92,6 +111,24 @@ def matches(header: str, pattern: str) -> bool:
     )
 
 
+def find_byte_order(data: Bytes) -> ByteOrder:
+    """Return the byte order in which an instrument has sent the pattern.
+
+    Raises:
+        DeviceError: the bytes are the pattern in neither order.
+    """
+    sent = bytes(data)
+    if sent == _PATTERN_BYTES:
+        return "big"
+    if sent == struct.pack("<2f", *PATTERN):
+        return "little"
+    order = "in another order" if sorted(sent) == sorted(_PATTERN_BYTES) else "which are no order of it"
+    raise DeviceError(
+        f"the answer to SYST:PATT? must be {_PATTERN_BYTES.hex(' ')} (big-endian), or the same two float32 values "
+        f"little-endian, but the instrument sent {sent.hex(' ') or 'nothing'}, {order}"
+    )
+
+
 def error_number(error: BaseException) -> tuple[int, str]:
     """Return the SCPI number of an error, and its text without quotes and line ends."""
     if isinstance(error, DeviceError):
@@ -103,7 +140,9 @@ def error_number(error: BaseException) -> tuple[int, str]:
 
 
 def error_of(number: int, text: str) -> DeviceError:
-    """Return the error for the number and text that an instrument reported."""
+    """Return the error for the number and text that an instrument reported; the number is not 0, which is no error."""
+    if not number:
+        return ProtocolError(f"the instrument reported {text!r} in place of an answer")
     kind, standard = ERRORS.get(number, (DeviceError, ""))
     detail = text.partition(";")[2].strip() or text or standard
     return kind(f"{detail} (SCPI error {number})")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import re
+import time
 from typing import Final
 
 from ..devices import DeviceSpec, ProtocolError
 from .link import LONGEST_SPEC, Identity, parse_spec
-from .scpi import LONGEST_LINE, block_length, error_of
+from .scpi import LONGEST_LINE, PATTERN, block_length, error_of
 from .transports import Transport
 from .transports.base import Bytes
+from .watchdog import seconds_of
 
 __all__ = ["LONGEST_BLOCK", "ScpiLink"]
 
@@ -20,25 +23,85 @@ LONGEST_BLOCK: Final = 1 << 24
 
 # Largest number of late answers to earlier requests that are dropped before the right answer.
 _MOST_STALE: Final = 100
+# Attempts to empty the line and the error queue, and the bytes that are read one by one in each.
+_MOST_SETTLING: Final = 5
+_MOST_RESIDUE: Final = 1 << 16
+
+# The response to `ScpiLink.settle`, at the end of other bytes: the oldest error, 1, and the next error.
+_SETTLED: Final = re.compile(
+    rb'([+-]?\d{1,9}),"((?:[^"\n]|"")*)";\+?1;([+-]?\d{1,9}),"(?:[^"\n]|"")*"\r?\n\Z',
+)
+_NUMBER: Final = re.compile(r"\s*[+-]?[0-9]{1,10}\s*\Z")
+# A string of IEEE 488.2, without its first quotation mark; two marks stand for one.
+_TEXT: Final = re.compile(r'((?:[^"]|"")*)"\s*\Z')
 
 
 class ScpiLink:
-    """Read the responses of an instrument.
+    """Send requests to an instrument, and read its responses.
+
+    A request that was interrupted leaves the rest of its response on the line, where it could be taken for the answer
+    to the next request. Before the next request, the link therefore empties the line and the error queue: `settle`.
 
     Args:
         transport: transport to the instrument; must be open while the link is used.
+
+    Attributes:
+        sent_at: time of the newest request, by the clock `time.monotonic`.
     """
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
+        self.sent_at = time.monotonic()
+        # Whether the last response was read to its end. A new connection may be in any state.
+        self._is_aligned = False
+        # Additional time that the instrument needs for the newest request, in seconds.
+        self._patience = 0.0
 
     def start(self) -> None:
-        """Clear old errors of the instrument."""
-        self._transport.write(b"*CLS\n")
+        """Empty the line and the error queue of the instrument, in whatever state an earlier program left them."""
+        self.settle()
+
+    def settle(self, command: bytes = b"") -> None:
+        """Wait until all earlier messages are carried out, drop their responses, and delete all errors.
+
+        Args:
+            command: command to carry out at the same time, with a semicolon at its end.
+
+        Raises:
+            DeviceError: the command has this error.
+            DeviceTimeout, NotConnected: the instrument does not answer.
+        """
+        self._transport.flush()
+        number, text = b"", b""
+        for _ in range(_MOST_SETTLING):
+            # The line feed ends a message that was interrupted half-way.
+            self._write(b"\n*CLS;", command, b":SYST:ERR?;*OPC?;:SYST:ERR?\n")
+            found = self._settled()
+            if found is None:
+                continue
+            number, text, after = found
+            if not int(number) and not int(after):
+                self._is_aligned = True
+                return
+        if not number:
+            raise ProtocolError("the instrument does not stop sending; check that no other program uses this port")
+        raise error_of(int(number), text.decode("ascii", "replace"))
+
+    def request(self, *parts: Bytes, patience: float = 0.0) -> None:
+        """Send one message; its response must be read before the next.
+
+        Args:
+            *parts: parts of the message.
+            patience: additional time that the instrument needs before it can answer, in seconds, on top of the timeout.
+        """
+        if not self._is_aligned:
+            self.settle()
+        self._patience = patience
+        self._write(*parts)
 
     def identify(self) -> Identity:
         """Request the identity of the instrument."""
-        self._transport.write(b"*IDN?\n")
+        self.request(b"*IDN?\n")
         words = [part.strip() for part in self.plain(numeric=False).split(",")]
         if len(words) != 4:
             raise ProtocolError(f"the answer to *IDN? is {','.join(words)!r}; it must have four words")
@@ -46,12 +109,37 @@ class ScpiLink:
 
     def spec(self) -> DeviceSpec:
         """Request the spec of the instrument."""
-        self._transport.write(b"SYST:SPEC?\n")
+        self.request(b"SYST:SPEC?\n")
         if self._transport.read(1) != b"#":
             raise ProtocolError("the answer to SYST:SPEC? is not a block")
         text = self._block(LONGEST_SPEC)
-        self.word(b"\n")
+        self._end_of_line()
         return parse_spec(text)
+
+    def pattern(self) -> bytearray:
+        """Request the pattern that shows the byte order.
+
+        Raises:
+            DeviceError: the instrument reported this error.
+        """
+        self.request(b"SYST:PATT?;:SYST:ERR?\n")
+        first = bytes(self._transport.read(1))
+        if first != b"#":
+            self._report(first)
+            raise ProtocolError("the instrument reported no error and sent no pattern")
+        block = self._block(4 * len(PATTERN))
+        self._expect(b";")
+        self._report()
+        return block
+
+    def set_watchdog(self, milliseconds: int) -> None:
+        """Set the time without a message after which the instrument becomes safe; 0 for never.
+
+        Raises:
+            DeviceError: the instrument reported this error.
+        """
+        self.request(f"SYST:WATC {seconds_of(milliseconds)};:SYST:ERR?\n".encode())
+        self._report()
 
     def response(self, number: int, longest: int, patience: float) -> tuple[int, bytearray | None]:
         """Read the response to a request, and return its number and its block (None if it has no block).
@@ -66,26 +154,29 @@ class ScpiLink:
         """
         for _ in range(_MOST_STALE):
             word, end = self.word(b",;\n", patience)
-            answered = _whole(word)
-            block = None
+            answered, block = _whole(word), None
+            if end == b"\n":
+                _log.debug("%s: dropped a late answer, %d", self._transport.uri, answered)
+                continue
             if end == b",":
                 mark = bytes(self._transport.read(1))
                 if mark == b'"':
-                    # The response contains only an error.
-                    raise error_of(answered, self.word(b"\n")[0].rstrip().removesuffix('"'))
+                    # The response contains only the error queue.
+                    self._raise_error(answered, self._text())
+                    _log.debug("%s: dropped a late report that there is no error", self._transport.uri)
+                    continue
                 if mark != b"#":
                     raise ProtocolError(f"the instrument sent {mark!r} instead of a block")
                 block = self._block(longest if answered == number else LONGEST_BLOCK)
-                end = bytes(self._transport.read(1))
-            if end == b";":
-                error, _ = self.word(b",")
-                text = self.word(b"\n")[0].strip().strip('"')
-                if answered == number and _whole(error):
-                    raise error_of(_whole(error), text)
-                if _whole(error) and answered != number and block is None:
-                    # The program was not carried out, because this is the number of an earlier program.
-                    raise error_of(_whole(error), text)
+                self._expect(b";")
+            error = _whole(self.word(b",")[0])
+            self._expect(b'"')
+            text = self._text()
+            if answered == number or block is None:
+                # With another number: the program was not carried out, and this is the number of an earlier program.
+                self._raise_error(error, text)
             if answered == number:
+                self._is_aligned = True
                 return answered, block
             _log.debug("%s: dropped a late answer, number %d", self._transport.uri, answered)
         raise ProtocolError("too many answers to other requests arrived; check that no other program uses this port")
@@ -107,18 +198,73 @@ class ScpiLink:
         """
         for _ in range(_MOST_STALE):
             word, end = self.word(b",;\n")
-            number = word.strip().lstrip("-").isdecimal()
+            number = _NUMBER.match(word) is not None
             if end == b"\n":
                 if numeric or not number:
+                    self._is_aligned = True
                     return word
                 continue
             if not number:
-                return word + bytes(end).decode() + self.word(b"\n")[0]
-            # A number at the beginning marks a late answer to a numbered request.
+                line = word + bytes(end).decode() + self.word(b"\n")[0]
+                self._is_aligned = True
+                return line
+            # A number at the beginning marks a late answer to a numbered request, or a late report of an error.
             if end == b"," and self._transport.read(1) == b"#":
                 self._block(LONGEST_BLOCK)
             self.word(b"\n")
         raise ProtocolError("too many answers to other requests arrived; check that no other program uses this port")
+
+    # -- parts of a response ----------------------------------------------------------------
+
+    def _write(self, *parts: Bytes) -> None:
+        self._is_aligned = False
+        self._transport.write(*parts)
+        self.sent_at = time.monotonic()
+
+    def _settled(self) -> tuple[bytes, bytes, bytes] | None:
+        """Read up to the response of `settle`: oldest error, its text, next error; None if it does not come."""
+        window = bytearray()
+        for count in range(_MOST_RESIDUE):
+            window += self._transport.read(1, 0.0 if count else self._patience)
+            if window[-1:] == b"\n":
+                found = _SETTLED.search(window)
+                if found is not None:
+                    return found[1], found[2], found[3]
+                del window[: -2 * LONGEST_LINE]
+        self._transport.flush()
+        return None
+
+    def _report(self, first: bytes = b"") -> None:
+        """Read the answer to SYSTem:ERRor? and raise the error, if there is one."""
+        number = _whole(first.decode("ascii", "replace") + self.word(b",")[0])
+        self._expect(b'"')
+        self._raise_error(number, self._text())
+        self._is_aligned = True
+
+    def _raise_error(self, number: int, text: str) -> None:
+        """Raise the error that a response has reported at its end; 0 is no error."""
+        if number:
+            self._is_aligned = True
+            raise error_of(number, text)
+
+    def _text(self) -> str:
+        """Read a text after its first quotation mark, and the end of the line."""
+        line = self.word(b"\n")[0]
+        found = _TEXT.match(line)
+        if found is None:
+            raise ProtocolError(f"the instrument sent {line[:40]!r} instead of a text in double quotes")
+        return found[1].replace('""', '"')
+
+    def _expect(self, byte: bytes) -> None:
+        sent = bytes(self._transport.read(1))
+        if sent != byte:
+            raise ProtocolError(f"the instrument sent {sent!r} instead of {byte!r}")
+
+    def _end_of_line(self) -> None:
+        rest = self.word(b"\n")[0]
+        if rest.strip():
+            raise ProtocolError(f"the instrument sent {rest[:40]!r} after the end of its answer")
+        self._is_aligned = True
 
     def _block(self, longest: int) -> bytearray:
         digits = bytes(self._transport.read(1))
@@ -131,7 +277,6 @@ class ScpiLink:
 
 
 def _whole(word: str) -> int:
-    try:
-        return int(word)
-    except ValueError:
-        raise ProtocolError(f"the instrument sent {word[:40]!r} instead of a number") from None
+    if _NUMBER.match(word) is None:
+        raise ProtocolError(f"the instrument sent {word[:40]!r} instead of a number")
+    return int(word)

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
+from zlib import crc32
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..devices import Device, DeviceError, DeviceTimeout, NotConnected, OutOfRange, ProtocolError
 from ..devices.checks import check_controls, check_inputs
-from .scpi import LONGEST_LINE, block_head, block_length, error_number, matches
+from .incoming import Incoming
+from .scpi import LONGEST_LINE, PATTERN, block_head, block_length, error_number, matches
 from .transports import Transport
 from .transports.base import Bytes
-from .values import Format, decode_values, encode_values
+from .values import ByteOrder, Format, decode_values, encode_values
+from .watchdog import LONGEST_WATCHDOG, Watchdog, milliseconds_of, seconds_of
 
 __all__ = ["Command", "Message", "ScpiServer"]
 
 _MOST_ERRORS: Final = 16
+# Number, length and checksum where no request is stored.
+_NO_REQUEST: Final = (0, 0, 0)
+# A decimal number of SCPI that is not negative.
+_SECONDS: Final = re.compile(r"\+?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,2})?\Z", re.ASCII)
 
 
 @dataclass(slots=True)
@@ -61,16 +71,22 @@ class ScpiServer:
     Args:
         device: device that computes the answers; its first program opens it, and ``*RST`` closes it.
         longest_block: longest block to accept, in bytes; longer blocks are refused without reading them.
+        byte_order: order of the bytes of the values in all blocks.
+
+    Attributes:
+        watchdog: time without a message after which the device becomes safe; call its ``check`` often.
     """
 
-    def __init__(self, device: Device, longest_block: int = 1 << 24) -> None:
+    def __init__(self, device: Device, longest_block: int = 1 << 24, byte_order: ByteOrder = "little") -> None:
         self.device = device
+        self.byte_order = byte_order
+        self.watchdog = Watchdog(self.make_safe)
         self._longest_block = longest_block
         self._errors: deque[tuple[int, str]] = deque()
         self._is_programmed = False
-        # Number of the newest program, and number and answer of the newest query.
-        self._program_number = 0
-        self._answered: tuple[int, list[Bytes]] = (0, [])
+        # Number and checksum of the newest program and of the newest query, and the answer to the query.
+        self._newest_program = self._newest_query = _NO_REQUEST
+        self._answered: list[Bytes] = []
         self._commands: dict[str, Callable[[list[str | bytearray]], list[Bytes] | None]] = {
             "*IDN?": self._identify,
             "*CLS": lambda _: self._errors.clear(),
@@ -78,8 +94,11 @@ class ScpiServer:
             "*OPC?": lambda _: [b"1"],
             "SYSTem:ERRor?": self._next_error,
             "SYSTem:SPEC?": self._spec,
+            "SYSTem:PATTern?": lambda _: self._block(np.array(PATTERN)),
+            "SYSTem:WATChdog": self._set_watchdog,
+            "SYSTem:WATChdog?": lambda _: [seconds_of(self.watchdog.milliseconds).encode()],
             "PROGram:DATA": self._program,
-            "PROGram:DATA?": lambda _: [str(self._program_number).encode()],
+            "PROGram:DATA?": lambda _: [str(self._newest_program[0]).encode()],
             "QUERy:DATA?": self._query,
         }
 
@@ -89,11 +108,30 @@ class ScpiServer:
         """Answer messages on a line until the host closes it or ``stop`` is set.
 
         Raises:
-            NotConnected: the host has closed the line.
+            NotConnected: the host has closed the line, or sends bytes that are no messages; see `Incoming`.
         """
+        incoming = Incoming(line, self.watchdog.check)
         while not stop.is_set():
-            with suppress(DeviceTimeout):  # no message arrived, or only a part of one
-                self.respond(line, self._receive(line))
+            try:
+                incoming.begin()
+            except DeviceTimeout:
+                continue  # no message arrived
+            try:
+                message = self._receive(incoming)
+            except DeviceTimeout:
+                incoming.fail()
+                continue
+            if message.problem is None and not message.commands:
+                incoming.accept()
+                continue  # an empty line
+            if message.problem is None:
+                incoming.accept()
+            else:
+                incoming.fail()
+            self.watchdog.restart()
+            self.respond(line, message)
+            # The time that the device needs for a message does not count.
+            self.watchdog.restart()
 
     def respond(self, line: Transport, message: Message) -> None:
         """Carry out one message, and send the answers to its queries."""
@@ -120,10 +158,12 @@ class ScpiServer:
     def make_safe(self) -> None:
         """Bring the device into its safe state; the controls are lost."""
         # Without a stored number, a program with the same number is carried out again.
-        self._program_number, self._answered, self._is_programmed = 0, (0, []), False
+        self._newest_program = self._newest_query = _NO_REQUEST
+        self._answered, self._is_programmed = [], False
+        self.watchdog.set(0)
         self.device.close()
 
-    def _receive(self, line: Transport) -> Message:
+    def _receive(self, line: Incoming) -> Message:
         """Read one message from the line."""
         message, command, text, size = Message(), Command(), bytearray(), 0
 
@@ -156,6 +196,7 @@ class ScpiServer:
                 except ProtocolError as error:
                     message.problem = error
                     return message
+                line.expect(length)
                 command.parameters.append(line.read(length))
             elif byte in b";\n":
                 end_of_word()
@@ -195,22 +236,31 @@ class ScpiServer:
         text = self.device.spec.model_dump_json().encode()
         return [block_head(len(text)), text]
 
+    def _set_watchdog(self, parameters: list[str | bytearray]) -> None:
+        match parameters:
+            case [str(text)] if _SECONDS.match(text) and float(text) <= LONGEST_WATCHDOG:
+                self.watchdog.set(milliseconds_of(float(text)))
+            case _:
+                raise OutOfRange(f"write a time from 0 to {LONGEST_WATCHDOG:.0f} s; 0 is for no watchdog")
+
     def _program(self, parameters: list[str | bytearray]) -> None:
-        number, values = _numbered(parameters)
-        if number == self._program_number:
+        request, values = self._numbered(parameters)
+        if request == self._newest_program:
             return
         spec = self.device.spec
         check_controls(spec, values, "program")
         self.device.open()
+        # The controls are unknown until the device has confirmed them, and old answers belong to other controls.
+        self._newest_program = self._newest_query = _NO_REQUEST
         self._is_programmed = False
         self.device.program(values)
         self._is_programmed = True
-        self._program_number = number
+        self._newest_program = request
 
     def _query(self, parameters: list[str | bytearray]) -> list[Bytes]:
-        number, values = _numbered(parameters)
-        if number == self._answered[0]:
-            return self._answered[1]
+        request, values = self._numbered(parameters)
+        if request == self._newest_query:
+            return self._answered
         spec = self.device.spec
         if len(values) % spec.in_features:
             raise OutOfRange(f"{len(values)} input values are not a multiple of the {spec.in_features} inputs")
@@ -220,15 +270,21 @@ class ScpiServer:
         check_inputs(spec, inputs, "query")
         if not self._is_programmed:
             raise NotConnected("no controls are set; send PROGram:DATA first")
-        data = encode_values(self.device.query(inputs).detach().cpu().numpy(), Format.FLOAT32)
-        answer: list[Bytes] = [f"{number},".encode() + block_head(len(data)), data]
-        self._answered = (number, answer)
-        return answer
+        block = self._block(self.device.query(inputs).detach().cpu().numpy())
+        self._newest_query, self._answered = request, [f"{request[0]},".encode(), *block]
+        return self._answered
 
+    # -- values -----------------------------------------------------------------------------
 
-def _numbered(parameters: list[str | bytearray]) -> tuple[int, Tensor]:
-    match parameters:
-        # No request may have the number 0, because PROGram:DATA? answers 0 before the first program.
-        case [str(number), bytearray(block)] if number.isdecimal() and int(number) and not len(block) % 4:
-            return int(number), torch.from_numpy(decode_values(block, Format.FLOAT32)).to(torch.float32)
-    raise ProtocolError("write a number, a comma, and a block of float32 values; numbers begin at 1")
+    def _block(self, values: NDArray[Any]) -> list[Bytes]:
+        data = encode_values(values, Format.FLOAT32, order=self.byte_order)
+        return [block_head(len(data)), data]
+
+    def _numbered(self, parameters: list[str | bytearray]) -> tuple[tuple[int, int, int], Tensor]:
+        """Return what identifies a request (its number, and the length and checksum of its block), and its values."""
+        match parameters:
+            # No request may have the number 0, because PROGram:DATA? answers 0 before the first program.
+            case [str(number), bytearray(block)] if number.isdecimal() and int(number) and not len(block) % 4:
+                values = decode_values(block, Format.FLOAT32, order=self.byte_order)
+                return (int(number), len(block), crc32(block)), torch.from_numpy(values)
+        raise ProtocolError("write a number, a comma, and a block of float32 values; numbers begin at 1")

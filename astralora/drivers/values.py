@@ -12,7 +12,10 @@ from ..devices import DeviceSpec, ProtocolError, Range
 from ..devices.memory import aligned_array
 from .transports.base import Bytes
 
-__all__ = ["Format", "decode_values", "encode_values", "format_of", "value_size"]
+__all__ = ["ByteOrder", "Format", "decode_values", "encode_values", "format_of", "value_size"]
+
+
+ByteOrder = Literal["little", "big"]
 
 
 class Format(IntEnum):
@@ -50,7 +53,11 @@ def value_size(form: int) -> int:
 
 
 def encode_values(
-    values: NDArray[Any], form: Format, bounds: Range | None = None, levels: int | None = None
+    values: NDArray[Any],
+    form: Format,
+    bounds: Range | None = None,
+    levels: int | None = None,
+    order: ByteOrder = "little",
 ) -> memoryview:
     """Encode values as float32, or as codes k = (value - low) / (high - low) * (levels - 1) of a converter.
 
@@ -59,6 +66,7 @@ def encode_values(
         form: format of the bytes.
         bounds: range (low, high) of the converter; necessary for codes.
         levels: number of codes of the converter; necessary for codes.
+        order: order of the bytes of a value.
     """
     if form is not Format.FLOAT32:
         assert bounds is not None
@@ -66,10 +74,16 @@ def encode_values(
         low, high = bounds
         values = np.clip(np.rint((values - low) * ((levels - 1) / (high - low))), 0, levels - 1)
     # Converted as an array, because an empty memoryview cannot be cast.
-    return np.ascontiguousarray(values, dtype=_TYPES[form]).reshape(-1).view(np.uint8).data
+    return np.ascontiguousarray(values, dtype=_type_of(form, order)).reshape(-1).view(np.uint8).data
 
 
-def decode_values(data: Bytes, form: int, bounds: Range | None = None, levels: int | None = None) -> NDArray[Any]:
+def decode_values(
+    data: Bytes,
+    form: int,
+    bounds: Range | None = None,
+    levels: int | None = None,
+    order: ByteOrder = "little",
+) -> NDArray[Any]:
     """Decode the bytes that `encode_values` returned, as a flat array at an aligned address.
 
     All values from a transport are decoded here. Float32 values at an aligned address share their memory with ``data``.
@@ -80,17 +94,18 @@ def decode_values(data: Bytes, form: int, bounds: Range | None = None, levels: i
         form: format of the bytes.
         bounds: range (low, high) of the converter; necessary for codes.
         levels: number of codes of the converter; necessary for codes.
+        order: order of the bytes of a value.
 
     Raises:
         ProtocolError: there is no such format, the spec has no converter for codes, the last value is incomplete, or a
             code is larger than the converter allows.
     """
-    kind = _type_of(form)
+    kind = _type_of(form, order)
     if len(data) % kind.itemsize:
         raise ProtocolError(f"{len(data)} bytes are not a multiple of the {kind.itemsize} bytes of a value")
     values: NDArray[Any] = np.frombuffer(data, kind)
     if form == Format.FLOAT32:
-        return aligned_array(values)
+        return aligned_array(values.astype(np.float32, copy=False))
     if bounds is None or levels is None:
         raise ProtocolError("the values are codes, but the spec has no converter levels for them")
     if values.size and values.max() >= levels:
@@ -99,8 +114,8 @@ def decode_values(data: Bytes, form: int, bounds: Range | None = None, levels: i
     return aligned_array(low + values * ((high - low) / (levels - 1)))
 
 
-def _type_of(form: int) -> np.dtype[Any]:
+def _type_of(form: int, order: ByteOrder = "little") -> np.dtype[Any]:
     kind = _TYPES.get(form)
     if kind is None:
         raise ProtocolError(f"there is no value format {form}")
-    return kind
+    return kind if order == "little" else kind.newbyteorder(">")

@@ -44,16 +44,19 @@ enum Command : std::uint8_t {
   kQueryEach = 5,
   kStatus = 6,
   kSafe = 7,
+  kWatchdog = 8,
 };
 
 enum Format : std::uint8_t { kFloat32 = 0, kUint8 = 1 };
 
 constexpr std::uint32_t kOptionQueryEach = 1;
+constexpr std::uint32_t kOptionWatchdog = 2;
 
 constexpr std::uint32_t kProgramHead = 8;     // format, 3 unused, number of controls
 constexpr std::uint32_t kQueryHead = 8;       // formats of inputs and answer, 2 unused, number of vectors
 constexpr std::uint32_t kQueryEachHead = 12;  // formats of controls, inputs, answer, 1 unused, settings, vectors
 constexpr std::uint32_t kValuesHead = 8;      // format, 3 unused, number of vectors
+constexpr std::uint32_t kWatchdogLength = 4;  // milliseconds; 0 is off
 constexpr std::uint32_t kStatusLength = 16;   // state, 3 unused, newest sequence number, programs, vectors
 constexpr std::uint32_t kInputBytes = 4 * kInputs;
 constexpr std::uint32_t kOutputBytes = 4 * kOutputs;
@@ -101,11 +104,27 @@ class Chip {
   // Report that the line was silent: longer than a host pauses within a frame, shorter than it waits for an answer.
   void silence() { act(parser_.silence()); }
 
+  // Report that this time has passed since the last call; call it often. If a host has set the watchdog, and no request
+  // has arrived for its time, the chip becomes safe.
+  void elapsed(std::uint32_t milliseconds) {
+    if (watchdog_ == 0) return;
+    if (was_asked_) {
+      // Part of this time may have gone by before the answer, while the chip settled.
+      was_asked_ = false;
+      idle_ = 0;
+    } else if (milliseconds >= watchdog_ - idle_) {
+      make_safe();
+    } else {
+      idle_ += milliseconds;
+    }
+  }
+
   void make_safe() {
     board_->switch_off();
     is_programmed_ = false;
     // A repeated program must now be carried out, whatever its number.
     newest_ = Newest{};
+    watchdog_ = 0;
   }
 
  private:
@@ -113,10 +132,12 @@ class Chip {
   struct Newest {
     std::uint8_t command = 0;  // 0 where there is none
     std::uint32_t sequence = 0;
-    std::uint32_t length = 0;
+    std::uint32_t check = 0;   // second checksum of its frame
+    std::uint32_t length = 0;  // of its answer
   };
 
   void act(Event event) {
+    if (event != Event::kNothing) was_asked_ = true;
     switch (event) {
       case Event::kNothing:
         break;
@@ -139,7 +160,7 @@ class Chip {
     switch (header.command) {
       case kIdentify:
         put_u32(scratch_, kMaxPayload);
-        put_u32(scratch_ + 4, kOptionQueryEach);
+        put_u32(scratch_ + 4, kOptionQueryEach | kOptionWatchdog);
         return reply(scratch_, 8 + append(8, kIdentity));
       case kTellSpec:
         return reply(reinterpret_cast<const std::uint8_t*>(kSpec), sizeof kSpec - 1);
@@ -152,6 +173,10 @@ class Chip {
       case kSafe:
         make_safe();
         return reply(nullptr, 0);
+      case kWatchdog:
+        if (header.length != kWatchdogLength) return fail(protocol_error("a watchdog has 4 bytes"));
+        watchdog_ = get_u32(payload);
+        return reply(nullptr, 0);
       case kProgram:
       case kQuery:
       case kQueryEach:
@@ -162,8 +187,9 @@ class Chip {
   }
 
   void operate(const Header& header, const std::uint8_t* payload) {
-    // The host repeats a request whose answer was lost: send the answer, and carry nothing out twice.
-    if (newest_.command == header.command && newest_.sequence == header.sequence) {
+    // The host repeats a request whose answer was lost: send the answer, and carry nothing out twice. The checksum tells
+    // it from the request of another host that counts from the same number.
+    if (newest_.command == header.command && newest_.sequence == header.sequence && newest_.check == parser_.check()) {
       return reply(answer_, newest_.length);
     }
     std::uint32_t length = 0;
@@ -174,6 +200,7 @@ class Chip {
     if (failure.number != 0) return fail(failure);
     newest_.command = header.command;
     newest_.sequence = header.sequence;
+    newest_.check = parser_.check();
     newest_.length = length;
     reply(answer_, length);
   }
@@ -329,7 +356,10 @@ class Chip {
   Newest newest_;
   std::uint32_t programs_ = 0;
   std::uint32_t vectors_ = 0;
+  std::uint32_t watchdog_ = 0;  // milliseconds; 0 is off
+  std::uint32_t idle_ = 0;      // milliseconds since the newest request; always less than watchdog_ where that is on
   bool is_programmed_ = false;
+  bool was_asked_ = false;  // since the last call of elapsed()
   std::uint8_t scratch_[96]{};
   // Apart from the scratch: it is kept until the next operation, for a host that asks for it once more.
   std::uint8_t answer_[kMaxPayload]{};

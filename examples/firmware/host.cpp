@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <termios.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "chip.hpp"
@@ -17,6 +18,8 @@ namespace {
 
 // Milliseconds after which an incomplete frame is dropped; a busy PC may pause for long within one.
 constexpr int kSilence = 200;
+// Milliseconds after which the loop counts the time again.
+constexpr int kTick = 20;
 // Milliseconds that a host has to read an answer; a UART would not wait at all.
 constexpr int kPatience = 500;
 
@@ -76,7 +79,7 @@ class Line {
 
   const char* path() const { return path_; }
 
-  // Return as many bytes as have arrived; 0 after a silence of that length.
+  // Return as many bytes as have arrived; 0 if none arrive within that time.
   std::size_t read(std::uint8_t* bytes, std::size_t room, int milliseconds) const {
     if (!wait_for(POLLIN, milliseconds)) return 0;
     const ssize_t count = ::read(master_, bytes, room);
@@ -104,6 +107,12 @@ class Line {
   const char* path_ = nullptr;
 };
 
+std::uint32_t now() {
+  timespec time{};
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return static_cast<std::uint32_t>(time.tv_sec) * 1000U + static_cast<std::uint32_t>(time.tv_nsec / 1000000);
+}
+
 // Everything is in static memory, as on the microcontroller.
 Board board;
 Line line;
@@ -124,10 +133,20 @@ int main() {
   printf("%s\n", line.path());
   fflush(stdout);
   std::uint8_t bytes[256];
+  std::uint32_t last = now();
+  std::uint32_t silent = 0;
   while (stopping == 0) {
-    const std::size_t count = line.read(bytes, sizeof bytes, kSilence);
-    if (count == 0) chip.silence();
+    const std::size_t count = line.read(bytes, sizeof bytes, kTick);
+    // Differences of unsigned numbers are right where the clock overflows, too.
+    const std::uint32_t passed = now() - last;
+    last += passed;
+    chip.elapsed(passed);
     for (std::size_t i = 0; i < count; ++i) chip.receive(bytes[i]);
+    silent = count == 0 ? silent + passed : 0;
+    if (silent >= kSilence) {
+      chip.silence();
+      silent = 0;
+    }
   }
   chip.make_safe();
   line.close();

@@ -142,6 +142,8 @@ class Parser {
 
   const Header& header() const { return header_; }
   const std::uint8_t* payload() const { return payload_; }
+  // The second checksum of a complete frame, which covers header and payload.
+  std::uint32_t check() const { return check_; }
 
  private:
   static_assert(MaxPayload <= 0xFFFFFFFFU - kCheck, "lengths are counted in 32 bits");

@@ -181,6 +181,10 @@ def invoke(*arguments: str) -> Any:
             "could operate the device without a password; listen on 127.0.0.1",
         ),
         (["emulate", "--device", "mrr", "--tcp", "5000"], "write HOST:PORT"),
+        (["emulate", "--device", "mrr", "--tcp", ":0"], "write HOST:PORT"),
+        (["emulate", "--device", "mrr", "--tcp", ""], "--tcp needs an address; write HOST:PORT"),
+        (["emulate", "--device", "mrr", "--scpi", ""], "--scpi needs an address; write HOST:PORT"),
+        (["emulate", "--device", "mrr", "--link", ""], "--link needs the path of a file to create"),
         (
             ["emulate", "--device", "mrr", "--pty", "--scpi", "127.0.0.1:0"],
             "--pty and --scpi are different ports; choose one",

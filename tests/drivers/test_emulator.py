@@ -2,9 +2,13 @@
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,8 @@ from astralora.drivers.frames import Header, encode_frame
 from astralora.drivers.messages import Command
 from astralora.drivers.transports import Transport, open_transport
 from astralora.drivers.transports.base import Bytes
+
+from ..children import start
 
 N, M = 8, 6
 AT_ONCE = Retry(attempts=12, wait_seconds=0)
@@ -216,6 +222,127 @@ def test_an_existing_file_is_not_replaced_by_the_link(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="a file of that name exists"):
         FrameEmulator(chip(), f"pty:{tmp_path / 'chip'}")
     assert (tmp_path / "chip").read_text() == "precious"
+
+
+# -- what a killed emulator leaves -----------------------------------------------------------------
+
+KILLED = """
+import sys, threading
+from astralora.drivers.emulator.ports import open_port
+ports = [open_port(address) for address in ("pty", f"pty:{sys.argv[1]}")]
+print(*(port.uri for port in ports), flush=True)
+threading.Event().wait()
+"""
+
+
+@contextmanager
+def other_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """Run emulators in another process, and yield it and their addresses; both processes have this temporary folder."""
+    (folder / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder / "tmp"))
+    monkeypatch.setattr("tempfile.tempdir", str(folder / "tmp"))
+    with start([sys.executable, "-c", KILLED, str(folder / "chip")], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            yield process, process.stdout.readline().split()
+        finally:
+            process.kill()
+
+
+def everything_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def test_what_a_killed_emulator_leaves_is_cleared_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = "astralora-mine", f"astralora-{os.getpid()}-full", "astralora-1-ours", "other-1-x"
+    with other_process(tmp_path, monkeypatch) as (process, addresses):
+        assert len(addresses) == 2
+        # A second emulator neither disturbs the first nor takes its name.
+        with pytest.raises(DeviceError, match=r"another emulator serves .*chip; stop it, or choose another name") as no:
+            FrameEmulator(chip(), f"pty:{tmp_path / 'chip'}")
+        assert "\n" not in str(no.value)
+        assert all(os.path.exists(address.removeprefix("serial://")) for address in addresses)
+        process.kill()
+        process.wait(30)
+    (tmp_path / f"chip.{process.pid}").symlink_to("/dev/pts/999999")
+    (tmp_path / "chip.notes").write_text("precious")
+    for name in kept:
+        (tmp_path / "tmp" / name).mkdir()
+    (tmp_path / "tmp" / kept[1] / "data").write_text("precious")
+    assert len(everything_in(tmp_path)) == 13
+    with FrameEmulator(chip(), f"pty:{tmp_path / 'chip'}") as emulator:
+        assert emulator.uri == f"serial://{tmp_path / 'chip'}"
+        with d.open_device("frame-mvm", port=emulator.uri) as session:
+            work(session, 2)
+    mine = {f"tmp/{name}" for name in kept}
+    assert everything_in(tmp_path) == {"tmp", "chip.notes", f"tmp/{kept[1]}/data", *mine}
+
+
+def test_two_emulators_of_one_process_do_not_share_a_name(tmp_path: Path) -> None:
+    with FrameEmulator(chip(), f"pty:{tmp_path / 'chip'}") as emulator:
+        with pytest.raises(DeviceError, match="another emulator serves"):
+            FrameEmulator(chip(), f"pty:{tmp_path / 'chip'}")
+        with d.open_device("frame-mvm", port=emulator.uri) as session:
+            work(session, 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("target", ["precious", "missing", "/dev/null"])
+def test_a_link_of_somebody_else_is_not_replaced(tmp_path: Path, target: str) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "chip").symlink_to(target)
+    with pytest.raises(DeviceError, match=f"is a link to {target}; delete it, or choose another name"):
+        FrameEmulator(chip(), f"pty:{tmp_path / 'chip'}")
+    assert os.readlink(tmp_path / "chip") == target
+
+
+@pytest.mark.parametrize("address", ["pty:", "pty:.", "pty:/", "pty:a\0b", "tcp://" + 70 * "a" + ":0"])
+def test_a_name_that_cannot_be_made_is_refused_in_one_sentence(address: str) -> None:
+    with pytest.raises(DeviceError) as no:
+        FrameEmulator(chip(), address, public=True)
+    assert "\n" not in str(no.value)
+
+
+def test_without_a_temporary_folder_a_terminal_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere/tmp")
+    with pytest.raises(DeviceError, match="no pseudo-terminal can be opened: No such file or directory"):
+        FrameEmulator(chip(), "pty")
+
+
+# -- a host that behaves badly ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", ["frames", "scpi"])
+def test_a_host_that_sends_its_bytes_one_by_one_is_disconnected(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("astralora.drivers.incoming._SECONDS", 0.2)
+    monkeypatch.setattr("astralora.drivers.incoming._NOISE_SECONDS", 0.5)
+    request = b"".join(encode_frame(Command.PROGRAM, 5, bytes(100)))[:-1] if protocol == "frames" else b"A" * 100
+    emulator = d.make_emulator(protocol, chip(), "tcp://127.0.0.1:0").start()
+    with socket.create_connection(("127.0.0.1", int(emulator.uri.rsplit(":", 1)[1]))) as host:
+        host.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+        def trickle() -> None:
+            for byte in 30 * request:
+                host.sendall(bytes([byte]))
+                time.sleep(0.01)
+
+        with pytest.raises(OSError, match=r"Broken pipe|reset"):
+            trickle()
+        with d.open_device(emulator.driver, port=emulator.uri) as session:
+            work(session, 2)
+    emulator.stop()
+
+
+@pytest.mark.parametrize("protocol", ["frames", "scpi"])
+def test_a_host_that_is_silent_stays_connected(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("astralora.drivers.incoming._SECONDS", 0.1)
+    monkeypatch.setattr("astralora.drivers.incoming._NOISE_SECONDS", 0.1)
+    emulator = d.make_emulator(protocol, chip(), "tcp://127.0.0.1:0").start()
+    with d.open_device(emulator.driver, port=emulator.uri, retry=d.Retry(attempts=1)) as session:
+        for _ in range(3):
+            work(session, 2)
+            time.sleep(0.3)
+    emulator.stop()
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "some-host.example"])

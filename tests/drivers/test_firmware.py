@@ -278,6 +278,37 @@ def test_a_program_is_carried_out_again_after_the_safe_state(
     assert (status.state, status.programs) == (State.PROGRAMMED, before + 2)
 
 
+def test_a_known_number_with_another_payload_is_carried_out(
+    link: FrameLink, line: Transport, generator: torch.Generator
+) -> None:
+    before = link.status().programs
+    first, second = (frame(Command.PROGRAM, 7, program_payload(uniform(generator, N * M))) for _ in range(2))
+    for request, programs in ((first, 1), (first, 1), (second, 2), (second, 2), (first, 3)):
+        line.write(request)
+        assert bytes(line.read(20)) == frame(Command.PROGRAM | 0x80, 7)
+        assert link.status().programs == before + programs
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3, 8, 39])
+def test_every_byte_of_a_query_counts(link: FrameLink, line: Transport, generator: torch.Generator, place: int) -> None:
+    link.exchange(Command.PROGRAM, program_payload(uniform(generator, N * M)), longest=0)
+    payload = bytearray(query_payload(uniform(generator, 1, N)))
+    line.write(frame(Command.QUERY, 7, bytes(payload)))
+    answer = bytes(line.read(8 + 4 * M + 20))
+    before = link.status().vectors
+    line.write(frame(Command.QUERY, 7, bytes(payload)))
+    assert bytes(line.read(len(answer))) == answer
+    assert link.status().vectors == before
+    payload[place] ^= 1
+    line.write(frame(Command.QUERY, 7, bytes(payload)))
+    # A wrong format is refused, and other values are passed.
+    if place < 2:
+        assert isinstance(next_error(line), d.ProtocolError)
+    else:
+        line.read(len(answer))
+        assert link.status().vectors == before + 1
+
+
 def test_status_reports_the_newest_number_carried_out(
     link: FrameLink, line: Transport, generator: torch.Generator
 ) -> None:
@@ -416,6 +447,85 @@ def test_another_version_of_the_protocol_is_refused(line: Transport) -> None:
     assert isinstance(next_error(line), d.ProtocolError)
 
 
+# -- the watchdog ----------------------------------------------------------------------------------
+
+
+def state_after(link: FrameLink, seconds: float) -> State:
+    """Return the state after a silence of so many seconds."""
+    time.sleep(seconds)
+    return link.status().state
+
+
+def test_the_watchdog_makes_the_chip_safe(link: FrameLink, line: Transport, generator: torch.Generator) -> None:
+    link.set_watchdog(300)
+    request = program_payload(uniform(generator, N * M))
+    link.exchange(Command.PROGRAM, request, longest=0)
+    # STATUS is a request too, and restarts the time.
+    assert [state_after(link, 0.02) for _ in range(5)] == [State.PROGRAMMED] * 5
+    assert state_after(link, 0.8) is State.SAFE
+    with pytest.raises(d.NotConnected, match="no controls are set"):
+        link.exchange(Command.QUERY, query_payload(torch.zeros(1, N)), longest=100)
+    assert link.status().sequence == 0
+    # It is off now.
+    link.exchange(Command.PROGRAM, request, longest=0)
+    assert state_after(link, 0.8) is State.PROGRAMMED
+
+
+@pytest.mark.parametrize("off", ["zero", "SAFE"])
+def test_the_watchdog_can_be_turned_off(link: FrameLink, generator: torch.Generator, off: str) -> None:
+    link.set_watchdog(300)
+    if off == "zero":
+        link.set_watchdog(0)
+    else:
+        link.safe()
+    link.exchange(Command.PROGRAM, program_payload(uniform(generator, N * M)), longest=0)
+    assert state_after(link, 0.8) is State.PROGRAMMED
+
+
+def test_noise_does_not_restart_the_watchdog(link: FrameLink, line: Transport, generator: torch.Generator) -> None:
+    link.set_watchdog(300)
+    link.exchange(Command.PROGRAM, program_payload(uniform(generator, N * M)), longest=0)
+    for _ in range(40):
+        line.write(MAGIC + bytes(30))
+        time.sleep(0.02)
+    assert link.status().state is State.SAFE
+
+
+def test_a_refused_request_restarts_the_watchdog(link: FrameLink, generator: torch.Generator) -> None:
+    link.set_watchdog(500)
+    link.exchange(Command.PROGRAM, program_payload(uniform(generator, N * M)), longest=0)
+    for _ in range(20):
+        with pytest.raises(d.ProtocolError):
+            link.exchange(99, longest=0)
+        time.sleep(0.05)
+    assert link.status().state is State.PROGRAMMED
+
+
+@pytest.mark.parametrize("payload", [b"", b"\1\0\0", b"\1\0\0\0\0"])
+def test_a_watchdog_of_another_length_is_refused(link: FrameLink, payload: bytes) -> None:
+    with pytest.raises(d.ProtocolError, match="a watchdog has 4 bytes"):
+        link.exchange(Command.WATCHDOG, payload, longest=0)
+
+
+def test_the_longest_watchdog_does_not_overflow(link: FrameLink, generator: torch.Generator) -> None:
+    link.exchange(Command.PROGRAM, program_payload(uniform(generator, N * M)), longest=0)
+    link.set_watchdog(0xFFFFFFFF)
+    assert state_after(link, 0.3) is State.PROGRAMMED
+    link.set_watchdog(1)
+    assert state_after(link, 0.3) is State.SAFE
+
+
+def test_a_driver_with_a_watchdog_keeps_the_chip_programmed(port: str, generator: torch.Generator) -> None:
+    controls, inputs = uniform(generator, N * M), uniform(generator, 3, N)
+    with d.open_device("frame-mvm", port=port, watchdog=0.5) as chip:
+        chip.program(controls)
+        time.sleep(1.5)
+        assert_answers(chip, controls, inputs)
+        assert chip.usage.retries == 0
+    with open_transport(port, 2.0) as line:
+        assert FrameLink(line).status().state is State.SAFE
+
+
 # -- closing ---------------------------------------------------------------------------------------
 
 
@@ -456,7 +566,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def mutated(random: np.random.Generator) -> bytes:
     """Return a frame with faults: of its content, under valid checksums, or of its bytes."""
-    command = int(random.choice([*Command, 0, 8, 0x83, 0xFF], p=[0.04, 0.04, 0.2, 0.3, 0.3, *[0.02] * 6]))
+    command = int(random.choice([*Command, 0, 9, 0x83, 0xFF], p=[0.04, 0.04, 0.2, 0.3, 0.28, *[0.02] * 7]))
     settings, batch = (int(random.choice([0, 1, 2, 3, 32, 33, 1 << 27, 0xFFFFFFFF])) for _ in range(2))
     form = int(random.choice([0, 0, 0, 1, 2, 255]))
     requests: dict[int, tuple[bytes, int]] = {

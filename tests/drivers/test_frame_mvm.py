@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,8 +15,8 @@ from astralora.devices import DeviceError, DeviceTimeout, NotConnected, OutOfRan
 from astralora.drivers.emulator import FrameEmulator
 from astralora.drivers.frame_mvm import Encoding, open_frame_mvm
 from astralora.drivers.frame_server import FrameServer
-from astralora.drivers.frames import encode_frame, find_header
-from astralora.drivers.messages import Command
+from astralora.drivers.frames import encode_frame, find_header, read_payload
+from astralora.drivers.messages import PROGRAM, QUERY, STATUS, Command
 from astralora.drivers.transports import LoopbackTransport, Transport, open_transport
 
 pytestmark = pytest.mark.processors
@@ -96,6 +97,85 @@ def test_a_request_sent_again_is_not_carried_out_again(questions: tuple[torch.Te
         assert (status.programs, status.vectors) == (1 + 4, 5 + 4 * 5)
         assert torch.equal(resent(device), many), "STATUS is no operation"
         device.close()
+
+
+# -- request numbers, byte by byte -----------------------------------------------------------------
+
+
+def asked(line: Transport, command: int, sequence: int, *payload: bytes) -> tuple[int, bytes]:
+    """Send one frame, and return the command and the payload of its answer."""
+    line.write(*encode_frame(command, sequence, *payload))
+    header = find_header(line.read, 4096)
+    assert header.sequence == sequence
+    return header.command, bytes(read_payload(line.read_into, header))
+
+
+def programmed_with(values: torch.Tensor) -> bytes:
+    return PROGRAM.pack(0, len(values)) + values.numpy().astype("<f4").tobytes()
+
+
+def counters(line: Transport) -> tuple[int, ...]:
+    """Return state, newest number, programs and vectors."""
+    return STATUS.unpack(asked(line, Command.STATUS, 1)[1])
+
+
+def test_a_known_number_with_another_payload_is_a_new_request(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
+    first, second = (programmed_with(setting) for setting in questions[0][:2])
+    with served(chip()) as port, open_transport(port, 5.0) as line, Session(chip()) as here:
+        for payload, programs in ((first, 1), (first, 1), (second, 2), (second, 2), (first, 3)):
+            assert asked(line, Command.PROGRAM, 7, payload) == (0x83, b"")
+            assert counters(line) == (1, 7, programs, 0)
+        # The chip has the controls of the newest one.
+        vectors = questions[1].numpy().astype("<f4").tobytes()
+        answer = asked(line, Command.QUERY, 8, QUERY.pack(0, 0, 5), vectors)[1]
+        due = here.apply(questions[0][0], questions[1])
+        assert torch.equal(torch.from_numpy(np.frombuffer(answer[8:], "<f4").copy()).view(5, M), due)
+
+
+@pytest.mark.parametrize("changed", ["value", "format", "unused byte"])
+def test_every_byte_of_the_payload_counts(changed: str, questions: tuple[torch.Tensor, torch.Tensor]) -> None:
+    vectors = questions[1].numpy().astype("<f4").tobytes()
+    first = QUERY.pack(0, 0, 5) + vectors
+    second = bytearray(first)
+    second[{"value": len(first) - 1, "format": 1, "unused byte": 3}[changed]] ^= 1
+    with served(chip(impairments="lab")) as port, open_transport(port, 5.0) as line:
+        asked(line, Command.PROGRAM, 6, programmed_with(questions[0][0]))
+        answer = asked(line, Command.QUERY, 7, first)
+        assert asked(line, Command.QUERY, 7, first) == answer
+        assert asked(line, Command.QUERY, 7, bytes(second)) != answer, "also the noise is another"
+
+
+def test_a_program_that_failed_forgets_the_newest_number(
+    questions: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = chip()
+    payload, other = (programmed_with(setting) for setting in questions[0][:2])
+    with served(device) as port, open_transport(port, 5.0) as line:
+        asked(line, Command.PROGRAM, 7, payload)
+        with monkeypatch.context() as patch:
+            patch.setattr(device, "program", lambda _: 1 / 0)
+            assert asked(line, Command.PROGRAM, 8, other)[0] == 0xFF
+        assert counters(line) == (0, 0, 1, 0)
+        # Answered from memory, the host would believe that the chip is programmed.
+        assert asked(line, Command.PROGRAM, 7, payload) == (0x83, b"")
+        assert counters(line) == (1, 7, 2, 0)
+
+
+def test_two_hosts_that_count_from_the_same_number_do_not_get_the_answers_of_each_other(
+    questions: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    settings, inputs = questions
+    with served(chip(), "tcp://127.0.0.1:0") as port, Session(chip()) as here:
+        one, two = open_frame_mvm(port), open_frame_mvm(port)
+        # Both count from the same number, as after a fork.
+        vars(two.link)["_sequence"] = vars(one.link)["_sequence"]
+        one.open()
+        one.program(settings[0])
+        one.transport.close()  # without SAFE, as a process that is killed
+        two.open()
+        two.program(settings[1])
+        assert torch.equal(two.query(inputs), here.apply(settings[1], inputs))
+        two.close()
 
 
 def test_after_safe_a_repeated_program_is_carried_out(questions: tuple[torch.Tensor, torch.Tensor]) -> None:

@@ -30,7 +30,7 @@ from astralora.drivers.frames import (
     read_payload,
     skip_payload,
 )
-from astralora.drivers.messages import decode_error, encode_error
+from astralora.drivers.messages import WATCHDOG, decode_error, encode_error
 from astralora.drivers.transports import Transport
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -109,6 +109,8 @@ def test_the_frames_in_the_documentation_are_right() -> None:
     assert second == whole(command=3 | ANSWER, sequence=7)
     refused = bytes.fromhex(example("A7 4C 01 FF "))
     assert refused == whole(encode_error(OutOfRange("too high")), command=ERROR, sequence=7)
+    guarded = bytes.fromhex(example("A7 4C 01 08 "))
+    assert guarded == whole(WATCHDOG.pack(5000), command=8, sequence=8)
     assert int.from_bytes(first[12:16], "little") == zlib.crc32(first[:12])
     assert int.from_bytes(first[-4:], "little") == zlib.crc32(first[16:-4], zlib.crc32(first[:12]))
 

@@ -53,6 +53,7 @@ def test_the_page_numbers_the_commands_as_the_code_does() -> None:
         ("QUERY", 1, messages.VALUES),
         ("QUERY_EACH", 0, messages.QUERY_EACH),
         ("STATUS", 0, messages.STATUS),
+        ("WATCHDOG", 0, messages.WATCHDOG),
     ],
 )
 def test_the_page_lays_out_payloads_as_the_code_does(title: str, table: int, layout: struct.Struct) -> None:

@@ -1,5 +1,6 @@
 """Test SCPI from both ends: the driver, and the instrument at a plain terminal."""
 
+import itertools
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -13,11 +14,13 @@ import torch
 import astralora.devices as d
 from astralora.devices import DeviceError, NotConnected, OutOfRange, ProtocolError, Session
 from astralora.drivers.emulator import ScpiEmulator
-from astralora.drivers.scpi import ERRORS, block_head, error_number, error_of, matches
+from astralora.drivers.scpi import ERRORS, PATTERN, block_head, error_number, error_of, find_byte_order, matches
+from astralora.drivers.scpi_link import ScpiLink
 from astralora.drivers.scpi_mvm import open_scpi_mvm
 from astralora.drivers.scpi_server import Message, ScpiServer
 from astralora.drivers.transports import LoopbackTransport, Transport, open_transport
 from astralora.drivers.transports.base import Bytes
+from astralora.drivers.values import ByteOrder
 
 N, M = 8, 6
 
@@ -27,8 +30,8 @@ def chip(**options: Any) -> d.Device:
 
 
 @contextmanager
-def served(device: d.Device, address: str = "tcp://127.0.0.1:0") -> Iterator[str]:
-    with ScpiEmulator(device, address) as emulator:
+def served(device: d.Device, address: str = "tcp://127.0.0.1:0", **options: Any) -> Iterator[str]:
+    with ScpiEmulator(device, address, **options) as emulator:
         yield emulator.uri
 
 
@@ -51,6 +54,33 @@ def ask(line: Transport, message: bytes) -> str:
 def block(values: Any) -> bytes:
     data = np.asarray(values, "<f4").tobytes()
     return block_head(len(data)) + data
+
+
+def asked(line: Transport, message: bytes) -> bytes:
+    """Return the whole response to a message; a block may contain line feeds."""
+    line.write(message, b"*OPC?\n")
+    answer = bytearray()
+    while not answer.endswith(b"\n1\n"):
+        answer += line.read(1)
+    return bytes(answer.removesuffix(b"1\n"))
+
+
+@contextmanager
+def serving(server: ScpiServer) -> Iterator[str]:
+    """Serve an instrument that has its own server."""
+    stop = threading.Event()
+
+    def serve(line: Transport) -> None:
+        line.timeout = 0.05
+        with line, suppress(NotConnected):
+            server.serve(line, stop)
+
+    LoopbackTransport.listen("other", lambda line: threading.Thread(target=serve, args=(line,), daemon=True).start())
+    try:
+        yield "loop://other"
+    finally:
+        stop.set()
+        LoopbackTransport.forget("other")
 
 
 # -- the driver ------------------------------------------------------------------------------------
@@ -141,6 +171,264 @@ def test_late_answers_do_not_disturb_opening_and_closing(
         device.close()
 
 
+# -- request numbers -------------------------------------------------------------------------------
+
+
+def test_a_known_number_with_another_block_is_a_new_request(
+    terminal: Transport, questions: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    first, second = (block(setting.numpy()) for setting in questions[0][:2])
+    vectors, others = block(questions[1].numpy()), block(questions[1].numpy()[::-1])
+    due = {}
+    for number, controls in enumerate((first, second), 1):
+        asked(terminal, b"PROG:DATA %d," % number + controls + b";:PROG:DATA?;:SYST:ERR?\n")
+        due[controls] = asked(terminal, b"QUER:DATA? 50," + vectors + b"\n")
+    assert due[first] != due[second], "the program deletes the answers under other controls"
+    for controls in (first, second, second, first):
+        assert asked(terminal, b"PROG:DATA 7," + controls + b";:PROG:DATA?;:SYST:ERR?\n") == b'7;0,"No error"\n'
+        assert asked(terminal, b"QUER:DATA? 50," + vectors + b"\n") == due[controls]
+        assert asked(terminal, b"QUER:DATA? 50," + others + b"\n") != due[controls]
+
+
+def test_a_program_that_failed_forgets_the_numbers(
+    questions: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = chip()
+    first, second = (block(setting.numpy()) for setting in questions[0][:2])
+    with served(device) as port, open_transport(port, 5.0) as line:
+        asked(line, b"PROG:DATA 7," + first + b";:PROG:DATA?\n")
+        with monkeypatch.context() as patch:
+            patch.setattr(device, "program", lambda _: 1 / 0)
+            assert asked(line, b"PROG:DATA 8," + second + b";:PROG:DATA?;:SYST:ERR?\n").startswith(b"0;-300,")
+        assert asked(line, b"PROG:DATA 7," + first + b";:PROG:DATA?\n") == b"7\n"
+        assert asked(line, b"QUER:DATA? 9," + block(questions[1].numpy()) + b"\n").startswith(b"9,#3")
+
+
+# -- byte order ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_the_driver_uses_the_byte_order_of_the_instrument(
+    order: ByteOrder, questions: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    with (
+        served(chip(impairments="lab"), byte_order=order) as port,
+        d.open_device("scpi-mvm", port=port) as session,
+        Session(chip(impairments="lab")) as here,
+    ):
+        for setting in questions[0]:
+            assert torch.equal(session.apply(setting, questions[1]), here.apply(setting, questions[1]))
+
+
+def test_the_pattern_is_as_on_the_page(terminal: Transport) -> None:
+    assert asked(terminal, b"syst:pattern?\n") == b"#18" + bytes.fromhex("51069E3FB7E6C0C7") + b"\n"
+    with served(chip(), byte_order="big") as port, open_transport(port, 5.0) as line:
+        assert asked(line, b"SYST:PATT?\n") == b"#18" + bytes.fromhex("3F9E0651C7C0E6B7") + b"\n"
+    assert len(set(np.array(PATTERN, "<f4").tobytes())) == 8
+
+
+@pytest.mark.parametrize("numbers", list(itertools.permutations(range(4))))
+def test_only_two_byte_orders_are_accepted(numbers: tuple[int, ...]) -> None:
+    data = np.array(PATTERN, "<f4").tobytes()
+    sent = bytes(data[word + number] for word in (0, 4) for number in numbers)
+    if numbers == (0, 1, 2, 3):
+        assert find_byte_order(sent) == "little"
+    elif numbers == (3, 2, 1, 0):
+        assert find_byte_order(sent) == "big"
+    else:
+        with pytest.raises(DeviceError, match=r"but the instrument sent [0-9a-f ]+, in another order"):
+            find_byte_order(sent)
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x3f\x9e\x06\x51", bytes(8), np.array(PATTERN[::-1], "<f4").tobytes()])
+def test_other_patterns_are_refused(sent: bytes) -> None:
+    with pytest.raises(DeviceError, match=r"the answer to SYST:PATT\? must be"):
+        find_byte_order(sent)
+
+
+def test_the_order_is_checked_at_every_opening(questions: tuple[torch.Tensor, torch.Tensor]) -> None:
+    with served(chip()) as port:
+        device = open_scpi_mvm(port)
+        with Session(device) as session, Session(chip()) as here:
+            due = here.apply(questions[0][0], questions[1])
+            assert torch.equal(session.apply(questions[0][0], questions[1]), due)
+    # Its firmware was updated, and it came back at another port.
+    with served(chip(), byte_order="big") as port:
+        device.transport = vars(device.link)["_transport"] = open_transport(port)
+        with Session(device) as session:
+            assert torch.equal(session.apply(questions[0][0], questions[1]), due)
+
+
+class WithoutPattern(ScpiServer):
+    """Serve an instrument without SYSTem:PATTern? and SYSTem:WATChdog."""
+
+    missing = "SYSTem:PATTern?", "SYSTem:WATChdog", "SYSTem:WATChdog?"
+    silent = False
+
+    def handle(self, message: Message) -> list[Bytes]:
+        if self.silent and any("PATT" in command.header for command in message.commands):
+            return []
+        commands = vars(self)["_commands"]
+        for header in self.missing:
+            commands.pop(header, None)
+        return super().handle(message)
+
+
+class Silent(WithoutPattern):
+    """Serve an instrument that drops a message with an unknown header."""
+
+    silent = True
+
+
+@pytest.mark.parametrize("server", [WithoutPattern, Silent])
+def test_without_a_pattern_the_option_names_the_order(
+    server: type[ScpiServer], questions: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    with serving(server(chip())) as port:
+        device = open_scpi_mvm(port, timeout=0.3)
+        with pytest.raises(DeviceError, match=r'the option byte_order="little" or byte_order="big" of scpi-mvm') as no:
+            device.open()
+        assert "\n" not in str(no.value)
+    with (
+        serving(server(chip(), byte_order="big")) as port,
+        d.open_device("scpi-mvm", port=port, timeout=0.3, byte_order="big") as session,
+        Session(chip()) as here,
+    ):
+        due = here.apply(questions[0][0], questions[1])
+        assert torch.equal(session.apply(questions[0][0], questions[1]), due)
+
+
+@pytest.mark.parametrize("order", ["BIG", "", None, 1, ["big"]])
+def test_an_unknown_byte_order_is_refused(order: Any) -> None:
+    with pytest.raises(DeviceError, match="byte_order must be 'auto', 'little' or 'big', not"):
+        d.make_device("scpi-mvm", port="loop://nobody", byte_order=order)
+
+
+# -- the rest of an interrupted response ------------------------------------------------------------
+
+
+class Canned(Transport):
+    """Deliver prepared bytes, and then silence."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__("canned://", timeout=0.001)
+        self.data = data
+        self.open()
+
+    def _open(self) -> None: ...
+
+    def _close(self) -> None: ...
+
+    def _send(self, parts: tuple[Bytes, ...]) -> None: ...
+
+    def _receive(self, view: memoryview, seconds: float) -> int:
+        count = min(len(view), len(self.data))
+        view[:count], self.data = self.data[:count], self.data[count:]
+        return count
+
+
+WHOLE = b'7;0,"No error"\n', b'7,#18\x00\x00\x80?\n;,#;0,"No error"\n', b'-222,"Data out of range;too high"\n'
+
+
+def outcome(data: bytes) -> tuple[int, bytes] | DeviceError:
+    """Return what the driver reads from these bytes as the response to request 8."""
+    try:
+        number, found = ScpiLink(Canned(data)).response(8, 4, 0.0)
+    except DeviceError as error:
+        return error
+    return number, bytes(found or b"")
+
+
+@pytest.mark.parametrize("response", WHOLE)
+def test_the_rest_of_a_response_never_becomes_an_answer(response: bytes) -> None:
+    for start in range(1, len(response)):
+        found = outcome(response[start:] + b'8,#14abcd;0,"No error"\n')
+        if isinstance(found, DeviceError):
+            assert "error 0" not in found.message
+        else:
+            assert found == (8, b"abcd"), f"from byte {start}"
+
+
+@pytest.mark.parametrize(
+    ("before", "accepted"),
+    [
+        (b'0,"No error"\n', True),
+        (b'+0,"No error"\n0,"No error"\n', True),
+        (b'6;0,"No error"\n', True),
+        (b"1\n", True),
+        (b'0,"No error";1;0,"No error"\n', False),
+        (b"8\n", True),
+        (b"8;0,\n", False),
+        (b"8;0\n", False),
+        (b'8,#14abcd,0,"No error"\n', False),
+        (b"8,#14abcd\n", False),
+        (b'8,#14abcd;0,"No error\n', False),
+        (b'8,#14abcd;,"No error"\n', False),
+        (b'1_0;0,"No error"\n', False),
+    ],
+)
+def test_only_a_whole_response_is_an_answer(before: bytes, accepted: bool) -> None:
+    found = outcome(before + b'8,#14wxyz;0,"No error"\n')
+    if accepted:
+        assert found == (8, b"wxyz")
+    else:
+        assert isinstance(found, (ProtocolError, d.DeviceTimeout))
+
+
+def test_no_error_is_never_raised_as_an_error() -> None:
+    error = error_of(0, "No error")
+    assert type(error) is ProtocolError
+    assert "SCPI error" not in error.message
+
+
+@pytest.mark.parametrize("read", [0, 1, 2, 5, 40, 128, 130, 140])
+def test_an_interrupted_exchange_leaves_nothing_behind(
+    read: int, questions: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Press Ctrl-C after some bytes of a response; the next answers are right, and no error is left."""
+    settings, inputs = questions
+    with served(chip()) as port, Session(chip()) as here:
+        device = open_scpi_mvm(port)
+        device.open()
+        device.program(settings[0])
+        receive, left = device.transport._receive, read  # noqa: SLF001 - only a test interrupts in the middle
+
+        def interrupt(view: memoryview, seconds: float) -> int:
+            nonlocal left
+            if not left:
+                raise KeyboardInterrupt
+            count = receive(view[:left], seconds)
+            left -= count
+            return count
+
+        for step in ("program", "query"):
+            left = read
+            with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+                patch.setattr(device.transport, "_receive", interrupt)
+                if step == "program":
+                    device.program(settings[1])
+                else:
+                    device.query(inputs)
+            if step == "program":
+                device.program(settings[1])
+            assert torch.equal(device.query(inputs), here.apply(settings[1], inputs))
+        device.close()
+
+
+@pytest.mark.parametrize("clean", ["flush", "start"])
+def test_flush_and_start_leave_line_and_error_queue_clean(clean: str) -> None:
+    with served(chip()) as port:
+        device = open_scpi_mvm(port)
+        device.open()
+        line = device.transport
+        for rest in (b"NONSENSE\nSYST:ERR?;*OPC?\n", b"*OPC?\n" * 5, b"PROG:DATA 5,#3", b"A" * 300, b"SYST:SPEC?\n"):
+            line.write(b"NONSENSE\n", rest)
+            device.flush() if clean == "flush" else device.link.start()
+            assert ask(line, b"SYST:ERR?\n") == '0,"No error"'
+            assert ask(line, b"*OPC?\n") == "1"
+        device.close()
+
+
 @contextmanager
 def answering(answer: bytes) -> Iterator[str]:
     """Serve an instrument that answers every query with its number and these bytes."""
@@ -152,16 +440,8 @@ def answering(answer: bytes) -> Iterator[str]:
                 return [str(first.parameters[0]).encode() + answer]
             return super().handle(message)
 
-    server, stop = Liar(chip()), threading.Event()
-
-    def serve(line: Transport) -> None:
-        with line, suppress(NotConnected):
-            server.serve(line, stop)
-
-    LoopbackTransport.listen("liar", lambda line: threading.Thread(target=serve, args=(line,), daemon=True).start())
-    yield "loop://liar"
-    stop.set()
-    LoopbackTransport.forget("liar")
+    with serving(Liar(chip())) as port:
+        yield port
 
 
 @pytest.mark.parametrize(

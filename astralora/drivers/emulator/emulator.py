@@ -15,6 +15,7 @@ from ..messages import OPERATIONS, encode_error
 from ..scpi_server import Message, ScpiServer
 from ..transports import Transport
 from ..transports.base import Bytes
+from ..values import ByteOrder
 from .line_faults import HungUp, LineFaults
 from .ports import open_port
 
@@ -95,7 +96,8 @@ class Emulator:
 
     def _run(self) -> None:
         while True:
-            line = self.port.accept(self._stop)
+            # A host that has gone without SAFE may have left a watchdog running.
+            line = self.port.accept(self._stop, self.server.watchdog.check)
             if line is None:
                 return
             try:
@@ -103,7 +105,7 @@ class Emulator:
             except HungUp:
                 self.port.hang_up(line)
             except NotConnected:
-                pass  # the host has closed the connection; another host may connect
+                pass  # the host has closed the connection or sends no requests; another host may connect
             finally:
                 with suppress(DeviceError, OSError):
                     line.close()
@@ -123,7 +125,15 @@ class FrameEmulator(Emulator):
 
 
 class ScpiEmulator(Emulator):
-    """Emulate an instrument that uses SCPI."""
+    """Emulate an instrument that uses SCPI.
+
+    Args:
+        device: device that computes the answers.
+        address: address to listen on.
+        faults: faults to inject into programs and queries.
+        public: allow a TCP address that other machines can reach; there is no authentication.
+        byte_order: order of the bytes of the values in all blocks.
+    """
 
     driver = "scpi-mvm"
 
@@ -134,9 +144,12 @@ class ScpiEmulator(Emulator):
         faults: FaultPlan | None = None,
         *,
         public: bool = False,
+        byte_order: ByteOrder = "little",
     ) -> None:
         super().__init__(device, address, faults, public=public)
-        self.server = _FaultyScpiServer(self._chip if faults else device, self._line_faults if faults else None)
+        self.server = _FaultyScpiServer(
+            self._chip if faults else device, self._line_faults if faults else None, byte_order
+        )
 
     @classmethod
     def possible_faults(cls, plan: FaultPlan) -> tuple[FaultKind, ...]:
@@ -169,8 +182,8 @@ class _FaultyFrameServer(FrameServer):
 
 
 class _FaultyScpiServer(ScpiServer):
-    def __init__(self, device: Device, faults: LineFaults | None) -> None:
-        super().__init__(device)
+    def __init__(self, device: Device, faults: LineFaults | None, byte_order: ByteOrder) -> None:
+        super().__init__(device, byte_order=byte_order)
         self._faults = faults
 
     def respond(self, line: Transport, message: Message) -> None:

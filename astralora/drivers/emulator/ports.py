@@ -7,19 +7,20 @@ import ipaddress
 import os
 import queue
 import select
-import shutil
 import socket
-import tempfile
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from ...devices import DeviceError, DeviceTimeout, NotConnected
+from ..incoming import HostLine
 from ..transports import LoopbackTransport, Transport
 from ..transports.base import Bytes
 from ..transports.sockets import SocketTransport
 from ..transports.uri import parse_address
+from .terminals import TerminalName
 
 __all__ = ["Port", "open_port"]
 
@@ -37,8 +38,13 @@ class Port(ABC):
     uri: str
 
     @abstractmethod
-    def accept(self, stop: threading.Event) -> Transport | None:
-        """Wait for the next host and return the open line to it; return None when ``stop`` is set."""
+    def accept(self, stop: threading.Event, idle: Callable[[], None]) -> Transport | None:
+        """Wait for the next host and return the open line to it; return None when ``stop`` is set.
+
+        Args:
+            stop: event that ends the wait.
+            idle: function that is called often during the wait.
+        """
 
     @abstractmethod
     def hang_up(self, line: Transport) -> None:
@@ -62,8 +68,13 @@ def open_port(address: str, *, busy: Bytes = b"", public: bool = False) -> Port:
         DeviceError: the address is not valid or is in use, or other machines can reach it and ``public`` is not set.
     """
     scheme, separator, place = address.partition("://")
-    if address == "pty" or address.startswith("pty:"):
-        return _PtyPort(Path(address[4:]) if address[4:] else None)
+    if address == "pty":
+        return _PtyPort(None)
+    if address.startswith("pty:"):
+        link = Path(address[4:])
+        if not link.name:
+            raise DeviceError(f"{address!r} names no file; write pty:PATH, or pty alone for a new pseudo-terminal")
+        return _PtyPort(link)
     if separator and scheme == "tcp":
         try:
             host, number = parse_address(place)
@@ -78,7 +89,7 @@ def open_port(address: str, *, busy: Bytes = b"", public: bool = False) -> Port:
 # -- pseudo-terminals ------------------------------------------------------------------------------
 
 
-class _PtyLine(Transport):
+class _PtyLine(HostLine):
     """Carry bytes at the instrument's end of a pseudo-terminal."""
 
     def __init__(self, uri: str, master: int) -> None:
@@ -101,7 +112,7 @@ class _PtyLine(Transport):
             data = data[os.write(self._master, data) :]
 
     def _receive(self, view: memoryview, seconds: float) -> int:
-        if not select.select([self._master], [], [], seconds)[0]:
+        if not self.goes_on() or not select.select([self._master], [], [], seconds)[0]:
             return 0
         try:
             return os.readv(self._master, [view])
@@ -113,17 +124,18 @@ class _PtyLine(Transport):
 
 class _PtyPort(Port):
     def __init__(self, link: Path | None) -> None:
-        self._folder = None if link else Path(tempfile.mkdtemp(prefix="astralora-"))
-        self._link = link or Path(str(self._folder)) / "port"
-        self.uri = f"serial://{self._link.absolute()}"
         self._master = self._slave = -1
+        self._name: TerminalName | None = None
         try:
-            self._connect()
-        except OSError as error:
+            self._name = TerminalName(link)
+            self._connect(self._name)
+        except (OSError, ValueError) as error:
             self.close()
-            raise DeviceError(f"no pseudo-terminal can be opened at {self._link}: {error.strerror}") from error
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
+            raise DeviceError(f"no pseudo-terminal can be opened{f' at {link}' if link else ''}: {reason}") from error
+        self.uri = f"serial://{self._name.path.absolute()}"
 
-    def accept(self, stop: threading.Event) -> Transport | None:
+    def accept(self, stop: threading.Event, idle: Callable[[], None]) -> Transport | None:
         if stop.is_set():
             return None
         line = _PtyLine(self.uri, self._master)
@@ -134,29 +146,24 @@ class _PtyPort(Port):
         # The next terminal is made before the last one is closed, so that a host can reconnect at once.
         line.close()
         ends = self._master, self._slave
-        self._connect()
+        assert self._name is not None
+        self._connect(self._name)
         _close(ends)
 
     def close(self) -> None:
         ends, self._master, self._slave = (self._master, self._slave), -1, -1
         _close(ends)
-        if self._link.is_symlink():
-            self._link.unlink()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._name is not None:
+            self._name.remove()
 
-    def _connect(self) -> None:
+    def _connect(self, name: TerminalName) -> None:
         import tty
 
-        if self._link.exists() and not self._link.is_symlink():
-            raise FileExistsError(errno.EEXIST, "a file of that name exists")
         # The host's end stays open here too, because the terminal would close when no host has it open.
         self._master, self._slave = os.openpty()
         tty.setraw(self._slave)
         # The name stays the same for the new terminal, as for a USB adapter that is plugged in again.
-        draft = self._link.with_name(f"{self._link.name}.{os.getpid()}")
-        draft.symlink_to(os.ttyname(self._slave))
-        draft.replace(self._link)
+        name.point_to(os.ttyname(self._slave))
 
 
 def _close(ends: tuple[int, int]) -> None:
@@ -168,7 +175,7 @@ def _close(ends: tuple[int, int]) -> None:
 # -- TCP ---------------------------------------------------------------------------------------------
 
 
-class _TcpLine(SocketTransport):
+class _TcpLine(HostLine, SocketTransport):
     """Carry bytes at the instrument's end of a TCP connection."""
 
     def __init__(self, uri: str, connection: socket.socket) -> None:
@@ -185,6 +192,9 @@ class _TcpLine(SocketTransport):
             super()._send(parts)
         finally:
             self.timeout = tick
+
+    def _receive(self, view: memoryview, seconds: float) -> int:
+        return super()._receive(view, seconds) if self.goes_on() else 0
 
     def has_gone(self) -> bool:
         """Return whether the operating system reports that the host has closed the connection."""
@@ -210,8 +220,10 @@ class _TcpPort(Port):
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             self._listener = socket.create_server((host, number), family=family)
-        except OSError as error:
-            raise DeviceError(f"cannot listen on tcp://{host}:{number}: {error.strerror}") from error
+        except (OSError, ValueError) as error:
+            # ValueError: the host cannot be encoded as a name.
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
+            raise DeviceError(f"cannot listen on tcp://{host}:{number}: {reason}") from error
         bound = self._listener.getsockname()[1]
         self.uri = f"tcp://{f'[{host}]' if ':' in host else host}:{bound}"
         self._busy = busy
@@ -221,9 +233,10 @@ class _TcpPort(Port):
         self._thread = threading.Thread(target=self._receive_hosts, name=f"astralora {self.uri}", daemon=True)
         self._thread.start()
 
-    def accept(self, stop: threading.Event) -> Transport | None:
+    def accept(self, stop: threading.Event, idle: Callable[[], None]) -> Transport | None:
         self._current = None
         while not stop.is_set():
+            idle()
             with suppress(queue.Empty):
                 self._current = self._arrived.get(timeout=_TICK)
                 self._current.open()
@@ -279,8 +292,9 @@ class _LoopPort(Port):
         self._arrived: queue.SimpleQueue[LoopbackTransport] = queue.SimpleQueue()
         LoopbackTransport.listen(name, self._arrived.put)
 
-    def accept(self, stop: threading.Event) -> Transport | None:
+    def accept(self, stop: threading.Event, idle: Callable[[], None]) -> Transport | None:
         while not stop.is_set():
+            idle()
             with suppress(queue.Empty):
                 line = self._arrived.get(timeout=_TICK)
                 line.timeout = _TICK
