@@ -24,8 +24,18 @@ try:
 except ImportError:  # Windows, where a file that a process has open cannot be deleted
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["TEXT_LIMIT", "ErrorClass", "file_name", "read_bytes", "read_text", "remove_file", "write_atomically",
-           "write_errors", "write_file"]  # fmt: skip
+__all__ = [
+    "TEXT_LIMIT",
+    "ErrorClass",
+    "check_writable",
+    "file_name",
+    "read_bytes",
+    "read_text",
+    "remove_file",
+    "write_atomically",
+    "write_errors",
+    "write_file",
+]  # fmt: skip
 
 ErrorClass = Callable[[str], Exception]
 """Class of the error to raise, which takes the sentence."""
@@ -129,12 +139,46 @@ def write_file(path: str | Path, content: bytes | str, what: str = "", *, error:
         write_atomically(Path(path), content)
 
 
+def check_writable(path: str | Path, what: str = "", *, error: ErrorClass = DeviceError) -> None:
+    """Refuse a file that `write_file` could not write, before anything is spent on its content.
+
+    Args:
+        path: path of the file.
+        what: kind of the file for messages, such as ``"the calibration"``.
+        error: class of the error to raise.
+
+    Raises:
+        DeviceError, or ``error``: the folder does not exist or cannot be written to, or the path cannot be a file.
+    """
+    with write_errors(path, what, error=error):
+        path, folder = Path(path), Path(path).parent
+        try:
+            earlier = os.stat(path)
+        except FileNotFoundError:
+            if not os.path.isdir(folder):
+                raise FileNotFoundError(errno.ENOENT, f"there is no folder {printable(str(folder))}") from None
+            if path.is_symlink() and not os.path.isdir(os.path.dirname(os.path.realpath(path))):
+                raise FileNotFoundError(errno.ENOENT, "it is a link to a folder that does not exist") from None
+        except NotADirectoryError:
+            raise NotADirectoryError(errno.ENOTDIR, f"{printable(str(folder))} is not a folder") from None
+        else:
+            if stat.S_ISDIR(earlier.st_mode):
+                raise IsADirectoryError(errno.EISDIR, "it is a folder; name a file")
+            if not _may_write(path):
+                raise PermissionError(errno.EACCES, "no permission to write to it")
+            if not stat.S_ISREG(earlier.st_mode):
+                return
+        folder = Path(os.path.realpath(path)).parent
+        if not _may_write(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, f"no permission to write in {printable(str(Path(path).parent))}")
+
+
 @contextmanager
 def write_errors(path: str | Path, what: str = "", *, error: ErrorClass = DeviceError) -> Generator[None]:
     """Turn the errors of the operating system in a ``with`` block into one sentence; see `write_file`."""
     try:
         yield
-    except (OSError, UnicodeError) as problem:
+    except (OSError, ValueError) as problem:
         remedy = _REMEDIES.get(getattr(problem, "errno", None) or 0)
         reason = f"{_reason(problem)}; {remedy}" if remedy else _reason(problem)
         raise error(f"{file_name(path, what)} cannot be written: {reason}") from None
@@ -279,8 +323,8 @@ def _is_same(number: int, path: Path) -> bool:
         return False
 
 
-def _may_write(path: Path) -> bool:
-    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+def _may_write(path: Path, mode: int = os.W_OK) -> bool:
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _sync_folder(folder: Path) -> None:
