@@ -7,15 +7,15 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..common.errors import ConfigurationError
 from ..devices import Budget, Session
-from ..devices.files import file_name, remove_file, write_file
-from ..devices.parsing import read_json
+from ..devices.files import file_name, remove_file
 from ..devices.validation import first_problem
+from .unfinished import REMEDY, read_unfinished, write_unfinished
 
 __all__ = ["CostRecord", "Spent"]
 
@@ -135,7 +135,7 @@ class CostRecord:
             vectors=total.vectors,
             wall_seconds=total.wall_seconds,
         )
-        write_file(self._path, content.model_dump_json() + "\n", "the cost of an unfinished calibration")
+        write_unfinished(self._path, content.model_dump(mode="json"))
 
     @contextmanager
     def saved_after_errors(self) -> Generator[None]:
@@ -155,14 +155,10 @@ class CostRecord:
 
     def _load(self, path: Path) -> Spent:
         """Return the cost in the file; 0 if it belongs to another chip, seed or budget."""
-        values: dict[str, Any] = read_json(path, error=ConfigurationError)
         try:
-            found = _File.model_validate(values)
+            found = _File.model_validate(read_unfinished(path))
         except ValidationError as error:
-            raise ConfigurationError(
-                f"{file_name(path)}: {first_problem(error)}; delete the file to leave out the cost before the "
-                f"interruption"
-            ) from None
+            raise ConfigurationError(f"{file_name(path)}: {first_problem(error)}; {REMEDY}") from None
         spec = self._session.spec
         # Some chips report their serial number only when they are opened.
         serials = {found.serial_number, spec.serial_number} - {None}

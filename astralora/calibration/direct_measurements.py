@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from ..characterisation.contents import read_characterisation
 from ..characterisation.measurement import Cost
 from ..common.errors import ConfigurationError
 from ..devices import Budget, CalibrationMismatch, DeviceSpec, Session
-from ..devices.files import file_name, remove_file, write_file
-from ..devices.parsing import read_json
+from ..devices.files import file_name, remove_file
+from .unfinished import REMEDY, read_unfinished, write_unfinished
 
 __all__ = [
     "SHARE",
@@ -70,7 +71,7 @@ class DirectMeasurements:
         if found is None:
             found = characterise(self._session, self._budget, only=self._only, seed=self._seed)
             if self._path is not None:
-                write_file(self._path, found.model_dump_json(), "the unfinished calibration")
+                write_unfinished(self._path, json.loads(found.model_dump_json()))
         return found
 
     def forget(self) -> None:
@@ -83,10 +84,11 @@ class DirectMeasurements:
         if self._path is None or not self._path.exists():
             return None
         try:
-            found = read_characterisation(read_json(self._path, error=ConfigurationError))
+            found = read_characterisation(read_unfinished(self._path))
+        except ConfigurationError:
+            raise
         except ValueError as error:
-            where = "" if isinstance(error, ConfigurationError) else f"{file_name(self._path)} is damaged: "
-            raise ConfigurationError(f"{where}{error}; delete the file to measure again") from None
+            raise ConfigurationError(f"{file_name(self._path)} is damaged: {error}; {REMEDY}") from None
         try:
             check_same_device(found, self._session.spec)
         except CalibrationMismatch:

@@ -20,6 +20,7 @@ from ..devices.files import file_name, write_file
 from ..devices.parsing import parse_json, read_tensors
 from ..probing.probes import lit_probes, orthogonal_probes
 from .costs import CostRecord, Spent
+from .unfinished import REMEDY, tensor_hash
 
 __all__ = ["Design", "Pairs", "choose_design", "measure_pairs"]
 
@@ -270,8 +271,8 @@ def _save_part(
     tensors = {"settings": design.settings, "inputs": design.inputs, "outputs": torch.stack(outputs)}
     if again is not None:
         tensors["again"] = again
-    index = {**identity, "amplitudes": amplitudes, "repeats": design.repeats}
     content = {name: value.contiguous() for name, value in tensors.items()}
+    index = {**identity, "amplitudes": amplitudes, "repeats": design.repeats, "sha256": tensor_hash(content)}
     write_file(part, save_tensors(content, {_KEY: json.dumps(index)}), "the unfinished calibration")
 
 
@@ -286,13 +287,15 @@ def _load_part(
     if not part.exists():
         return [], [], None
     subject = file_name(part)
-    content = read_tensors(part, error=ConfigurationError)
-    index = parse_json(content.metadata.get(_KEY, "{}"), subject, error=ConfigurationError)
+
+    def refused(message: str) -> ConfigurationError:
+        return ConfigurationError(f"{message}; {REMEDY}")
+
+    content = read_tensors(part, error=refused)
+    index = parse_json(content.metadata.get(_KEY, "{}"), subject, error=refused)
     tensors = content.tensors
     if not _is_complete(index, tensors, design, spec):
-        raise ConfigurationError(
-            f"{subject} is not the file of an unfinished calibration, or it is damaged; delete the file"
-        )
+        raise ConfigurationError(f"{subject} is not the file of an unfinished calibration, or it is damaged; {REMEDY}")
     if not (
         {name: index[name] for name in identity} == identity
         and index["repeats"] == design.repeats
@@ -321,4 +324,5 @@ def _is_complete(index: Any, tensors: Mapping[str, Tensor], design: Design, spec
         and outputs.ndim == 3
         and 0 < len(outputs) == len(amplitudes) <= len(tensors["settings"])
         and (again is None or (again.ndim == 2 and again.shape[1] == outputs.shape[2]))
+        and index.get("sha256") == tensor_hash(tensors)
     )

@@ -67,7 +67,7 @@ def test_a_resumed_calibration_records_the_cost_of_all_parts(tmp_path: Path) -> 
     for session, done in zip(sessions, (5, 9), strict=False):
         with pytest.raises(KeyboardInterrupt):
             calibrate(session, tmp_path / "c.json", listener=stop_after(done))
-    kept = json.loads((tmp_path / "c.json.cost.part").read_text())
+    kept = json.loads((tmp_path / "c.json.cost.part").read_text())["content"]
     assert kept["programs"] == 9
     record = calibrate(sessions[2], tmp_path / "c.json")
     for what in ("programs", "queries", "vectors"):
@@ -163,8 +163,8 @@ def test_after_a_kill_the_cost_is_that_of_the_saved_settings(tmp_path: Path) -> 
     ("content", "complaint"),
     [
         ("", "is empty, where JSON is expected"),
-        ("{}", "device: Field required; delete the file to leave out the cost"),
-        ('{"programs": -1}', "delete the file"),
+        ("{}", "is damaged: its hash differs from the saved one; delete the file to begin again"),
+        ('{"content": {"programs": 1}, "sha256": ""}', "is damaged: its hash differs"),
     ],
 )
 def test_a_damaged_cost_is_refused(content: str, complaint: str, tmp_path: Path) -> None:

@@ -285,6 +285,9 @@ def _load(path: Path) -> tuple[DeviceSpec, list[dict[str, Any]], dict[str, Tenso
     version = index.get("format") if isinstance(index, dict) else None
     if isinstance(version, int) and version > _FORMAT:
         raise DeviceError(f"{subject} has format {version}, but this astralora reads format {_FORMAT}")
+    for name, tensor in content.tensors.items():
+        if _name(tensor) != name:
+            raise DeviceError(f"{subject} is damaged: the values of a tensor differ from the recorded ones")
     try:
         found = _Index.model_validate(index)
         for place, entry in enumerate(found.operations):
