@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
@@ -12,9 +11,12 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError
 
 from ..common.errors import ConfigurationError
+from ..devices.files import file_name
+from ..devices.parsing import read_toml
 from ..devices.validation import Place, first_problem
 
 __all__ = [
+    "LAYER",
     "PROJECTIONS",
     "SHORTCUTS",
     "AdapterConfig",
@@ -22,7 +24,6 @@ __all__ = [
     "Granularity",
     "Resolved",
     "family_of",
-    "read_toml",
     "validate",
 ]
 
@@ -37,7 +38,8 @@ SHORTCUTS = ("residual1", "residual2", "shortcut1", "shortcut2")
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
-_LAYER = re.compile(r"model_layer_(\d+)")
+LAYER = re.compile(r"model_layer_(0|[1-9][0-9]{0,5})")
+"""Key of a layer's table, with the number of the layer."""
 
 
 class _Section(BaseModel):
@@ -152,7 +154,7 @@ class AdapterConfig(_Section):
         Raises:
             ConfigurationError: the file cannot be read, is not TOML, or has an unknown key or an invalid value.
         """
-        return cls.parse(read_toml(path), str(path))
+        return cls.parse(read_toml(path, error=ConfigurationError), file_name(path))
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], source: str = "the configuration of adapters") -> Self:
@@ -165,8 +167,8 @@ class AdapterConfig(_Section):
         Raises:
             ConfigurationError: a key is unknown, or a value is invalid.
         """
-        plain = {key: value for key, value in values.items() if not _LAYER.fullmatch(key) and key != "layers"}
-        layers = {int(match[1]): values[key] for key in values if (match := _LAYER.fullmatch(key))}
+        plain = {key: value for key, value in values.items() if not LAYER.fullmatch(key) and key != "layers"}
+        layers = {int(match[1]): values[key] for key in values if (match := LAYER.fullmatch(key))}
         for key in values:
             if key == "layers":
                 raise ConfigurationError(f"layers in {source} is not a known table; known are {_TOP_KEYS}")
@@ -232,20 +234,6 @@ _TOP_KEYS = "granularity, default, all_layers and model_layer_0, model_layer_1, 
 def family_of(name: str) -> Family:
     """Return the family of an adapter by its name."""
     return "shortcut" if name in SHORTCUTS else "lora"
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file.
-
-    Raises:
-        ConfigurationError: the file cannot be read, or is not TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} is not TOML: {error}") from None
 
 
 def validate(kind: type[_Model], values: Mapping[str, Any], source: str, known: str | None = None) -> _Model:

@@ -10,6 +10,7 @@ from torch import nn
 from ..common.errors import ConfigurationError
 from ..common.extras import require
 from ..devices import derive_seed
+from ..devices.validation import printable
 from .random_state import isolated_random_state
 from .tokens import SPECIAL_TOKENS, VOCABULARY
 
@@ -71,8 +72,13 @@ def load_model(
             if name in TINY:
                 model = _make_tiny(transformers, kind, name, overrides)
             else:
-                model = kind.from_pretrained(name, dtype="float32", **overrides)
-        except (OSError, ValueError, TypeError) as error:
+                # Weights are read from safetensors alone, since other formats are unpickled.
+                safe = {"use_safetensors": True, "trust_remote_code": False}
+                model = kind.from_pretrained(name, dtype="float32", **safe, **overrides)
+        except ConfigurationError:
+            raise
+        # The libraries below have no common base class for errors of damaged files.
+        except Exception as error:
             raise ConfigurationError(_failure(name, error)) from None
     config: Any = model.config
     if objective == "causal" and _family(model) in ("bert", "roberta") and not config.is_decoder:
@@ -109,7 +115,7 @@ def _family(model: nn.Module) -> str:
 
 
 def _failure(name: str, error: Exception) -> str:
-    reason = str(error).strip().partition("\n")[0].rstrip(".")
+    reason = printable(str(error).strip().partition("\n")[0].rstrip(".")) or type(error).__name__
     if name in TINY or Path(name).exists():
         return f"the model {name!r} cannot be made: {reason}"
     return (

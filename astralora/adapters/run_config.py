@@ -10,7 +10,9 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
 
 from ..common.errors import ConfigurationError
-from .config import AdapterConfig, read_toml, validate
+from ..devices.files import file_name
+from ..devices.parsing import read_toml
+from .config import AdapterConfig, validate
 from .proxies import PROXIES
 from .search import Groups
 
@@ -152,8 +154,8 @@ class AdapterRun(_Section):
         Raises:
             ConfigurationError: the file cannot be read, is not TOML, or a key is unknown or a value invalid.
         """
-        values = {} if path is None else read_toml(path)
-        source = "the configuration" if path is None else str(path)
+        values = {} if path is None else read_toml(path, error=ConfigurationError)
+        source = "the configuration" if path is None else file_name(path)
         values = _merged(values, overrides or {})
         adapters = values.pop("adapters", {})
         if not isinstance(adapters, AdapterConfig):

@@ -13,9 +13,11 @@ import tomli_w
 
 from ..common.errors import ConfigurationError
 from ..devices import derive_generator
-from ..devices.files import write_atomically
+from ..devices.files import file_name, write_atomically, write_errors
+from ..devices.parsing import read_toml
+from ..devices.validation import printable
 from .adapted import AdaptedModel
-from .config import PROJECTIONS, SHORTCUTS, read_toml
+from .config import LAYER, PROJECTIONS, SHORTCUTS
 from .proxies import PROXIES, Batch, Loss, Metric, default_loss
 from .temporary_changes import prepared_for_scoring
 
@@ -54,11 +56,9 @@ class Scores:
         Raises:
             ConfigurationError: the file cannot be written.
         """
-        try:
+        with write_errors(path, error=ConfigurationError):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, self.to_toml())
-        except OSError as error:
-            raise ConfigurationError(f"{path} cannot be written: {error.strerror or error}") from None
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -67,12 +67,15 @@ class Scores:
         Raises:
             ConfigurationError: the file cannot be read, or holds no scores.
         """
-        content = read_toml(path)
-        costs = _flat(content.pop("costs", {}), f"costs in {path}")
+        content = read_toml(path, error=ConfigurationError)
+        costs = content.pop("costs", {})
+        if not isinstance(costs, dict):
+            raise ConfigurationError(f"costs in {file_name(path)} must be a table of layers")
+        costs = _flat(costs, f"costs in {file_name(path)}")
         proxy, batches = content.pop("proxy", None), content.pop("batches", 0)
-        if not isinstance(proxy, str) or not isinstance(batches, int):
-            raise ConfigurationError(f"{path} holds no scores: it has no proxy, or no number of batches")
-        return cls(proxy, batches, _flat(content, str(path)), costs)
+        if not isinstance(proxy, str) or not isinstance(batches, int) or isinstance(batches, bool):
+            raise ConfigurationError(f"{file_name(path)} holds no scores: it has no proxy, or no number of batches")
+        return cls(proxy, batches, _flat(content, file_name(path)), costs)
 
 
 def score(
@@ -136,14 +139,14 @@ def _nested(values: Mapping[str, float]) -> dict[str, dict[str, float]]:
 def _flat(tables: Mapping[str, Any], source: str) -> dict[str, float]:
     values = {}
     for layer, table in tables.items():
-        number = layer.removeprefix("model_layer_")
-        if number == layer or not number.isdecimal() or not isinstance(table, dict):
-            raise ConfigurationError(f"{layer} in {source} is not the table of a layer, such as model_layer_0")
+        if not LAYER.fullmatch(layer) or not isinstance(table, dict):
+            raise ConfigurationError(
+                f"{printable(layer)} in {source} is not the table of a layer, such as model_layer_0"
+            )
         for name, value in table.items():
             if name not in PROJECTIONS and name not in SHORTCUTS:
-                raise ConfigurationError(
-                    f"{layer}.{name} in {source} is not an adapter; known are {', '.join((*PROJECTIONS, *SHORTCUTS))}"
-                )
+                known = ", ".join((*PROJECTIONS, *SHORTCUTS))
+                raise ConfigurationError(f"{layer}.{printable(name)} in {source} is not an adapter; known are {known}")
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
                 raise ConfigurationError(f"{layer}.{name} in {source} must be a finite number of at least 0")
             values[f"{layer}.{name}"] = float(value)

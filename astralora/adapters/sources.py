@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,8 +13,14 @@ from typing import Any, NamedTuple
 
 from ..common.errors import ConfigurationError
 from ..common.extras import require
+from ..devices.files import file_name, read_text
+from ..devices.parsing import parse_json
+from ..devices.validation import printable
 
 __all__ = ["COLLECTIONS", "Collection", "Row", "Source", "read_collection", "read_files"]
+
+
+_LIMIT = 4 * 2**30  # bytes of a file of texts
 
 
 class Row(NamedTuple):
@@ -153,22 +158,22 @@ def _is_text(path: Path) -> bool:
 
 
 def _read(path: Path, text: str, pair: str | None, label: str | None) -> Iterator[Row]:
-    try:
-        content = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigurationError(f"{path} cannot be read: {reason}") from None
+    content = read_text(path, error=ConfigurationError, limit=_LIMIT)
     if _is_text(path):
         yield Row(content)
         return
     records = _csv(content, path) if path.suffix.lower() == ".csv" else _jsonl(content, path)
     for number, record in records:
-        where = f"line {number} of {path}"
+        where = f"line {number} of {file_name(path)}"
         target = None if label is None else _value(record, label, where)
         if isinstance(target, str) and path.suffix.lower() == ".csv":
             target = _number(target)
         if not isinstance(target, str | int | float | None):
-            raise ConfigurationError(f"{where} has the label {target!r}, which is neither a number nor a word")
+            raise ConfigurationError(
+                f"{where} has the label {printable(repr(target))}, which is neither a number nor a word"
+            )
+        if isinstance(target, int) and abs(target) >= 2**63:
+            raise ConfigurationError(f"{where} has a label of more than 64 bits")
         if isinstance(target, float) and not isfinite(target):
             raise ConfigurationError(f"{where} has the label {target!r}, which is not finite")
         yield Row(_text(record, text, where), None if pair is None else _text(record, pair, where), target)
@@ -176,7 +181,7 @@ def _read(path: Path, text: str, pair: str | None, label: str | None) -> Iterato
 
 def _value(record: Mapping[str, Any], key: str, where: str) -> Any:
     if key not in record:
-        raise ConfigurationError(f"{where} has no {key!r}; it has {', '.join(record) or 'nothing'}")
+        raise ConfigurationError(f"{where} has no {key!r}; it has {printable(', '.join(record)) or 'nothing'}")
     if record[key] is None:
         raise ConfigurationError(f"{where} has no value for {key!r}")
     return record[key]
@@ -185,7 +190,7 @@ def _value(record: Mapping[str, Any], key: str, where: str) -> Any:
 def _text(record: Mapping[str, Any], key: str, where: str) -> str:
     value = _value(record, key, where)
     if not isinstance(value, str):
-        raise ConfigurationError(f"{where} has {value!r} for {key!r}, which must be a text")
+        raise ConfigurationError(f"{where} has {printable(repr(value))} for {key!r}, which must be a text")
     return value
 
 
@@ -193,7 +198,8 @@ def _number(word: str) -> int | float | str:
     """Convert a word that is a number in JSON, and return other words unchanged."""
     if not re.fullmatch(r"-?\d+(\.\d+)?([eE][-+]?\d+)?", word):
         return word
-    return float(word) if re.search(r"[.eE]", word) else int(word)
+    # A whole number of more than 64 bits is no class.
+    return float(word) if re.search(r"[.eE]", word) or len(word) > 19 else int(word)
 
 
 def _jsonl(content: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -201,12 +207,10 @@ def _jsonl(content: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     for number, line in enumerate(content.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigurationError(f"line {number} of {path} is not JSON: {error.msg}") from None
+        where = f"line {number} of {file_name(path)}"
+        record = parse_json(line, where, error=ConfigurationError, any_number=True)
         if not isinstance(record, dict):
-            raise ConfigurationError(f"line {number} of {path} is not an object with keys and values")
+            raise ConfigurationError(f"{where} is not an object with keys and values")
         yield number, record
 
 
@@ -218,7 +222,7 @@ def _csv(content: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            raise ConfigurationError(f"line {number} of {path} is not CSV: {error}") from None
+            raise ConfigurationError(f"line {number} of {file_name(path)} is not CSV: {error}") from None
         if fields is None:
             return
         if not fields:
@@ -226,7 +230,8 @@ def _csv(content: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         if header is None:
             header = fields
         elif len(fields) != len(header):
-            raise ConfigurationError(f"line {number} of {path} has {len(fields)} columns, and its header {len(header)}")
+            where = f"line {number} of {file_name(path)}"
+            raise ConfigurationError(f"{where} has {len(fields)} columns, and its header {len(header)}")
         else:
             yield number, dict(zip(header, fields, strict=True))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..common.errors import ConfigurationError
 from ..common.extras import require
+from ..devices.validation import printable
 
 __all__ = ["SPECIAL_TOKENS", "VOCABULARY", "Tokens", "load_tokens"]
 
@@ -73,9 +74,10 @@ def load_tokens(name: str) -> Tokens:
         )
     transformers = require("transformers", "'astralora adapters'", extra="lowrank")
     try:
-        found = transformers.AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        found = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    # The libraries below have no common base class for errors of damaged files.
+    except Exception as error:
+        reason = printable(str(error).strip().partition("\n")[0].rstrip(".")) or type(error).__name__
         hint = "" if Path(name).exists() else "; without a network, give the folder of a saved one, or 'bytes'"
         raise ConfigurationError(f"the tokenizer {name!r} cannot be loaded: {reason}{hint}") from None
     first = found.bos_token_id if found.cls_token_id is None else found.cls_token_id

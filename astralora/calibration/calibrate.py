@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from math import hypot
 from pathlib import Path
@@ -26,6 +25,8 @@ from ..devices import (
     make_device,
     make_model,
 )
+from ..devices.files import remove_file
+from .costs import CostRecord, Spent
 from .direct_measurements import (
     SHARE,
     DirectMeasurements,
@@ -81,7 +82,9 @@ def calibrate(
         model: name of a registered device whose law is fitted, or ``"none"``; the device's own name if None.
         options: options of that device, such as ``response`` of ``mrr``.
         path: path of the record. Until the record is written, measured data are stored in files beside it. After an
-            interruption, the same call resumes from these files.
+            interruption, the same call resumes from these files. The budget covers all parts together: what was spent
+            and not saved is taken from the last settings. The record holds the cost of all parts; after a kill this is
+            a lower bound, since the operations after the last save are unknown.
         characterise: whether to measure noise, converters and channels first; None means only if the spec claims no
             noise.
         known: characterisation of the chip, used instead of measuring again.
@@ -94,10 +97,11 @@ def calibrate(
         The record; ``fit`` holds the quality of the fit, ``findings`` the direct measurements.
 
     Raises:
-        BudgetExceeded: the session's own budget is too small; nothing is spent.
+        BudgetExceeded: the session's own budget is too small, or an interruption has left too little of ``budget``;
+            nothing is spent.
         CalibrationMismatch: ``known`` belongs to another chip.
-        ConfigurationError, DeviceError: the law is unknown or has another size, or the budget is too small; nothing is
-            spent.
+        ConfigurationError, DeviceError: the law is unknown or has another size, the budget is too small, or a file of
+            an interrupted calibration is damaged; nothing is spent.
     """
     session = device if isinstance(device, Session) else Session(device)
     run = _CalibrationRun(session, seed, None if path is None else Path(path))
@@ -105,9 +109,10 @@ def calibrate(
     run.plan(budget, characterise, known)
     session.open()
     run.afford()
-    run.measure_directly()
-    run.fit_law(steps, listener)
-    return run.finish()
+    with run.costs.saved_after_errors():
+        run.measure_directly()
+        run.fit_law(steps, listener)
+        return run.finish()
 
 
 class _CalibrationRun:
@@ -117,11 +122,15 @@ class _CalibrationRun:
         session: session of the chip.
         seed: seed of settings and fit.
         path: path of the record.
+
+    Attributes:
+        costs: cost of all parts of the calibration.
     """
+
+    costs: CostRecord
 
     def __init__(self, session: Session, seed: int, path: Path | None) -> None:
         self._session, self._seed, self._path = session, seed, path
-        self._began, self._start = session.usage, time.perf_counter()
         self._spec = session.spec
         self._model: FittedModel | None = None
         self._law: Identifiable | None = None
@@ -138,8 +147,9 @@ class _CalibrationRun:
         if known is not None:
             check_same_device(known, self._spec)
         self._known = known
+        self.costs = CostRecord(self._session, _beside(self._path, ".cost.part"), self._seed, budget or Budget())
         whole = _complete(self._spec, budget)
-        share = (budget or Budget()) if self._law is None else _scaled(whole, SHARE)
+        share = self.costs.remaining if self._law is None else _scaled(whole, SHARE)
         measurements = _choose_measurements(self._spec, self._law is None, characterise, known)
         kept = _beside(self._path, ".known.part")
         try:
@@ -165,7 +175,12 @@ class _CalibrationRun:
 
     def measure_directly(self) -> None:
         """Measure the properties that need no law, unless they are known."""
+        if self._direct.kept is not None:
+            spent = self._direct.kept.spent
+            self.costs.include(Spent(**spent, wall_seconds=self._direct.kept.wall_seconds))
         self._known = self._known or self._direct.find()
+        if self._known is not None:
+            self.costs.save()
         if self._known is not None:
             self._spec = self._known.measured
 
@@ -177,19 +192,24 @@ class _CalibrationRun:
         spec, noise = self._spec, None
         if self._known is not None and "noise_std" in self._known:
             noise = max(hypot(spec.noise_std, (spec.output_step or 0.0) / 12**0.5), 1e-12)
-        design = calibration_design(spec, self._rest, self._seed)
+
+        def show(done: int, total: int) -> None:
+            self.costs.save()
+            report({"event": "measured", "done": done, "total": total})
+
         pairs = measure_pairs(
             self._session,
-            design,
+            calibration_design(spec, self._rest, self._seed),
             spec=spec,
             part=_beside(self._path, ".part"),
-            listener=lambda done, total: report({"event": "measured", "done": done, "total": total}),
+            costs=self.costs,
+            listener=show,
         )
         found = identify(
             self._law,
             pairs,
             spec,
-            held_out=max(1, len(design.settings) // _HELD_OUT),
+            held_out=max(1, len(pairs.settings) // _HELD_OUT),
             noise=noise,
             steps=steps,
             seed=self._seed,
@@ -201,7 +221,7 @@ class _CalibrationRun:
         """Assemble the record, and save it if there is a path."""
         session = self._session
         thermometer = session.capability(Thermometer)
-        spent = session.usage - self._began
+        spent = self.costs.total
         fit, measured, tensors = None, self._spec, finding_tensors(self._known)
         if self._fitted is not None and self._law is not None:
             pairs, found = self._fitted
@@ -218,13 +238,14 @@ class _CalibrationRun:
             fit=fit,
             findings=finding_records(self._known),
             spent={"programs": spent.programs, "queries": spent.queries, "vectors": spent.vectors},
-            wall_seconds=time.perf_counter() - self._start,
+            wall_seconds=spent.wall_seconds,
             tensors=tensors,
         )
         if self._path is not None:
             record.save(self._path)
             self._direct.forget()
-            self._path.with_name(self._path.name + ".part").unlink(missing_ok=True)
+            remove_file(self._path.with_name(self._path.name + ".part"))
+            self.costs.forget()
         return record
 
 

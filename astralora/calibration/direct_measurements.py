@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from ..characterisation import Characterisation, characterisation_cost, characterise
+from ..characterisation.contents import read_characterisation
 from ..characterisation.measurement import Cost
 from ..common.errors import ConfigurationError
 from ..devices import Budget, CalibrationMismatch, DeviceSpec, Session
-from ..devices.files import write_atomically
+from ..devices.files import file_name, remove_file
+from .unfinished import REMEDY, read_unfinished, write_unfinished
 
 __all__ = [
     "SHARE",
@@ -45,6 +47,7 @@ class DirectMeasurements:
     Attributes:
         reserved: largest cost of the measurements.
         cost: largest remaining cost; 0 if an interrupted calibration has already measured.
+        kept: results that an interrupted calibration has saved; None if there are none.
     """
 
     def __init__(
@@ -53,37 +56,44 @@ class DirectMeasurements:
         self._session, self._budget, self._only, self._seed = session, budget, measurements, seed
         self._path = path
         self.reserved = self.cost = Cost(0, 0)
+        self.kept: Characterisation | None = None
         self._wanted = measurements is None or bool(measurements)
         if self._wanted:
             self.reserved = characterisation_cost(session, budget, only=measurements, seed=seed)
-            self.cost = self.reserved if self._kept() is None else Cost(0, 0)
+            self.kept = self._load()
+            self.cost = self.reserved if self.kept is None else Cost(0, 0)
 
     def find(self) -> Characterisation | None:
         """Return the results, measured now or loaded from the file; None if no measurement is chosen."""
         if not self._wanted:
             return None
-        found = self._kept()
+        found = self.kept
         if found is None:
             found = characterise(self._session, self._budget, only=self._only, seed=self._seed)
             if self._path is not None:
-                write_atomically(self._path, found.model_dump_json().encode())
+                write_unfinished(self._path, json.loads(found.model_dump_json()))
         return found
 
     def forget(self) -> None:
         """Delete the file with the results."""
         if self._path is not None:
-            self._path.unlink(missing_ok=True)
+            remove_file(self._path)
 
-    def _kept(self) -> Characterisation | None:
+    def _load(self) -> Characterisation | None:
         """Load the results from the file; None if there is no file."""
         if self._path is None or not self._path.exists():
             return None
         try:
-            found = Characterisation.model_validate_json(self._path.read_bytes())
+            found = read_characterisation(read_unfinished(self._path))
+        except ConfigurationError:
+            raise
+        except ValueError as error:
+            raise ConfigurationError(f"{file_name(self._path)} is damaged: {error}; {REMEDY}") from None
+        try:
             check_same_device(found, self._session.spec)
-        except (ValidationError, CalibrationMismatch):
+        except CalibrationMismatch:
             raise ConfigurationError(
-                f"{self._path} holds measurements of another chip; connect that chip, or delete the file"
+                f"{file_name(self._path)} holds measurements of another chip; connect that chip, or delete the file"
             ) from None
         return found
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import hypot
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from ..characterisation.context import saturated_share
 from ..common.errors import ConfigurationError
-from ..devices import DeviceSpec, Purpose, Session, derive_generator
-from ..devices.files import write_atomically
+from ..devices import BudgetExceeded, DeviceSpec, Purpose, Session, derive_generator
+from ..devices.files import file_name, write_file
+from ..devices.parsing import parse_json, read_tensors
 from ..probing.probes import lit_probes, orthogonal_probes
+from .costs import CostRecord, Spent
+from .unfinished import REMEDY, tensor_hash
 
 __all__ = ["Design", "Pairs", "choose_design", "measure_pairs"]
 
@@ -28,6 +30,8 @@ _KEY = "astralora_pairs"
 _HEADROOM = 0.875
 # The amplitude is halved while a larger share of the outputs is saturated.
 _MOST_SATURATED = 0.2
+# Settings that a fit needs, of which one is held out.
+_FEWEST = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +103,9 @@ def choose_design(spec: DeviceSpec, programs: int, vectors: int, seed: int) -> D
     repeats = min(4, max(0, vectors - 3 * programs))
     probes = _probes(spec)
     each = min(len(probes), (vectors - repeats) // max(programs, 1))
-    if programs < 3 or each < 1:
+    if programs < _FEWEST or each < 1:
         raise ConfigurationError(
-            f"a calibration needs at least 3 programs and a vector for each, not {programs} and {vectors}; "
+            f"a calibration needs at least {_FEWEST} programs and a vector for each, not {programs} and {vectors}; "
             f"allow about 64 programs of {len(probes)} vectors for a chip of {spec.num_controls:,} controls"
         )
     if spec.control_range is None:
@@ -140,6 +144,7 @@ def measure_pairs(
     *,
     spec: DeviceSpec | None = None,
     part: Path | None = None,
+    costs: CostRecord | None = None,
     listener: Callable[[int, int], None] | None = None,
 ) -> Pairs:
     """Measure all settings of a design, one by one.
@@ -150,24 +155,30 @@ def measure_pairs(
         spec: spec completed by measured properties, such as codes; the session's spec if None.
         part: file into which the measured data are saved after every setting; an interrupted measurement of the same
             design on the same chip resumes from it.
+        costs: cost of the calibration so far. The last settings are left out where the user's budget does not cover
+            them, because an interruption has lost what was spent on a setting.
         listener: called with the number of settings done, and of all.
 
     Raises:
-        BudgetExceeded: the session's budget is too small; nothing is spent.
-        ConfigurationError: the file holds another measurement.
+        BudgetExceeded: the session's budget or the rest of the user's budget is too small; nothing is spent.
+        ConfigurationError: the file holds another measurement, or it is damaged.
     """
     spec = session.spec if spec is None else spec
     identity = {"serial_number": spec.serial_number, "name": spec.name}
-    outputs, amplitudes, again = _load_part(part, design, identity) if part is not None else ([], [], None)
+    outputs, amplitudes, again = _load_part(part, design, identity, spec) if part is not None else ([], [], None)
     amplitude = amplitudes[-1] if amplitudes else _HEADROOM
     total = len(design.settings)
+    if costs is not None:
+        costs.include(_least_cost(design, spec, len(outputs), again))
+        total = _affordable(session, design, costs, len(outputs), again)
     remaining = total - len(outputs)
+    repeats = design.repeats if remaining or costs is None or _covers(costs, 1, design.repeats) else 0
     with session.purpose(Purpose.CALIBRATION), session.transaction():
         session.afford(
             "calibrate",
             programs=remaining,
             vectors=remaining * len(design.inputs),
-            batches=(design.repeats,) if again is None else (),
+            batches=(repeats,) if again is None else (),
         )
         for index in range(len(outputs), total):
             if index:
@@ -177,12 +188,52 @@ def measure_pairs(
             _save_part(part, design, identity, outputs, amplitudes, None)
             if listener is not None:
                 listener(index + 1, total)
+        if again is None and not repeats:
+            again = outputs[-1][:0]
         if again is None:
-            session.program(design.settings[-1])
-            again = session.query(_make_inputs(spec, design.inputs[: design.repeats], amplitudes[-1]))
+            session.program(design.settings[total - 1])
+            again = session.query(_make_inputs(spec, design.inputs[:repeats], amplitudes[-1]))
             _save_part(part, design, identity, outputs, amplitudes, again)
     inputs = torch.stack([_make_inputs(spec, design.inputs, amplitude) for amplitude in amplitudes])
-    return Pairs(design.settings, inputs, torch.stack(outputs), again)
+    return Pairs(design.settings[: len(outputs)], inputs, torch.stack(outputs), again)
+
+
+def _least_cost(design: Design, spec: DeviceSpec, done: int, again: Tensor | None) -> Spent:
+    """Return what the saved part of a measurement has cost at least."""
+    repeats = 0 if again is None else len(again)
+    return Spent(
+        programs=done,
+        queries=done * spec.queries_for(len(design.inputs)) + spec.queries_for(repeats),
+        vectors=done * len(design.inputs) + repeats,
+    )
+
+
+def _affordable(session: Session, design: Design, costs: CostRecord, done: int, again: Tensor | None) -> int:
+    """Return the number of settings, with those that are done, that the user's budget covers.
+
+    Raises:
+        BudgetExceeded: it covers too few to fit and hold out any.
+    """
+    total = len(design.settings)
+    if again is not None:
+        return done
+    while total > done and not _covers(costs, total - done, (total - done) * len(design.inputs) + design.repeats):
+        total -= 1
+    if total < _FEWEST:
+        budget = costs.remaining
+        raise BudgetExceeded(
+            f"the parts before the interruption have left {budget.programs} programs and {budget.vectors} vectors of "
+            f"the budget, and a calibration needs {_FEWEST} settings of {len(design.inputs)} vectors; raise the budget",
+            device=session.spec.name,
+            operation="calibrate",
+        )
+    return total
+
+
+def _covers(costs: CostRecord, programs: int, vectors: int) -> bool:
+    """Return whether the rest of the user's budget covers these operations."""
+    left = costs.remaining
+    return (left.programs is None or programs <= left.programs) and (left.vectors is None or vectors <= left.vectors)
 
 
 def _make_inputs(spec: DeviceSpec, signs: Tensor, amplitude: float) -> Tensor:
@@ -220,36 +271,58 @@ def _save_part(
     tensors = {"settings": design.settings, "inputs": design.inputs, "outputs": torch.stack(outputs)}
     if again is not None:
         tensors["again"] = again
-    index = {**identity, "amplitudes": amplitudes, "repeats": design.repeats}
     content = {name: value.contiguous() for name, value in tensors.items()}
-    write_atomically(part, save_tensors(content, {_KEY: json.dumps(index)}))
+    index = {**identity, "amplitudes": amplitudes, "repeats": design.repeats, "sha256": tensor_hash(content)}
+    write_file(part, save_tensors(content, {_KEY: json.dumps(index)}), "the unfinished calibration")
 
 
-def _load_part(part: Path, design: Design, identity: dict[str, Any]) -> tuple[list[Tensor], list[float], Tensor | None]:
+def _load_part(
+    part: Path, design: Design, identity: dict[str, Any], spec: DeviceSpec
+) -> tuple[list[Tensor], list[float], Tensor | None]:
     """Load the outputs, amplitudes and repeated outputs that an interrupted measurement has saved.
 
     Raises:
-        ConfigurationError: the file holds another measurement.
+        ConfigurationError: the file holds another measurement, or it is damaged.
     """
     if not part.exists():
         return [], [], None
-    other = ConfigurationError(
-        f"{part} holds another measurement, of another chip, seed or budget; resume that one, or delete the file"
-    )
-    try:
-        with safe_open(part, framework="pt") as file:
-            index = json.loads((file.metadata() or {})[_KEY])
-            names: list[str] = file.keys()
-            tensors = {name: file.get_tensor(name) for name in names}
-        same = (
-            {name: index[name] for name in identity} == identity
-            and index["repeats"] == design.repeats
-            and torch.equal(tensors["settings"], design.settings)
-            and torch.equal(tensors["inputs"], design.inputs)
+    subject = file_name(part)
+
+    def refused(message: str) -> ConfigurationError:
+        return ConfigurationError(f"{message}; {REMEDY}")
+
+    content = read_tensors(part, error=refused)
+    index = parse_json(content.metadata.get(_KEY, "{}"), subject, error=refused)
+    tensors = content.tensors
+    if not _is_complete(index, tensors, design, spec):
+        raise ConfigurationError(f"{subject} is not the file of an unfinished calibration, or it is damaged; {REMEDY}")
+    if not (
+        {name: index[name] for name in identity} == identity
+        and index["repeats"] == design.repeats
+        and torch.equal(tensors["settings"], design.settings)
+        and torch.equal(tensors["inputs"], design.inputs)
+        and tensors["outputs"].shape[1:] == (len(design.inputs), spec.out_features)
+    ):
+        raise ConfigurationError(
+            f"{subject} holds another measurement, of another chip, seed or budget; resume that one, or delete the file"
         )
-        outputs, amplitudes = list(tensors["outputs"]), [float(value) for value in index["amplitudes"]]
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
-        raise other from None
-    if not same or len(outputs) != len(amplitudes):
-        raise other
-    return outputs, amplitudes, tensors.get("again")
+    return list(tensors["outputs"]), [float(value) for value in index["amplitudes"]], tensors.get("again")
+
+
+def _is_complete(index: Any, tensors: Mapping[str, Tensor], design: Design, spec: DeviceSpec) -> bool:
+    """Return whether the parts of a file of an unfinished measurement are there and fit together."""
+    if not isinstance(index, dict) or not {"serial_number", "name", "amplitudes", "repeats"} <= index.keys():
+        return False
+    if not {"settings", "inputs", "outputs"} <= tensors.keys():
+        return False
+    if not all(value.is_floating_point() and bool(value.isfinite().all()) for value in tensors.values()):
+        return False
+    amplitudes, outputs, again = index["amplitudes"], tensors["outputs"], tensors.get("again")
+    return (
+        isinstance(amplitudes, list)
+        and all(isinstance(value, float) and 0 < value <= 1 for value in amplitudes)
+        and outputs.ndim == 3
+        and 0 < len(outputs) == len(amplitudes) <= len(tensors["settings"])
+        and (again is None or (again.ndim == 2 and again.shape[1] == outputs.shape[2]))
+        and index.get("sha256") == tensor_hash(tensors)
+    )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, JsonValue
 
 from ..devices import DeviceSpec
 from ..devices.html import html_table
@@ -76,13 +76,13 @@ class Characterisation(BaseModel):
     device: str
     serial_number: str | None
     created: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
-    temperature_celsius: float | None = None
+    temperature_celsius: FiniteFloat | None = None
     promised: DeviceSpec
     findings: tuple[Finding, ...]
     skipped: dict[str, str] = {}
     spent: dict[str, int]
     spent_by_measurement: dict[str, dict[str, int]] = {}
-    wall_seconds: float
+    wall_seconds: float = Field(ge=0, allow_inf_nan=False)
 
     def __getitem__(self, name: str) -> Finding:
         """Return the finding of this name.

@@ -17,7 +17,7 @@ from ..common.errors import ConfigurationError
 from ..devices import Calibration, Session
 from ..reports import duration
 from . import options as o
-from .characterisation_file import load_characterisation
+from .check_results import load_characterisation
 from .chip import MeasuredChipConfig, MeasuredChipOptions, Section
 from .command import command
 from .console import errors, out, print_json, print_rows

@@ -6,14 +6,15 @@ Commands check the path before they spend anything.
 
 from __future__ import annotations
 
-import json
 import os
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from ..common.errors import ConfigurationError
-from ..devices.files import write_atomically
+from ..devices.files import check_writable
+from ..devices.files import write_file as write_with_reason
+from .console import to_json
 
 __all__ = ["check_file", "check_folder", "new_folder", "write_file", "write_json"]
 
@@ -26,11 +27,7 @@ def check_file(path: Path | None) -> None:
     """
     if path is None:
         return
-    if not path.parent.is_dir():
-        raise ConfigurationError(f"{path} cannot be written: there is no folder {path.parent}")
-    if path.is_dir():
-        raise ConfigurationError(f"{path} cannot be written: it is a folder; name a file")
-    _check_permission(path, path.parent)
+    check_writable(path, error=ConfigurationError)
 
 
 def check_folder(path: Path | None) -> None:
@@ -63,15 +60,12 @@ def write_file(path: Path, content: str | bytes) -> None:
     Raises:
         ConfigurationError: it cannot be written.
     """
-    try:
-        write_atomically(path, content)
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be written: {error.strerror or error}") from None
+    write_with_reason(path, content, error=ConfigurationError)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file; see `write_file`."""
-    write_file(path, json.dumps(value, indent=2) + "\n")
+    write_file(path, to_json(value))
 
 
 def _check_permission(path: Path, folder: Path) -> None:

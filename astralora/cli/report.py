@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
-from ..characterisation import Characterisation
 from ..common.errors import ConfigurationError
 from ..devices import Calibration
-from ..devices.testing import CheckResult
+from ..devices.files import file_name
+from ..devices.parsing import read_json
 from ..reports import calibration_report, check_report, run_report
 from ..training import RunFolder, recall_run
 from . import options as o
+from .check_results import parse_check
 from .command import command
 from .console import out, print_json
 from .output import check_file, write_file
@@ -55,26 +54,11 @@ def _page(source: Path) -> bytes:
     if source.is_dir():
         folder = RunFolder.reopen(source)
         return run_report(recall_run(folder), folder.config.to_toml())["report.html"]
-    content = _load_json(source)
+    content = read_json(source, error=ConfigurationError)
     if "tensors_file" in content:
         return calibration_report(Calibration.load(source))
     if "characterisation" not in content or "checks" not in content:
-        raise ConfigurationError(f"{source} holds neither a calibration nor the JSON that 'astralora check' writes")
-    try:
-        measured = content["characterisation"]
-        return check_report(
-            [CheckResult(**result) for result in content["checks"]],
-            None if measured is None else Characterisation.model_validate(measured),
+        raise ConfigurationError(
+            f"{file_name(source)} holds neither a calibration nor the JSON that 'astralora check' writes"
         )
-    except (TypeError, ValidationError) as error:
-        raise ConfigurationError(f"{source} holds a check that cannot be read: {str(error).splitlines()[0]}") from None
-
-
-def _load_json(source: Path) -> dict[str, Any]:
-    try:
-        content = json_module.loads(source.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"{source} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise ConfigurationError(f"{source} is not JSON: {error}") from None
-    return content if isinstance(content, dict) else {}
+    return check_report(*parse_check(content, source))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
 from ..common.errors import ConfigurationError
-from ..devices.validation import first_problem
+from ..devices import DeviceError
+from ..devices.parsing import parse_toml
+from ..devices.validation import first_problem, printable
 from .options import Set
 
 __all__ = ["ConfigOptions", "default_of", "nest", "parse_settings", "top_keys", "validated"]
@@ -70,7 +71,7 @@ def parse_settings(
     for setting in settings or ():
         key, equals, value = (part.strip() for part in setting.partition("="))
         if not equals or not key:
-            raise ConfigurationError(f"--set takes KEY=VALUE, not {setting!r}")
+            raise ConfigurationError(f"--set takes KEY=VALUE, not {printable(setting)!r}")
         if key.partition(".")[0] not in open_keys:
             _check_key(key, model)
         values[key] = _parse(value)
@@ -157,7 +158,10 @@ def _is_table(model: type[BaseModel], name: str) -> bool:
 
 
 def _parse(text: str) -> Any:
+    """Return the value of a text: TOML, or the text itself where it is a word without quotes."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text  # a word without quotes
+        found = parse_toml(f"value = {text}", "the value")
+    except DeviceError:
+        return text
+    # A line break in the text could begin another key.
+    return found["value"] if list(found) == ["value"] else text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from .device_files import absolute_name
 from .errors import DeviceError
-from .files import write_atomically
+from .files import file_name, write_file
+from .parsing import read_toml
 from .validation import first_problem
 
 __all__ = ["Bench"]
+
+_WHAT = "the bench file"
 
 
 class Bench(BaseModel):
@@ -53,16 +55,17 @@ class Bench(BaseModel):
         Raises:
             DeviceError: the file does not exist, or its content is not valid; the message is one sentence.
         """
+        values = read_toml(path, _WHAT)
         try:
-            bench = cls.model_validate(tomllib.loads(Path(path).read_text(encoding="utf-8")))
-            return bench.model_copy(update={"device": absolute_name(bench.device, Path(path).parent)})
-        except OSError as error:
-            raise DeviceError(f"the bench file {path} cannot be read: {error.strerror or error}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise DeviceError(f"the bench file {path} is not TOML: {error}") from None
+            bench = cls.model_validate(values)
         except ValidationError as error:
-            raise DeviceError(f"the bench file {path}: {first_problem(error, cls.model_fields)}") from None
+            raise DeviceError(f"{file_name(path, _WHAT)}: {first_problem(error, cls.model_fields)}") from None
+        return bench.model_copy(update={"device": absolute_name(bench.device, Path(path).parent)})
 
     def save(self, path: str | Path) -> None:
-        """Write the bench file atomically: an interruption leaves no partial file."""
-        write_atomically(Path(path), tomli_w.dumps(self.model_dump()))
+        """Write the bench file atomically: an interruption leaves no partial file.
+
+        Raises:
+            DeviceError: the file cannot be written; an earlier one is unchanged.
+        """
+        write_file(path, tomli_w.dumps(self.model_dump()), _WHAT)

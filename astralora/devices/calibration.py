@@ -8,23 +8,41 @@ import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    JsonValue,
+    NonNegativeInt,
+    ValidationError,
+)
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from .calibration_contents import check_findings, check_tensors
 from .errors import CalibrationMismatch, DeviceError
-from .files import write_atomically
+from .files import file_name, read_bytes, remove_file, write_file
 from .html import html_table
+from .parsing import parse_tensors, read_json
 from .spec import DeviceSpec
-from .validation import first_problem
+from .validation import first_problem, printable
 
 __all__ = ["Calibration", "CalibrationAgeWarning", "FitQuality", "FittedModel"]
 
 _HASHES = ("sha256", "tensors_file", "tensors_sha256")
+_WHAT = "the calibration"
+_TENSORS_LIMIT = 4 * 2**30  # bytes
+_COUNTS = ("programs", "queries", "vectors")
+
+_Text = Annotated[str, Field(min_length=1)]
+_Count = Annotated[int, Field(ge=0)]
+# JSON has no nan; it is stored as null.
+_Number = Annotated[float, BeforeValidator(lambda value: float("nan") if value is None else value)]
 
 
 class CalibrationAgeWarning(UserWarning):
@@ -45,7 +63,7 @@ class FittedModel(_Record):
         options: options of its factory, except sizes and ranges.
     """
 
-    name: str
+    name: _Text
     options: dict[str, JsonValue] = {}
 
 
@@ -69,14 +87,14 @@ class FitQuality(_Record):
 
     fits: bool
     verdict: str
-    unexplained: float
-    unexplained_error: float
-    held_out_rms: float
-    training_rms: float
-    noise_std: float
-    starts: int
-    settings: int
-    held_out_settings: int
+    unexplained: _Number
+    unexplained_error: _Number
+    held_out_rms: _Number
+    training_rms: _Number
+    noise_std: _Number
+    starts: _Count
+    settings: _Count
+    held_out_settings: _Count
     errors: Literal["full", "diagonal"]
 
 
@@ -106,17 +124,17 @@ class Calibration(_Record):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     format: Literal[1] = 1
-    device: str
+    device: _Text
     serial_number: str | None
     created: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
-    temperature_celsius: float | None = None
+    temperature_celsius: FiniteFloat | None = None
     promised: DeviceSpec
     measured: DeviceSpec
     model: FittedModel | None = None
     fit: FitQuality | None = None
     findings: tuple[dict[str, JsonValue], ...] = ()
-    spent: dict[str, int]
-    wall_seconds: float = Field(default=0.0, ge=0)
+    spent: dict[str, NonNegativeInt]
+    wall_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     tensors: dict[str, Tensor] = Field(default_factory=dict, exclude=True, repr=False)
 
     @property
@@ -142,7 +160,7 @@ class Calibration(_Record):
     @property
     def digest(self) -> str:
         """Return the SHA-256 of the record and its tensors."""
-        return _digest(self.model_dump(mode="json"), save_tensors(self._contiguous()))
+        return _digest(self._content(), save_tensors(self._contiguous()))
 
     def check(
         self,
@@ -225,53 +243,69 @@ class Calibration(_Record):
         """
         path = Path(path)
         data = save_tensors(self._contiguous())
-        content = self.model_dump(mode="json")
+        content = self._content()
         sha = hashlib.sha256(data).hexdigest()
         name = f"{path.stem}-{sha[:12]}.safetensors"
         content |= {"tensors_file": name, "tensors_sha256": sha, "sha256": _digest(content, data)}
-        try:
-            earlier = _named_tensors(path)
-            write_atomically(path.with_name(name), data)
-            write_atomically(path, json.dumps(content, indent=2) + "\n")
-            if earlier is not None and earlier != name:
-                path.with_name(earlier).unlink(missing_ok=True)
-        except OSError as error:
-            raise DeviceError(f"the calibration {path} cannot be written: {error.strerror or error}") from None
+        earlier = _named_tensors(path)
+        write_file(path.with_name(name), data, "the tensors of a calibration")
+        write_file(path, json.dumps(content, indent=2) + "\n", _WHAT)
+        # Read again, because another process may have written the earlier record again in between.
+        if earlier is not None and earlier not in (name, _named_tensors(path)):
+            remove_file(path.with_name(earlier), "the tensors of an earlier calibration")
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
         """Read a record and its tensors, and check their hash.
 
         Raises:
-            DeviceError: there is no record, it is damaged, or its format is newer.
+            DeviceError: there is no record, it is damaged, its parts do not fit together, or its format is newer.
         """
         path = Path(path)
-        content = _read_json(path)
+        subject = file_name(path, _WHAT)
+        content = read_json(path, _WHAT)
         version = content.get("format")
         if isinstance(version, int) and version > 1:
-            raise DeviceError(
-                f"the calibration {path} has format {version}, but this astralora reads format 1; update astralora"
-            )
+            raise DeviceError(f"{subject} has format {version}, but this astralora reads format 1; update astralora")
         hashes = {key: content.pop(key, None) for key in _HASHES}
         name = hashes["tensors_file"]
-        if not isinstance(name, str) or Path(name).name != name:
-            raise DeviceError(
-                f"the tensors_file of the calibration {path} must be the name of a file in the same folder"
-            )
-        try:
-            data = path.with_name(name).read_bytes()
-        except OSError:
-            raise DeviceError(
-                f"the calibration {path} needs {name}, which is not in the same folder; copy both"
-            ) from None
+        if not isinstance(name, str) or not name or Path(name).name != name or "\0" in name:
+            raise DeviceError(f"the tensors_file of {subject} must be the name of a file in the same folder")
+        tensors_path, shown = path.with_name(name), printable(name)
+        if not tensors_path.exists():
+            raise DeviceError(f"{subject} needs {shown}, which is not in the same folder; copy both")
+        data = read_bytes(tensors_path, "the tensors of a calibration", limit=_TENSORS_LIMIT)
         if _digest(content, data) != hashes["sha256"]:
-            raise DeviceError(f"the calibration {path} or {name} is damaged: its hash differs from the saved one")
+            raise DeviceError(f"{subject} or {shown} is damaged: its hash differs from the saved one")
+        tensors = parse_tensors(data, f"{shown}, which {subject} needs,").tensors
         try:
-            return cls.model_validate({**content, "tensors": load_tensors(data)})
+            found = cls.model_validate({**content, "tensors": tensors})
+            found.check_contents()
         except ValidationError as error:
-            raise DeviceError(f"the calibration {path}: {first_problem(error)}") from None
-        except SafetensorError as error:
-            raise DeviceError(f"the calibration {path}: {name} is not a safetensors file: {error}") from None
+            raise DeviceError(f"{subject}: {first_problem(error)}") from None
+        except ValueError as error:
+            raise DeviceError(f"{subject}: {error}; calibrate the device again") from None
+        return found
+
+    def check_contents(self) -> None:
+        """Refuse a record whose parts do not fit together.
+
+        Raises:
+            ValueError: a part is missing or wrong; the message names it, what is wrong, and what would be right.
+        """
+        for name in _COUNTS:
+            if name not in self.spent:
+                raise ValueError(f"spent.{name} is missing, the number of {name} that the calibration used")
+        if self.fit is not None and self.model is None:
+            raise ValueError("model is null, and must name the law that was fitted")
+        fits = self.fit is not None and self.fit.fits
+        check_findings(self.findings)
+        check_tensors(self.tensors, self.promised, self.measured, fits=fits)
+
+    def _content(self) -> dict[str, Any]:
+        """Return the record as JSON, without its tensors."""
+        content: dict[str, Any] = json.loads(self.model_dump_json())
+        return content
 
     def _part(self, prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
@@ -285,24 +319,12 @@ def _digest(content: Mapping[str, Any], data: bytes) -> str:
     return hashlib.sha256(text.encode() + b"\0" + data).hexdigest()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DeviceError(f"the calibration {path} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise DeviceError(f"the calibration {path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise DeviceError(f"the calibration {path} must contain a JSON object, not a {type(content).__name__}")
-    return content
-
-
 def _named_tensors(path: Path) -> str | None:
     """Return the name of the tensor file that the record at a path refers to; None if there is no record."""
     if not path.exists():
         return None
     try:
-        name = _read_json(path).get("tensors_file")
+        name = read_json(path, _WHAT).get("tensors_file")
     except DeviceError:
         return None  # not a calibration: this file is replaced, and no other file is deleted
     return name if isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors") else None

@@ -11,6 +11,8 @@ from types import ModuleType
 from typing import Any
 
 from .errors import DeviceError
+from .files import read_bytes
+from .validation import printable
 
 __all__ = ["absolute_name", "load_factory", "split_name"]
 
@@ -63,35 +65,33 @@ def load_factory(name: str) -> Callable[..., Any]:
     parts = split_name(name)
     assert parts is not None
     path, attribute = Path(os.path.abspath(parts[0])), parts[1]
-    if not path.is_file():
-        raise DeviceError(f"there is no file {path}", device=name, operation="open")
+    shown = printable(path.name)
+
+    def refused(message: str) -> DeviceError:
+        return DeviceError(message, device=printable(name), operation="open")
+
+    if not os.path.exists(path):
+        raise refused(f"there is no file {printable(str(path))}")
+    source = read_bytes(path, "the Python file", error=refused)
     try:
-        module = _import(path)
+        module = _import(path, source)
     except (Exception, SystemExit) as error:
         # The user's code may raise any error.
-        reason = f"{type(error).__name__}: {error}".split("\n")[0]
-        raise DeviceError(f"{path.name} cannot be imported: {reason}", device=name, operation="open") from error
+        reason = printable(f"{type(error).__name__}: {error}".split("\n")[0])
+        raise refused(f"{shown} cannot be imported: {reason}") from error
     if not attribute or not hasattr(module, attribute):
         present = ", ".join(_factories(module)) or "none"
-        complaint = f"{path.name} has no {attribute!r}" if attribute else "the name of the factory is missing"
-        raise DeviceError(
-            f"{complaint}; write FILE.py:FACTORY, where the functions and classes in this file are {present}",
-            device=name,
-            operation="open",
-        )
+        complaint = f"{shown} has no {printable(attribute)!r}" if attribute else "the name of the factory is missing"
+        raise refused(f"{complaint}; write FILE.py:FACTORY, where the functions and classes in this file are {present}")
     factory = getattr(module, attribute)
     if not callable(factory):
         kind = type(factory).__name__
-        raise DeviceError(
-            f"{attribute} in {path.name} is of type {kind}; it must be a function or a class that makes a device",
-            device=name,
-            operation="open",
-        )
+        raise refused(f"{attribute} in {shown} is of type {kind}; it must be a function or a class that makes a device")
     return factory  # type: ignore[no-any-return]
 
 
-def _import(path: Path) -> ModuleType:
-    """Import a file under a unique module name, unless it was imported before and has not changed."""
+def _import(path: Path, source: bytes) -> ModuleType:
+    """Import a file with this content under a unique module name, unless it was imported before and has not changed."""
     changed = path.stat().st_mtime_ns
     earlier = _imported.get(path)
     if earlier is not None and earlier[0] == changed:
@@ -104,7 +104,7 @@ def _import(path: Path) -> ModuleType:
     sys.modules[module.__name__] = module
     try:
         # Compiled here, because Python's cache of compiled files misses a second change within one second.
-        exec(compile(path.read_bytes(), path, "exec"), module.__dict__)
+        exec(compile(source, path, "exec"), module.__dict__)
     except BaseException:
         del sys.modules[module.__name__]
         raise

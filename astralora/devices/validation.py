@@ -6,10 +6,22 @@ from collections.abc import Callable, Iterable
 
 from pydantic import ValidationError
 
-__all__ = ["Place", "dotted", "first_problem"]
+__all__ = ["Place", "dotted", "first_problem", "printable"]
 
 Place = tuple[int | str, ...]
 """Keys and indices that lead to a value, the outermost first."""
+
+
+_LONGEST = 400  # characters of a text from a file or a command line that a message shows
+
+
+def printable(text: str) -> str:
+    """Return a text in one line: control characters are escaped, and the middle of a long text is left out."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]}...{text[-_LONGEST // 2 :]}"
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def dotted(place: Place) -> str:
@@ -37,11 +49,11 @@ def first_problem(
     problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = problem["loc"]
     # pydantic puts this before the message of a ValueError that a validator raised.
-    message = problem["msg"].removeprefix("Value error, ")
+    message = " ".join(problem["msg"].removeprefix("Value error, ").split())
     if problem["type"] == "extra_forbidden":
         message = f"there is no such {thing}"
         names = known(place) if callable(known) else known
         if names is not None:
             message += f"; known are {', '.join(names)}"
-    where = " in ".join(part for part in (name(place), source) if part)
+    where = " in ".join(part for part in (printable(name(place)), source) if part)
     return f"{where}: {message}" if where else message

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
@@ -45,8 +46,8 @@ def calibration_report(record: Calibration) -> bytes:
     for name, values in record.constants.items():
         if values.numel() > 1:
             paint = _histogram if values.numel() > _MOST_SINGLE else _single_values
-            nominal = float(record.tensors[f"nominal/{name}"].mean())
-            pictures[name] = draw(partial(paint, name=name, values=values, errors=record.errors[name], nominal=nominal))
+            errors, nominal = _errors_of(record, name), _nominal_of(record, name)
+            pictures[name] = draw(partial(paint, name=name, values=values, errors=errors, nominal=nominal))
     if "dark/offset" in record.tensors:
         pictures["dark_level"] = draw(
             partial(
@@ -121,11 +122,23 @@ def _row(record: Calibration, name: str, values: Tensor) -> dict[str, str]:
     return {
         "name": name.replace("_", " "),
         "count": f"{values.numel():,}",
-        "nominal": f"{float(record.tensors[f'nominal/{name}'].mean()):.4g}",
+        "nominal": f"{_nominal_of(record, name):.4g}",
         "mean": f"{float(values.mean()):.4g}",
         "spread": f"{float(values.std()):.3g}" if many else "",
-        "error": f"{float(record.errors[name].mean()):.2g}",
+        "error": f"{float(_errors_of(record, name).mean()):.2g}",
     }
+
+
+def _errors_of(record: Calibration, name: str) -> Tensor:
+    """Return the standard errors of a constant; nan where the record has none."""
+    errors = record.errors.get(name)
+    return torch.full_like(record.constants[name], torch.nan) if errors is None else errors
+
+
+def _nominal_of(record: Calibration, name: str) -> float:
+    """Return the mean nominal value of a constant; nan where the record has none."""
+    nominal = record.tensors.get(f"nominal/{name}")
+    return float("nan") if nominal is None else float(nominal.mean())
 
 
 def _about(record: Calibration) -> dict[str, str]:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..common.errors import ConfigurationError
-from ..devices.files import write_atomically
+from ..devices.files import write_file
 from .plots import as_png, prepare
 
 __all__ = ["Verdict", "draw", "render", "write_report"]
@@ -67,7 +67,4 @@ def write_report(path: Path, page: bytes) -> None:
     Raises:
         ConfigurationError: the page cannot be written.
     """
-    try:
-        write_atomically(path, page)
-    except OSError as error:
-        raise ConfigurationError(f"the report {path} cannot be written: {error.strerror or error}") from None
+    write_file(path, page, "the report", error=ConfigurationError)

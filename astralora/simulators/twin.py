@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..devices import Calibration, DeviceError
+from ..devices.wrappers.calibrated import check_constants, make_model
 from .impairments import Impairments
 from .kinds import KINDS
 from .physics import Physics
@@ -61,6 +62,8 @@ def _fitted_physics(calibration: Calibration) -> Physics:
             device=name,
             operation="twin",
         )
+    # The law of the registered device of this name refuses constants that do not fit.
+    check_constants(calibration.constants, make_model(model, calibration.promised), model.name)
     return KINDS[model.name](**model.options)
 
 

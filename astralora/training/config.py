@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -13,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from ..budgets.sample_allocator import Currency, Ranking
 from ..common.errors import ConfigurationError
 from ..devices import Bench, Budget, Retry
+from ..devices.files import file_name
+from ..devices.parsing import read_toml
 from ..devices.validation import Place, first_problem
 
 __all__ = ["AllocateConfig", "DeviceConfig", "MethodConfig", "RunConfig"]
@@ -122,19 +123,12 @@ class RunConfig(_Section):
         Raises:
             ConfigurationError: the file does not exist or is no TOML, or a key or value is invalid.
         """
-        values: dict[str, Any] = {}
-        if path is not None:
-            try:
-                values = tomllib.loads(path.read_text(encoding="utf-8"))
-            except OSError as error:
-                raise ConfigurationError(f"{path} cannot be read: {error.strerror or error}") from None
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-                raise ConfigurationError(f"{path} is not TOML: {error}") from None
+        values = {} if path is None else read_toml(path, error=ConfigurationError)
         try:
             values = _merged(values, overrides or {})
             return cls.model_validate(_with_bench(values))
         except ValidationError as error:
-            source = str(path) if path else ""
+            source = file_name(path) if path else ""
             raise ConfigurationError(first_problem(error, lambda place: _keys(cls, place), source=source)) from None
 
     def to_toml(self) -> str:

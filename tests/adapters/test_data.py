@@ -109,8 +109,8 @@ def test_unreadable_files_and_files_of_different_kinds_are_refused(write: Write,
     latin.write_bytes("é".encode("latin-1"))
     for arguments, complaint in (
         ((tmp_path / "none.txt", None, "text", None, None), "none.txt cannot be read: No such file"),
-        ((tmp_path, None, "text", None, None), "cannot be read: Is a directory"),
-        ((latin, None, "text", None, None), "latin.txt cannot be read: .*utf-8"),
+        ((tmp_path, None, "text", None, None), "cannot be read: it is a folder; name a file"),
+        ((latin, None, "text", None, None), "latin.txt is not UTF-8 text: byte 0 is 0xe9; save it as UTF-8"),
         (
             (text, None, "text", None, "label"),
             r"a.txt is plain text, which has no columns; .* no data.label \('label'\)",

@@ -96,7 +96,7 @@ def test_the_page_of_a_run_can_be_written_again(tmp_path: Path) -> None:
         (("calibrate", "--device", "mzi", "--budget-programs", 8, "--budget-vectors", 4), "needs at least 3 programs"),
         (
             ("calibrate", "--device", "mzi", "--known", "pyproject.toml"),
-            "pyproject.toml does not hold the JSON that 'astralora check' writes",
+            "the result of 'astralora check' pyproject.toml is not JSON",
         ),
         (("calibrate", "--device", "mzi", "--model", "colour"), "there is no device named 'colour'"),
         (("calibrate", "--device", "mzi", "--model", "slm"), "has 256 controls at 16 x 16, but 'mzi' has 240"),

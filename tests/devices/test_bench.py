@@ -72,6 +72,6 @@ def test_is_written_completely_or_not_at_all(tmp_path: Path, monkeypatch: pytest
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", crash)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DeviceError, match=r"the bench file .* cannot be written: No space left on device; free some"):
         Bench(device="mrr").save(path)
     assert path.read_text() == before

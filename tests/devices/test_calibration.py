@@ -80,13 +80,13 @@ def test_a_crash_while_saving_leaves_the_old_record_whole(tmp_path: Path, monkey
     old.save(path)
     written: list[Path] = []
 
-    def crash(place: Path, content: Any) -> None:
+    def crash(place: Path, content: Any, *_: str) -> None:
         if written:
             raise KeyboardInterrupt
         written.append(place)
         place.write_bytes(content)
 
-    monkeypatch.setattr("astralora.devices.calibration.write_atomically", crash)
+    monkeypatch.setattr("astralora.devices.calibration.write_file", crash)
     with pytest.raises(KeyboardInterrupt):
         record_of(chip(seed=1)).save(path)
     assert d.Calibration.load(path).digest == old.digest
@@ -97,7 +97,7 @@ def test_a_crash_while_saving_leaves_the_old_record_whole(tmp_path: Path, monkey
     [
         (lambda path, tensors: path.unlink(), "cannot be read: No such file or directory"),
         (lambda path, tensors: path.write_text("{"), "is not JSON"),
-        (lambda path, tensors: path.write_text("[]"), "must contain a JSON object, not a list"),
+        (lambda path, tensors: path.write_text("[]"), "must contain a JSON object with keys and values, not a list"),
         (lambda path, tensors: tensors.unlink(), "which is not in the same folder; copy both"),
         (lambda path, tensors: tensors.write_bytes(b"x" + tensors.read_bytes()[1:]), "is damaged: its hash"),
         (lambda path, tensors: path.write_text(path.read_text().replace('"mzi"', '"mrr"')), "is damaged: its hash"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,13 +30,17 @@ from ..registry import find_device, offer_device
 from ..session import Session
 from ..spec import DeviceSpec
 from ..usage import Usage
+from ..validation import printable
 from ..wrapper import DeviceWrapper
 from .rehearsal import RehearsalDevice
 
 # Channels with a gain below this share of the nominal one are dead.
 _DEAD = 0.05
 
-__all__ = ["CalibratedDevice", "CalibratedTwin", "make_model"]
+# A chip whose constant is further from nominal than this many spreads cannot be made.
+_FARTHEST = 1000.0
+
+__all__ = ["CalibratedDevice", "CalibratedTwin", "check_constants", "make_model"]
 
 
 def make_model(model: FittedModel, spec: DeviceSpec) -> Identifiable:
@@ -71,6 +76,35 @@ def make_model(model: FittedModel, spec: DeviceSpec) -> Identifiable:
             operation="calibration",
         )
     return law
+
+
+def check_constants(constants: Mapping[str, Tensor], law: Identifiable, name: str) -> None:
+    """Refuse constants that a law does not have, of a wrong shape, or impossibly far from nominal.
+
+    Args:
+        constants: constants of a calibration by name.
+        law: law that uses them.
+        name: name of the law, for messages.
+
+    Raises:
+        DeviceError: a constant is not valid; the message names it, what is wrong, and what would be right.
+    """
+    declared = law.constants()
+
+    def refused(problem: str) -> DeviceError:
+        return DeviceError(f"{problem}; calibrate the device again", device=name, operation="calibration")
+
+    for constant, values in constants.items():
+        if constant not in declared:
+            known = ", ".join(declared)
+            raise refused(f"the calibration has the constant {printable(constant)!r}, and the law has only {known}")
+        wanted = declared[constant]
+        if tuple(values.shape) != tuple(wanted.shape):
+            raise refused(f"the constant {constant} has shape {tuple(values.shape)}, and must have {wanted.shape}")
+        far = (values - wanted.nominal).abs() > _FARTHEST * wanted.spread
+        if bool(far.any()):
+            value = float(values[far].flatten()[0])
+            raise refused(f"the constant {constant} has the value {value:g}, and must be near {wanted.nominal:g}")
 
 
 class CalibratedDevice(DeviceWrapper):
@@ -201,6 +235,7 @@ class CalibratedTwin:
         self.calibration = calibration
         self.model = make_model(calibration.model, calibration.promised)
         self.constants = calibration.constants
+        check_constants(self.constants, self.model, calibration.model.name)
         self._converted: dict[Any, dict[str, Tensor]] = {}
         self.spec = _corrected(calibration, self)
 
@@ -282,7 +317,7 @@ def _corrected(calibration: Calibration, twin: CalibratedTwin | None) -> DeviceS
         if dark is None or spec.output_range is None:
             return spec
         low, high = spec.output_range
-        return spec.model_copy(update={"output_range": (float((low - dark).max()), float((high - dark).min()))})
+        return _changed(spec, {"output_range": (float((low - dark).max()), float((high - dark).min()))})
     constants = twin.constants
     update: dict[str, Any] = {}
     gain, offset = constants.get("input_gain"), constants.get("input_offset")
@@ -305,4 +340,21 @@ def _corrected(calibration: Calibration, twin: CalibratedTwin | None) -> DeviceS
         divisor = _divisor(gain)
         update["output_range"] = float(((low - shift) / divisor).max()), float(((high - shift) / divisor).min())
         update["noise_std"] = spec.noise_std / float(divisor.abs().mean())
+    return _changed(spec, update)
+
+
+def _changed(spec: DeviceSpec, update: Mapping[str, Any]) -> DeviceSpec:
+    """Return a spec with corrected values.
+
+    Raises:
+        DeviceError: a corrected range is empty.
+    """
+    for name, value in update.items():
+        if isinstance(value, tuple) and not (value[0] < value[1] and all(map(isfinite, value))):
+            raise DeviceError(
+                f"the corrections of the calibration leave no {name}, from {value[0]:g} to {value[1]:g}; calibrate the "
+                f"device again",
+                device=spec.name,
+                operation="calibration",
+            )
     return spec.model_copy(update=update)

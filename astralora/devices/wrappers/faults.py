@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import random
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal, NoReturn, Self, get_args
 
 import torch
@@ -17,8 +15,9 @@ from torch import Tensor
 from ..capabilities import ProgramsMany, Reciprocal, Rehearses
 from ..device import Device
 from ..errors import DeviceError, DeviceTimeout, NotConnected, ProtocolError
+from ..parsing import parse_toml, read_toml
 from ..random import derive_seed
-from ..validation import first_problem
+from ..validation import first_problem, printable
 from ..wrapper import LAW, DeviceWrapper
 
 __all__ = ["CHIP_FAULTS", "LINK_FAULTS", "FaultDice", "FaultKind", "FaultPlan", "FaultyDevice"]
@@ -75,22 +74,23 @@ class FaultPlan(BaseModel):
         Raises:
             DeviceError: the text is neither a readable file nor a valid plan.
         """
+        shown = printable(text)
+        if text.endswith(".toml"):
+            values = read_toml(text, "the fault plan")
+        else:
+            try:
+                values = parse_toml("\n".join(text.split(",")), shown)
+            except DeviceError:
+                raise DeviceError(
+                    f"{shown!r} is not a fault plan; write, for example, timeout=0.01,nan=0.01,seed=3, or name a TOML "
+                    f"file"
+                ) from None
+        if "all" in values:
+            values = dict.fromkeys(LINK_FAULTS + CHIP_FAULTS, values.pop("all")) | values
         try:
-            if text.endswith(".toml"):
-                values = tomllib.loads(Path(text).read_text(encoding="utf-8"))
-            else:
-                values = tomllib.loads("\n".join(text.split(",")))
-            if "all" in values:
-                values = dict.fromkeys(LINK_FAULTS + CHIP_FAULTS, values.pop("all")) | values
             return cls.model_validate(values)
-        except OSError as error:
-            raise DeviceError(f"the fault plan {text} cannot be read: {error.strerror or error}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-            raise DeviceError(
-                f"{text!r} is not a fault plan; write, for example, timeout=0.01,nan=0.01,seed=3, or name a TOML file"
-            ) from None
         except ValidationError as error:
-            raise DeviceError(f"fault plan {text!r}: {first_problem(error, [*cls.model_fields, 'all'])}") from None
+            raise DeviceError(f"fault plan {shown!r}: {first_problem(error, [*cls.model_fields, 'all'])}") from None
 
 
 class FaultDice:

@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
@@ -22,16 +21,17 @@ from .. import errors
 from ..capabilities import Composite, InProcess, Reciprocal, Rehearses
 from ..device import Device
 from ..errors import DeviceError, NotConnected
-from ..files import write_atomically
+from ..files import file_name, write_file
+from ..parsing import parse_json, read_tensors
 from ..registry import make_inner
 from ..spec import DeviceSpec
+from ..validation import first_problem, printable
 from ..wrapper import LAW, DeviceWrapper
 
 __all__ = ["RecordingDevice", "ReplayDevice", "make_recording"]
 
 _FORMAT: Final = 1
 _KEY: Final = "astralora"
-_QUERIES: Final = ("query", "query_adjoint")
 
 
 class RecordingDevice(DeviceWrapper):
@@ -94,10 +94,7 @@ class RecordingDevice(DeviceWrapper):
             "spec": self.spec.model_dump(mode="json"),
             "operations": self._operations,
         }
-        try:
-            write_atomically(self.path, save_tensors(self._tensors, {_KEY: json.dumps(index)}))
-        except OSError as error:
-            raise DeviceError(f"the recording {self.path} cannot be written: {error.strerror or error}") from error
+        write_file(self.path, save_tensors(self._tensors, {_KEY: json.dumps(index)}), "the recording")
 
     @contextmanager
     def _recorded(self, entry: dict[str, Any]) -> Generator[None]:
@@ -274,23 +271,83 @@ def _by_content(operations: list[dict[str, Any]]) -> dict[tuple[str, str, str], 
 
 
 def _load(path: Path) -> tuple[DeviceSpec, list[dict[str, Any]], dict[str, Tensor]]:
+    """Load a recording.
+
+    Raises:
+        DeviceError: the file cannot be read, or it is not a valid recording.
+    """
+    if not path.exists():
+        raise DeviceError(f"there is no recording {printable(str(path))}")
+    subject = file_name(path, "the recording")
+    content = read_tensors(path, "the recording")
+    if _KEY not in content.metadata:
+        raise DeviceError(f"{subject} has no list of operations; it is another safetensors file")
+    index = parse_json(content.metadata[_KEY], subject)
+    version = index.get("format") if isinstance(index, dict) else None
+    if isinstance(version, int) and version > _FORMAT:
+        raise DeviceError(f"{subject} has format {version}, but this astralora reads format {_FORMAT}")
+    for name, tensor in content.tensors.items():
+        if _name(tensor) != name:
+            raise DeviceError(f"{subject} is damaged: the values of a tensor differ from the recorded ones")
     try:
-        with safe_open(path, "pt") as file:
-            index = json.loads((file.metadata() or {})[_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if index["format"] != _FORMAT:
-            raise DeviceError(
-                f"the recording {path} has format {index['format']}, but this astralora reads format {_FORMAT}"
-            )
-        operations = index["operations"]
-        for entry in operations:
-            names = [entry[key] for key in ("controls", "inputs", "outputs") if key in entry]
-            if entry["operation"] not in ("program", *_QUERIES) or not all(name in tensors for name in names):
-                raise KeyError(entry["operation"])
-            if "outputs" not in entry and "error" not in entry and entry["operation"] in _QUERIES:
-                raise KeyError("outputs")
-        return DeviceSpec.model_validate(index["spec"]), operations, tensors
-    except FileNotFoundError:
-        raise DeviceError(f"there is no recording {path}") from None
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, ValidationError) as error:
-        raise DeviceError(f"{path} is not a valid recording: {type(error).__name__}: {error}") from None
+        found = _Index.model_validate(index)
+        for place, entry in enumerate(found.operations):
+            entry.check(place, content.tensors, found.spec)
+    except ValidationError as error:
+        raise DeviceError(f"{subject} is not valid: {first_problem(error)}") from None
+    except ValueError as error:
+        raise DeviceError(f"{subject} is not valid: {error}") from None
+    return found.spec, [entry.model_dump(exclude_none=True) for entry in found.operations], content.tensors
+
+
+class _Fault(BaseModel):
+    """Describe the error of a recorded operation."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: str
+    message: str
+
+
+class _Operation(BaseModel):
+    """Describe a recorded operation; tensors are given by name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    operation: Literal["program", "query", "query_adjoint"]
+    controls: str | None = None
+    inputs: str | None = None
+    outputs: str | None = None
+    error: _Fault | None = None
+
+    def check(self, place: int, tensors: Mapping[str, Tensor], spec: DeviceSpec) -> None:
+        """Refuse an operation that lacks a tensor, or whose answer does not fit the spec.
+
+        The request may have any shape, because the device may have refused it.
+
+        Raises:
+            ValueError: a tensor is missing or has a wrong shape.
+        """
+        needed = ["controls"] if self.operation == "program" else ["inputs"]
+        if self.operation != "program" and self.error is None:
+            needed.append("outputs")
+        for what in needed:
+            if getattr(self, what) not in tensors:
+                raise ValueError(f"the {what} of operation {place} are missing")
+        if "outputs" in needed:
+            shape = tuple(tensors[self.outputs or ""].shape)
+            columns = spec.in_features if self.operation == "query_adjoint" else spec.out_features
+            if len(shape) != 2 or shape[1] != columns:
+                raise ValueError(
+                    f"the outputs of operation {place} have shape {shape}, and must have {columns} columns"
+                )
+
+
+class _Index(BaseModel):
+    """Describe the operations of a recording."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1]
+    spec: DeviceSpec
+    operations: list[_Operation]
