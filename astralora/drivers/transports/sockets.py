@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import sys
+from contextlib import suppress
 
 from ...devices import DeviceTimeout, NotConnected
 from .base import Bytes, Transport
@@ -20,11 +22,16 @@ class SocketTransport(Transport):
     def __init__(self, uri: str, timeout: float = 2.0) -> None:
         super().__init__(uri, timeout)
         self._socket: socket.socket | None = None
+        self._process: int | None = None
         self._limits: dict[int, float] = {}
 
     def _close(self) -> None:
         connection, self._socket = self._socket, None
         assert connection is not None
+        if self._process == os.getpid():
+            # A child of a fork has a copy of the socket, which would keep the connection open.
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         connection.close()
 
     def _connected(self, connection: socket.socket) -> None:
@@ -34,6 +41,7 @@ class SocketTransport(Transport):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         connection.settimeout(None)
         self._socket, self._limits = connection, {}
+        self._process = os.getpid()
 
     def _send(self, parts: tuple[Bytes, ...]) -> None:
         connection = self._limited(socket.SO_SNDTIMEO, self.timeout)
