@@ -27,7 +27,9 @@ _MOST_STALE: Final = 100
 _MOST_SETTLING: Final = 5
 _MOST_RESIDUE: Final = 1 << 16
 
-# The response to `ScpiLink.settle`, at the end of other bytes: the oldest error, 1, and the next error.
+# The end of the message of `ScpiLink.settle`.
+_SETTLING: Final = b":SYST:ERR?;*OPC?;:SYST:ERR?\n"
+# The response to it, at the end of other bytes: the oldest error, 1, and the next error.
 _SETTLED: Final = re.compile(
     rb'([+-]?\d{1,9}),"((?:[^"\n]|"")*)";\+?1;([+-]?\d{1,9}),"(?:[^"\n]|"")*"\r?\n\Z',
 )
@@ -75,7 +77,7 @@ class ScpiLink:
         number, text = b"", b""
         for _ in range(_MOST_SETTLING):
             # The line feed ends a message that was interrupted half-way.
-            self._write(b"\n*CLS;", command, b":SYST:ERR?;*OPC?;:SYST:ERR?\n")
+            self._write(b"\n*CLS;", command, _SETTLING)
             found = self._settled()
             if found is None:
                 continue
@@ -230,6 +232,11 @@ class ScpiLink:
                 found = _SETTLED.search(window)
                 if found is not None:
                     return found[1], found[2], found[3]
+                if _SETTLING in window:
+                    raise ProtocolError(
+                        f"the line echoes what is sent to {self._transport.uri}; "
+                        f"switch the echo of the instrument or of its adapter off"
+                    )
                 del window[: -2 * LONGEST_LINE]
         self._transport.flush()
         return None
