@@ -1,6 +1,7 @@
 """Interrupt exchanges after any byte: the next answers are right, and nothing is left behind."""
 
 import random
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ def test_no_interruption_leads_to_a_wrong_answer(protocol: str, address: str, co
             controls = torch.randint(-9, 10, (N * M,), generator=generator).float()
             inputs = torch.randint(-9, 10, (random_numbers.randrange(1, 9), N), generator=generator).float()
             due = inputs @ controls.view(M, N).T
-            for operation in (lambda c=controls: device.program(c), lambda x=inputs: device.query(x)):
+            for operation in (partial(device.program, controls), partial(device.query, inputs)):
                 # An answer has 15 to 140 bytes; where it is shorter, nothing is interrupted.
                 interrupter.left = random_numbers.choice([None, 0, random_numbers.randrange(150)])
                 try:
