@@ -104,7 +104,7 @@ class ScpiLink:
     def identify(self) -> Identity:
         """Request the identity of the instrument."""
         self.request(b"*IDN?\n")
-        words = [part.strip() for part in self.plain(numeric=False).split(",")]
+        words = [part.strip() for part in self.plain().split(",")]
         if len(words) != 4:
             raise ProtocolError(f"the answer to *IDN? is {','.join(words)!r}; it must have four words")
         return Identity(*words)
@@ -192,28 +192,18 @@ class ScpiLink:
             text += self._transport.read(1)
         return text[:-1].decode("ascii", "replace"), bytes(text[-1:])
 
-    def plain(self, numeric: bool = True) -> str:
-        """Read a line of text; drop late answers to numbered requests before it.
-
-        Args:
-            numeric: whether the line may consist of a number only.
-        """
+    def plain(self) -> str:
+        """Read a line of text; drop late answers to numbered requests, and late reports of errors, before it."""
         for _ in range(_MOST_STALE):
             word, end = self.word(b",;\n")
-            number = _NUMBER.match(word) is not None
-            if end == b"\n":
-                if numeric or not number:
-                    self._is_aligned = True
-                    return word
-                continue
-            if not number:
-                line = word + bytes(end).decode() + self.word(b"\n")[0]
-                self._is_aligned = True
-                return line
-            # A number at the beginning marks a late answer to a numbered request, or a late report of an error.
-            if end == b"," and self._transport.read(1) == b"#":
+            is_late = _NUMBER.match(word) is not None
+            if end == b"," and is_late and self._transport.read(1) == b"#":
                 self._block(LONGEST_BLOCK)
-            self.word(b"\n")
+            if end != b"\n":
+                word += bytes(end).decode() + self.word(b"\n")[0]
+            if not is_late:
+                self._is_aligned = True
+                return word
         raise ProtocolError("too many answers to other requests arrived; check that no other program uses this port")
 
     # -- parts of a response ----------------------------------------------------------------
