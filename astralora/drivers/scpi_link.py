@@ -7,7 +7,7 @@ import re
 import time
 from typing import Final
 
-from ..devices import DeviceSpec, ProtocolError
+from ..devices import DeviceSpec, DeviceTimeout, ProtocolError
 from .link import LONGEST_SPEC, Identity, parse_spec
 from .scpi import LONGEST_LINE, PATTERN, block_length, error_of
 from .transports import Transport
@@ -56,6 +56,8 @@ class ScpiLink:
         self.sent_at = time.monotonic()
         # Whether the last response was read to its end. A new connection may be in any state.
         self._is_aligned = False
+        # Whether a message was sent in part only.
+        self._is_cut = False
         # Additional time that the instrument needs for the newest request, in seconds.
         self._patience = 0.0
 
@@ -74,11 +76,17 @@ class ScpiLink:
             DeviceTimeout, NotConnected: the instrument does not answer.
         """
         self._transport.flush()
-        number, text = b"", b""
+        number, text, was_cut = b"", b"", self._is_cut
         for _ in range(_MOST_SETTLING):
             # The line feed ends a message that was interrupted half-way.
             self._write(b"\n*CLS;", command, _SETTLING)
-            found = self._settled()
+            try:
+                found = self._settled()
+            except DeviceTimeout:
+                if not was_cut:
+                    raise
+                # The instrument took this message for the rest of a block, and has given the block up.
+                was_cut, found = False, None
             if found is None:
                 continue
             number, text, after = found
@@ -209,8 +217,9 @@ class ScpiLink:
     # -- parts of a response ----------------------------------------------------------------
 
     def _write(self, *parts: Bytes) -> None:
-        self._is_aligned = False
+        self._is_aligned, self._is_cut = False, True
         self._transport.write(*parts)
+        self._is_cut = False
         self.sent_at = time.monotonic()
 
     def _settled(self) -> tuple[bytes, bytes, bytes] | None:

@@ -1,6 +1,7 @@
 """Interrupt exchanges after any byte: the next answers are right, and nothing is left behind."""
 
 import random
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -19,8 +20,9 @@ N, M = 5, 3
 class Chip(d.HardwareDevice):
     """Multiply by its controls, exactly: small whole numbers."""
 
-    def __init__(self) -> None:
-        super().__init__(d.DeviceSpec(name="chip", in_features=N, out_features=M, num_controls=N * M))
+    def __init__(self, idempotent_program: bool = False) -> None:
+        sizes = {"in_features": N, "out_features": M, "num_controls": N * M}
+        super().__init__(d.DeviceSpec(name="chip", idempotent_program=idempotent_program, **sizes))
         self.weights = np.zeros((M, N), np.float32)
 
     def _open(self) -> None: ...
@@ -81,3 +83,28 @@ def test_no_interruption_leads_to_a_wrong_answer(protocol: str, address: str, co
             assert torch.equal(device.query(inputs), due)
         device.close()
     assert interrupted > count / 3
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:0", "pty"])
+@pytest.mark.parametrize("protocol", ["frames", "scpi"])
+def test_a_message_that_was_cut_off_leads_to_no_wrong_answer(
+    protocol: str, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    emulator: Any = (FrameEmulator if protocol == "frames" else ScpiEmulator)(Chip(idempotent_program=True), address)
+    with emulator:
+        device: Any = (open_frame_mvm if protocol == "frames" else open_scpi_mvm)(emulator.uri, timeout=0.3)
+        with d.Session(device, retry=d.Retry(attempts=6, wait_seconds=0.01)) as session:
+            for length in (1, 5, 12, 17, 30, 60):
+                send = device.transport._send  # noqa: SLF001 - there is no public way to interrupt in the middle
+
+                def cut(parts: Any, send: Any = send, length: int = length) -> None:
+                    send((b"".join(parts)[:length],))
+                    raise KeyboardInterrupt
+
+                with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+                    patch.setattr(device.transport, "_send", cut)
+                    session.program(torch.full((N * M,), float(length)))
+                controls = torch.randint(-9, 10, (N * M,), generator=generator).float()
+                inputs = torch.randint(-9, 10, (4, N), generator=generator).float()
+                assert torch.equal(session.apply(controls, inputs), inputs @ controls.view(M, N).T)
