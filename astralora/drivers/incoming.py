@@ -13,7 +13,7 @@ __all__ = ["HostLine", "Incoming"]
 
 # Time in which a request must arrive, in seconds: this, and one second for each number of bytes.
 _SECONDS: Final = 5.0
-_BYTES_PER_SECOND: Final = 1000
+_BYTES_PER_SECOND: Final = 500
 # Time after which a host that sends bytes but no request is disconnected, in seconds.
 _NOISE_SECONDS: Final = 10.0
 
@@ -34,7 +34,7 @@ class Incoming:
     """Receive requests on a line, none of which takes for ever.
 
     A host that sends its bytes one by one must not block the device. A request that has begun must be complete after
-    5 s, and 1 s more for each 1,000 bytes. A host that sends bytes for 10 s, but no request, is disconnected. A host
+    5 s, and 1 s more for each 500 bytes. A host that sends bytes for 10 s, but no request, is disconnected. A host
     that sends nothing stays connected.
 
     Args:

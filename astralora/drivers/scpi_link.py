@@ -7,7 +7,7 @@ import re
 import time
 from typing import Final
 
-from ..devices import DeviceSpec, ProtocolError
+from ..devices import DeviceSpec, DeviceTimeout, ProtocolError
 from .link import LONGEST_SPEC, Identity, parse_spec
 from .scpi import LONGEST_LINE, PATTERN, block_length, error_of
 from .transports import Transport
@@ -27,7 +27,9 @@ _MOST_STALE: Final = 100
 _MOST_SETTLING: Final = 5
 _MOST_RESIDUE: Final = 1 << 16
 
-# The response to `ScpiLink.settle`, at the end of other bytes: the oldest error, 1, and the next error.
+# The end of the message of `ScpiLink.settle`.
+_SETTLING: Final = b":SYST:ERR?;*OPC?;:SYST:ERR?\n"
+# The response to it, at the end of other bytes: the oldest error, 1, and the next error.
 _SETTLED: Final = re.compile(
     rb'([+-]?\d{1,9}),"((?:[^"\n]|"")*)";\+?1;([+-]?\d{1,9}),"(?:[^"\n]|"")*"\r?\n\Z',
 )
@@ -54,6 +56,8 @@ class ScpiLink:
         self.sent_at = time.monotonic()
         # Whether the last response was read to its end. A new connection may be in any state.
         self._is_aligned = False
+        # Whether a message was sent in part only.
+        self._is_cut = False
         # Additional time that the instrument needs for the newest request, in seconds.
         self._patience = 0.0
 
@@ -72,11 +76,17 @@ class ScpiLink:
             DeviceTimeout, NotConnected: the instrument does not answer.
         """
         self._transport.flush()
-        number, text = b"", b""
+        number, text, was_cut = b"", b"", self._is_cut
         for _ in range(_MOST_SETTLING):
             # The line feed ends a message that was interrupted half-way.
-            self._write(b"\n*CLS;", command, b":SYST:ERR?;*OPC?;:SYST:ERR?\n")
-            found = self._settled()
+            self._write(b"\n*CLS;", command, _SETTLING)
+            try:
+                found = self._settled()
+            except DeviceTimeout:
+                if not was_cut:
+                    raise
+                # The instrument took this message for the rest of a block, and has given the block up.
+                was_cut, found = False, None
             if found is None:
                 continue
             number, text, after = found
@@ -102,7 +112,7 @@ class ScpiLink:
     def identify(self) -> Identity:
         """Request the identity of the instrument."""
         self.request(b"*IDN?\n")
-        words = [part.strip() for part in self.plain(numeric=False).split(",")]
+        words = [part.strip() for part in self.plain().split(",")]
         if len(words) != 4:
             raise ProtocolError(f"the answer to *IDN? is {','.join(words)!r}; it must have four words")
         return Identity(*words)
@@ -190,35 +200,26 @@ class ScpiLink:
             text += self._transport.read(1)
         return text[:-1].decode("ascii", "replace"), bytes(text[-1:])
 
-    def plain(self, numeric: bool = True) -> str:
-        """Read a line of text; drop late answers to numbered requests before it.
-
-        Args:
-            numeric: whether the line may consist of a number only.
-        """
+    def plain(self) -> str:
+        """Read a line of text; drop late answers to numbered requests, and late reports of errors, before it."""
         for _ in range(_MOST_STALE):
             word, end = self.word(b",;\n")
-            number = _NUMBER.match(word) is not None
-            if end == b"\n":
-                if numeric or not number:
-                    self._is_aligned = True
-                    return word
-                continue
-            if not number:
-                line = word + bytes(end).decode() + self.word(b"\n")[0]
-                self._is_aligned = True
-                return line
-            # A number at the beginning marks a late answer to a numbered request, or a late report of an error.
-            if end == b"," and self._transport.read(1) == b"#":
+            is_late = _NUMBER.match(word) is not None
+            if end == b"," and is_late and self._transport.read(1) == b"#":
                 self._block(LONGEST_BLOCK)
-            self.word(b"\n")
+            if end != b"\n":
+                word += bytes(end).decode() + self.word(b"\n")[0]
+            if not is_late:
+                self._is_aligned = True
+                return word
         raise ProtocolError("too many answers to other requests arrived; check that no other program uses this port")
 
     # -- parts of a response ----------------------------------------------------------------
 
     def _write(self, *parts: Bytes) -> None:
-        self._is_aligned = False
+        self._is_aligned, self._is_cut = False, True
         self._transport.write(*parts)
+        self._is_cut = False
         self.sent_at = time.monotonic()
 
     def _settled(self) -> tuple[bytes, bytes, bytes] | None:
@@ -230,6 +231,11 @@ class ScpiLink:
                 found = _SETTLED.search(window)
                 if found is not None:
                     return found[1], found[2], found[3]
+                if _SETTLING in window:
+                    raise ProtocolError(
+                        f"the line echoes what is sent to {self._transport.uri}; "
+                        f"switch the echo of the instrument or of its adapter off"
+                    )
                 del window[: -2 * LONGEST_LINE]
         self._transport.flush()
         return None

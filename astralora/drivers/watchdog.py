@@ -90,7 +90,7 @@ class Heartbeat:
 
     Args:
         seconds: time of the watchdog.
-        lock: lock that the driver holds during every exchange.
+        lock: lock (reentrant) that the driver holds during every exchange.
         beat: bound method of the driver that sets the watchdog.
         sent_at: bound method that returns the time of the newest request, by the clock `time.monotonic`.
         name: name of the device, for messages.
@@ -99,13 +99,13 @@ class Heartbeat:
     def __init__(
         self,
         seconds: float,
-        lock: threading.RLock,
+        lock: Any,
         beat: Callable[[], None],
         sent_at: Callable[[], float],
         name: str,
     ) -> None:
         self._seconds = seconds
-        self._lock: Any = lock
+        self._lock = lock
         # Weak references, because a thread must not keep a driver that was deleted without being closed.
         self._beat = weakref.WeakMethod(beat)
         self._sent_at = weakref.WeakMethod(sent_at)

@@ -222,6 +222,21 @@ def test_a_mistake_is_reported_in_one_sentence(arguments: list[str], complaint: 
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("seconds", "complaint"), [("5", ""), ("0", "watchdog must be a time from 0.1 to 4294967 seconds")]
+)
+def test_a_watchdog_is_set_on_the_command_line(seconds: str, complaint: str) -> None:
+    import astralora.devices as d
+
+    chip = d.make_device("matvec", in_features=4, out_features=3)
+    emulator = d.make_emulator("frames", chip, "tcp://127.0.0.1:0").start()
+    port, watchdog = f"device.options.port={emulator.uri}", f"device.options.watchdog={seconds}"
+    result = invoke("check", "--device", "frame-mvm", "--set", port, "--set", watchdog, "--only", "spec")
+    emulator.stop()
+    assert result.exit_code == (1 if complaint else 0), result.stdout + result.stderr
+    assert complaint in result.stderr
+
+
 def test_an_address_in_use_is_reported(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]

@@ -375,6 +375,11 @@ def test_only_a_whole_response_is_an_answer(before: bytes, accepted: bool) -> No
         assert isinstance(found, (ProtocolError, d.DeviceTimeout))
 
 
+def test_an_echo_is_named() -> None:
+    with pytest.raises(ProtocolError, match=r"the line echoes what is sent to loop://; switch the echo"):
+        open_scpi_mvm("loop://")
+
+
 def test_no_error_is_never_raised_as_an_error() -> None:
     error = error_of(0, "No error")
     assert type(error) is ProtocolError
