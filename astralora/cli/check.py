@@ -51,9 +51,9 @@ def check(
 ) -> None:
     """Check a device against the contract and its own spec, and measure its properties.
 
-    The checks verify the claims of the spec (noise, ranges, levels, linearity and coupling), that each answer belongs to
-    its own vector and the newest controls, and shapes, types, errors, recovery, counters and threads. They take about 100
-    programs and 2,500 vectors, or 50,000 vectors if there is noise.
+    The checks verify the claims of the spec (noise, ranges, levels, linearity and coupling), that each answer belongs
+    to its own vector and the newest controls, and shapes, types, errors, recovery, counters and threads. They take
+    about 100 programs and 2,500 vectors, or 50,000 vectors if there is noise.
 
     The measurements have a separate budget, about 70 programs unless --budget-programs is given: noise and its
     spectrum, effective bits, linearity error, crosstalk map, transfer curve, settling, repeatability, drift, dead
