@@ -339,20 +339,20 @@ class SequencedCrossbar(Crossbar):
 @contextmanager
 def emulated(
     emulator: type[Emulator], chip: Crossbar, port: str, timeout: float, faults: FaultPlan | None = None
-) -> Generator[Device]:
+) -> Generator[tuple[Device, Emulator]]:
     """Serve a chip on a ``"tcp"`` or ``"pty"`` port, and make its driver."""
     address = {"tcp": "tcp://127.0.0.1:0", "pty": "pty"}[port]
     with emulator(chip, address, faults) as served:
         # The first exchange may be slow on a busy machine, so that the timeout is shortened only after it.
         device: Any = d.make_device(emulator.driver, port=served.uri, timeout=_FIRST_ANSWER)
         device.transport.timeout = timeout
-        yield device
+        yield device, served
 
 
 @contextmanager
 def _numbered_chip(emulator: type[Emulator], port: str, timeout: float) -> Generator[tuple[Device, Chip]]:
     chip = Crossbar()
-    with emulated(emulator, chip, port, timeout) as device:
+    with emulated(emulator, chip, port, timeout) as (device, _):
         chip.break_reads(device.transport)  # type: ignore[attr-defined]
         yield device, chip
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator
+from collections import Counter
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from astralora.devices import Device, DeviceError, Retry, Session
+from astralora.devices.wrappers.faults import FaultKind
 
 from .interrupted_chips import Chip, Crossbar
 from .notebook_user import Interrupter, Notebook, Outcome
@@ -117,13 +119,22 @@ def with_late_answers(
     return outcome
 
 
-def run_threads(device: Device, chip: Crossbar, operations: int, *, seed: int = 0, threads: int = 4) -> Outcome:
+def run_threads(
+    device: Device,
+    chip: Crossbar,
+    operations: int,
+    *,
+    injected: Callable[[], Counter[FaultKind]],
+    seed: int = 0,
+    threads: int = 4,
+) -> Outcome:
     """Use one session from several threads, with small budgets, on a device with faults.
 
     Args:
         device: device with faults in front of the chip.
         chip: chip that counts what it has carried out.
         operations: number of operations of all threads together.
+        injected: function that returns the number of faults of each kind.
         seed: seed of the operations.
         threads: number of threads.
     """
@@ -141,6 +152,7 @@ def run_threads(device: Device, chip: Crossbar, operations: int, *, seed: int = 
         outcome.blocked = _join(workers, max(_MOST_PATIENCE, 0.1 * operations))
         for user in users:
             outcome.add(user.outcome)
+        outcome.injected = sum(injected().values())
         outcome.compare_counts(session.usage, chip.counts)
     return outcome
 

@@ -1,12 +1,14 @@
 """Interrupt a thousand operations of every kind of driver, and compare every answer with the law of the chip."""
 
-from collections.abc import Generator
+from collections import Counter
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from astralora.devices import Device, FaultPlan, FaultyDevice
+from astralora.devices.wrappers.faults import FaultKind
 from astralora.drivers.emulator import FrameEmulator, ScpiEmulator
 
 from ..interrupted_chips import CHIPS, Crossbar, SequencedCrossbar, emulated
@@ -58,21 +60,26 @@ def test_after_an_error_of_the_driver_every_answer_is_right(kind: str, port: str
     outcome.require_right(recovers=CHIPS[kind].recovers)
 
 
-@contextmanager
-def _in_memory(chip: Crossbar, plan: FaultPlan) -> Generator[Device]:
-    yield FaultyDevice(chip, plan)
+_Faulty = tuple[Device, Callable[[], Counter[FaultKind]]]
 
 
 @contextmanager
-def _frames(chip: Crossbar, plan: FaultPlan) -> Generator[Device]:
-    with emulated(FrameEmulator, chip, "pty", TIMEOUT, plan) as device:
-        yield device
+def _in_memory(chip: Crossbar, plan: FaultPlan) -> Generator[_Faulty]:
+    device = FaultyDevice(chip, plan)
+    yield device, lambda: device.injected
 
 
 @contextmanager
-def _scpi(chip: Crossbar, plan: FaultPlan) -> Generator[Device]:
-    with emulated(ScpiEmulator, chip, "tcp", TIMEOUT, plan.model_copy(update={"corrupt": 0.0})) as device:
-        yield device
+def _frames(chip: Crossbar, plan: FaultPlan) -> Generator[_Faulty]:
+    with emulated(FrameEmulator, chip, "pty", TIMEOUT, plan) as (device, emulator):
+        yield device, lambda: emulator.injected
+
+
+@contextmanager
+def _scpi(chip: Crossbar, plan: FaultPlan) -> Generator[_Faulty]:
+    # SCPI has no checksum, so that no driver could detect damaged bytes.
+    with emulated(ScpiEmulator, chip, "tcp", TIMEOUT, plan.model_copy(update={"corrupt": 0.0})) as (device, emulator):
+        yield device, lambda: emulator.injected
 
 
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.2])
@@ -84,7 +91,7 @@ def test_threads_on_a_faulty_link_get_right_answers_and_keep_the_budget(link: An
     chip = kind(max_batch=3)
     each = share / 6
     plan = FaultPlan(timeout=each, late=each, truncated=each, disconnect=each, corrupt=each, nan=each, seed=3)
-    with link(chip, plan) as device:
-        outcome = run_threads(device, chip, 10_000, seed=4)
+    with link(chip, plan) as (device, injected):
+        outcome = run_threads(device, chip, 10_000, injected=injected, seed=4)
     print(f"{100 * share:.0f} % faults, {link.__name__}, {kind.__name__}: {outcome}")
     outcome.require_right(recovers=share < 0.1)

@@ -63,5 +63,7 @@ def test_threads_on_a_faulty_link_get_right_answers_and_keep_the_budget(kind: An
     chip = kind(max_batch=3)
     each = share / 6
     plan = FaultPlan(timeout=each, late=each, truncated=each, disconnect=each, corrupt=each, nan=each)
-    outcome = run_threads(FaultyDevice(chip, plan), chip, 400)
+    device = FaultyDevice(chip, plan)
+    outcome = run_threads(device, chip, 400, injected=lambda: device.injected)
+    assert outcome.injected > 10
     outcome.require_right(recovers=share < 0.1)

@@ -130,6 +130,12 @@ def _candidates(subject: Subject, spec: DeviceSpec) -> Tensor:
     return torch.cat([low + (high - low) * signs, subject.inputs(spec, _CANDIDATES - len(signs))])
 
 
+def _strong_controls(subject: Subject, spec: DeviceSpec) -> Tensor:
+    """Return random controls at the ends of their range, which most often have the strongest effect."""
+    low, high = spec.control_range or (-1.0, 1.0)
+    return low + (high - low) * torch.randint(0, 2, (spec.num_controls,), generator=subject.generator)
+
+
 def _settle(subject: Subject, device: Device, controls: Tensor) -> None:
     # Programmed again, so that a device whose controls are late by a few programs has them too.
     for _ in range(_DEPTH if device.spec.idempotent_program else 1):
@@ -244,8 +250,8 @@ def _find_pairs(subject: Subject, device: Device, probes: _Probes) -> _Pairs:
     """
     spec = device.spec
     widest = 0.0
-    for _ in range(_SETTINGS):
-        controls = subject.controls(spec)
+    for number in range(_SETTINGS):
+        controls = subject.controls(spec) if number % 2 == 0 else _strong_controls(subject, spec)
         _settle(subject, device, controls)
         answers = torch.stack([_settled_answer(subject, device, vector) for vector in probes.vectors])
         apart, chosen = max(

@@ -284,7 +284,9 @@ def test_sound_devices_pass(sound: str, runs: int) -> None:
             return SOUND[sound](seed)
 
         for result in check_device(make, seed=seed, only=["noise", "fresh_answers", "row_order"]):
-            assert (result.passed, result.detail) == (True, ""), f"{result} with seed {seed}"
+            assert result.passed, f"{result} with seed {seed}"
+            # With so much noise, there may be no answers that can be told apart.
+            assert not result.detail or sound == "very noisy", f"{result} with seed {seed}"
 
 
 def test_batches_above_the_limit_of_the_device_are_not_sent() -> None:
