@@ -156,6 +156,8 @@ class FrameLink:
     def _ask(self, request: Request) -> memoryview:
         self.transport.write(*request.frame)
         header = self._answer_to(request)
+        if header.command == request.command:
+            raise self.transport.echo_error()
         if header.version != VERSION:
             raise ProtocolError(
                 f"the device uses version {header.version} of the protocol, but this driver uses version {VERSION}"

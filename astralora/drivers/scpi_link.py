@@ -39,7 +39,9 @@ class ScpiLink:
     def identify(self) -> Identity:
         """Request the identity of the instrument."""
         self._transport.write(b"*IDN?\n")
-        words = [part.strip() for part in self.plain(numeric=False).split(",")]
+        answer = self.plain(numeric=False)
+        self._transport.refuse_echo(answer.encode())
+        words = [part.strip() for part in answer.split(",")]
         if len(words) != 4:
             raise ProtocolError(f"the answer to *IDN? is {','.join(words)!r}; it must have four words")
         return Identity(*words)

@@ -495,7 +495,7 @@ def test_an_address_names_a_transport(uri: str, kind: type[Transport], found: di
         ("", "write, for example, serial://"),
         ("http://chip", "write, for example, serial://"),
         ("tcp://chip:5000?speed=3", "there is no option 'speed'; known are timeout"),
-        ("serial:///dev/ttyUSB0?parity=E", "there is no option 'parity'; known are baudrate, timeout"),
+        ("serial:///dev/ttyUSB0?speed=9600", "there is no option 'speed'; known are baudrate, bytesize, parity,"),
         ("serial:///dev/ttyUSB0?baudrate=fast", "'fast'"),
         ("visa://GPIB0::7::INSTR?colour=red", "known are backend, timeout"),
         ("loop://chip?baudrate=3", "there is no option 'baudrate'"),

@@ -25,6 +25,8 @@ __all__ = ["Port", "open_port"]
 
 # Interval at which a waiting thread checks whether to stop, in seconds.
 _TICK = 0.05
+# Longest time for a request to arrive, in seconds; a host may be slow.
+_LONGEST_REQUEST = 1e5
 
 
 class Port(ABC):
@@ -83,6 +85,7 @@ class _PtyLine(Transport):
 
     def __init__(self, uri: str, master: int) -> None:
         super().__init__(uri, timeout=_TICK)
+        self.deadline = _LONGEST_REQUEST
         self._master = master
         os.set_blocking(master, False)
 
@@ -173,6 +176,7 @@ class _TcpLine(SocketTransport):
 
     def __init__(self, uri: str, connection: socket.socket) -> None:
         super().__init__(uri, timeout=_TICK)
+        self.deadline = _LONGEST_REQUEST
         self._connected(connection)
 
     def _open(self) -> None:
@@ -193,9 +197,13 @@ class _TcpLine(SocketTransport):
             return True
         try:
             readable = select.select([connection], [], [], _TICK)[0]
-            return bool(readable) and connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+            # Windows has no MSG_DONTWAIT; the timeout of the line limits the wait there.
+            return bool(readable) and connection.recv(1, socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0)) == b""
         except BlockingIOError:
             return False
+        except TimeoutError as error:
+            # Without a number, the timeout of the line has ended; with one, the connection was given up.
+            return error.errno is not None
         except (OSError, ValueError):
             return True
 
@@ -283,7 +291,7 @@ class _LoopPort(Port):
         while not stop.is_set():
             with suppress(queue.Empty):
                 line = self._arrived.get(timeout=_TICK)
-                line.timeout = _TICK
+                line.timeout, line.deadline = _TICK, _LONGEST_REQUEST
                 return line
         return None
 
