@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -12,6 +13,8 @@ from .emulator.ports import open_port
 from .transports import Transport
 
 __all__ = ["TextLine", "TextServer"]
+
+_log = logging.getLogger(__name__)
 
 _LONGEST: Final = 1 << 16
 # Number of characters of a line that messages show.
@@ -129,7 +132,8 @@ class TextServer:
     Use it as a context manager, or call `start` and `stop`. It serves one host at a time.
 
     Args:
-        answer: function that receives a line without its end and returns the answer; None for no answer.
+        answer: function that receives a line without its end and returns the answer, or None for no answer; if it
+            raises an exception, the answer is ERR and the name of the exception. Empty lines are ignored.
         address: address to listen on: ``loop://NAME``, ``tcp://127.0.0.1:0``, ``pty`` or ``pty:PATH``.
 
     Attributes:
@@ -179,10 +183,19 @@ class TextServer:
             except DeviceTimeout:
                 continue
             if request.endswith(b"\n"):
-                text = self._answer(request.decode("ascii", "replace").strip())
+                text = self._answer_to(request.decode("ascii", "replace").strip())
                 request.clear()
                 if text is not None:
                     line.write(text.encode("ascii", "replace") + b"\n")
+
+    def _answer_to(self, request: str) -> str | None:
+        if not request:
+            return None
+        try:
+            return self._answer(request)
+        except Exception as error:
+            _log.exception("%s: no answer to %s", self.uri, _shorten(request))
+            return f"ERR {type(error).__name__}"
 
 
 def _shorten(text: str) -> str:
