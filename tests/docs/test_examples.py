@@ -18,7 +18,7 @@ import torch
 
 import astralora as al
 import astralora.devices.registry as registry
-from astralora.drivers.text import TextServer
+from astralora.drivers.text_server import TextServer
 
 CONTINUED = "# Continued from above."
 ROOT = Path(__file__).parents[2]

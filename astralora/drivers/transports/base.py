@@ -28,7 +28,7 @@ _FLUSH: Final = 0.5
 # An answer may take this many timeouts, and at least this many seconds, beside the time of its bytes.
 _TIMEOUTS: Final = 10
 _LEAST: Final = 1.0
-# Resolution of the timeouts of operating systems, in seconds.
+# Shortest timeout, in seconds.
 _TICK: Final = 1e-3
 
 
@@ -185,7 +185,6 @@ class Transport(Connection):
         """
         with self._lock:
             self._require_open()
-            self._is_new = False
             gone, until = 0, time.monotonic() + _FLUSH
             scratch = memoryview(bytearray(self._piece))
             while time.monotonic() < until:
@@ -193,6 +192,7 @@ class Transport(Connection):
                 if not arrived:
                     break
                 gone += arrived
+            self._is_new = False
             if gone:
                 _log.debug("%s: %d bytes discarded", self.uri, gone)
 
@@ -211,24 +211,26 @@ class Transport(Connection):
         with self._lock:
             self._require_open()
             state = self._state
-            first = max(self.silence, state.late, self.timeout if state.unanswered else 0.0)
+            first = max(self.silence, state.late or (self.timeout if state.unanswered else 0.0))
             quiet = first if state.uneven else self.silence
             if state.late or state.unanswered:
                 self._abort()
             # An interruption of this method leaves the line marked.
             state.break_off(first)
-            self._is_new = False
             gone, wait, start = 0, first, time.monotonic()
             limit = first + (self._grace() if self.deadline is None else self.deadline)
             scratch = memoryview(bytearray(self._piece))
-            while arrived := self._take(scratch, wait):
+            # Some transports wait until all requested bytes have arrived, so wait for one byte only.
+            while arrived := self._take(scratch[:1], wait):
                 gone, wait = gone + arrived, quiet
+                gone += self._take(scratch, 0.0)
                 if time.monotonic() - start > limit:
                     raise ProtocolError(
                         f"{self.uri} does not stop sending: {gone} bytes came in {time.monotonic() - start:.3g} s "
                         f"without a request; check the instrument"
                     )
             state.clear()
+            self._is_new = False
             _log.debug("%s: %d bytes discarded", self.uri, gone)
             return gone
 
@@ -272,14 +274,16 @@ class Transport(Connection):
     def _fill(self, view: memoryview, wait: float, before: Bytes | None = None) -> None:
         """Fill ``view``; ``before`` is the beginning of a line of text of unknown length."""
         state, got, start = self._state, 0, time.monotonic()
-        elapsed = 0.0
+        elapsed, ends = 0.0, False
         while got < len(view):
             if self.deadline is not None:
-                wait = max(_TICK, min(wait, self.deadline + state.patience - state.waited - elapsed))
+                left = self.deadline + state.patience - state.waited - elapsed
+                wait, ends = max(_TICK, min(wait, left)), left <= wait
             arrived = self._take(view[got:], wait)
             got += arrived
             elapsed = time.monotonic() - start
-            too_slow = state.waited + elapsed > self._allowance(state.arrived + got) - _TICK
+            # A timeout of the operating system may end a little early.
+            too_slow = (ends and not arrived) or state.waited + elapsed > self._allowance(state.arrived + got)
             if too_slow or not arrived:
                 self._give_up(view[:got], len(view), before, wait, state.waited + elapsed if too_slow else None)
             wait = self.timeout

@@ -101,6 +101,9 @@ class TcpTransport(SocketTransport):
         timeout: longest time without a byte, in seconds.
     """
 
+    # Behind a serial server, the instrument keeps its unsent answers when the connection is closed.
+    forgets = False
+
     def __init__(self, host: str, port: int, timeout: float = 2.0) -> None:
         super().__init__(f"tcp://{host}:{port}", timeout)
         self.host = host

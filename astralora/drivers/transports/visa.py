@@ -97,9 +97,12 @@ class VisaTransport(Transport):
         return len(data)
 
     def _abort(self) -> None:
-        # A device clear empties the buffers of the instrument; sockets and some interfaces have none.
-        with suppress(Exception):
-            self._instrument.clear()
+        # A device clear empties the buffers of the instrument. Sockets and serial ports have none: pyvisa-py would read
+        # from them until they are silent.
+        name = self._instrument.resource_name.upper()
+        if name.endswith("INSTR") and not name.startswith("ASRL"):
+            with suppress(Exception):
+                self._instrument.clear()
 
     def _why_gone(self) -> str | None:
         """Return why a socket of pyvisa-py is disconnected, or None; pyvisa-py itself reports only a timeout."""
