@@ -175,6 +175,8 @@ class FrameLink:
         self.transport.write(*request.frame)
         self.sent_at = time.monotonic()
         header = self._answer_to(request)
+        if header.command == request.command:
+            raise self.transport.echo_error()
         if header.version != VERSION:
             raise ProtocolError(
                 f"the device uses version {header.version} of the protocol, but this driver uses version {VERSION}"

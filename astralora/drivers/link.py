@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
@@ -61,6 +61,8 @@ class Link(Protocol[_Found]):
 class LinkDevice(HardwareDevice):
     """Drive a chip over a `Transport`.
 
+    An operation that is interrupted leaves a mark on the transport, so that `flush` waits for the late answer.
+
     Args:
         spec: spec of the chip.
         transport: closed transport; the device opens and closes it.
@@ -72,10 +74,47 @@ class LinkDevice(HardwareDevice):
         super().__init__(spec)
         self.transport = transport
 
-    def flush(self) -> None:
-        """Discard all bytes that have arrived on the line."""
+    def open(self) -> None:
+        """Connect; do nothing when connected already, and connect again when the line was lost."""
         with self._lock:
-            self.transport.flush()
+            if self._is_open and not self.transport.is_open:
+                self._is_open = False
+            super().open()
+
+    def close(self) -> None:
+        """Leave the hardware in its safe state and disconnect; do nothing when closed already.
+
+        A line that was lost, or that holds a part of a message, is opened again first, so that the command that brings
+        the hardware into its safe state can be sent.
+        """
+        with self._lock:
+            if self._is_open and (self.transport.is_cut or not self.transport.is_open):
+                with suppress(DeviceError):
+                    self.transport.close()
+                with suppress(DeviceError):
+                    self.transport.open()
+            super().close()
+
+    def program(self, controls: Tensor) -> None:
+        """Set all controls: shape (num_controls,), in control units."""
+        try:
+            super().program(controls)
+        except (KeyboardInterrupt, SystemExit):
+            self.transport.break_off()
+            raise
+
+    def query(self, inputs: Tensor) -> Tensor:
+        """Pass vectors through the device: (batch, in_features) -> (batch, out_features)."""
+        try:
+            return super().query(inputs)
+        except (KeyboardInterrupt, SystemExit):
+            self.transport.break_off()
+            raise
+
+    def flush(self) -> None:
+        """Discard bytes until no answer to an earlier request can arrive any more; see `Transport.drain`."""
+        with self._lock:
+            self.transport.drain()
 
     @contextmanager
     def interrupted(self) -> Generator[None]:
@@ -89,7 +128,7 @@ class ProtocolDevice(LinkDevice):
 
     Args:
         spec: spec of the chip.
-        transport: closed transport to the chip.
+        transport: transport to the chip; the device opens and closes it.
         link: host's end of the protocol on this transport.
         identity: identity that the chip reported when it was found.
         most_vectors: largest number of vectors in one request.
@@ -102,6 +141,11 @@ class ProtocolDevice(LinkDevice):
         super().__init__(spec.model_copy(update={"max_batch": batch}), transport)
         self.identity = identity
         self.link = link
+
+    def flush(self) -> None:
+        """Discard all bytes that have arrived; late answers are recognised by their numbers."""
+        with self._lock:
+            self.transport.flush()
 
     def _open(self) -> None:
         self.transport.open()
@@ -142,16 +186,25 @@ def find_chip(
         make_link: function that makes the host's end of the protocol.
 
     Returns:
-        The closed transport, the identity, and the spec.
+        The transport, the identity, and the spec. The transport is closed, unless its address gives a time to settle.
 
     Raises:
         NotConnected, DeviceTimeout, ProtocolError: no device at this port uses the protocol.
     """
     transport = open_transport(port, timeout)
     link = make_link(transport)
-    with transport:
+    transport.open()
+    try:
         transport.flush()
         identity, spec = link.identify(), link.spec()
+    except BaseException:
+        transport.close()
+        raise
+    if transport.settle:
+        # Opening the port a second time would reset the board a second time.
+        transport.park()
+    else:
+        transport.close()
     _log.info("%s: %s %s, number %s", port, identity.manufacturer, identity.model, identity.serial_number)
     return transport, identity, spec
 

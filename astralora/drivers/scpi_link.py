@@ -112,7 +112,9 @@ class ScpiLink:
     def identify(self) -> Identity:
         """Request the identity of the instrument."""
         self.request(b"*IDN?\n")
-        words = [part.strip() for part in self.plain().split(",")]
+        answer = self.plain()
+        self._transport.refuse_echo(answer.encode())
+        words = [part.strip() for part in answer.split(",")]
         if len(words) != 4:
             raise ProtocolError(f"the answer to *IDN? is {','.join(words)!r}; it must have four words")
         return Identity(*words)

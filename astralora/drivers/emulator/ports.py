@@ -26,6 +26,8 @@ __all__ = ["Port", "open_port"]
 
 # Interval at which a waiting thread checks whether to stop, in seconds.
 _TICK = 0.05
+# Longest time for a request to arrive, in seconds; a host may be slow.
+_LONGEST_REQUEST = 1e5
 
 
 class Port(ABC):
@@ -94,6 +96,7 @@ class _PtyLine(HostLine):
 
     def __init__(self, uri: str, master: int) -> None:
         super().__init__(uri, timeout=_TICK)
+        self.deadline = _LONGEST_REQUEST
         self._master = master
         os.set_blocking(master, False)
 
@@ -180,6 +183,7 @@ class _TcpLine(HostLine, SocketTransport):
 
     def __init__(self, uri: str, connection: socket.socket) -> None:
         super().__init__(uri, timeout=_TICK)
+        self.deadline = _LONGEST_REQUEST
         self._connected(connection)
 
     def _open(self) -> None:
@@ -203,9 +207,13 @@ class _TcpLine(HostLine, SocketTransport):
             return True
         try:
             readable = select.select([connection], [], [], _TICK)[0]
-            return bool(readable) and connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+            # Windows has no MSG_DONTWAIT; the timeout of the line limits the wait there.
+            return bool(readable) and connection.recv(1, socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0)) == b""
         except BlockingIOError:
             return False
+        except TimeoutError as error:
+            # Without a number, the timeout of the line has ended; with one, the connection was given up.
+            return error.errno is not None
         except (OSError, ValueError):
             return True
 
@@ -297,7 +305,7 @@ class _LoopPort(Port):
             idle()
             with suppress(queue.Empty):
                 line = self._arrived.get(timeout=_TICK)
-                line.timeout = _TICK
+                line.timeout, line.deadline = _TICK, _LONGEST_REQUEST
                 return line
         return None
 

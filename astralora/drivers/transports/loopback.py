@@ -60,6 +60,8 @@ class LoopbackTransport(Transport):
         timeout: longest time without a byte, in seconds.
     """
 
+    forgets = True
+
     _listeners: ClassVar[dict[str, Callable[[LoopbackTransport], None]]] = {}
     _listeners_lock: ClassVar[threading.Lock] = threading.Lock()
 

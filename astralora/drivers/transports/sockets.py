@@ -19,11 +19,14 @@ _HINT = "check the instrument, and whether another program uses it"
 class SocketTransport(Transport):
     """Exchange bytes over a connected stream socket, as client or server."""
 
+    forgets = True
+
     def __init__(self, uri: str, timeout: float = 2.0) -> None:
         super().__init__(uri, timeout)
         self._socket: socket.socket | None = None
         self._process: int | None = None
         self._limits: dict[int, float] = {}
+        self._has_kernel_timeouts = False
 
     def _close(self) -> None:
         connection, self._socket = self._socket, None
@@ -42,30 +45,42 @@ class SocketTransport(Transport):
         connection.settimeout(None)
         self._socket, self._limits = connection, {}
         self._process = os.getpid()
+        # Windows lacks these, and leaves a socket in an undefined state after a timeout of the kernel.
+        self._has_kernel_timeouts = (
+            sys.platform != "win32"
+            and callable(getattr(connection, "sendmsg", None))
+            and hasattr(socket, "MSG_DONTWAIT")
+        )
 
     def _send(self, parts: tuple[Bytes, ...]) -> None:
-        connection = self._limited(socket.SO_SNDTIMEO, self.timeout)
         try:
-            # Send all parts in one call without joining them; the rest follows below.
-            sent = connection.sendmsg(parts)
-            for part in parts:
-                if sent < len(part):
-                    connection.sendall(memoryview(part)[sent:])
-                sent = max(0, sent - len(part))
-        except BlockingIOError as error:
-            raise DeviceTimeout(f"{self.uri} accepts no more bytes; {_HINT}") from error
+            if self._has_kernel_timeouts:
+                connection = self._limited(socket.SO_SNDTIMEO, self.timeout)
+                # Send all parts in one call without joining them; the rest follows below.
+                sent = connection.sendmsg(parts)
+                for part in parts:
+                    if sent < len(part):
+                        connection.sendall(memoryview(part)[sent:])
+                    sent = max(0, sent - len(part))
+            else:
+                self._timed(self.timeout).sendall(b"".join(parts))
         except OSError as error:
+            if _is_timeout(error):
+                raise DeviceTimeout(f"{self.uri} accepts no more bytes; {_HINT}") from error
             raise NotConnected(f"{self.uri} has closed the connection: {error.strerror or error}; {_HINT}") from error
 
     def _receive(self, view: memoryview, seconds: float) -> int:
-        flags = socket.MSG_DONTWAIT if seconds <= 0 else socket.MSG_WAITALL
-        connection = self._limited(socket.SO_RCVTIMEO, seconds) if seconds > 0 else self._socket
-        assert connection is not None
         try:
-            count = connection.recv_into(view, flags=flags)
-        except BlockingIOError:
-            return 0
+            if not self._has_kernel_timeouts:
+                count = self._timed(max(0.0, seconds)).recv_into(view)
+            elif seconds > 0:
+                count = self._limited(socket.SO_RCVTIMEO, seconds).recv_into(view, flags=socket.MSG_WAITALL)
+            else:
+                assert self._socket is not None
+                count = self._socket.recv_into(view, flags=socket.MSG_DONTWAIT)
         except OSError as error:
+            if _is_timeout(error):
+                return 0
             raise NotConnected(f"{self.uri} has closed the connection ({error.strerror or error}); {_HINT}") from error
         if not count:
             raise NotConnected(f"{self.uri} has closed the connection; {_HINT}")
@@ -79,6 +94,11 @@ class SocketTransport(Transport):
             self._limits[which] = seconds
         return self._socket
 
+    def _timed(self, seconds: float) -> socket.socket:
+        assert self._socket is not None
+        self._socket.settimeout(seconds)
+        return self._socket
+
 
 class TcpTransport(SocketTransport):
     """Exchange bytes with an instrument over a TCP connection.
@@ -89,6 +109,9 @@ class TcpTransport(SocketTransport):
         timeout: longest time without a byte, in seconds.
     """
 
+    # Behind a serial server, the instrument keeps its unsent answers when the connection is closed.
+    forgets = False
+
     def __init__(self, host: str, port: int, timeout: float = 2.0) -> None:
         super().__init__(f"tcp://{host}:{port}", timeout)
         self.host = host
@@ -97,16 +120,23 @@ class TcpTransport(SocketTransport):
     def _open(self) -> None:
         try:
             connection = socket.create_connection((self.host, self.port), timeout=self.timeout)
-        except TimeoutError as error:
-            raise NotConnected(f"{self.uri} does not answer; check address and network") from error
         except OSError as error:
-            raise NotConnected(f"{self.uri} cannot be reached: {error.strerror or error}") from error
+            if isinstance(error, TimeoutError):
+                reason = "does not answer; check address and network"
+            else:
+                reason = f"cannot be reached: {error.strerror or error}"
+            if self._is_held_here():
+                reason += "; another device or session of this process is connected to it, close that one first"
+            raise NotConnected(f"{self.uri} {reason}") from error
         self._connected(connection)
 
 
+def _is_timeout(error: OSError) -> bool:
+    """Return whether an error is the end of a timeout, not a connection that the operating system gave up."""
+    return isinstance(error, BlockingIOError) or (isinstance(error, TimeoutError) and error.errno is None)
+
+
 def _interval(seconds: float) -> bytes:
-    """Return a time as the bytes of a socket option."""
-    if sys.platform == "win32":
-        return struct.pack("I", max(1, round(1000 * seconds)))
+    """Return a time as the bytes of a socket option of POSIX."""
     micros = max(1, round(1e6 * seconds))
     return struct.pack("ll", micros // 1_000_000, micros % 1_000_000)

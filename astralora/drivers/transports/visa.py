@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import select
 import socket
-from typing import Any
+from contextlib import suppress
+from typing import Any, Final
 
 from ...devices import DeviceError, DeviceTimeout, NotConnected
 from ...devices.extras import require
 from .base import Bytes, Transport
 
 __all__ = ["VisaTransport"]
+
+# Largest number of bytes in one read, which has to end within the timeout.
+_LONGEST_READ: Final = 1 << 16
 
 
 class VisaTransport(Transport):
@@ -22,6 +26,9 @@ class VisaTransport(Transport):
         backend: ``"@ivi"`` for the installed library of a vendor, ``"@py"`` for pyvisa-py, ``""`` for the first of the
             two that is found.
     """
+
+    # A read waits for all requested bytes, and drops them at a timeout.
+    _piece = 1
 
     def __init__(self, resource: str, timeout: float = 2.0, *, backend: str = "") -> None:
         super().__init__(f"visa://{resource}", timeout)
@@ -76,7 +83,7 @@ class VisaTransport(Transport):
         instrument.timeout = max(1, round(1000 * seconds)) if reason is None else 1
         try:
             with instrument.ignore_warning(codes.success_device_not_present, codes.success_max_count_read):
-                data = instrument.visalib.read(instrument.session, len(view))[0]
+                data = instrument.visalib.read(instrument.session, min(len(view), _LONGEST_READ))[0]
         except self._visa.VisaIOError as error:
             if error.error_code == codes.error_timeout:
                 reason = reason or self._why_gone()
@@ -88,6 +95,14 @@ class VisaTransport(Transport):
             raise NotConnected(f"{self.uri} is disconnected: {error}") from error
         view[: len(data)] = data
         return len(data)
+
+    def _abort(self) -> None:
+        # A device clear empties the buffers of the instrument. Sockets and serial ports have none: pyvisa-py would read
+        # from them until they are silent.
+        name = self._instrument.resource_name.upper()
+        if name.endswith("INSTR") and not name.startswith("ASRL"):
+            with suppress(Exception):
+                self._instrument.clear()
 
     def _why_gone(self) -> str | None:
         """Return why a socket of pyvisa-py is disconnected, or None; pyvisa-py itself reports only a timeout."""

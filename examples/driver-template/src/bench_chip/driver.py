@@ -9,14 +9,14 @@ The chip accepts and sends lines of text, numbers separated by spaces:
 Put your own instrument in place of these lines.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from astralora.devices import DeviceSpec, ProtocolError
+from astralora.devices import DeviceSpec
 from astralora.drivers.link import LinkDevice
+from astralora.drivers.text import TextLine
 from astralora.drivers.transports import open_transport
 
 SPEC = DeviceSpec(
@@ -42,34 +42,27 @@ class BenchChip(LinkDevice):
     """Crossbar of 8 x 8 heaters behind a serial port.
 
     Args:
-        port: address, such as ``serial:///dev/ttyUSB0?baudrate=115200``.
+        port: address, such as ``serial:///dev/ttyUSB0?baudrate=115200``; add ``&settle=2`` for a board that resets
+            when its port is opened.
         timeout: longest silence before the driver gives up, in seconds.
     """
 
     def __init__(self, port: str, timeout: float = 2.0) -> None:
         super().__init__(SPEC, open_transport(port, timeout))
+        # Drops late answers, and refuses answers that are not what the command needs.
+        self.line = TextLine(self.transport)
 
     def _open(self) -> None:
         self.transport.open()
-        self.transport.flush()
 
     def _close(self) -> None:
         try:
-            self._ask("S")  # switch the heaters off before the port is closed
+            self.line.command("S")  # switch the heaters off before the port is closed
         finally:
             self.transport.close()
 
     def _program(self, controls: NDArray[Any]) -> None:
-        self._ask("V", controls)
+        self.line.command("V", controls)
 
     def _query(self, inputs: NDArray[Any]) -> NDArray[Any]:
-        answers = [self._ask("X", vector) for vector in inputs]
-        return np.array([[float(word) for word in answer.split()] for answer in answers])
-
-    def _ask(self, command: str, values: Iterable[float] = ()) -> str:
-        line = " ".join([command, *(f"{value:.9g}" for value in values)])
-        self.transport.write(line.encode() + b"\n")
-        answer = self.transport.read_until(b"\n", limit=4096).decode("ascii", "replace").strip()
-        if answer.startswith("ERR"):
-            raise ProtocolError(f"the chip answered {answer!r} to {line[:40]!r}")
-        return answer
+        return np.array([self.line.numbers("X", vector, count=8) for vector in inputs])
