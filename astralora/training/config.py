@@ -128,7 +128,7 @@ class RunConfig(_Section):
                 values = tomllib.loads(path.read_text(encoding="utf-8"))
             except OSError as error:
                 raise ConfigurationError(f"{path} cannot be read: {error.strerror or error}") from None
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            except (ValueError, RecursionError) as error:
                 raise ConfigurationError(f"{path} is not TOML: {error}") from None
         try:
             values = _merged(values, overrides or {})
