@@ -213,10 +213,9 @@ class Folder:
         Returns:
             The lines that were kept.
         """
-        kept = self.metrics(line).up_to(line)
-        damage = kept.describe_damage()
-        if damage is not None:
-            _log.warning("%s: %s", self.path, damage)
+        found = self.metrics(line)
+        kept = found.up_to(line)
+        self._report_damage(found)
         with self.writes(_METRICS):
             write_atomically(self.path / _METRICS, format_lines(kept))
         self._lines = line
@@ -271,8 +270,17 @@ class Folder:
         """
         summary = self.summary()
         if summary is not None and (self.path / _CHECKPOINT / _INDEX).exists():
-            self.load_state(config)
+            state = self.load_state(config)
+            self._report_damage(self.metrics(0 if state is None else state[_LINES_KEY]))
         return summary
+
+    def _report_damage(self, metrics: Metrics) -> None:
+        """Tell which lines of metrics.jsonl are damaged."""
+        damage = metrics.describe_damage()
+        if damage is not None:
+            _log.warning("%s: %s", self.path, damage)
+        if metrics.incomplete:
+            _log.warning("%s: the last line of metrics.jsonl is damaged or cut short, and was left out", self.path)
 
     def _make_metrics_durable(self) -> None:
         """Write the metrics to the disk itself, because a checkpoint must not survive them."""

@@ -32,24 +32,26 @@ class Metrics:
     Attributes:
         by_line: undamaged records by the number of their line, in order.
         damaged: numbers of the damaged or missing lines.
+        incomplete: whether the last line is damaged or was cut short. Its number is unknown and is not in ``damaged``.
     """
 
     by_line: Mapping[int, Record]
     damaged: tuple[range, ...] = ()
+    incomplete: bool = False
 
     @classmethod
     def parse(cls, data: bytes, file: Path, lines: int = 0) -> Metrics:
         """Read all undamaged lines.
-
-        A line that an interruption has cut short, at the end, is ignored.
 
         Args:
             data: content of the file.
             file: path of the file, for messages.
             lines: number of lines that were written at least.
         """
-        found = dict(sorted(_records(data, file)))
-        return cls(found, tuple(_gaps(found, lines)))
+        read = sorted(_records(data, file), key=lambda each: each[0])
+        found = {number: record for number, record, _ in read}
+        end = max((end for _, _, end in read), default=0)
+        return cls(found, tuple(_gaps(found, lines)), incomplete=data[end:].strip() != b"")
 
     @property
     def records(self) -> list[Record]:
@@ -94,8 +96,8 @@ def format_lines(metrics: Metrics) -> str:
     return "".join(format_line(number, record) for number, record in metrics.by_line.items())
 
 
-def _records(data: bytes, file: Path) -> Iterator[tuple[int, Record]]:
-    """Find all records whose checksum is right, with their numbers."""
+def _records(data: bytes, file: Path) -> Iterator[tuple[int, Record, int]]:
+    """Find all records whose checksum is right, with their numbers and the places where they end."""
     end = 0
     for check in _CHECK.finditer(data):
         number = int(check[1])
@@ -106,7 +108,7 @@ def _records(data: bytes, file: Path) -> Iterator[tuple[int, Record]]:
                     record = parse_json(content + b"}", file)
                 except ConfigurationError:
                     break
-                yield number, record
+                yield number, record, check.end()
                 break
         end = check.end()
 
