@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +19,12 @@ def read_file(path: Path) -> bytes | None:
     """Read a file; return None if there is none.
 
     Raises:
-        ConfigurationError: the file cannot be read, or it is a folder.
+        ConfigurationError: the file cannot be read, or it is a folder, a device or a pipe.
     """
     try:
+        # A device such as /dev/zero has no end.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ConfigurationError(f"{path} cannot be read: it is not a file")
         return path.read_bytes()
     except FileNotFoundError:
         return None
