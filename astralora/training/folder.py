@@ -336,10 +336,16 @@ def _is_left_over(file: Path) -> bool:
     """Return whether a run that was killed before it began left this file."""
     if file.name != _CHECKPOINT:
         return file.name in LOCK_FILES or _DRAFT.fullmatch(file.name) is not None
-    if not file.is_dir() or any(part.stat().st_size > _BLANK and part.name != _INDEX for part in file.iterdir()):
+    if not file.is_dir() or not all(map(_is_blank, file.iterdir())):
         return False
     try:
         state = load_state(file)
     except ConfigurationError:
         return False
     return state is None or state.keys() == {_CONFIG_KEY, _LINES_KEY}
+
+
+def _is_blank(file: Path) -> bool:
+    """Return whether a file of a checkpoint holds no tensors of a run; its index is looked at separately."""
+    tensors = file.suffix == ".safetensors" and file.name.startswith("tensors-") and file.stat().st_size <= _BLANK
+    return tensors or file.name == _INDEX or _DRAFT.fullmatch(file.name) is not None
