@@ -11,20 +11,20 @@ __all__ = ["AdapterFolder"]
 
 
 class AdapterFolder(Folder):
-    """Hold an adapter run: the files of `Folder`, checkpoint/, and for a dynamic run history.jsonl and frequency.toml.
+    """Hold an adapter run: the files of `Folder`, and for a dynamic run history.jsonl and frequency.toml.
 
     Args:
         path: path of the folder.
     """
 
     def begin(self, config: AdapterRun) -> None:
-        """Create the folder of a new run, and write its config.toml and an empty metrics.jsonl.
+        """Create and hold the folder of a new run, and write its config.toml and an empty metrics.jsonl.
 
         Raises:
-            ConfigurationError: the folder cannot be created.
+            ConfigurationError: the folder is not free, or cannot be created.
         """
-        self.create(config.to_toml())
-        self.write_metrics([])
+        self.start(config)
+        self.rewind(0)
 
     def config(self) -> AdapterRun:
         """Read the configuration of the run.
@@ -34,15 +34,10 @@ class AdapterFolder(Folder):
         """
         return AdapterRun.load(self.find_config(self.path))
 
-    def rewind(self, count: int) -> list[dict[str, Any]]:
-        """Cut metrics.jsonl to its first lines, since a resumed run writes the others again.
+    def load(self) -> dict[str, Any] | None:
+        """Return the checkpoint; None where the run has no state yet; see `Folder.load_state`."""
+        return self.load_state(self.config())
 
-        Args:
-            count: number of lines to keep.
-
-        Returns:
-            The records in these lines.
-        """
-        kept = self.metrics()[:count]
-        self.write_metrics(kept)
-        return kept
+    def finished(self) -> dict[str, Any] | None:
+        """Return the summary of a finished run; see `Folder.finished_with`."""
+        return self.finished_with(self.config())

@@ -8,7 +8,6 @@ from typing import Any
 
 from ..common.errors import ConfigurationError
 from ..common.extras import require
-from ..training.checkpoint import load_state
 from .adapted import AdaptedModel, adapt
 from .data import Data, load_data
 from .folder import AdapterFolder
@@ -69,7 +68,7 @@ def prepare_from_folder(config: AdapterRun, folder: AdapterFolder) -> PreparedRu
     Raises:
         ConfigurationError: the run in the folder has not ended, or `prepare` refuses the configuration.
     """
-    state = load_state(folder.path / "checkpoint") if folder.summary() is not None else None
+    state = folder.load() if folder.summary() is not None else None
     if state is None:
         raise ConfigurationError(f"the run in {folder.path} has not ended, and thus has no trained adapters")
     prepared = prepare(config)

@@ -14,7 +14,6 @@ from torch import nn
 
 from ..common.errors import ConfigurationError
 from ..devices import derive_seed
-from ..training.checkpoint import load_state, save_state
 from .data import training_batches
 from .folder import AdapterFolder
 from .preparation import PreparedRun, prepare, prepare_from_folder
@@ -54,13 +53,29 @@ def train_run(
         The summary.
 
     Raises:
-        ConfigurationError: the configuration cannot be run; no file was written.
+        ConfigurationError: the configuration cannot be run, or the folder cannot be used; nothing was changed.
     """
-    if not resume:
+    if resume:
+        folder.hold()
+    else:
         folder.check_free()
-    state = load_state(folder.path / "checkpoint") if resume else None
+    try:
+        finished = folder.summary() if resume else None
+        return finished or _train(config, folder, folder.load_state(config) if resume else None, resume, listener)
+    finally:
+        folder.release()
+
+
+def _train(
+    config: AdapterRun,
+    folder: AdapterFolder,
+    state: Record | None,
+    resume: bool,
+    listener: Callable[[Record], None] | None,
+) -> dict[str, Any]:
+    """Train from the start or from a checkpoint, and return the summary."""
     prepared = prepare(config)
-    log = _RunLog(folder, prepared, state, listener)
+    log = _RunLog(config, folder, prepared, state, listener)
     if state is not None and state["data"] != log.digest:
         raise ConfigurationError(f"the data have changed since the run in {folder.path} began; begin another run")
     if config.dynamic is not None:
@@ -68,7 +83,7 @@ def train_run(
     trainer = _make_trainer(config, prepared, folder.path, log.record, log.reallocation)
     trainer.on_checkpoint = log.save_checkpoint
     # All checks come before the first file is written.
-    log.begin(config, resume=resume)
+    log.begin(resume=resume)
     with isolated_random_state(derive_seed(config.seed, "trainer")):
         if state is None:
             trainer.train()
@@ -78,8 +93,9 @@ def train_run(
             log.restore(state)
     log.save_checkpoint(None)
     if log.reallocation is not None:
-        log.reallocation.save(folder.path)
-    summary = _summary(config, prepared, log)
+        with folder.writes("history.jsonl"):
+            log.reallocation.save(folder.path)
+    summary = {**_summary(config, prepared, log), "damaged_lines": folder.metrics().damaged_lines}
     # The summary is written last, since it marks a complete run.
     folder.write_summary(summary)
     return summary
@@ -96,34 +112,43 @@ class _RunLog:
 
     Attributes:
         digest: hash of the data.
-        records: records so far, including those before the checkpoint.
+        results: latest step, results of the latest test, and smallest loss of all tests. They come from the checkpoint
+            and not from metrics.jsonl, whose lines may be damaged.
         reallocation: reallocation of a dynamic run.
     """
 
     def __init__(
         self,
+        config: AdapterRun,
         folder: AdapterFolder,
         prepared: PreparedRun,
         state: Record | None,
         listener: Callable[[Record], None] | None,
     ) -> None:
-        self._folder, self._prepared, self._state, self._listener = folder, prepared, state, listener
+        self._config, self._folder, self._prepared = config, folder, prepared
+        self._state, self._listener = state, listener
         self.digest = prepared.data.digest()
-        self.records: list[Record] = []
+        self.results: Record = {"step": 0, "test": {}, "best_test_loss": None} if state is None else state["results"]
         self.reallocation: Reallocation | None = None
         self._start = time.perf_counter()
 
-    def begin(self, config: AdapterRun, *, resume: bool) -> None:
+    def begin(self, *, resume: bool) -> None:
         """Make the folder of a new run, or drop the records after the checkpoint of a resumed one."""
         self._start = time.perf_counter()
         if resume:
-            self.records += self._folder.rewind(0 if self._state is None else self._state["records"])
+            self._folder.rewind(0 if self._state is None else self._state["lines"])
         else:
-            self._folder.begin(config)
+            self._folder.begin(self._config)
 
     def record(self, record: Record) -> None:
-        """Store a record, append it to metrics.jsonl, and call the listener."""
-        self.records.append(record)
+        """Append a record to metrics.jsonl, include it in the results, and call the listener."""
+        results = self.results
+        if record["event"] == "step":
+            results["step"] = record["step"]
+        elif record["event"] == "epoch":
+            results["test"] = {name: value for name, value in record.items() if name.startswith("test_")}
+            losses = [loss for loss in (results["best_test_loss"], record["test_loss"]) if loss is not None]
+            results["best_test_loss"] = min(losses)
         self._folder.append(record)
         if self._listener is not None:
             self._listener(record)
@@ -139,13 +164,13 @@ class _RunLog:
         state = {
             "trainer": trainer_state,
             "data": self.digest,
-            "records": len(self.records),
+            "results": self.results,
             "seconds": self.seconds(),
             "adapters": adapted.trained_state(),
             "enabled": {unit.key: unit.enabled for unit in adapted.units},
             "reallocation": None if reallocation is None else reallocation.state_dict(),
         }
-        save_state(self._folder.path / "checkpoint", state)
+        self._folder.save_state(state, self._config)
 
     def restore(self, state: Record) -> None:
         """Restore the adapters, their switches and the reallocation from a checkpoint."""
@@ -279,10 +304,6 @@ def _accuracy_metric(prepared: PreparedRun, config: AdapterRun) -> Callable[[nn.
 def _summary(config: AdapterRun, prepared: PreparedRun, log: _RunLog) -> dict[str, Any]:
     trained, total = prepared.adapted.parameter_counts()
     reallocation = log.reallocation
-    epochs = [record for record in log.records if record["event"] == "epoch"]
-    steps = [record for record in log.records if record["event"] == "step"]
-    last: Record = epochs[-1] if epochs else {}
-    scores = {name: value for name, value in last.items() if name.startswith("test_")}
     return {
         "task": config.data.train or config.data.name,
         "objective": prepared.data.objective,
@@ -291,9 +312,9 @@ def _summary(config: AdapterRun, prepared: PreparedRun, log: _RunLog) -> dict[st
         "proxy": None if reallocation is None else config.scoring.proxy,
         "seed": config.seed,
         "epochs": config.training.epochs,
-        "steps": steps[-1]["step"] if steps else 0,
-        **scores,
-        "best_test_loss": min((record["test_loss"] for record in epochs), default=None),
+        "steps": log.results["step"],
+        **log.results["test"],
+        "best_test_loss": log.results["best_test_loss"],
         "adapters": len(prepared.adapted.units),
         "adapters_on": sum(unit.enabled for unit in prepared.adapted.units),
         "reallocations": 0 if reallocation is None else len(reallocation.history),

@@ -7,7 +7,10 @@ Commands check the path before they spend anything.
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,10 @@ from ..devices.files import check_writable
 from ..devices.files import write_file as write_with_reason
 from .console import to_json
 
-__all__ = ["check_file", "check_folder", "new_folder", "write_file", "write_json"]
+__all__ = ["check_file", "check_folder", "folder_or_new", "new_folder", "write_file", "write_json"]
+
+
+_RUNS = Path("runs")
 
 
 def check_file(path: Path | None) -> None:
@@ -45,13 +51,47 @@ def check_folder(path: Path | None) -> None:
 
 
 def new_folder(name: str) -> Path:
-    """Return a folder in ``runs/`` that does not exist yet, named by the time of day."""
+    """Make a new folder in ``runs/``, named by the time of day, that no other process can get.
+
+    Raises:
+        ConfigurationError: the folder cannot be made.
+    """
     name = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    folder, number = Path("runs") / name, 1
-    while folder.exists():
-        number += 1
-        folder = Path("runs") / f"{name}-{number}"
+    for number in count(1):
+        folder = _RUNS / (name if number == 1 else f"{name}-{number}")
+        try:
+            _RUNS.mkdir(exist_ok=True)
+            # Another process may have made this folder, or removed runs/, which was empty, at this moment.
+            with suppress(FileExistsError, FileNotFoundError):
+                folder.mkdir()
+                break
+        except OSError as error:
+            raise ConfigurationError(f"{folder} cannot be made: {error.strerror or error}") from None
     return folder
+
+
+@contextmanager
+def folder_or_new(output: Path | None, name: str) -> Generator[Path]:
+    """Yield the folder that ``--out`` names or a new one, which is removed if it is empty at the end.
+
+    Args:
+        output: ``--out``.
+        name: name of a new folder; see `new_folder`.
+
+    Raises:
+        ConfigurationError: the folder cannot be made or written to.
+    """
+    if output is not None:
+        check_folder(output)
+        yield output
+        return
+    folder = new_folder(name)
+    try:
+        yield folder
+    finally:
+        for empty in (folder, folder.parent):
+            with suppress(OSError):
+                empty.rmdir()
 
 
 def write_file(path: Path, content: str | bytes) -> None:

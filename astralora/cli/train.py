@@ -11,7 +11,7 @@ from ..training import train as run_training
 from . import options as o
 from .command import command
 from .console import out, print_json, print_rows
-from .output import check_folder, new_folder
+from .output import folder_or_new
 from .progress import Bars
 from .resuming import print_complete_run, refuse_other_options, reports_how_to_resume
 from .runs import RunOptions
@@ -33,25 +33,29 @@ def train(
     if resume is not None:
         refuse_other_options(options, output)
         folder = RunFolder.reopen(resume)
-        finished = folder.summary()
+        finished = folder.finished()
         if finished is not None:
             print_complete_run(resume, finished, json)
             return
-    else:
-        run = options.load()
-        check_folder(output)
-        folder = RunFolder(output or _new_folder(run), run)
+        _run(folder, json, resume=True)
+        return
+    run = options.load()
+    with folder_or_new(output, _name(run)) as path:
+        _run(RunFolder(path, run), json, resume=False)
+
+
+def _run(folder: RunFolder, json: bool, *, resume: bool) -> None:
     with reports_how_to_resume("astralora train", folder.path), _Progress(folder.config) as progress:
-        result = run_training(folder, resume=resume is not None, listener=progress.show)
+        result = run_training(folder, resume=resume, listener=progress.show)
     if json:
         print_json(result.summary)
     else:
         _print_result(result, folder.path)
 
 
-def _new_folder(run: RunConfig) -> Path:
+def _name(run: RunConfig) -> str:
     device = Path(run.device.name.rpartition(":")[0]).stem or run.device.name
-    return new_folder(f"{run.task}-{device}-{run.method.name}-seed{run.seed}")
+    return f"{run.task}-{device}-{run.method.name}-seed{run.seed}"
 
 
 class _Progress(Bars):

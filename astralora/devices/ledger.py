@@ -36,6 +36,8 @@ class Purpose(StrEnum):
     MEASURE = "measure"
     """Measurements of the transfer matrix that the user requested."""
     OTHER = "other"
+    REPEATED = "repeated"
+    """Operations for all purposes in steps that a resumed run repeats, because its process was killed."""
     STARTUP = "startup"
     """First measurements of a layer."""
 

@@ -87,13 +87,14 @@ class LinkDevice(HardwareDevice):
         A line that was lost, or that holds a part of a message, is opened again first, so that the command that brings
         the hardware into its safe state can be sent.
         """
-        with self._lock:
-            if self._is_open and (self.transport.is_cut or not self.transport.is_open):
-                with suppress(DeviceError):
-                    self.transport.close()
-                with suppress(DeviceError):
-                    self.transport.open()
-            super().close()
+        if not self._ownership.is_foreign:
+            with self._lock:
+                if self._must_close and (self.transport.is_cut or not self.transport.is_open):
+                    with suppress(DeviceError):
+                        self.transport.close()
+                    with suppress(DeviceError):
+                        self.transport.open()
+        super().close()
 
     def program(self, controls: Tensor) -> None:
         """Set all controls: shape (num_controls,), in control units."""

@@ -60,7 +60,7 @@ class TextServer:
         self.stop()
 
     def _run(self) -> None:
-        while (line := self._port.accept(self._stop)) is not None:
+        while (line := self._port.accept(self._stop, lambda: None)) is not None:
             with suppress(NotConnected):
                 self._serve(line)
             with suppress(DeviceError, OSError):

@@ -49,6 +49,7 @@ class RunData:
         controls_before: initial controls of each device layer, (num_controls,).
         controls_after: final controls of each device layer, (num_controls,).
         control_unit: unit of the controls.
+        damage: sentence about damaged lines of metrics.jsonl; None if there are none.
     """
 
     summary: Mapping[str, Any]
@@ -56,6 +57,7 @@ class RunData:
     controls_before: Sequence[Tensor]
     controls_after: Sequence[Tensor]
     control_unit: str
+    damage: str | None = None
 
     def series(self, event: str, x: str, y: str) -> tuple[list[float], list[float]]:
         """Return two fields of the records of one event; records without both fields are left out."""

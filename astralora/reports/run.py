@@ -30,6 +30,14 @@ def verdicts(run: RunData) -> list[str]:
         found.append(f"Stopped early: {summary['stopped_early']}.")
     if summary["device_state"] == "reopened":
         found.append("The run was resumed on a device whose internal state could not be restored.")
+    repeated = summary.get("repeated", {})
+    if any(repeated.values()):
+        found.append(
+            f"The run was killed and resumed: {repeated['programs']:,} programs and {repeated['vectors']:,} vectors "
+            f"were spent in steps that had to be repeated."
+        )
+    if run.damage is not None:
+        found.append(f"{run.damage[0].upper()}{run.damage[1:]}.")
     if summary.get("expense"):
         found.append(f"Gradients were expensive: {summary['expense']}.")
     if summary.get("needs_calibration"):

@@ -16,6 +16,7 @@ from ..devices import derive_generator
 from ..nn.layer import BlackBoxLinear
 from ..tasks import Splits, Task
 from .config import RunConfig
+from .spending import spent_by_device
 
 __all__ = ["Fit", "Record"]
 
@@ -31,6 +32,9 @@ class Fit:
         task: task, for loss and score.
         splits: data.
         model: model, which is trained in place.
+
+    Attributes:
+        sessions: session of each device, by the name of its first layer.
     """
 
     def __init__(self, config: RunConfig, task: Task, splits: Splits, model: nn.Module) -> None:
@@ -39,6 +43,9 @@ class Fit:
         self.splits = splits
         self.model = model
         self.layers = [layer for layer in model.modules() if isinstance(layer, BlackBoxLinear)]
+        named = {name: layer for name, layer in model.named_modules() if isinstance(layer, BlackBoxLinear)}
+        first_names = {id(layer.session): name for name, layer in reversed(named.items())}
+        self.sessions = {name: named[name].session for name in reversed(first_names.values())}
         self.steps_per_epoch = ceil(len(splits.train_inputs) / config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
         self.optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
@@ -64,9 +71,9 @@ class Fit:
             ends = position + 1 == self.steps_per_epoch
             summary = self._close_epoch(epoch + 1) if ends else None
             self.wall_seconds += time.perf_counter() - start
-            yield {**record, **self._spent(), "wall_seconds": self.wall_seconds}
+            yield {**record, **spent_by_device(self.sessions), "wall_seconds": self.wall_seconds}
             if summary is not None:
-                yield {**summary, **self._spent(), "wall_seconds": self.wall_seconds}
+                yield {**summary, **spent_by_device(self.sessions), "wall_seconds": self.wall_seconds}
 
     def train_step(self, rows: Tensor) -> Record:
         """Make one update from the training samples ``rows``."""
@@ -161,17 +168,3 @@ class Fit:
             record["saturation"] = sums["saturation"] / samples
         self._sums = dict.fromkeys(sums, 0)
         return record
-
-    def _spent(self) -> Record:
-        """Return the operations of all devices so far."""
-        sessions = {id(layer.session): layer.session for layer in self.layers}.values()
-        if not sessions:
-            return {}
-        usages = [session.usage for session in sessions]
-        return {
-            "programs": sum(usage.programs for usage in usages),
-            "queries": sum(usage.queries for usage in usages),
-            "vectors": sum(usage.vectors for usage in usages),
-            "retries": sum(usage.retries for usage in usages),
-            "hardware_seconds": sum(session.usage.hardware_seconds(session.spec) for session in sessions),
-        }

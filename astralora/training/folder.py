@@ -2,21 +2,47 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+import logging
+import os
+import re
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 from ..common.errors import ConfigurationError
 from ..devices.files import write_atomically
 from .checkpoint import load_state, save_state
+from .comparison import Configuration, refuse_changes
 from .config import RunConfig
+from .lock import LOCK_FILES, FolderLock
+from .metrics import Metrics, format_line, format_lines
+from .reading import read_file, reports_disk_problems
+from .summary import load_summary, save_summary
 
 __all__ = ["Folder", "RunFolder"]
 
+_log = logging.getLogger(__name__)
+
+_METRICS, _CONFIG, _SUMMARY, _CHECKPOINT = "metrics.jsonl", "config.toml", "summary.json", "checkpoint"
+
+# Unfinished files of processes that were killed, as `write_atomically` and the lock name them.
+_DRAFT = re.compile(
+    r"\.?(config\.toml|metrics\.jsonl|summary\.json|state\.json|tensors-|history\.jsonl|frequency\.toml"
+    r"|report\.html|\w+\.png|\.?lock).*\.tmp"
+)
+
+# What a checkpoint holds beside the state of the run.
+_CONFIG_KEY, _LINES_KEY = "config", "lines"
+
+# Name of a checkpoint's index, and size of its file of tensors where it has none, in bytes.
+_INDEX, _BLANK = "state.json", 16
+
 
 class Folder:
-    """Hold config.toml, metrics.jsonl and summary.json of a run of any kind.
+    """Hold config.toml, metrics.jsonl, summary.json and checkpoint/ of a run of any kind.
+
+    A run holds its folder from `begin` or `hold` to `release`, so that no other process writes into it.
 
     Args:
         path: path of the folder.
@@ -27,30 +53,72 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = FolderLock(path)
+        self._lines = 0
+
+    # -- ownership --------------------------------------------------------------------------
+
+    def hold(self) -> None:
+        """Hold the folder for this process, and remove drafts that a killed process left.
+
+        Raises:
+            ConfigurationError: another process holds the folder, or it cannot be written to.
+        """
+        with self.writes():
+            self._lock.acquire()
+            for folder in (self.path, self.path / _CHECKPOINT):
+                for file in folder.iterdir() if folder.is_dir() else ():
+                    if _DRAFT.fullmatch(file.name) and file.is_file():
+                        file.unlink()
+
+    def release(self) -> None:
+        """Let other processes have the folder; do nothing if it is not held."""
+        self._lock.release()
 
     def check_free(self) -> None:
-        """Refuse a folder that is not empty.
+        """Refuse a folder that is not empty, or in which another run is about to begin.
+
+        Drafts and locks of a run that was killed before it began do not count.
 
         Raises:
-            ConfigurationError: the folder is not empty, or is no folder.
+            ConfigurationError: the folder is not free, or is no folder.
         """
-        if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
-            raise ConfigurationError(f"{self.path} is not an empty folder; {self.advice}")
+        if not self.path.exists():
+            return
+        with self.writes():
+            held = self._lock.held
+            if self.path.is_dir() and any((self.path / name).exists() for name in LOCK_FILES) and not held:
+                self._lock.acquire()
+                self._lock.release()
+            if not self.path.is_dir() or not all(_is_left_over(file) for file in self.path.iterdir()):
+                raise ConfigurationError(f"{self.path} is not an empty folder; {self.advice}")
 
-    def create(self, config: str) -> None:
-        """Create the folder of a new run, and write its config.toml.
+    # -- beginning and resuming -------------------------------------------------------------
+
+    def start(self, config: Configuration) -> None:
+        """Create and hold the folder of a new run, and write its first checkpoint and its config.toml.
+
+        The first checkpoint holds the configuration only, with which that of a resumed run is compared.
 
         Args:
-            config: configuration as TOML.
+            config: configuration of the run.
 
         Raises:
-            ConfigurationError: the folder cannot be created.
+            ConfigurationError: the folder is not free, or cannot be created.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path / "config.toml", config)
         except OSError as error:
             raise ConfigurationError(f"{self.path} cannot be used: {error.strerror or error}") from None
+        self.hold()
+        try:
+            self.check_free()
+            self.save_state({}, config)
+            with self.writes(_CONFIG):
+                write_atomically(self.path / _CONFIG, config.to_toml())
+        except BaseException:
+            self.release()
+            raise
 
     @staticmethod
     def find_config(path: Path) -> Path:
@@ -59,34 +127,114 @@ class Folder:
         Raises:
             ConfigurationError: the folder has none.
         """
-        file = path / "config.toml"
+        file = path / _CONFIG
         if not file.is_file():
             raise ConfigurationError(f"{path} holds no run: it has no config.toml")
         return file
 
+    def save_state(self, state: Mapping[str, Any], config: Configuration, lines: int | None = None) -> None:
+        """Replace the checkpoint.
+
+        Args:
+            state: state of the run.
+            config: configuration of the run.
+            lines: number of lines of metrics.jsonl at this state; all that were written unless given.
+
+        Raises:
+            ConfigurationError: the checkpoint cannot be written; the one before is kept.
+        """
+        saved = {**state, _CONFIG_KEY: config.to_toml(), _LINES_KEY: self._lines if lines is None else lines}
+        self._lock.check()
+        with self.writes(_CHECKPOINT):
+            self._make_metrics_durable()
+            save_state(self.path / _CHECKPOINT, saved)
+
+    def load_state(self, config: Configuration) -> dict[str, Any] | None:
+        """Return the checkpoint, with the number of lines of metrics.jsonl at this state as "lines".
+
+        None is returned where the run was stopped before its first checkpoint with a state.
+
+        Args:
+            config: configuration of the run, as in config.toml.
+
+        Raises:
+            ConfigurationError: the checkpoint is missing or damaged, or was saved with another configuration.
+        """
+        state = load_state(self.path / _CHECKPOINT)
+        if state is None:
+            raise ConfigurationError(f"{self.path} has no checkpoint to resume from; begin a new run")
+        if not isinstance(state.get(_CONFIG_KEY), str) or not isinstance(state.get(_LINES_KEY), int):
+            raise ConfigurationError(f"{self.path / _CHECKPOINT} is not the checkpoint of a run; begin a new run")
+        refuse_changes(config, state.pop(_CONFIG_KEY), self.path)
+        return state if state.keys() != {_LINES_KEY} else None
+
+    # -- metrics and summary ----------------------------------------------------------------
+
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add a line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        """Add a line to metrics.jsonl.
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """Return all complete lines of metrics.jsonl."""
-        records: list[dict[str, Any]] = []
-        file = self.path / "metrics.jsonl"
-        for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        Raises:
+            ConfigurationError: the line cannot be written.
+        """
+        self._lock.check()
+        line = format_line(self._lines + 1, record).encode()
+        with self.writes(_METRICS), (self.path / _METRICS).open("ab", buffering=0) as file:
+            end = file.tell()
             try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break  # an interruption cut this line short
-        return records
+                while line:
+                    line = line[file.write(line) :]
+            except OSError:
+                # A part of a line would damage the next one.
+                with suppress(OSError):
+                    file.truncate(end)
+                raise
+        self._lines += 1
 
-    def write_metrics(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Replace metrics.jsonl by these records."""
-        write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    def metrics(self, lines: int | None = None) -> Metrics:
+        """Return all undamaged lines of metrics.jsonl.
+
+        Args:
+            lines: number of lines that were written at least; those that this object has written unless given.
+
+        Raises:
+            ConfigurationError: the file cannot be read.
+        """
+        file = self.path / _METRICS
+        return Metrics.parse(read_file(file) or b"", file, self._lines if lines is None else lines)
+
+    def rewind(self, line: int) -> Metrics:
+        """Drop the lines after a line from metrics.jsonl, since a resumed run writes them again.
+
+        Damaged lines are reported and dropped.
+
+        Args:
+            line: number of the last line to keep.
+
+        Returns:
+            The lines that were kept.
+        """
+        found = self.metrics(line)
+        kept = found.up_to(line)
+        self._report_damage(found)
+        with self.writes(_METRICS):
+            write_atomically(self.path / _METRICS, format_lines(kept))
+        self._lines = line
+        return kept
+
+    def write_file(self, name: str, content: bytes) -> None:
+        """Write a file of the folder.
+
+        Raises:
+            ConfigurationError: it cannot be written.
+        """
+        with self.writes(name):
+            write_atomically(self.path / name, content)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json, the last file of a run."""
-        write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        self._lock.check()
+        with self.writes(_SUMMARY):
+            save_summary(self.path / _SUMMARY, summary)
 
     def summary(self) -> dict[str, Any] | None:
         """Return the content of summary.json; None where the run has not ended.
@@ -94,18 +242,55 @@ class Folder:
         Raises:
             ConfigurationError: the file is damaged.
         """
-        file = self.path / "summary.json"
-        if not file.exists():
-            return None
-        try:
-            content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ConfigurationError(f"{file} is damaged: {error}") from None
-        return content
+        return load_summary(self.path / _SUMMARY)
+
+    @contextmanager
+    def writes(self, name: str = "") -> Generator[None]:
+        """Report problems of the disk within a ``with`` block in one sentence.
+
+        Args:
+            name: name of the file that the block writes; the folder itself unless given.
+
+        Raises:
+            ConfigurationError: the file cannot be written.
+        """
+        resumes = (self.path / _CONFIG).exists()
+        remedy = f"and resume the run with --resume '{self.path}'" if resumes else "or give another folder"
+        with reports_disk_problems(self.path / name, f"mend this, {remedy}"):
+            yield
+
+    def finished_with(self, config: Configuration) -> dict[str, Any] | None:
+        """Return the summary of a finished run; None where the run has not ended.
+
+        Args:
+            config: configuration of the run, as in config.toml.
+
+        Raises:
+            ConfigurationError: a file is damaged, or config.toml was changed.
+        """
+        summary = self.summary()
+        if summary is not None and (self.path / _CHECKPOINT / _INDEX).exists():
+            state = self.load_state(config)
+            self._report_damage(self.metrics(0 if state is None else state[_LINES_KEY]))
+        return summary
+
+    def _report_damage(self, metrics: Metrics) -> None:
+        """Tell which lines of metrics.jsonl are damaged."""
+        damage = metrics.describe_damage()
+        if damage is not None:
+            _log.warning("%s: %s", self.path, damage)
+        if metrics.incomplete:
+            _log.warning("%s: the last line of metrics.jsonl is damaged or cut short, and was left out", self.path)
+
+    def _make_metrics_durable(self) -> None:
+        """Write the metrics to the disk itself, because a checkpoint must not survive them."""
+        if (self.path / _METRICS).exists():
+            with (self.path / _METRICS).open("ab") as file:
+                os.fsync(file.fileno())
 
 
 class RunFolder(Folder):
-    """Hold a training run: the files of `Folder`, checkpoint/, report.html and plots.
+    """Hold a training run: the files of `Folder`, report.html and plots.
 
     Args:
         path: path of the folder.
@@ -117,14 +302,17 @@ class RunFolder(Folder):
         self.config = config
         self.advice = f"give another folder, or resume its run with --resume '{path}'"
 
+    def finished(self) -> dict[str, Any] | None:
+        """Return the summary of a finished run; see `Folder.finished_with`."""
+        return self.finished_with(self.config)
+
     def begin(self) -> None:
-        """Create the folder of a new run, and write its config.toml.
+        """Create and hold the folder of a new run, and write its config.toml.
 
         Raises:
-            ConfigurationError: the folder is not empty, or cannot be created.
+            ConfigurationError: the folder is not free, or cannot be created.
         """
-        self.check_free()
-        self.create(self.config.to_toml())
+        self.start(self.config)
 
     @classmethod
     def reopen(cls, path: Path) -> Self:
@@ -135,18 +323,29 @@ class RunFolder(Folder):
         """
         return cls(path, RunConfig.load(cls.find_config(path)))
 
-    def rewind(self, step: int | None) -> None:
-        """Drop the metrics of steps after ``step``, which will be repeated; all metrics where it is None."""
-        self.write_metrics(
-            record
-            for record in self.metrics()
-            if step is not None and (record["event"] == "baseline" or record["step"] <= step)
-        )
-
-    def save(self, state: Mapping[str, Any]) -> None:
-        """Replace the checkpoint."""
-        save_state(self.path / "checkpoint", state)
+    def save(self, state: Mapping[str, Any], lines: int | None = None) -> None:
+        """Replace the checkpoint; see `Folder.save_state`."""
+        self.save_state(state, self.config, lines)
 
     def load(self) -> dict[str, Any] | None:
-        """Return the checkpoint; None where there is none yet."""
-        return load_state(self.path / "checkpoint")
+        """Return the checkpoint; None where the run has no state yet; see `Folder.load_state`."""
+        return self.load_state(self.config)
+
+
+def _is_left_over(file: Path) -> bool:
+    """Return whether a run that was killed before it began left this file."""
+    if file.name != _CHECKPOINT:
+        return file.name in LOCK_FILES or _DRAFT.fullmatch(file.name) is not None
+    if not file.is_dir() or not all(map(_is_blank, file.iterdir())):
+        return False
+    try:
+        state = load_state(file)
+    except ConfigurationError:
+        return False
+    return state is None or state.keys() == {_CONFIG_KEY, _LINES_KEY}
+
+
+def _is_blank(file: Path) -> bool:
+    """Return whether a file of a checkpoint holds no tensors of a run; its index is looked at separately."""
+    tensors = file.suffix == ".safetensors" and file.name.startswith("tensors-") and file.stat().st_size <= _BLANK
+    return tensors or file.name == _INDEX or _DRAFT.fullmatch(file.name) is not None

@@ -6,26 +6,27 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from math import ceil
 from types import FrameType
 from typing import Any
 
 from ..common.errors import ConfigurationError
-from ..devices import BudgetExceeded, Device, Session, Usage
-from ..devices.files import write_atomically
+from ..devices import BudgetExceeded, Device, Session
 from ..devices.safety import stop_on_signals
 from ..nn.health import StaleGradientWarning
-from ..nn.methods import ExpensiveGradientWarning, expected_expense
+from ..nn.methods import ExpensiveGradientWarning
 from ..reports import RunData, run_report
 from ..surrogates.twin_drift import StaleCalibrationWarning
 from ..tasks import Splits, Task
-from .config import RunConfig
 from .fit import Fit, Record
 from .folder import RunFolder
-from .plan import check_run, usage_by_purpose
+from .plan import check_run
+from .results import Results, make_summary
 from .setup import attach_devices, make_devices, make_task
+from .spending import add_repeated, spent_by_device
 from .tracking import Tracker
 
 __all__ = ["Interrupted", "recall_run", "train"]
@@ -68,10 +69,29 @@ def train(
         Interrupted: SIGINT or SIGTERM arrived; the run can be resumed.
         DeviceError, ConfigurationError: the configuration cannot be run, or the device failed.
     """
+    try:
+        if resume:
+            folder.hold()
+            if folder.summary() is not None:  # another process has completed the run
+                return recall_run(folder)
+        return _train_and_report(folder, resume, report, listener)
+    finally:
+        folder.release()
+
+
+def _train_and_report(
+    folder: RunFolder, resume: bool, report: bool, listener: Callable[[Record], None] | None
+) -> RunData:
+    """Train, and write report and summary."""
+    # A resumed run is checked first: it must not reach a chip with a configuration that was changed.
+    state = folder.load() if resume else None
     task = make_task(folder.config)
     devices = make_devices(folder.config, task)
     splits = task.splits()
-    state = _prepare(folder, task, splits, devices, resume)
+    if not resume:
+        folder.check_free()
+        check_run(folder.config, task, splits, devices)
+        folder.begin()
 
     def report_record(record: Record) -> None:
         folder.append(record)
@@ -83,29 +103,10 @@ def train(
         listener({"event": "start", "steps": steps})
     result = _train(folder, task, splits, devices, state, report_record)
     for name, content in run_report(result, folder.config.to_toml()).items() if report else ():
-        write_atomically(folder.path / name, content)
+        folder.write_file(name, content)
     # Written last: a run with a summary is complete.
     folder.write_summary(result.summary)
     return result
-
-
-def _prepare(
-    folder: RunFolder, task: Task, splits: Splits, devices: Mapping[str, Device], resume: bool
-) -> dict[str, Any] | None:
-    """Create the folder of a new run, or return the checkpoint of an interrupted one.
-
-    Raises:
-        ConfigurationError: the run cannot be started, or not be resumed.
-    """
-    if not resume:
-        folder.check_free()
-        check_run(folder.config, task, splits, devices)
-        folder.begin()
-    state = folder.load() if resume else None
-    if resume and state is None and any(record["event"] != "baseline" for record in folder.metrics()):
-        raise ConfigurationError(f"{folder.path} has metrics but no checkpoint to resume from; begin a new run")
-    folder.rewind(state["fit"]["step"] if state else None)
-    return state
 
 
 def _train(
@@ -125,32 +126,48 @@ def _train(
         baseline: float | None = None
         if state is not None:
             baseline = state["baseline"]
-        elif config.baseline:
-            baseline = _baseline(Fit(config, task, splits, task.model(config.seed)), report_record, stop)
+        else:
+            folder.rewind(0)
+            if config.baseline:
+                baseline = _baseline(Fit(config, task, splits, task.model(config.seed)), report_record, stop)
         tracker = stack.enter_context(Tracker(folder.path))
         sessions = {
             name: stack.enter_context(Session(device, config.budget, config.retry)) for name, device in devices.items()
         }
         fit = Fit(config, task, splits, attach_devices(config, task, sessions))
         before = [layer.controls.detach().clone() for layer in fit.layers]
-        continuous = True
+        continuous, results = True, Results()
         if state is not None:
-            before = state["controls_before"]
-            fit.load_state_dict(state["fit"])
-            restored = [session.load_state_dict(state["sessions"][name]) for name, session in sessions.items()]
-            continuous = all(restored) and state["continuous"]
+            before, results = state["controls_before"], Results(**state["results"])
+            continuous = _restore(folder, fit, sessions, state) and state["continuous"]
         fixed = {"baseline": baseline, "controls_before": before, "continuous": continuous}
 
-        def save() -> None:
+        def save(lines: int | None = None) -> None:
             states = {name: session.state_dict() for name, session in sessions.items()}
-            folder.save({"fit": fit.state_dict(), "sessions": states, **fixed})
+            folder.save({"fit": fit.state_dict(), "sessions": states, "results": asdict(results), **fixed}, lines)
 
-        save()
-        stopped = _run(fit, report_record, tracker, save, stop)
+        if state is None:
+            save()
+        else:
+            # First the checkpoint counts what the last lines of metrics.jsonl count, and then these lines are dropped.
+            save(state["lines"])
+            folder.rewind(state["lines"])
+        stopped = _run(fit, folder, results, report_record, tracker, save, stop)
+        if stopped is not None:
+            save()
         metrics = folder.metrics()
-        summary = _summary(config, list(sessions.values()), fit, metrics, baseline, continuous, stopped)
+        summary = make_summary(config, sessions, fit, results, fixed, stopped, metrics.damaged_lines)
     after = [layer.controls.detach().clone() for layer in fit.layers]
-    return RunData(summary, metrics, before, after, fit.layers[0].session.spec.control_unit)
+    return RunData(summary, metrics.records, before, after, summary["control_unit"], metrics.describe_damage())
+
+
+def _restore(folder: RunFolder, fit: Fit, sessions: Mapping[str, Session], state: Mapping[str, Any]) -> bool:
+    """Restore a checkpoint, and return whether the inner state of every device was restored too."""
+    fit.load_state_dict(state["fit"])
+    dropped = folder.metrics(state["lines"]).after(state["lines"])
+    saved = add_repeated(state["sessions"], dropped)
+    restored = [session.load_state_dict(saved[name]) for name, session in sessions.items()]
+    return all(restored)
 
 
 def recall_run(folder: RunFolder) -> RunData:
@@ -159,17 +176,21 @@ def recall_run(folder: RunFolder) -> RunData:
     Raises:
         ConfigurationError: the run has not ended.
     """
-    summary, state = folder.summary(), folder.load()
+    summary = folder.summary()
+    state = None if summary is None else folder.load()
     if summary is None or state is None:
         raise ConfigurationError(f"the run in {folder.path} has not ended; resume it with --resume '{folder.path}'")
     model = state["fit"]["model"]
     after = [value for name, value in model.items() if name.rpartition(".")[2] == "controls"]
-    device, *_ = make_devices(folder.config, make_task(folder.config)).values()
-    return RunData(summary, folder.metrics(), state["controls_before"], after, device.spec.control_unit)
+    metrics = folder.metrics(state["lines"])
+    damage = metrics.describe_damage()
+    return RunData(summary, metrics.records, state["controls_before"], after, summary["control_unit"], damage)
 
 
 def _run(
     fit: Fit,
+    folder: RunFolder,
+    results: Results,
     report_record: Callable[[Record], None],
     tracker: Tracker,
     save: Callable[[], None],
@@ -179,6 +200,7 @@ def _run(
     saved = time.monotonic()
     try:
         for record in fit.run():
+            results.add(record)
             report_record(record)
             tracker.write(record)
             ends_epoch = record["step"] % fit.steps_per_epoch == 0
@@ -192,6 +214,13 @@ def _run(
                 raise Interrupted(fit.step)
     except BudgetExceeded as error:
         return str(error)
+    except Interrupted:
+        raise
+    except BaseException:
+        # What the broken step spent is known here, and nowhere else.
+        with suppress(Exception):
+            folder.append({"event": "stopped", "step": fit.step, **spent_by_device(fit.sessions)})
+        raise
     return None
 
 
@@ -209,62 +238,6 @@ def _baseline(
         if stop_requested.is_set():
             raise Interrupted(0)
     return accuracy
-
-
-def _summary(
-    config: RunConfig,
-    sessions: Sequence[Session],
-    fit: Fit,
-    metrics: list[Record],
-    baseline: float | None,
-    continuous: bool,
-    stopped: str | None,
-) -> dict[str, Any]:
-    """Return the content of summary.json."""
-    by_purpose = usage_by_purpose(sessions)
-    usage = sum(by_purpose.values(), Usage())
-    epochs = [record for record in metrics if record["event"] == "epoch"]
-    layer = fit.layers[0]
-    step = layer.estimator.step_choice
-    drifts = [drift for each in fit.layers if (drift := each.surrogate.drift) is not None]
-    healths = [each.health for each in fit.layers if each.health is not None]
-    summary: dict[str, Any] = {
-        "task": config.task,
-        "device": config.device.name,
-        "impairments": config.device.impairments,
-        "method": config.method.name,
-        "estimator": type(layer.estimator).__name__.lower(),
-        "surrogate": type(layer.surrogate).__name__.lower(),
-        "step_size": None if step is None else step.size,
-        "step_bound": None if step is None else step.bound,
-        "surrogate_health": min(healths, default=None),
-        "fit_residual": layer.fit_residual,
-        "expense": expected_expense(layer.session.spec, layer.estimator) if config.method.name == "auto" else None,
-        "twin_unexplained": max((d.unexplained for d in drifts if d.unexplained is not None), default=None),
-        "needs_calibration": any(drift.needs_calibration for drift in drifts),
-        "calibration": config.device.calibration,
-        "seed": config.seed,
-        "epochs": len(epochs),
-        "steps": fit.step,
-        "test_accuracy": epochs[-1]["test_accuracy"] if epochs else None,
-        "best_test_accuracy": max((r["test_accuracy"] for r in epochs), default=None),
-        "baseline_test_accuracy": baseline,
-        "programs": usage.programs,
-        "queries": usage.queries,
-        "vectors": usage.vectors,
-        "retries": usage.retries,
-        "programs_per_step": usage.programs / fit.step if fit.step else None,
-        "hardware_seconds": sum(session.usage.hardware_seconds(session.spec) for session in sessions),
-        "wall_seconds": fit.wall_seconds,
-        "device_state": "continuous" if continuous else "reopened",
-        "serial_number": ", ".join(session.spec.serial_number or "unknown" for session in sessions),
-        "stopped_early": stopped,
-        "usage_by_purpose": {
-            name: {"programs": part.programs, "queries": part.queries, "vectors": part.vectors}
-            for name, part in sorted(by_purpose.items())
-        },
-    }
-    return summary
 
 
 @contextmanager

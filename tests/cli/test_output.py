@@ -1,6 +1,7 @@
 """Test ``--out`` on the commands that write files and folders."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,24 @@ def test_a_folder_is_made_with_those_above_it(command: Any, tmp_path: Path) -> N
     check_folder(None)
 
 
-def test_a_new_folder_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_folders_of_the_same_second_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    first = new_folder("run")
-    first.mkdir(parents=True)
-    second = new_folder("run")
-    assert second != first
-    assert second.parent == Path("runs")
+    with ThreadPoolExecutor(8) as threads:
+        folders = list(threads.map(new_folder, ["run"] * 24))
+    assert len(set(folders)) == 24
+    assert all(folder.is_dir() and folder.parent == Path("runs") for folder in folders)
+
+
+def test_a_refused_run_leaves_no_folder(command: Any, tmp_path: Path) -> None:
+    assert command("train", "--device", "mmr").exit_code == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_place_of_the_folder_of_all_runs_is_reported(command: Any, tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    run = command("train")
+    assert run.exit_code == 1
+    assert "cannot be made: File exists" in run.stderr
 
 
 def test_the_ending_decides_between_page_and_data_of_a_check(command: Any, tmp_path: Path) -> None:

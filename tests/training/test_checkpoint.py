@@ -89,8 +89,8 @@ def test_damaged_files_are_refused(damage: str, tmp_path: Path) -> None:
     elif damage == "missing":
         tensors.unlink()
     else:
-        index.write_text(index.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(ConfigurationError, match=r"damaged|has format 2"):
+        index.write_text(index.read_text().replace('"format": 2', '"format": 3'))
+    with pytest.raises(ConfigurationError, match=r"damaged|has format 3"):
         load_state(tmp_path)
 
 

@@ -12,13 +12,14 @@ from ...reports import duration
 from .. import options as o
 from ..command import command
 from ..console import print_json, print_rows
-from ..output import check_folder, new_folder
+from ..output import folder_or_new
 from ..progress import Bars
 from ..resuming import print_complete_run, refuse_other_options, reports_how_to_resume
 from .notes import print_warnings
 from .options import TrainOptions
 
 if TYPE_CHECKING:
+    from ...adapters.folder import AdapterFolder
     from ...adapters.run_config import AdapterRun
 
 __all__ = ["train"]
@@ -36,20 +37,25 @@ def train(
     Example: astralora adapters train --data corpus.txt --dynamic --turn-on 0.25
     """
     from ...adapters.folder import AdapterFolder
-    from ...adapters.run import train_run
 
     if resume is not None:
         refuse_other_options(options, output)
         folder = AdapterFolder(resume)
         run = folder.config()
-        finished = folder.summary()
+        finished = folder.finished()
         if finished is not None:
             print_complete_run(resume, finished, json)
             return
-    else:
-        run = _load(options)
-        check_folder(output)
-        folder = AdapterFolder(output or _new_folder(run))
+        _run(run, folder, json, resume=True)
+        return
+    run = _load(options)
+    with folder_or_new(output, _name(run)) as path:
+        _run(run, AdapterFolder(path), json, resume=False)
+
+
+def _run(run: AdapterRun, folder: AdapterFolder, json: bool, *, resume: bool) -> None:
+    from ...adapters.run import train_run
+
     # SIGTERM then ends the run as Ctrl-C does.
     stop_on_signals()
     with reports_how_to_resume("astralora adapters train", folder.path), print_warnings(), Bars() as bars:
@@ -57,7 +63,7 @@ def train(
         def show(record: dict[str, Any]) -> None:
             _show_progress(bars, record)
 
-        summary = train_run(run, folder, resume=resume is not None, listener=show)
+        summary = train_run(run, folder, resume=resume, listener=show)
     if json:
         print_json(summary)
     else:
@@ -77,9 +83,9 @@ def _load(options: TrainOptions) -> AdapterRun:
     return options.load()
 
 
-def _new_folder(run: AdapterRun) -> Path:
+def _name(run: AdapterRun) -> str:
     kind = "uniform" if run.dynamic is None else "dynamic"
-    return new_folder(f"adapters-{Path(run.model.name).name}-{kind}-seed{run.seed}")
+    return f"adapters-{Path(run.model.name).name}-{kind}-seed{run.seed}"
 
 
 def _show_progress(bars: Bars, record: dict[str, Any]) -> None:
@@ -100,6 +106,7 @@ def _print_summary(summary: Mapping[str, Any], folder: Path) -> None:
             "adapters on": f"{summary['adapters_on']} of {summary['adapters']}",
             "trained": f"{summary['trained_parameters']:,} of {summary['parameters']:,} numbers",
             "steps": f"{summary['steps']:,}",
+            "damaged metrics": f"{summary['damaged_lines']:,} lines left out" if summary["damaged_lines"] else None,
             "time here": duration(summary["wall_seconds"]),
             "run folder": str(folder),
         }
