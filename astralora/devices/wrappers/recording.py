@@ -92,6 +92,7 @@ class RecordingDevice(DeviceWrapper):
         index = {
             "format": _FORMAT,
             "spec": self.spec.model_dump(mode="json"),
+            "in_process": self.provider(InProcess) is not None,
             "operations": self._operations,
         }
         write_file(self.path, save_tensors(self._tensors, {_KEY: json.dumps(index)}), "the recording")
@@ -148,7 +149,7 @@ class ReplayDevice:
             raise ValueError(f"match must be 'order' or 'content', not {match!r}")
         self.path = Path(path)
         self.match = match
-        self._spec, self._operations, self._tensors = _load(self.path)
+        self._spec, self._in_process, self._operations, self._tensors = _load(self.path)
         self._place = 0
         self._is_open = False
         self._controls: str | None = None
@@ -161,9 +162,12 @@ class ReplayDevice:
 
     @property
     def capabilities(self) -> tuple[type, ...]:
-        """Return `InProcess`, and `Reciprocal` if the recording contains queries of the reverse port."""
+        """Return `Reciprocal` if the recording contains queries of the reverse port, and `InProcess` as recorded.
+
+        So a session sends the same requests after a recorded fault as it sent to the recorded device.
+        """
         reverse = any(entry["operation"] == "query_adjoint" for entry in self._operations)
-        return (InProcess, Reciprocal) if reverse else (InProcess,)
+        return (Reciprocal,) * reverse + (InProcess,) * self._in_process
 
     @property
     def remaining(self) -> int:
@@ -270,7 +274,7 @@ def _by_content(operations: list[dict[str, Any]]) -> dict[tuple[str, str, str], 
     return answers
 
 
-def _load(path: Path) -> tuple[DeviceSpec, list[dict[str, Any]], dict[str, Tensor]]:
+def _load(path: Path) -> tuple[DeviceSpec, bool, list[dict[str, Any]], dict[str, Tensor]]:
     """Load a recording.
 
     Raises:
@@ -297,7 +301,8 @@ def _load(path: Path) -> tuple[DeviceSpec, list[dict[str, Any]], dict[str, Tenso
         raise DeviceError(f"{subject} is not valid: {first_problem(error)}") from None
     except ValueError as error:
         raise DeviceError(f"{subject} is not valid: {error}") from None
-    return found.spec, [entry.model_dump(exclude_none=True) for entry in found.operations], content.tensors
+    operations = [entry.model_dump(exclude_none=True) for entry in found.operations]
+    return found.spec, found.in_process, operations, content.tensors
 
 
 class _Fault(BaseModel):
@@ -350,4 +355,5 @@ class _Index(BaseModel):
 
     format: Literal[1]
     spec: DeviceSpec
+    in_process: bool = True
     operations: list[_Operation]

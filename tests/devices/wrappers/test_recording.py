@@ -129,8 +129,10 @@ def test_by_content_repeated_queries_receive_their_answers_in_turn(tmp_path: Pat
             assert torch.equal(session.query(inputs), answer)
 
 
-def test_faults_are_recorded_and_replayed(tmp_path: Path) -> None:
-    faulty = FaultyDevice(chip(), FaultPlan(timeout=0.1, nan=0.1, disconnect=0.1, seed=2))
+@pytest.mark.parametrize("linked", [False, True], ids=["in process", "over a link"])
+def test_faults_are_recorded_and_replayed(tmp_path: Path, matrix_device: Any, linked: bool) -> None:
+    device = matrix_device(idempotent_program=True, control_range=None) if linked else chip()
+    faulty = FaultyDevice(device, FaultPlan(timeout=0.1, nan=0.1, disconnect=0.1, seed=2))
     with Session(RecordingDevice(faulty, tmp_path / "run"), retry=AT_ONCE) as session:
         answers = work(session)
         usage = session.usage
