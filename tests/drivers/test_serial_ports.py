@@ -268,13 +268,14 @@ class Rfc2217Server:
             self._echo(self._connection)
 
     def _echo(self, connection: socket.socket) -> None:
-        port = serial.serial_for_url("loop://", timeout=0)
+        port: Any = serial.serial_for_url("loop://", timeout=0)
 
         class Wire:
             def write(self, data: bytes) -> None:
                 connection.sendall(data)
 
-        manager = serial.rfc2217.PortManager(port, Wire())
+        wire: Any = Wire()
+        manager = serial.rfc2217.PortManager(port, wire)
         while data := connection.recv(1024):
             port.write(b"".join(manager.filter(data)))
             connection.sendall(b"".join(manager.escape(port.read(port.in_waiting))))

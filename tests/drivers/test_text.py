@@ -57,7 +57,12 @@ def answering(data: bytes) -> tuple[Terminal, TextLine]:
     terminal = Terminal()
     transport = open_transport(terminal.uri, TIMEOUT)
     transport.open()
-    in_background(lambda: (terminal.receive(2), terminal.send(data)))
+
+    def answer() -> None:
+        terminal.receive(2)
+        terminal.send(data)
+
+    in_background(answer)
     return terminal, TextLine(transport)
 
 

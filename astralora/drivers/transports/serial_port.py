@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from ...devices import DeviceTimeout, NotConnected
@@ -220,7 +221,7 @@ class _Switch:
         return _WORDS[text.lower()]
 
 
-SERIAL_OPTIONS: Final = {
+SERIAL_OPTIONS: Final[dict[str, Callable[[str], Any]]] = {
     "baudrate": _baudrate,
     "bytesize": _bytesize,
     "parity": _parity,
