@@ -45,6 +45,7 @@ class Outcome:
         blocked: number of threads that did not end.
         close_errors: errors of closing the session.
         left_on: number of times that the chip was not in its safe state after the session was closed.
+        recovered: whether an operation has succeeded after the last interruption or fault.
     """
 
     operations: int = 0
@@ -59,6 +60,7 @@ class Outcome:
     blocked: int = 0
     close_errors: list[str] = field(default_factory=list)
     left_on: int = 0
+    recovered: bool = True
 
     def add(self, other: Outcome) -> None:
         """Add the counts of another user of the same session."""
@@ -78,10 +80,10 @@ class Outcome:
                 self.uncounted[name] = excess
 
     def require_right(self, *, recovers: bool = True, longest: float = 5.0) -> None:
-        """Require right answers, kept budgets, true counters, and for most devices some progress.
+        """Require right answers, kept budgets, true counters, and for most devices that operations succeed again.
 
         Args:
-            recovers: whether operations must succeed again after an error.
+            recovers: whether an operation must succeed after the last interruption or fault.
             longest: longest operation that is allowed, in seconds, without one timeout for each of its attempts.
         """
         assert not self.wrong, f"{len(self.wrong)} of {self.answers} answers are wrong, the first: {self.wrong[0]}"
@@ -89,8 +91,7 @@ class Outcome:
         assert not self.uncounted, f"the chip has carried out more than the session has counted: {self.uncounted}"
         assert not self.blocked, f"{self.blocked} threads are blocked"
         assert self.longest < longest, f"an operation took {self.longest:.1f} s longer than its timeouts"
-        if recovers:
-            assert self.answers > self.operations / 10, f"only {self.answers} answers in {self.operations} operations"
+        assert self.recovered or not recovers, f"no operation succeeded after the last fault; errors: {self.errors}"
 
     def require_safe(self) -> None:
         """Require that closing the session has left the chip in its safe state."""
@@ -185,7 +186,7 @@ class Interrupter:
             raise KeyboardInterrupt
 
     def _drop(self, report: Any) -> None:
-        if not isinstance(report.exc_value, KeyboardInterrupt):
+        if not issubclass(report.exc_type, KeyboardInterrupt):
             self._hook(report)
 
 

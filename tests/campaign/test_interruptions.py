@@ -14,7 +14,8 @@ from astralora.drivers.emulator import FrameEmulator, ScpiEmulator
 from ..interrupted_chips import CHIPS, Crossbar, SequencedCrossbar, emulated
 from ..interruptions import interrupt, interrupt_and_close, run_threads, with_late_answers
 
-pytestmark = pytest.mark.campaign
+# Where Ctrl-C comes between opening a port and storing it, the garbage collector closes the port.
+pytestmark = [pytest.mark.campaign, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 
 TIMEOUT = 0.05
 MANY = 1000
@@ -94,4 +95,4 @@ def test_threads_on_a_faulty_link_get_right_answers_and_keep_the_budget(link: An
     with link(chip, plan) as (device, injected):
         outcome = run_threads(device, chip, 10_000, injected=injected, seed=4)
     print(f"{100 * share:.0f} % faults, {link.__name__}, {kind.__name__}: {outcome}")
-    outcome.require_right(recovers=share < 0.1)
+    outcome.require_right()

@@ -12,6 +12,9 @@ from astralora.devices import FaultPlan, FaultyDevice
 from ..interrupted_chips import CHIPS, Crossbar, SequencedCrossbar
 from ..interruptions import interrupt, interrupt_and_close, run_threads, with_late_answers
 
+# Where Ctrl-C comes between opening a port and storing it, the garbage collector closes the port.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
 TIMEOUT = 0.05
 FEW = 10
 PORTS = [
@@ -44,7 +47,7 @@ def test_after_ctrl_c_closing_leaves_the_chip_safe(kind: str, port: str) -> None
 @pytest.mark.parametrize(("kind", "port"), PORTS)
 def test_after_a_late_answer_every_answer_is_right(kind: str, port: str) -> None:
     with CHIPS[kind].start(port, TIMEOUT) as (device, chip):
-        outcome = with_late_answers(device, chip, FEW, timeout=TIMEOUT, late=0.1)
+        outcome = with_late_answers(device, chip, FEW, timeout=TIMEOUT, late=0.05)
     assert outcome.injected >= FEW
     outcome.require_right()
 
@@ -52,7 +55,7 @@ def test_after_a_late_answer_every_answer_is_right(kind: str, port: str) -> None
 @pytest.mark.parametrize(("kind", "port"), PORTS)
 def test_after_an_error_of_the_driver_every_answer_is_right(kind: str, port: str) -> None:
     with CHIPS[kind].start(port, TIMEOUT) as (device, chip):
-        outcome = with_late_answers(device, chip, FEW, timeout=TIMEOUT, garbage=0.1)
+        outcome = with_late_answers(device, chip, FEW, timeout=TIMEOUT, garbage=0.05)
     assert outcome.injected >= FEW
     outcome.require_right()
 
@@ -66,4 +69,4 @@ def test_threads_on_a_faulty_link_get_right_answers_and_keep_the_budget(kind: An
     device = FaultyDevice(chip, plan)
     outcome = run_threads(device, chip, 400, injected=lambda: device.injected)
     assert outcome.injected > 10
-    outcome.require_right(recovers=share < 0.1)
+    outcome.require_right()

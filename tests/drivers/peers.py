@@ -107,8 +107,15 @@ class Socket(Peer):
             data += part
         return data
 
+    def refuse(self) -> None:
+        """Refuse further connections."""
+        self._listener.close()
+
     def hang_up(self) -> None:
-        if self._listener.fileno() >= 0:
+        if self._listener.fileno() < 0:
+            if self._connection is not None:
+                self._connection.close()
+        else:
             if self._connection is not None or select.select([self._listener], [], [], 0)[0]:
                 self._host.close()
             self._listener.close()

@@ -274,8 +274,8 @@ def test_the_time_between_requests_does_not_count_for_the_deadline(line: Transpo
 
 
 def test_the_patience_of_a_read_is_added_to_the_deadline(line: Transport, peer: Peer) -> None:
-    line.deadline = 0.1
-    sending = later(lambda: (time.sleep(0.2), peer.send(b"x")))
+    line.deadline = SILENCE
+    sending = later(peer.send, b"x")
     assert line.read(1, patience=TIMEOUT) == b"x"
     sending.join()
 

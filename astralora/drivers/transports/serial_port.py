@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from ...devices import DeviceTimeout, NotConnected
@@ -24,6 +26,8 @@ _WORDS: Final = {
     "no": False,
     "off": False,
 }
+# Interval at which remote ports are read, in seconds.
+_POLL: Final = 0.05
 # Number of character times without a byte after which an answer counts as finished.
 _QUIET_CHARACTERS: Final = 20
 
@@ -79,6 +83,7 @@ class SerialTransport(Transport):
         }
         self.levels = {"rts": rts, "dtr": dtr}
         self._serial: Any = None
+        self._is_remote = port.startswith(("socket://", "rfc2217://"))
         if not port.startswith("socket://"):
             character = (1 + bytesize + (parity != "N") + stopbits) / baudrate
             self.silence = max(type(self).silence, _QUIET_CHARACTERS * character)
@@ -94,8 +99,9 @@ class SerialTransport(Transport):
             port = serial.serial_for_url(
                 self.port,
                 self.baudrate,
-                timeout=self.timeout,
-                write_timeout=self.timeout,
+                timeout=_POLL if self._is_remote else self.timeout,
+                # The class for RFC 2217 refuses a timeout for writing, and has one of its own.
+                write_timeout=None if self.port.startswith("rfc2217://") else self.timeout,
                 exclusive=True,
                 do_not_open=True,
                 **self.settings,
@@ -130,17 +136,28 @@ class SerialTransport(Transport):
             raise self._lost(error) from error
 
     def _receive(self, view: memoryview, seconds: float) -> int:
-        port = self._serial
         try:
-            if port.timeout != seconds:
-                port.timeout = seconds
-            # Read all bytes that have arrived; if there are none, wait for one byte.
-            count = min(len(view), max(1, port.in_waiting))
-            data = port.read(count)
+            data = self._poll(len(view), seconds) if self._is_remote else self._read(len(view), seconds)
         except OSError as error:
             raise self._lost(error) from error
         view[: len(data)] = data
         return len(data)
+
+    def _read(self, longest: int, seconds: float) -> bytes:
+        port = self._serial
+        if port.timeout != seconds:
+            port.timeout = seconds
+        # Read all bytes that have arrived; if there are none, wait for one byte.
+        data: bytes = port.read(min(longest, max(1, port.in_waiting)))
+        return data
+
+    def _poll(self, longest: int, seconds: float) -> bytes:
+        # Setting a timeout of RFC 2217 sends all settings to the other side, and a closed connection ends a read early.
+        port, until = self._serial, time.monotonic() + seconds
+        data = b""
+        while not data and (port.in_waiting or time.monotonic() < until):
+            data = port.read(min(longest, max(1, port.in_waiting)))
+        return data
 
     def _lost(self, error: OSError) -> NotConnected:
         remedy = "check the other side" if "://" in self.port else "plug it in again"
@@ -204,7 +221,7 @@ class _Switch:
         return _WORDS[text.lower()]
 
 
-SERIAL_OPTIONS: Final = {
+SERIAL_OPTIONS: Final[dict[str, Callable[[str], Any]]] = {
     "baudrate": _baudrate,
     "bytesize": _bytesize,
     "parity": _parity,

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -65,11 +66,11 @@ def chip_on_tcp(chip: Chip | None = None, port: int = 0) -> Generator[Chip]:
         allow_reuse_address = True
         daemon_threads = True
 
-        def process_request(self, request, client_address):
+        def process_request(self, request: Any, client_address: Any) -> None:
             connections.append(request)
             super().process_request(request, client_address)
 
-    connections: list = []
+    connections: list[Any] = []
     with Server(("127.0.0.1", port), Handler) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         served.address = f"tcp://127.0.0.1:{server.server_address[1]}"

@@ -33,7 +33,9 @@ def session(chip: Chip) -> Generator[al.Session]:
 def interrupt() -> Generator[Callable[[], None]]:
     """Return a function that interrupts the main thread, as Ctrl-C does."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    main = threading.main_thread().ident
+    assert main is not None
+    yield lambda: signal.pthread_kill(main, signal.SIGINT)
     signal.signal(signal.SIGINT, before)
 
 
