@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -33,7 +34,7 @@ _DRAFT = re.compile(
 )
 
 # What a checkpoint holds beside the state of the run.
-_CONFIG_KEY, _LINES_KEY = "config", "lines"
+_CONFIG_KEY, _LINES_KEY, _INPUTS_KEY = "config", "lines", "inputs"
 
 # Name of a checkpoint's index, and size of its file of tensors where it has none, in bytes.
 _INDEX, _BLANK = "state.json", 16
@@ -55,6 +56,7 @@ class Folder:
         self.path = path
         self._lock = FolderLock(path)
         self._lines = 0
+        self._inputs: dict[str, str] = {}
 
     # -- ownership --------------------------------------------------------------------------
 
@@ -95,13 +97,14 @@ class Folder:
 
     # -- beginning and resuming -------------------------------------------------------------
 
-    def start(self, config: Configuration) -> None:
+    def start(self, config: Configuration, inputs: Iterable[Path] = ()) -> None:
         """Create and hold the folder of a new run, and write its first checkpoint and its config.toml.
 
         The first checkpoint holds the configuration only, with which that of a resumed run is compared.
 
         Args:
             config: configuration of the run.
+            inputs: files that the result depends on, which a resumed run finds unchanged; see `check_inputs`.
 
         Raises:
             ConfigurationError: the folder is not free, or cannot be created.
@@ -113,6 +116,7 @@ class Folder:
         self.hold()
         try:
             self.check_free()
+            self._inputs = {str(file): _hash(file) for file in inputs}
             self.save_state({}, config)
             with self.writes(_CONFIG):
                 write_atomically(self.path / _CONFIG, config.to_toml())
@@ -143,7 +147,8 @@ class Folder:
         Raises:
             ConfigurationError: the checkpoint cannot be written; the one before is kept.
         """
-        saved = {**state, _CONFIG_KEY: config.to_toml(), _LINES_KEY: self._lines if lines is None else lines}
+        lines = self._lines if lines is None else lines
+        saved = {**state, _CONFIG_KEY: config.to_toml(), _LINES_KEY: lines, _INPUTS_KEY: self._inputs}
         self._lock.check()
         with self.writes(_CHECKPOINT):
             self._make_metrics_durable()
@@ -163,10 +168,25 @@ class Folder:
         state = load_state(self.path / _CHECKPOINT)
         if state is None:
             raise ConfigurationError(f"{self.path} has no checkpoint to resume from; begin a new run")
-        if not isinstance(state.get(_CONFIG_KEY), str) or not isinstance(state.get(_LINES_KEY), int):
+        kinds = {_CONFIG_KEY: str, _LINES_KEY: int, _INPUTS_KEY: dict}
+        if not all(isinstance(state.get(key), kind) for key, kind in kinds.items()):
             raise ConfigurationError(f"{self.path / _CHECKPOINT} is not the checkpoint of a run; begin a new run")
         refuse_changes(config, state.pop(_CONFIG_KEY), self.path)
+        self._inputs = state.pop(_INPUTS_KEY)
         return state if state.keys() != {_LINES_KEY} else None
+
+    def check_inputs(self) -> None:
+        """Refuse to resume the run, whose checkpoint was loaded, with other files than those that it began with.
+
+        Raises:
+            ConfigurationError: a file has changed or is missing.
+        """
+        for name, digest in self._inputs.items():
+            if _hash(Path(name)) != digest:
+                raise ConfigurationError(
+                    f"{name} is missing or has changed since the run in {self.path} began; restore it, "
+                    f"or begin a new run"
+                )
 
     # -- metrics and summary ----------------------------------------------------------------
 
@@ -312,7 +332,8 @@ class RunFolder(Folder):
         Raises:
             ConfigurationError: the folder is not free, or cannot be created.
         """
-        self.start(self.config)
+        calibration = self.config.device.calibration
+        self.start(self.config, [] if calibration is None else [Path(calibration)])
 
     @classmethod
     def reopen(cls, path: Path) -> Self:
@@ -332,6 +353,10 @@ class RunFolder(Folder):
         return self.load_state(self.config)
 
 
+def _hash(file: Path) -> str:
+    return hashlib.sha256(read_file(file) or b"").hexdigest()
+
+
 def _is_left_over(file: Path) -> bool:
     """Return whether a run that was killed before it began left this file."""
     if file.name != _CHECKPOINT:
@@ -342,7 +367,7 @@ def _is_left_over(file: Path) -> bool:
         state = load_state(file)
     except ConfigurationError:
         return False
-    return state is None or state.keys() == {_CONFIG_KEY, _LINES_KEY}
+    return state is None or state.keys() == {_CONFIG_KEY, _LINES_KEY, _INPUTS_KEY}
 
 
 def _is_blank(file: Path) -> bool:

@@ -85,6 +85,7 @@ def _train_and_report(
     """Train, and write report and summary."""
     # A resumed run is checked first: it must not reach a chip with a configuration that was changed.
     state = folder.load() if resume else None
+    folder.check_inputs()
     task = make_task(folder.config)
     devices = make_devices(folder.config, task)
     splits = task.splits()

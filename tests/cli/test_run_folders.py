@@ -88,6 +88,27 @@ def test_comments_order_and_space_do_not_matter(tmp_path: Path) -> None:
     assert resume(tmp_path).summary["steps"] == 6
 
 
+@pytest.mark.parametrize("change", ["edited", "removed"])
+def test_a_changed_calibration_is_refused(change: str, tmp_path: Path) -> None:
+    record = tmp_path / "chip.cal.json"
+    record.write_text("{}")
+    config = RunConfig.load(None, {**SMALL, "device": {"calibration": str(record)}})
+    folder = RunFolder(tmp_path / "run", config)
+    folder.begin()
+    folder.save({"step": 1})
+    folder.release()
+    again = RunFolder.reopen(tmp_path / "run")
+    assert again.load() == {"step": 1, "lines": 0}
+    again.check_inputs()
+    if change == "edited":
+        record.write_text("{ }")
+    else:
+        record.unlink()
+    assert again.load() is not None, "a report does not need it"
+    with pytest.raises(ConfigurationError, match=r"chip.cal.json is missing or has changed since the run in"):
+        resume(tmp_path / "run")
+
+
 def test_many_changes_are_listed_in_part(tmp_path: Path) -> None:
     kill(tmp_path)
     (tmp_path / "config.toml").write_text(RunConfig(task="digits-conv", epochs=3, seed=4).to_toml())
