@@ -105,6 +105,8 @@ class FrameDevice(GuardedDevice):
             self.link.set_watchdog(0)
 
     def _make_safe(self) -> None:
+        # Late answers have other numbers, so that there is no need to wait for them.
+        self.transport.flush()
         self.link.safe()
 
     def _program(self, controls: NDArray[Any]) -> None:

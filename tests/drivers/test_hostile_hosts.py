@@ -12,7 +12,7 @@ from astralora.devices import DeviceError
 from astralora.drivers.emulator import FrameEmulator, ScpiEmulator
 from astralora.drivers.frame_link import FrameLink
 from astralora.drivers.frames import encode_frame
-from astralora.drivers.messages import PROGRAM, QUERY, QUERY_EACH, WATCHDOG, Command
+from astralora.drivers.messages import OPERATIONS, PROGRAM, QUERY, QUERY_EACH, WATCHDOG, Command
 from astralora.drivers.scpi import block_head
 from astralora.drivers.scpi_link import ScpiLink
 from astralora.drivers.transports import Transport, open_transport
@@ -24,6 +24,14 @@ HEADERS = (
 )
 
 
+def floats(numbers: random.Random, count: int) -> bytes:
+    """Return values as float32, sometimes with one that is not legal."""
+    values = [numbers.uniform(-1, 1) for _ in range(count)]
+    if values and numbers.random() < 0.2:
+        values[numbers.randrange(count)] = numbers.choice([1e9, float("nan"), float("inf"), -1.5])
+    return struct.pack(f"<{count}f", *values)
+
+
 def scpi_message(numbers: random.Random) -> bytes:
     """Return commands in one message, with faults."""
     parts = []
@@ -32,7 +40,7 @@ def scpi_message(numbers: random.Random) -> bytes:
             parts.append(numbers.choice(HEADERS).encode("latin-1"))
             continue
         header, count = numbers.choice([("PROG:DATA", N * M), ("QUER:DATA?", N), ("QUER:DATA?", 4 * N)])
-        values = struct.pack(f"<{count}f", *(numbers.choice([0.5, -1.0, 1e9, float("nan")]) for _ in range(count)))
+        values = floats(numbers, count)
         if numbers.random() < 0.3:
             values = values[: numbers.randrange(len(values))]
         parts.append(
@@ -43,20 +51,19 @@ def scpi_message(numbers: random.Random) -> bytes:
 
 def frame(numbers: random.Random) -> bytes:
     """Return a request with faults of its content, under valid checksums, or of its bytes."""
-    values = [numbers.choice([0.5, -1.0, 1e9, float("nan")]) for _ in range(numbers.choice([N * M, N, 4 * N, 30]))]
     small = numbers.choice([0, 1, 2, 3, 1 << 31, 0xFFFFFFFF])
-    head = numbers.choice(
-        [
-            PROGRAM.pack(numbers.randrange(4), numbers.choice([N * M, small])),
-            QUERY.pack(numbers.randrange(4), numbers.randrange(2), numbers.choice([1, 4, small])),
-            QUERY_EACH.pack(0, numbers.randrange(2), 0, numbers.choice([1, small]), numbers.choice([3, small])),
-            WATCHDOG.pack(numbers.choice([0, 1000, 0xFFFFFFFF])),
-            b"",
-        ]
-    )
-    data = struct.pack(f"<{len(values)}f", *values) if numbers.random() < 0.8 else b""
-    command = numbers.choice([*Command, Command.PROGRAM, Command.QUERY, 0, 99, 255])
-    return damaged(numbers, b"".join(encode_frame(command, numbers.randrange(4), head, data)))
+    form = numbers.choice([0, 0, 0, 0, 1, 3])
+    requests: dict[int, tuple[bytes, int]] = {
+        Command.PROGRAM: (PROGRAM.pack(form, numbers.choice([N * M, N * M, small])), N * M),
+        Command.QUERY: (QUERY.pack(form, numbers.choice([0, 0, 0, 1]), numbers.choice([4, 4, small])), 4 * N),
+        Command.QUERY_EACH: (QUERY_EACH.pack(0, form, 0, 2, numbers.choice([3, 3, small])), 2 * N * M + 3 * N),
+        Command.WATCHDOG: (WATCHDOG.pack(numbers.choice([0, 1000, 0xFFFFFFFF])), 0),
+    }
+    command = numbers.choice([*Command, *OPERATIONS, *OPERATIONS, 0, 99, 255])
+    head, count = requests.get(command, (b"", 0))
+    if numbers.random() < 0.1:
+        count = numbers.randrange(40)
+    return damaged(numbers, b"".join(encode_frame(command, numbers.randrange(4), head, floats(numbers, count))))
 
 
 def damaged(numbers: random.Random, whole: bytes) -> bytes:
