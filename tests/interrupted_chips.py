@@ -378,7 +378,7 @@ class Made:
 CHIPS: dict[str, Made] = {
     "minimal": Made(lambda port, timeout: _text_chip(Minimal, port, timeout), makes_safe=False),
     "vendor": Made(lambda port, timeout: _text_chip(_vendor, port, timeout), makes_safe=False),
-    "docs": Made(lambda port, timeout: _text_chip(_documented, port, timeout, acknowledgement="")),
+    "docs": Made(lambda port, timeout: _text_chip(_documented, port, timeout)),
     "template": Made(lambda port, timeout: _text_chip(_template, port, timeout, size=8)),
     "frame": Made(lambda port, timeout: _numbered_chip(FrameEmulator, port, timeout)),
     "scpi": Made(lambda port, timeout: _numbered_chip(ScpiEmulator, port, timeout)),
