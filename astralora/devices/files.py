@@ -174,12 +174,24 @@ def check_writable(path: str | Path, what: str = "", *, error: ErrorClass = Devi
 
 
 @contextmanager
-def write_errors(path: str | Path, what: str = "", *, error: ErrorClass = DeviceError) -> Generator[None]:
-    """Turn the errors of the operating system in a ``with`` block into one sentence; see `write_file`."""
+def write_errors(
+    path: str | Path, what: str = "", *, error: ErrorClass = DeviceError, remedy: str | None = None
+) -> Generator[None]:
+    """Turn the errors of the operating system in a ``with`` block into one sentence.
+
+    Args:
+        path: path of the file that the block writes, or of its folder.
+        what: kind of the file for messages, such as ``"the calibration"``.
+        error: class of the error to raise.
+        remedy: what the user can do; None for the usual remedy of the error.
+
+    Raises:
+        DeviceError, or ``error``: the block could not write.
+    """
     try:
         yield
     except (OSError, ValueError) as problem:
-        remedy = _REMEDIES.get(getattr(problem, "errno", None) or 0)
+        remedy = remedy or _REMEDIES.get(getattr(problem, "errno", None) or 0)
         reason = f"{_reason(problem)}; {remedy}" if remedy else _reason(problem)
         raise error(f"{file_name(path, what)} cannot be written: {reason}") from None
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..common.errors import ConfigurationError
-from ..devices.files import write_atomically
+from ..devices.files import write_atomically, write_errors
 from .checkpoint import load_state, save_state
 from .comparison import Configuration, refuse_changes
 from .config import RunConfig
 from .lock import LOCK_FILES, FolderLock
 from .metrics import Metrics, format_line, format_lines
-from .reading import read_file, reports_disk_problems
+from .reading import read_file
 from .summary import load_summary, save_summary
 
 __all__ = ["Folder", "RunFolder"]
@@ -276,7 +276,7 @@ class Folder:
         """
         resumes = (self.path / _CONFIG).exists()
         remedy = f"and resume the run with --resume '{self.path}'" if resumes else "or give another folder"
-        with reports_disk_problems(self.path / name, f"mend this, {remedy}"):
+        with write_errors(self.path / name, error=ConfigurationError, remedy=f"mend this, {remedy}"):
             yield
 
     def finished_with(self, config: Configuration) -> dict[str, Any] | None:

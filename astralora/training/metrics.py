@@ -15,7 +15,7 @@ from typing import Any
 from zlib import crc32
 
 from ..common.errors import ConfigurationError
-from .reading import parse_json
+from .reading import parse_record
 
 __all__ = ["Metrics", "format_line", "format_lines"]
 
@@ -105,7 +105,7 @@ def _records(data: bytes, file: Path) -> Iterator[tuple[int, Record, int]]:
             content = data[start : check.start()]
             if _checksum(number, content) == int(check[2], 16):
                 try:
-                    record = parse_json(content + b"}", file)
+                    record = parse_record(content + b"}", file)
                 except ConfigurationError:
                     break
                 yield number, record, check.end()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 import stat
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..common.errors import ConfigurationError
+from ..devices.files import read_bytes
+from ..devices.parsing import parse_json
 
-__all__ = ["parse_json", "read_file", "reports_disk_problems"]
+__all__ = ["parse_record", "read_file"]
+
+# Largest size of a file of a run, in bytes.
+_LIMIT = 1 << 40
 
 
 def read_file(path: Path) -> bytes | None:
@@ -25,44 +26,17 @@ def read_file(path: Path) -> bytes | None:
         # A device such as /dev/zero has no end.
         if not stat.S_ISREG(path.stat().st_mode):
             raise ConfigurationError(f"{path} cannot be read: it is not a file")
-        return path.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror or error}") from None
+    return read_bytes(path, error=ConfigurationError, limit=_LIMIT)
 
 
-def parse_json(data: bytes | str, path: Path) -> Any:
-    """Parse JSON.
-
-    Args:
-        data: content of the file.
-        path: path of the file, for the message.
+def parse_record(data: bytes, path: Path) -> Any:
+    """Parse JSON whose checksum is right; it may contain NaN, such as the loss of a run that diverged.
 
     Raises:
-        ConfigurationError: the content is not JSON, or it is nested too deeply.
+        ConfigurationError: the content is not JSON.
     """
-    try:
-        return json.loads(data)
-    except ValueError as error:
-        raise ConfigurationError(f"{path} is damaged: it is not JSON: {error}") from None
-    except RecursionError:
-        raise ConfigurationError(f"{path} is damaged: it is nested too deeply") from None
-
-
-@contextmanager
-def reports_disk_problems(path: Path, remedy: str) -> Generator[None]:
-    """Report an OSError within a ``with`` block, which writes a file, in one sentence.
-
-    Args:
-        path: path of the file.
-        remedy: what the user can do.
-
-    Raises:
-        ConfigurationError: the file cannot be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or (os.strerror(error.errno) if error.errno else str(error))
-        raise ConfigurationError(f"{path} cannot be written: {reason}; {remedy}") from error
+    return parse_json(data.decode(errors="replace"), str(path), error=ConfigurationError, any_number=True)

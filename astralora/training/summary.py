@@ -14,7 +14,7 @@ from typing import Any
 
 from ..common.errors import ConfigurationError
 from ..devices.files import write_atomically
-from .reading import parse_json, read_file
+from .reading import parse_record, read_file
 
 __all__ = ["load_summary", "save_summary"]
 
@@ -53,5 +53,5 @@ def load_summary(file: Path) -> dict[str, Any] | None:
             f"{file} does not match its checksum: it is damaged or was edited; its numbers are not used; "
             f"repeat the run from its config.toml"
         )
-    summary: dict[str, Any] = parse_json(content + b"\n}", file)
+    summary: dict[str, Any] = parse_record(content + b"\n}", file)
     return summary

@@ -10,8 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
+from ..common.errors import ConfigurationError
+from ..devices.files import write_errors
 from .fit import Record
-from .reading import reports_disk_problems
 
 __all__ = ["Tracker"]
 
@@ -37,7 +38,7 @@ class Tracker:
             from tensorboard.summary.writer.record_writer import RecordWriter
 
             name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}"
-            with reports_disk_problems(self._folder, _REMEDY):
+            with write_errors(self._folder, error=ConfigurationError, remedy=_REMEDY):
                 self._folder.mkdir(exist_ok=True)
                 self._writer = RecordWriter((self._folder / name).open("wb"))
             self._add(file_version="brain.Event:2")
@@ -50,7 +51,7 @@ class Tracker:
             with suppress(OSError):
                 self._writer.close()
             return
-        with reports_disk_problems(self._folder, _REMEDY):
+        with write_errors(self._folder, error=ConfigurationError, remedy=_REMEDY):
             self._writer.close()
 
     def write(self, record: Record) -> None:
@@ -72,6 +73,6 @@ class Tracker:
         """Write one event."""
         from tensorboard.compat.proto.event_pb2 import Event
 
-        with reports_disk_problems(self._folder, _REMEDY):
+        with write_errors(self._folder, error=ConfigurationError, remedy=_REMEDY):
             self._writer.write(Event(wall_time=time.time(), **fields).SerializeToString())
             self._writer.flush()
