@@ -16,6 +16,9 @@ from astralora.drivers.transports import open_transport
 
 __all__ = ["TextDevice", "drivers_of", "open_chips"]
 
+# Longest time without a byte, in seconds; a loaded machine may take long.
+PATIENCE = 10.0
+
 
 class TextDevice(LinkDevice):
     """Drive a chip by lines of text, as a lab would write it."""
@@ -30,7 +33,7 @@ class TextDevice(LinkDevice):
             coupling="elementwise",
             idempotent_program=True,
         )
-        super().__init__(spec, open_transport(uri))
+        super().__init__(spec, open_transport(uri, timeout=PATIENCE))
 
     def _open(self) -> None:
         self.transport.open()
@@ -60,12 +63,12 @@ def open_chips(kind: str, uris: Sequence[str]) -> d.Device:
     if kind == "numpy":
         return TextDevice(uris[0])
     if kind == "scpi":
-        return open_scpi_mvm(uris[0])
+        return open_scpi_mvm(uris[0], timeout=PATIENCE)
     if kind == "frame":
-        return open_frame_mvm(uris[0])
+        return open_frame_mvm(uris[0], timeout=PATIENCE)
     if kind == "remote":
-        return d.make_device("remote", device="frame-mvm", port=uris[0], address=uris[1])
-    return d.TiledDevice([open_frame_mvm(uri) for uri in uris], 4, 4)
+        return d.make_device("remote", device="frame-mvm", port=uris[0], address=uris[1], patience=120.0)
+    return d.TiledDevice([open_frame_mvm(uri, timeout=PATIENCE) for uri in uris], 4, 4)
 
 
 def drivers_of(device: d.Device) -> list[d.Device]:

@@ -173,8 +173,8 @@ def never() -> None:
 
 def hang() -> None:
     """End with an open session whose driver does not return from closing, and one behind it."""
-    safety.PATIENCE = 1.0
-    first = Session(open_chips("numpy", URIS[-1:]))
+    safety.PATIENCE = 3.0
+    first = Session(open_chips("numpy", [URIS.pop()]))
     mock.patch.object(first.device, "_close", never).start()
     first.open()
     globals()["kept"] = first, opened()

@@ -158,7 +158,7 @@ def by_data_loader(session: Session) -> list[str]:
 
 def by_joblib(session: Session) -> list[str]:
     """Send the session and its driver to workers of joblib."""
-    from joblib import Parallel, delayed
+    from joblib import Parallel, delayed  # type: ignore[import-untyped]
 
     def send(item: object) -> None:
         Parallel(n_jobs=2)(delayed(repr)(item) for _ in range(2))
@@ -166,12 +166,18 @@ def by_joblib(session: Session) -> list[str]:
     return refuses_to_travel(send, [session, *drivers_of(session.device)])
 
 
+def describe(item: object) -> str:
+    """Return the text of an object; Ray accepts only functions of Python."""
+    return repr(item)
+
+
 def by_ray(session: Session) -> list[str]:
     """Send the session and its driver to a task of Ray."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # otherwise Ray writes a token to the user's home folder
     import ray
 
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 1024 * 1024)
-    task = ray.remote(repr)
+    task = ray.remote(describe)
     wrong = refuses_to_travel(lambda item: ray.get(task.remote(item)), [session, *drivers_of(session.device)])
     ray.shutdown()
     return wrong

@@ -74,7 +74,8 @@ def test_kinds_that_are_not_reciprocal_refuse_vectors_in_reverse(kind: str, simu
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind].reciprocal])
 def test_query_adjoint_multiplies_by_the_transpose(kind: str, simulated: Any, generator: torch.Generator) -> None:
-    device = simulated(kind, 6, 4).device
+    session = simulated(kind, 6, 4)
+    device = session.device
     start(device)
     matrix = device.query(torch.eye(6)).mT
     outputs = vectors(5, 4, generator)
