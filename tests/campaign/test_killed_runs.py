@@ -55,6 +55,7 @@ def attempt(path, kill):
         os.kill(child, signal.SIGKILL)
     return os.waitpid(child, 0)[1]
 
+run(Path("imports"))
 assert attempt(Path("reference"), False) == 0
 seconds = Path("reference/summary.json").stat().st_mtime - Path("reference/config.toml").stat().st_mtime
 
