@@ -26,7 +26,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import astralora.devices as d
-from astralora.devices import Device, DeviceSpec, DeviceTimeout, FaultPlan, HardwareDevice, NotConnected, wrap_device
+from astralora.devices import (
+    Device,
+    DeviceSpec,
+    DeviceTimeout,
+    FaultPlan,
+    HardwareDevice,
+    NotConnected,
+    ProtocolError,
+    wrap_device,
+)
 from astralora.drivers.emulator import Emulator, FrameEmulator, ScpiEmulator
 from astralora.drivers.transports import Transport
 from astralora.drivers.transports.base import Bytes
@@ -135,7 +144,8 @@ class Minimal(HardwareDevice):
     def _program(self, controls: NDArray[Any]) -> None:
         with _errors_of_devices():
             self.line.write(" ".join(["V", *map(str, controls)]))
-            self.line.readline()
+            if self.line.readline().startswith("ERR"):
+                raise ProtocolError("the chip refused the voltages")
 
     def _query(self, inputs: NDArray[Any]) -> NDArray[Any]:
         with _errors_of_devices():
