@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -523,3 +524,23 @@ def test_checksums_are_the_same_without_isal() -> None:
         "print(b''.join(frames.encode_frame(3, 9, bytes(range(256)) * 10)).hex())"
     )
     assert python(code).strip() == b"".join(encode_frame(3, 9, payload)).hex()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_an_open_line_belongs_to_the_process_that_opened_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, TcpTransport(*server.getsockname()) as line:
+        peer, _ = server.accept()
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                line.close()
+                line.write(b"from the child")
+            except DeviceError as error:
+                code = 0 if "cannot use it" in str(error) else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        line.write(b"from the parent")
+        with peer:
+            assert peer.recv(100) == b"from the parent"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
@@ -11,6 +10,7 @@ from typing import ClassVar, Final, Self
 from weakref import WeakValueDictionary
 
 from ...devices import NotConnected
+from ...devices.ownership import Lock, Ownership, StaysInProcess
 
 __all__ = ["Connection"]
 
@@ -22,8 +22,11 @@ _CLOSED: Final = "is closed; call open first"
 _LOST: Final = "was lost; open it again"
 
 
-class Connection(ABC):
+class Connection(StaysInProcess, ABC):
     """Open and close a line; see `Transport`.
+
+    An open line belongs to the process that opened it. In a child process, all operations raise `DeviceError`, and
+    `close` does nothing.
 
     Args:
         uri: address of the other end, for messages.
@@ -38,7 +41,7 @@ class Connection(ABC):
         self.uri = uri
         self.timeout = timeout
         self.settle = 0.0
-        self._lock = threading.RLock()
+        self._ownership = Ownership()
         self._is_open = False
         self._is_parked = False
         self._why_closed = _CLOSED
@@ -46,6 +49,11 @@ class Connection(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.uri!r}, {'open' if self._is_open else 'closed'})"
+
+    @property
+    def _lock(self) -> Lock:
+        """Return the lock of the line; entering it in a process that did not open the line raises an error."""
+        return self._ownership.lock
 
     @property
     def is_open(self) -> bool:
@@ -73,7 +81,12 @@ class Connection(ABC):
             other = self._open_places.get(place)
             if other is not None and other.is_parked:
                 other.close()
-            self._connect()
+            self._ownership.claim(self.uri)
+            try:
+                self._connect()
+            except BaseException:
+                self._ownership.release()
+                raise
             self._opened()
             self._is_open = True
             self._open_place = place
@@ -81,7 +94,9 @@ class Connection(ABC):
             _log.debug("%s opened", self.uri)
 
     def close(self) -> None:
-        """Disconnect; do nothing when disconnected already."""
+        """Disconnect; do nothing when disconnected already, or in a process that did not open the line."""
+        if self._ownership.is_foreign:
+            return
         with self._lock:
             if self._is_open:
                 self._mark_closed(_CLOSED)
@@ -162,6 +177,7 @@ class Connection(ABC):
 
     def _mark_closed(self, why: str) -> None:
         self._is_open = self._is_parked = False
+        self._ownership.release()
         self._why_closed = why
         if self._open_places.get(self._open_place) is self:
             del self._open_places[self._open_place]

@@ -15,6 +15,8 @@ __all__ = ["VisaTransport"]
 
 # Largest number of bytes in one read, which has to end within the timeout.
 _LONGEST_READ: Final = 1 << 16
+# Shortest timeout of a read in milliseconds, within which bytes that have arrived are read on a busy machine too.
+_SHORTEST: Final = 10
 
 
 class VisaTransport(Transport):
@@ -80,7 +82,7 @@ class VisaTransport(Transport):
         instrument, codes = self._instrument, self._visa.constants.StatusCode
         reason = self._why_gone()
         # A closed connection delivers no more bytes, but some may have been buffered before.
-        instrument.timeout = max(1, round(1000 * seconds)) if reason is None else 1
+        instrument.timeout = max(_SHORTEST, round(1000 * seconds)) if reason is None else _SHORTEST
         try:
             with instrument.ignore_warning(codes.success_device_not_present, codes.success_max_count_read):
                 data = instrument.visalib.read(instrument.session, min(len(view), _LONGEST_READ))[0]
