@@ -279,13 +279,15 @@ class Transport(Connection):
             if self.deadline is not None:
                 left = self.deadline + state.patience - state.waited - elapsed
                 wait, ends = max(_TICK, min(wait, left)), left <= wait
-            arrived = self._take(view[got:], wait)
+            arrived = self._take(view[got:] if got else view, wait)
             got += arrived
             elapsed = time.monotonic() - start
-            # A timeout of the operating system may end a little early.
-            too_slow = (ends and not arrived) or state.waited + elapsed > self._allowance(state.arrived + got)
+            # A timeout of the operating system may end a little early. The sum is compared first, because it is cheap.
+            spent = state.waited + elapsed
+            is_long = self.deadline is not None or spent > self.timeout
+            too_slow = (ends and not arrived) or (is_long and spent > self._allowance(state.arrived + got))
             if too_slow or not arrived:
-                self._give_up(view[:got], len(view), before, wait, state.waited + elapsed if too_slow else None)
+                self._give_up(view[:got], len(view), before, wait, spent if too_slow else None)
             wait = self.timeout
         state.waited += elapsed
         state.arrived += got

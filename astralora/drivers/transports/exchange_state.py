@@ -42,7 +42,9 @@ class ExchangeState:
         self.cut, self.remnant = True, False
         if self.late:
             self.uneven = True
-        self.late, self.unanswered = max(self.late, timeout), True
+        if self.late < timeout:
+            self.late = timeout
+        self.unanswered = True
         self.waited, self.arrived, self.patience = 0.0, 0, 0.0
 
     def end_message(self) -> None:
@@ -53,8 +55,11 @@ class ExchangeState:
 
     def begin_answer(self, wait: float, patience: float) -> None:
         """Note that an answer is being read; it counts as broken off until `end_answer` or `time_out`."""
-        self.late = max(self.late, wait)
-        self.patience = max(self.patience, patience)
+        # Without max, which would take a good part of the time of a short read.
+        if self.late < wait:
+            self.late = wait
+        if self.patience < patience:
+            self.patience = patience
 
     def end_answer(self) -> None:
         """Note that the answer was read completely; it may be the answer to an older message while ``uneven``."""
