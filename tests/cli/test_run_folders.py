@@ -264,7 +264,7 @@ def test_of_processes_that_resume_at_once_exactly_one_runs(processes: int, tmp_p
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     children = [start([sys.executable, "-c", RESUME], cwd=tmp_path, **pipes) for _ in range(processes)]
     (tmp_path / "go").touch()
-    refused = []
+    refused: list[Any] = []
     try:
         while len(refused) < processes - 1:
             ended = [child for child in children if child.poll() is not None and child not in refused]
