@@ -89,7 +89,8 @@ KINDS = {
 def state_of(path: Path) -> Mapping[str, Any]:
     state = load_state(path / "checkpoint")
     assert state is not None
-    return state.get("fit", state)
+    fit: Mapping[str, Any] = state.get("fit", state)
+    return fit
 
 
 def equal(a: Any, b: Any) -> bool:
