@@ -53,7 +53,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the mark ``hardware``."""
+    """Register the mark ``hardware``, and refuse a bench file or a Python file that cannot be used.
+
+    Other names may be registered later, by the tests themselves.
+    """
+    for name in config.getoption(_OPTION):
+        if name.endswith(".toml") or ".py" in name:
+            # Imported here, because this module is loaded in every project.
+            from .devices.errors import DeviceError
+            from .devices.registry import find_device
+
+            try:
+                find_device(name)
+            except DeviceError as error:
+                raise pytest.UsageError(f"{_OPTION} {name}: {error}") from None
     config.addinivalue_line("markers", f"hardware: uses hardware_device; runs with {_OPTION} BENCH.toml only")
 
 
@@ -162,7 +175,12 @@ def astralora_bench(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def hardware_device(astralora_bench: str) -> Iterator[Session]:
     """Open the device that ``--astralora-bench`` names, behind a session."""
+    from .devices.errors import DeviceError
     from .devices.opening import open_device
 
-    with open_device(astralora_bench) as session:
+    try:
+        session = open_device(astralora_bench)
+    except DeviceError as error:
+        pytest.fail(f"{_OPTION} {astralora_bench}: {error}", pytrace=False)
+    with session:
         yield session

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
 from ..common.errors import ConfigurationError
 from ..devices.files import file_name
 from ..devices.parsing import read_toml
-from ..devices.validation import Place, first_problem
+from ..devices.validation import Described, Place, first_problem
 
 __all__ = [
     "LAYER",
@@ -42,7 +42,7 @@ LAYER = re.compile(r"model_layer_(0|[1-9][0-9]{0,5})")
 """Key of a layer's table, with the number of the layer."""
 
 
-class _Section(BaseModel):
+class _Section(Described):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -145,7 +145,7 @@ class AdapterConfig(_Section):
     granularity: Granularity = "network"
     default: _Default = _Default()
     all_layers: _Table = _Table()
-    layers: dict[int, _Table] = {}
+    layers: dict[int, _Table] = Field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> Self:

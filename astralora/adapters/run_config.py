@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
 
 from ..common.errors import ConfigurationError
 from ..devices.files import file_name
 from ..devices.parsing import read_toml
+from ..devices.validation import Described, Seed
 from .config import AdapterConfig, validate
 from .proxies import PROXIES
 from .search import Groups
@@ -21,7 +22,7 @@ __all__ = ["AdapterRun", "DataSection", "DynamicSection", "ModelSection", "Scori
 Option = bool | int | float | str
 
 
-class _Section(BaseModel):
+class _Section(Described):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -36,7 +37,7 @@ class ModelSection(_Section):
 
     name: str = "tiny-opt"
     tokenizer: str | None = None
-    options: dict[str, Option] = {}
+    options: dict[str, Option] = Field(default_factory=dict)
 
 
 class DataSection(_Section):
@@ -145,7 +146,7 @@ class AdapterRun(_Section):
     training: TrainingSection = TrainingSection()
     scoring: ScoringSection = ScoringSection()
     dynamic: DynamicSection | None = None
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
 
     @classmethod
     def load(cls, path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Self:

@@ -306,8 +306,8 @@ def _choose_model(spec: DeviceSpec, name: str | None, options: Mapping[str, Any]
     known = {entry.name for entry in list_devices() if entry.factory is not None}
     if name is None and spec.name not in known:
         raise ConfigurationError(
-            f"which law does {spec.name!r} follow? Pass model=..., such as {', '.join(_fittable_devices())}; to "
-            f"use your own law, register a simulators.Physics as a device; model='none' measures without a law"
+            f"no law is known for {spec.name!r}; name the law as the model, such as {', '.join(_fittable_devices())}, "
+            f"or '{NO_LAW}' to measure without a law; for a law of your own, register a simulators.Physics as a device"
         )
     return FittedModel(name=name or spec.name, options=dict(options or {}))
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, JsonValue
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 
 from ..devices import DeviceSpec
 from ..devices.html import html_table
@@ -76,7 +76,7 @@ class Characterisation(BaseModel):
     device: str
     serial_number: str | None
     created: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
-    temperature_celsius: FiniteFloat | None = None
+    temperature_celsius: Annotated[float, Field(ge=-273.15, allow_inf_nan=False)] | None = None
     promised: DeviceSpec
     findings: tuple[Finding, ...]
     skipped: dict[str, str] = {}

@@ -121,7 +121,7 @@ def calibrate(
             f"the record of a calibration is JSON: name it, for example, {output.with_suffix('.cal.json')}, and write "
             f"its page with 'astralora report'"
         )
-    check_file(output)
+    check_file(output, ".json")
     record = _calibrate(config, known, output, json)
     if json:
         print_json(record.model_dump(mode="json"))

@@ -64,7 +64,7 @@ def check(
     Example: astralora check --device bench.toml --out check.html
     """
     config = chip.load()
-    check_file(output)
+    check_file(output, ".json", ".html", ".htm")
     # Make the device once before the checks, because a wrong name or option is not a failed check.
     config.make()
     checks, measurements = _chosen(only)

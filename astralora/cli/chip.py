@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from ..devices import Budget, Device, offer_device
+from ..devices.validation import Seed
 from . import options as o
 from .settings import ConfigOptions, validated
 
@@ -34,7 +35,7 @@ class ChipSection(Section):
 
     name: str = Field(min_length=1)
     impairments: str = "lab"
-    seed: NonNegativeInt | None = None
+    seed: Seed | None = None
     options: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -51,7 +52,7 @@ class ChipConfig(Section):
     device: ChipSection
     in_features: PositiveInt = 16
     out_features: PositiveInt = 16
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
 
     @property
     def make(self) -> Callable[[], Device]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
@@ -14,6 +15,7 @@ from typer.core import TyperCommand, TyperOption
 
 from ..common.errors import ConfigurationError
 from ..devices import DeviceError
+from ..devices.validation import printable
 from .choices import fill_in
 from .console import errors
 from .options import Debug
@@ -22,6 +24,7 @@ from .settings import ConfigOptions, default_of, top_keys
 __all__ = ["add_command", "command"]
 
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
+_LONGEST = 2000  # characters of an error
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -51,8 +54,13 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         except (DeviceError, ConfigurationError) as error:
             if debug:
                 raise
-            # The message may hold brackets, which are not markup.
-            errors.print("[bold red]error:[/]", Text(str(error)), soft_wrap=True)
+            _report(str(error))
+            raise typer.Exit(1) from None
+        except OSError as error:
+            # Every file is written through sentences; what is left are disks that fail in the middle of a run.
+            if debug or error.errno == errno.EPIPE:
+                raise
+            _report(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
             raise typer.Exit(1) from None
 
     signature = inspect.Signature(parameters)
@@ -64,6 +72,12 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 def add_command(app: typer.Typer, function: Callable[..., None], name: str | None = None) -> None:
     """Add a function that `command` has prepared to an application."""
     app.command(name, cls=_Command)(function)
+
+
+def _report(message: str) -> None:
+    """Print an error in one line on standard error."""
+    # The message may hold brackets, which are not markup, and characters that cannot be printed.
+    errors.print("[bold red]error:[/]", Text(printable(" ".join(message.splitlines()), _LONGEST)), soft_wrap=True)
 
 
 def _parameters(group: Any) -> list[inspect.Parameter]:
@@ -82,6 +96,20 @@ def _parameters(group: Any) -> list[inspect.Parameter]:
 
 class _Command(TyperCommand):
     """Print help that shows the names in tables and the defaults of the configuration."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse an option that is given twice and has one value; click would use the last."""
+        try:
+            _, _, given = self.make_parser(ctx).parse_args(list(args))
+        except Exception:
+            given = []  # click reports the mistake below
+        for option in given:
+            single = isinstance(option, TyperOption) and not option.multiple and not option.count
+            # A flag without its opposite means the same twice.
+            if single and (not option.is_flag or option.secondary_opts) and given.count(option) > 1:
+                _report(f"{'/'.join(option.opts[:1] + option.secondary_opts)} is given twice; give it once")
+                ctx.exit(1)
+        return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Complete the help texts and print them.

@@ -90,7 +90,7 @@ def emulate(
     address, protocol = _address(pty, link, tcp, scpi)
     served = validated(ServedChipConfig, chip.overrides()).make()
     plan = FaultPlan.parse(faults) if faults else None
-    check_file(output)
+    check_file(output, ".toml")
     stop_on_signals()
     emulator = make_emulator(protocol, served, address, faults=plan, public=i_know)
     try:

@@ -227,6 +227,7 @@ Seed = Annotated[
         metavar="N",
         help="Seed of everything random, a simulated chip included.",
         min=0,
+        max=2**63 - 1,
         rich_help_panel=RUN,
     ),
 ]

@@ -12,21 +12,33 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import ConfigurationError
-from ..devices.files import check_writable
+from ..devices.files import check_writable, file_name
 from ..devices.files import write_file as write_with_reason
 from .console import to_json
 
 __all__ = ["check_file", "check_folder", "new_folder", "write_file", "write_json"]
 
 
-def check_file(path: Path | None) -> None:
-    """Refuse a file that cannot be written.
+def check_file(path: Path | None, *endings: str) -> None:
+    """Refuse a file that cannot be written, or whose name promises another format.
+
+    Args:
+        path: path of the file; None if there is none.
+        endings: endings of the formats that the command writes, such as ``".json"``; a name without an ending is
+            accepted.
 
     Raises:
-        ConfigurationError: its folder does not exist or cannot be written to, or the path is a folder.
+        ConfigurationError: its folder does not exist or cannot be written to, the path is a folder, or the name ends
+            in another way.
     """
     if path is None:
         return
+    if path.suffix and path.suffix.lower() not in endings:
+        written = " or ".join(ending for ending in endings if ending != ".htm")
+        example = path.with_suffix(endings[0])
+        raise ConfigurationError(
+            f"{file_name(path)} cannot be written: this command writes {written}; name it, for example, {example}"
+        )
     check_writable(path, error=ConfigurationError)
 
 

@@ -31,7 +31,7 @@ def plan(options: RunOptions, output: o.OutFile[Path | None] = None, json: o.Jso
     Example: astralora plan --device mzi --in-features 64 --method paper
     """
     run = options.load()
-    check_file(output)
+    check_file(output, ".json")
     priced = make_plan(run)
     rows = [*sorted(priced.by_purpose.items()), (_TOTAL, priced.total)]
     result = _as_dict(priced, rows)

@@ -41,7 +41,7 @@ def report(
     Example: astralora report chip.cal.json --out chip.html
     """
     path = output or (source / "report.html" if source.is_dir() else source.with_suffix(".html"))
-    check_file(path)
+    check_file(path, ".html", ".htm")
     write_file(path, _page(source))
     if json:
         print_json({"report": str(path)})

@@ -67,13 +67,15 @@ def parse_settings(
     Raises:
         ConfigurationError: an entry is not KEY=VALUE, or the configuration does not have the key.
     """
-    values = {}
+    values: dict[str, Any] = {}
     for setting in settings or ():
         key, equals, value = (part.strip() for part in setting.partition("="))
         if not equals or not key:
             raise ConfigurationError(f"--set takes KEY=VALUE, not {printable(setting)!r}")
         if key.partition(".")[0] not in open_keys:
             _check_key(key, model)
+        if key in values:
+            raise ConfigurationError(f"--set {key} is given twice; give it once")
         values[key] = _parse(value)
     return values
 
@@ -133,7 +135,7 @@ def _check_key(key: str, model: type[BaseModel]) -> None:
     for place, part in enumerate(parts):
         if part not in section.model_fields:
             known = ", ".join(top_keys(section))
-            raise ConfigurationError(f"{key} in the configuration: there is no such key; known are {known}")
+            raise ConfigurationError(f"{printable(key)} in the configuration: there is no such key; known are {known}")
         below = _section(section, part)
         if below is None:
             if place + 1 < len(parts) and not _is_table(section, part):

@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from .device_files import absolute_name
 from .errors import DeviceError
 from .files import file_name, write_file
 from .parsing import read_toml
-from .validation import first_problem
+from .validation import Described, first_problem
 
 __all__ = ["Bench"]
 
 _WHAT = "the bench file"
 
 
-class Bench(BaseModel):
+class Bench(Described):
     """Describe the device on a lab's bench: its name and the options for its factory.
 
     A bench file is a TOML file. Every function that takes the name of a device also takes the path of a bench file::
@@ -38,7 +38,7 @@ class Bench(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     device: str = Field(min_length=1)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("device")
     @classmethod

@@ -12,11 +12,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AwareDatetime,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    FiniteFloat,
     JsonValue,
     NonNegativeInt,
     ValidationError,
@@ -30,7 +28,7 @@ from .files import file_name, read_bytes, remove_file, write_file
 from .html import html_table
 from .parsing import parse_tensors, read_json
 from .spec import DeviceSpec
-from .validation import first_problem, printable
+from .validation import Described, first_problem, printable
 
 __all__ = ["Calibration", "CalibrationAgeWarning", "FitQuality", "FittedModel"]
 
@@ -49,7 +47,7 @@ class CalibrationAgeWarning(UserWarning):
     """Warn that a calibration is old, or was taken at another temperature, so that the chip may have changed."""
 
 
-class _Record(BaseModel):
+class _Record(Described):
     """Refuse unknown keys, and refuse changes after construction; base class of the records here."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,7 +62,7 @@ class FittedModel(_Record):
     """
 
     name: _Text
-    options: dict[str, JsonValue] = {}
+    options: dict[str, JsonValue] = Field(default_factory=dict)
 
 
 class FitQuality(_Record):
@@ -127,7 +125,7 @@ class Calibration(_Record):
     device: _Text
     serial_number: str | None
     created: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
-    temperature_celsius: FiniteFloat | None = None
+    temperature_celsius: Annotated[float, Field(ge=-273.15, allow_inf_nan=False)] | None = None
     promised: DeviceSpec
     measured: DeviceSpec
     model: FittedModel | None = None

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import ConfigDict, Field, PositiveInt
+
+from .validation import Described
 
 __all__ = ["Patch", "Stripe", "check_reach"]
 
@@ -15,7 +17,7 @@ Stripe = tuple[_Index, _Index] | tuple[_Index, _Index, PositiveInt]
 """Evenly spaced indices: start, stop (not included) and step (may be left out if 1). Empty if stop equals start."""
 
 
-class Patch(BaseModel):
+class Patch(Described):
     """Describe a run of consecutive controls and the rectangle of the transfer matrix that they can change.
 
     The patches of a `DeviceSpec` follow one another: the first begins with control 0. On a device that is not linear,

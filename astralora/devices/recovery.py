@@ -7,13 +7,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import ConfigDict, Field, PositiveInt
 from torch import Tensor
 
 from .capabilities import Flushes, Resends, capability_of
 from .checks import NotFinite
 from .device import Device
 from .errors import DeviceError, DeviceTimeout, NotConnected, ProtocolError
+from .validation import Described
 
 __all__ = ["FAULTS", "Recovery", "Retry"]
 
@@ -25,7 +26,7 @@ FAULTS = (DeviceTimeout, ProtocolError, NotConnected)
 """Errors after which an operation may be repeated; all other errors are final."""
 
 
-class Retry(BaseModel):
+class Retry(Described):
     """Set the number of attempts after a fault of the link, and the pauses between them.
 
     Attributes:

@@ -16,7 +16,7 @@ from .bench import Bench
 from .device import Device
 from .device_files import load_factory, split_name
 from .errors import DeviceError
-from .validation import first_problem
+from .validation import check_options, first_problem
 
 __all__ = [
     "DeviceEntry",
@@ -150,6 +150,11 @@ def make_device(name: str, **options: Any) -> Device:
     def refused(reason: str) -> DeviceError:
         return DeviceError(reason, device=name, operation="open")
 
+    given = factory.keywords if isinstance(factory, partial) else {}
+    try:
+        check_options({**given, **options})
+    except ValueError as error:
+        raise refused(str(error)) from None
     if parameters is not None:
         try:
             inspect.Signature(list(parameters.values())).bind(**options)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from math import ceil
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, FiniteFloat, PositiveInt, model_validator
 
 from .html import html_table
 from .reach import Patch, check_reach
+from .validation import Described
 
 __all__ = ["Coupling", "DeviceSpec", "Range"]
 
@@ -22,7 +23,7 @@ _Levels = Annotated[int, Field(ge=2)]
 _NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class DeviceSpec(BaseModel):
+class DeviceSpec(Described):
     """Describe a device by its sizes, ranges, converters and claims; the defaults claim nothing.
 
     A range of ``None`` means that the device sets no limit. Levels of ``None`` mean that the device does not quantize.

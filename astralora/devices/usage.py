@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from .html import html_table
 from .spec import DeviceSpec
+from .validation import Described
 
 __all__ = ["Budget", "Usage"]
 
@@ -78,7 +79,7 @@ class Usage:
         return asdict(self)
 
 
-class Budget(BaseModel):
+class Budget(Described):
     """Limit the operations on a device; None sets no limit.
 
     Attributes:

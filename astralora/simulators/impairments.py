@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import ConfigDict, Field, FiniteFloat, model_validator
+
+from ..devices.validation import Described
 
 __all__ = ["PRESETS", "Impairments", "find_impairments"]
 
@@ -14,7 +16,7 @@ _Fraction = Annotated[float, Field(ge=0, le=1)]
 _Levels = Annotated[int, Field(ge=2)] | None
 
 
-class Impairments(BaseModel):
+class Impairments(Described):
     """Describe the impairments of a simulated device; all are off by default.
 
     Control units are the units of acting controls: radians for phases, no unit for conductances. Written controls may

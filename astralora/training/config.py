@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from ..budgets.sample_allocator import Currency, Ranking
 from ..common.errors import ConfigurationError
 from ..devices import Bench, Budget, Retry
 from ..devices.files import file_name
 from ..devices.parsing import read_toml
-from ..devices.validation import Place, first_problem
+from ..devices.validation import Described, Place, Seed, first_problem
 
 __all__ = ["AllocateConfig", "DeviceConfig", "MethodConfig", "RunConfig"]
 
 Option = bool | int | float | str | list[float]
 
 
-class _Section(BaseModel):
+class _Section(Described):
     """Refuse unknown keys and later changes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,9 +40,9 @@ class DeviceConfig(_Section):
 
     name: str = "mrr"
     impairments: str = "lab"
-    seed: NonNegativeInt | None = None
+    seed: Seed | None = None
     calibration: str | None = None
-    options: dict[str, Option] = {}
+    options: dict[str, Option] = Field(default_factory=dict)
 
 
 class MethodConfig(_Section):
@@ -60,7 +60,7 @@ class MethodConfig(_Section):
     estimator: str | None = None
     surrogate: str | None = None
     encoding: Literal["auto", "scale", "differential"] = "auto"
-    options: dict[str, Option] = {}
+    options: dict[str, Option] = Field(default_factory=dict)
 
 
 class AllocateConfig(_Section):
@@ -102,7 +102,7 @@ class RunConfig(_Section):
     """
 
     task: str = "digits"
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     epochs: PositiveInt = 10
     batch_size: PositiveInt = 50
     learning_rate: float = Field(default=0.01, gt=0, allow_inf_nan=False)

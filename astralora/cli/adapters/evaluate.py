@@ -33,7 +33,7 @@ def evaluate(
     from ...adapters.folder import AdapterFolder
     from ...adapters.run import evaluate_run
 
-    check_file(output)
+    check_file(output, ".json")
     with print_warnings():
         found = evaluate_run(AdapterFolder(run), {"test": str(data)} if data is not None else None)
     if output is not None:

@@ -45,7 +45,7 @@ def score(
 
     folder = None if run is None else AdapterFolder(run)
     configuration = options.load() if folder is None else _config_of_run(folder, options)
-    check_file(output)
+    check_file(output, ".toml")
     with print_warnings():
         found = score_run(configuration, warmup_steps=warmup_steps, folder=folder)
     found.save(output)

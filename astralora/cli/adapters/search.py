@@ -56,7 +56,7 @@ def search(
     from ...adapters.scoring import Scores
     from ...adapters.search import search as run_search
 
-    check_file(output)
+    check_file(output, ".toml")
     found = run_search(
         Scores.load(scores),
         None if base is None else AdapterConfig.load(base),

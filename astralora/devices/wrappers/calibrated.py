@@ -64,7 +64,7 @@ def make_model(model: FittedModel, spec: DeviceSpec) -> Identifiable:
     if law is None:
         raise DeviceError(
             "has no constants to fit; name a model that declares the capability Identifiable and has constants(), "
-            "law() and written_for(), as the simulated kinds do",
+            "law() and written_for(), as the simulated kinds do, or 'none' to measure without a law",
             device=model.name,
             operation="calibration",
         )

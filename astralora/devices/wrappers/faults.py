@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Annotated, ClassVar, Final, Literal, NoReturn, Self, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from ..capabilities import ProgramsMany, Reciprocal, Rehearses
@@ -17,7 +17,7 @@ from ..device import Device
 from ..errors import DeviceError, DeviceTimeout, NotConnected, ProtocolError
 from ..parsing import parse_toml, read_toml
 from ..random import derive_seed
-from ..validation import first_problem, printable
+from ..validation import Described, Seed, first_problem, printable
 from ..wrapper import LAW, DeviceWrapper
 
 __all__ = ["CHIP_FAULTS", "LINK_FAULTS", "FaultDice", "FaultKind", "FaultPlan", "FaultyDevice"]
@@ -35,7 +35,7 @@ CHIP_FAULTS: Final[tuple[FaultKind, ...]] = get_args(ChipFault)
 _Probability = Annotated[float, Field(ge=0, le=1)]
 
 
-class FaultPlan(BaseModel):
+class FaultPlan(Described):
     """Set the probability of each fault for one operation.
 
     Attributes:
@@ -63,8 +63,8 @@ class FaultPlan(BaseModel):
     nan: _Probability = 0.0
     saturated: _Probability = 0.0
     stuck: _Probability = 0.0
-    seed: Annotated[int, Field(ge=0)] = 0
-    at: dict[int, FaultKind] = {}
+    seed: Seed = 0
+    at: dict[Annotated[int, Field(ge=0)], FaultKind] = Field(default_factory=dict)
     flagged: bool = False
 
     @classmethod
