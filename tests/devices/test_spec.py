@@ -17,7 +17,7 @@ def test_defaults_claim_nothing() -> None:
 
 def test_is_frozen() -> None:
     spec: Any = DeviceSpec(**SIZE)
-    with pytest.raises(ValueError, match="in DeviceSpec: "):
+    with pytest.raises(ValueError, match="Instance is frozen"):
         spec.linear = True
 
 

@@ -72,8 +72,18 @@ def test_hardware_tests_run_on_the_bench_that_is_named(tmp_path: Path) -> None:
 
 def test_a_missing_bench_is_described_in_one_sentence(tmp_path: Path) -> None:
     done = run(tmp_path, "--astralora-bench", "nothing.toml", "-k", "bench")
+    assert done.returncode == 4
+    assert done.stderr.strip() == (
+        "ERROR: --astralora-bench nothing.toml: the bench file nothing.toml cannot be read: No such file or directory"
+    )
+    assert done.stdout == ""
+
+
+def test_a_device_that_cannot_be_opened_is_described_in_one_sentence(tmp_path: Path) -> None:
+    done = run(tmp_path, "--astralora-bench", "no-such-device", "-k", "bench")
     assert done.returncode == 1
-    assert "the bench file nothing.toml cannot be read: No such file or directory" in done.stdout
+    assert "--astralora-bench no-such-device: there is no device named 'no-such-device'" in done.stdout
+    assert "Traceback" not in done.stdout
 
 
 def test_options_marks_and_fixtures_of_a_project_take_precedence(tmp_path: Path) -> None:
