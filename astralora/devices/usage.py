@@ -96,6 +96,16 @@ class Budget(Described):
     vectors: _Limit = None
     hardware_seconds: Annotated[float, Field(ge=0)] | None = None
 
+    def left_after(self, spent: Usage, spec: DeviceSpec) -> Budget:
+        """Return the budget that is left after operations on a device with this spec; no limit is below 0."""
+        limits: dict[str, Any] = {
+            name: None if limit is None else max(0, limit - getattr(spent, name))
+            for name, limit in (("programs", self.programs), ("queries", self.queries), ("vectors", self.vectors))
+        }
+        if self.hardware_seconds is not None:
+            limits["hardware_seconds"] = max(0.0, self.hardware_seconds - spent.hardware_seconds(spec))
+        return Budget(**limits)
+
     def shortfall(self, spent: Usage, spec: DeviceSpec) -> str | None:
         """Describe how ``spent`` exceeds this budget; return None if it does not."""
         for name in ("programs", "queries", "vectors"):

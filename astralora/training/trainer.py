@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from ..common.errors import ConfigurationError
-from ..devices import BudgetExceeded, Device, Session
+from ..devices import BudgetExceeded, Device, Session, Usage
 from ..devices.safety import stop_on_signals
 from ..nn.health import StaleGradientWarning
 from ..nn.methods import ExpensiveGradientWarning
@@ -135,12 +135,19 @@ def _train(
         sessions = {
             name: stack.enter_context(Session(device, config.budget, config.retry)) for name, device in devices.items()
         }
+        saved = None if state is None else _saved_sessions(folder, state)
+        if saved is not None:
+            _reserve_spent(sessions, saved)
         fit = Fit(config, task, splits, attach_devices(config, task, sessions))
         before = [layer.controls.detach().clone() for layer in fit.layers]
         continuous, results = True, Results()
-        if state is not None:
+        if state is not None and saved is not None:
             before, results = state["controls_before"], Results(**state["results"])
-            continuous = _restore(folder, fit, sessions, state) and state["continuous"]
+            fit.load_state_dict(state["fit"])
+            restored = [session.load_state_dict(saved[name]) for name, session in sessions.items()]
+            continuous = all(restored) and state["continuous"]
+            for session in sessions.values():
+                session.budget = config.budget
         fixed = {"baseline": baseline, "controls_before": before, "continuous": continuous}
 
         def save(lines: int | None = None) -> None:
@@ -162,13 +169,22 @@ def _train(
     return RunData(summary, metrics.records, before, after, summary["control_unit"], metrics.describe_damage())
 
 
-def _restore(folder: RunFolder, fit: Fit, sessions: Mapping[str, Session], state: Mapping[str, Any]) -> bool:
-    """Restore a checkpoint, and return whether the inner state of every device was restored too."""
-    fit.load_state_dict(state["fit"])
+def _saved_sessions(folder: RunFolder, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the states of the sessions in a checkpoint, with what was spent after the checkpoint."""
     dropped = folder.metrics(state["lines"]).after(state["lines"])
-    saved = add_repeated(state["sessions"], dropped)
-    restored = [session.load_state_dict(saved[name]) for name, session in sessions.items()]
-    return all(restored)
+    return add_repeated(state["sessions"], dropped)
+
+
+def _reserve_spent(sessions: Mapping[str, Session], saved: Mapping[str, Any]) -> None:
+    """Leave each real chip the budget that earlier parts of the run have not spent.
+
+    The counters of a session are restored after the model is attached, which measures the chip. The state of a
+    simulated chip is restored as well, so that these measurements do not count.
+    """
+    for name, session in sessions.items():
+        if saved[name]["device"] is None and session.budget is not None:
+            spent = sum((Usage(**counters) for counters in saved[name]["usage"].values()), Usage())
+            session.budget = session.budget.left_after(spent, session.spec)
 
 
 def recall_run(folder: RunFolder) -> RunData:

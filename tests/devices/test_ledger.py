@@ -212,3 +212,10 @@ def test_restored_counters_go_on_counting(ledger: Ledger) -> None:
     with ledger.under(Purpose.FORWARD):
         ledger.record(Usage(programs=1), None)
     assert ledger.usage == Usage(programs=2)
+
+
+def test_a_budget_states_what_is_left_of_it() -> None:
+    spent = Usage(programs=3, queries=9, vectors=20)
+    left = Budget(programs=5, vectors=15, hardware_seconds=4.0).left_after(spent, SPEC)
+    assert left == Budget(programs=2, vectors=0, hardware_seconds=4.0 - 3 * 0.5 - 20 * 0.01)
+    assert Budget().left_after(spent, SPEC) == Budget()

@@ -1,6 +1,7 @@
 """Test that a resumed run counts what a killed one spent after its last checkpoint."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 import astralora.devices.registry as registry
-from astralora.devices import DeviceTimeout, Purpose, Usage
+from astralora.devices import BudgetExceeded, DeviceTimeout, Purpose, Usage
 from astralora.training import RunConfig, RunFolder, recall_run, train
 from astralora.training.folder import Folder
 from astralora.training.spending import add_repeated
@@ -186,3 +187,24 @@ def test_the_report_and_the_command_say_what_was_spent_twice(tmp_path: Path) -> 
     assert f"{resumed.summary['repeated']['vectors']:,} vectors were spent in steps that had to be repeated" in sentence
     assert json.loads((tmp_path / "summary.json").read_text())["repeated"] == resumed.summary["repeated"]
     assert Purpose.REPEATED in resumed.summary["usage_by_purpose"]
+
+
+def test_all_parts_of_a_run_on_a_chip_together_stay_within_the_budget(
+    tmp_path: Path, matrix_device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chips: list[Any] = []
+
+    def factory(in_features: int, out_features: int) -> Any:
+        chips.append(matrix_device(in_features, out_features, control_range=(-10.0, 10.0), input_range=None))
+        return chips[-1]
+
+    monkeypatch.setattr(registry, "_registered", {"chip": factory})
+    limit = 6
+    run = RunFolder(tmp_path, config(device={"name": "chip"}, method={"name": "paper"}, budget={"programs": limit}))
+    kill(run, 1)
+    # The rest of the budget covers the startup of the model, and perhaps a step, after each of some resumptions.
+    for _ in range(limit):
+        with suppress(BudgetExceeded):
+            resume(tmp_path)
+            break
+    assert sum(chip.log.count("program") for chip in chips) <= limit
