@@ -210,8 +210,8 @@ class Exchange:
                 if not link.in_step:
                     # If this fails, the next call programs these controls again.
                     link.restore(self.programmed, reopen=False)
-                if request.inputs is not None:
-                    link.verify()
+                if request.inputs is not None and self.programmed is not None:
+                    link.verify(self.programmed)
                 return
             except FAULTS as fault:
                 fault.device = fault.device or self._device.spec.name
@@ -228,8 +228,8 @@ class Exchange:
             self._link.restore(held, reopen=True)
 
         def again() -> Tensor | None:
-            if self._link is not None and request.inputs is not None:
-                self._link.verify()
+            if self._link is not None and request.inputs is not None and held is not None:
+                self._link.verify(held)
             return self._attempt_within_budget(request)
 
         def resent(resend: Callable[[], Tensor | None]) -> Tensor | None:
@@ -258,14 +258,14 @@ class Exchange:
         link, ledger = self._link, self._ledger
         parts_before = ledger.parts_usage()
         if link is not None:
-            link.begin()
+            link.begin(request.inputs)
         start = time.perf_counter()
         try:
             with ledger.around(self._device.spec) if ledger.limits_parts else _NOTHING:
                 answer = request.send()
         except BaseException as error:
             if link is not None:
-                link.break_off(request.inputs)
+                link.break_off()
             if isinstance(error, DeviceError):
                 error.device = error.device or self._device.spec.name
                 error.operation = error.operation or request.operation

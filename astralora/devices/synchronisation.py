@@ -7,6 +7,8 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import cache
+from itertools import combinations, pairwise, product
 from math import log2, sqrt
 from typing import Any, Final
 
@@ -33,6 +35,9 @@ _LEAST_BITS: Final = 16
 _CONTRAST: Final = 4.0
 # Number of comparisons before the verdict where the noise is larger than the spec claims.
 _ROUNDS: Final = 3
+# Number of vectors of a comparison, and largest number of late answers that it recognises by their order.
+_LENGTH: Final = 7
+_LATEST: Final = 3
 
 
 class _State(Enum):
@@ -70,7 +75,8 @@ class Synchronisation:
     timeout, Ctrl-C, or an exception in the driver), its answer may arrive later, and would be taken for the answer to
     the next request. So a broken exchange leaves the device out of step. Before the next request, `restore` discards
     late answers, closes and opens the device, programs it again, and queries one vector whose answer is known. If no
-    answer is known, it queries two random vectors r and s in the order r, r, s, s, r, and compares the answers.
+    answer is known, it queries two random vectors r and s in an order such as r, s, s, s, r, r, s, and compares the
+    answers.
 
     A device with the capability `Resends` numbers its requests, so that a late answer is recognised by its number. A
     device with the capability `InProcess` never answers late.
@@ -91,8 +97,9 @@ class Synchronisation:
         self._late_answers = not numbered and capability_of(device, InProcess) is None
         self._state = self._before = _State.IN_STEP
         self._known: _Known | None = None
-        # Vectors whose answers may still arrive.
+        # Vectors whose answers may still arrive, and those of the present exchange.
         self._sent: list[Tensor] = []
+        self._present: Tensor | None = None
         self._comparisons = 0
 
     @property
@@ -116,18 +123,25 @@ class Synchronisation:
 
     # -- called for every exchange ------------------------------------------------------------
 
-    def begin(self) -> None:
-        """Mark the device as out of step until `complete` is called."""
+    def begin(self, inputs: Tensor | None) -> None:
+        """Mark the device as out of step until `complete` is called.
+
+        Args:
+            inputs: vectors that are passed, (batch, width); None for a program.
+        """
+        self._present = inputs
         if self._state is not _State.OUT_OF_STEP:
             self._before, self._state = self._state, _State.OUT_OF_STEP
 
     def complete(self) -> None:
         """Mark the exchange as complete, because its whole answer has arrived."""
         self._state = self._before
+        self._present = None
 
-    def break_off(self, inputs: Tensor | None) -> None:
-        """Store the vectors of an exchange that broke off, (batch, width); None for a program."""
+    def break_off(self) -> None:
+        """Store the vectors of the exchange, which broke off; this may be called again."""
         self._before = self._state = _State.OUT_OF_STEP
+        inputs, self._present = self._present, None
         if inputs is not None and self._late_answers:
             # Copied, because the caller may change them in place.
             self._sent.append(inputs.clone())
@@ -167,6 +181,9 @@ class Synchronisation:
         """
         idempotent = self._device.spec.idempotent_program
         late = self._late_answers and not self.in_step
+        if not self.in_step:
+            # Ctrl-C may have arrived before the exchange noticed anything.
+            self.break_off()
         if late:
             # Late answers are awaited before closing, because closing uses the line too.
             with suppress(DeviceError):
@@ -192,14 +209,20 @@ class Synchronisation:
             self._guarded(self._program, controls)
         self._settle(_State.IN_STEP if verified else _State.UNVERIFIED)
 
-    def verify(self) -> None:
+    def verify(self, controls: Tensor) -> None:
         """Compare answers at the present controls, if no answer has shown yet that host and device are in step.
+
+        Args:
+            controls: controls of the device, (num_controls,). They are programmed again if this is allowed, because the
+                acknowledgement of their program may have been a late one.
 
         Raises:
             DeviceTimeout, NotConnected, ProtocolError: the device does not answer, or its answers are out of step.
         """
         if self._state is _State.UNVERIFIED and self._compare():
             self._settle(_State.IN_STEP)
+            if self._device.spec.idempotent_program:
+                self._guarded(self._program, controls)
 
     # -- questions ----------------------------------------------------------------------------
 
@@ -224,11 +247,14 @@ class Synchronisation:
                 return True, present
             if not self._compare():
                 raise self._out_of_step()
-            return True, present
+            # The acknowledgement of the program may have been a late one.
+            return True, None if idempotent else present
         if controls is None:
             return False, present  # compared after the next program
         present = self._set(controls, present)
-        return self._compare(), present
+        if not self._compare():
+            return False, present
+        return True, None if idempotent else present
 
     def _is_significant(self, known: _Known) -> bool:
         """Return whether a late answer differs from the known one."""
@@ -263,11 +289,11 @@ class Synchronisation:
 
     def _compare_once(self) -> _Verdict:
         spec = self._device.spec
-        low, high = spec.input_range or (-1.0, 1.0)
-        generator = derive_generator(self._comparisons, "synchronisation")
+        vectors = _distant_vectors(spec, self._comparisons)
+        # Comparisons have different orders, so that the late answers to one do not fit another one.
+        order = _orders()[self._comparisons % len(_orders())]
         self._comparisons += 1
-        r, s = (low + (high - low) * torch.rand(2, spec.in_features, generator=generator)).split(1)
-        answers = torch.cat([self._guarded(self._query, vector) for vector in (r, r, s, s, r)]).double()
+        answers = torch.cat([self._guarded(self._query, vectors[which]) for which in order]).double()
         claimed = (_tolerance(spec, answers) / _DEVIATIONS) ** 2
 
         def variance(*groups: tuple[int, ...]) -> float:
@@ -276,10 +302,9 @@ class Synchronisation:
             freedom = answers.shape[1] * sum(len(group) - 1 for group in groups)
             return sum(float(part.square().sum()) for part in deviations) / freedom + 1e-3 * claimed
 
-        # If one or three late answers come first, other answers are equal than if none comes.
-        right = variance((0, 1, 4), (2, 3))
-        wrong = min(variance((1, 2), (3, 4)), variance((3, 4)))
-        if variance((0, 1, 2, 3, 4)) <= _CONTRAST * claimed:
+        right = variance(*_groups(order))
+        wrong = min(variance(*_groups(order, late)) for late in range(1, _LATEST + 1))
+        if variance(tuple(range(_LENGTH))) <= _CONTRAST * claimed:
             return _Verdict.EQUAL
         if wrong < _CONTRAST * right:
             return _Verdict.OUT_OF_STEP
@@ -320,6 +345,48 @@ class Synchronisation:
         self._before = self._state = state
         if state is _State.IN_STEP:
             self._sent.clear()
+
+
+@cache
+def _orders() -> list[tuple[int, ...]]:
+    """Return the orders of two vectors from which late answers can be recognised.
+
+    In each order, other answers are equal if up to `_LATEST` late answers come first. Each order changes at least twice
+    between the vectors, so that the last answers to one comparison and the first to the next one do not fit it.
+    """
+    found = []
+    for order in product((0, 1), repeat=_LENGTH):
+        changes = sum(one != other for one, other in pairwise(order))
+        if order[0] == 0 and changes > 1 and all(_differ(order, late) for late in range(1, _LATEST + 1)):
+            found.append(order)
+    return found
+
+
+def _differ(order: tuple[int, ...], late: int) -> bool:
+    """Return whether ``late`` late answers make unequal answers equal, and equal answers unequal."""
+    places = [(order[place], order[place - late]) for place in range(late, _LENGTH)]
+    pairs = list(combinations(places, 2))
+    return any(a[0] != b[0] and a[1] == b[1] for a, b in pairs) and any(a[0] == b[0] and a[1] != b[1] for a, b in pairs)
+
+
+def _groups(order: tuple[int, ...], late: int = 0) -> list[tuple[int, ...]]:
+    """Return the places of equal answers, if ``late`` late answers come first."""
+    found = [tuple(place for place in range(late, _LENGTH) if order[place - late] == which) for which in (0, 1)]
+    return [group for group in found if len(group) > 1]
+
+
+def _distant_vectors(spec: DeviceSpec, seed: int) -> tuple[Tensor, Tensor]:
+    """Return two random vectors, (1, in_features) each, whose answers differ on most chips."""
+    low, high = spec.input_range or (-1.0, 1.0)
+    generator = derive_generator(seed, "synchronisation")
+    drawn = torch.rand(2, spec.in_features, generator=generator)
+    signs = torch.where(torch.rand(spec.in_features, generator=generator) < 0.5, -1.0, 1.0)
+    first = signs * (1 + drawn[0]) / 2
+    # Some entries have the other sign, and some are near zero: the answers of a chip that measures the power of each
+    # input do not depend on its sign.
+    second = torch.where(drawn[1] < 0.5, -first, first / 8)
+    whole, span = low + high, high - low
+    return (whole + span * first.unsqueeze(0)) / 2, (whole + span * second.unsqueeze(0)) / 2
 
 
 def _tolerance(spec: DeviceSpec, answers: Tensor) -> float:
