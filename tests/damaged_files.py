@@ -132,11 +132,11 @@ def make_samples(folder: Path) -> Path:
     tensors.rename(folder / "c.safetensors")
     (folder / "c.cal.json").write_text(content)
     _invoke("check", "--device", "slm", *_SMALL, "--out", str(folder / "check.json"), "--budget-programs", "80")
-    for name, settings, options in (("u.json", 2, {"model": "slm"}), ("k.json", 0, {})):
+    for name, settings in (("u.json", 2), ("k.json", 0)):
         device = device_factory(KINDS["slm"])(4, 4, impairments="lab")
         with suppress(_Stopped):
             if settings:
-                al.calibrate(device, al.Budget(programs=4), path=folder / name, listener=_stop, **options)
+                al.calibrate(device, al.Budget(programs=4), path=folder / name, listener=_stop, model="slm")
             else:
                 _stop_after_measuring(device, folder / name)
     with al.Session(al.devices.RecordingDevice(chip, folder / "run.rec")) as session:

@@ -62,8 +62,8 @@ def _problems(found: Characterisation) -> Iterator[str]:
             if spent.get(name, -1) < 0:
                 yield f"{place}.{name} must be a number of {name}, at least 0"
     names = [finding.name for finding in found.findings]
-    for place, finding in enumerate(found.findings):
-        where = f"findings.{place} ({finding.name})"
+    for number, finding in enumerate(found.findings):
+        where = f"findings.{number} ({finding.name})"
         if names.count(finding.name) > 1:
             yield f"{where} is there twice, and must be there once"
         if finding.name in _LEVELS and finding.value is not None and not 1.5 < finding.value < 2**32:

@@ -104,9 +104,10 @@ class _Command(TyperCommand):
         except Exception:
             given = []  # click reports the mistake below
         for option in given:
-            single = isinstance(option, TyperOption) and not option.multiple and not option.count
+            if not isinstance(option, TyperOption) or option.multiple or option.count:
+                continue
             # A flag without its opposite means the same twice.
-            if single and (not option.is_flag or option.secondary_opts) and given.count(option) > 1:
+            if (not option.is_flag or option.secondary_opts) and given.count(option) > 1:
                 _report(f"{'/'.join(option.opts[:1] + option.secondary_opts)} is given twice; give it once")
                 ctx.exit(1)
         return super().parse_args(ctx, args)

@@ -39,13 +39,13 @@ def check_file(path: Path | None, *endings: str) -> None:
     """
     if path is None:
         return
+    check_writable(path, error=ConfigurationError)
     if path.suffix and path.suffix.lower() not in endings:
         written = " or ".join(ending for ending in endings if ending != ".htm")
         example = path.with_suffix(endings[0])
         raise ConfigurationError(
             f"{file_name(path)} cannot be written: this command writes {written}; name it, for example, {example}"
         )
-    check_writable(path, error=ConfigurationError)
 
 
 def check_folder(path: Path | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -63,14 +63,20 @@ def first_problem(
     return f"{where}: {message}" if where else message
 
 
-class _DescribesProblems(type(BaseModel)):  # type: ignore[misc]
-    """Turn the error of a call of the class into one sentence; `BaseModel.model_validate` is unchanged."""
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass as _DescribesProblems
+else:
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return super().__call__(*args, **kwargs)
-        except ValidationError as error:
-            raise ValueError(first_problem(error, self.model_fields, thing="option", source=self.__name__)) from None
+    class _DescribesProblems(type(BaseModel)):
+        """Turn the error of a call of the class into one sentence; `BaseModel.model_validate` is unchanged."""
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return super().__call__(*args, **kwargs)
+            except ValidationError as error:
+                raise ValueError(
+                    first_problem(error, self.model_fields, thing="option", source=self.__name__)
+                ) from None
 
 
 class Described(BaseModel, metaclass=_DescribesProblems):

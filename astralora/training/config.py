@@ -18,6 +18,8 @@ from ..devices.validation import Described, Place, Seed, first_problem
 
 __all__ = ["AllocateConfig", "DeviceConfig", "MethodConfig", "RunConfig"]
 
+_WIDEST = 2**20  # a layer of more inputs or outputs does not fit into memory
+
 Option = bool | int | float | str | list[float]
 
 
@@ -107,8 +109,8 @@ class RunConfig(_Section):
     batch_size: PositiveInt = 50
     learning_rate: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     final_learning_rate: float = Field(default=1e-6, ge=0, allow_inf_nan=False)
-    in_features: PositiveInt = 256
-    out_features: PositiveInt = 128
+    in_features: int = Field(default=256, ge=1, le=_WIDEST)
+    out_features: int = Field(default=128, ge=1, le=_WIDEST)
     baseline: bool = True
     device: DeviceConfig = DeviceConfig()
     method: MethodConfig = MethodConfig()

@@ -319,7 +319,8 @@ def test_the_draft_of_a_killed_process_is_cleared_by_the_next_write_of_the_same_
 
 @posix
 def test_the_draft_of_a_living_writer_is_not_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sync, written = os.fsync, []
+    sync = os.fsync
+    written: list[bool] = []
 
     def write_meanwhile(number: int) -> None:
         sync(number)
@@ -347,10 +348,12 @@ for number in range(60):
 def test_processes_and_threads_that_write_the_same_file_do_not_mix_their_contents(tmp_path: Path) -> None:
     path = tmp_path / "x"
     children = [start([sys.executable, "-c", _MANY, path, letter]) for letter in "ab"]
-    threads = [
-        threading.Thread(target=lambda letter=letter: [write_atomically(path, letter * 50_000) for _ in range(60)])
-        for letter in "cd"
-    ]
+
+    def write(letter: str) -> None:
+        for _ in range(60):
+            write_atomically(path, letter * 50_000)
+
+    threads = [threading.Thread(target=write, args=letter) for letter in "cd"]
     for thread in threads:
         thread.start()
     seen = set()
