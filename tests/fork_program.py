@@ -158,7 +158,7 @@ def by_data_loader(session: Session) -> list[str]:
 
 def by_joblib(session: Session) -> list[str]:
     """Send the session and its driver to workers of joblib."""
-    from joblib import Parallel, delayed  # type: ignore[import-untyped]
+    from joblib import Parallel, delayed
 
     def send(item: object) -> None:
         Parallel(n_jobs=2)(delayed(repr)(item) for _ in range(2))
