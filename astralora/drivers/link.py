@@ -79,7 +79,8 @@ class LinkDevice(HardwareDevice):
         with self._lock:
             if self._is_open and not self.transport.is_open:
                 self._is_open = False
-            super().open()
+        # Without the lock, because a device that fails to open is closed in another thread.
+        super().open()
 
     def close(self) -> None:
         """Leave the hardware in its safe state and disconnect; do nothing when closed already.

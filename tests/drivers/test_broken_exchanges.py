@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from astralora.devices import DeviceTimeout, NotConnected, ProtocolError, make_device, open_device
+from astralora.devices import DeviceSpec, DeviceTimeout, NotConnected, ProtocolError, make_device, open_device
 from astralora.drivers.emulator import FrameEmulator
+from astralora.drivers.link import LinkDevice
 from astralora.drivers.text import TextLine
 from astralora.drivers.transports import SerialTransport, TcpTransport, Transport, open_transport
 
@@ -361,3 +362,28 @@ def test_the_emulator_needs_no_calls_that_windows_lacks(monkeypatch: pytest.Monk
         with pytest.raises(NotConnected, match="in use by another host"):
             make_device("frame-mvm", port=emulator.uri)
         assert session.query(torch.zeros(2, 4)).shape == (2, 3)
+
+
+def test_a_driver_that_fails_to_open_is_closed_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Refusing(LinkDevice):
+        closed = False
+
+        def _open(self) -> None:
+            self.transport.open()
+            raise DeviceTimeout("no answer to the greeting")
+
+        def _close(self) -> None:
+            self.closed = True
+            self.transport.close()
+
+        def _program(self, controls: Any) -> None: ...
+
+        def _query(self, inputs: Any) -> Any: ...
+
+    spec = DeviceSpec(name="refusing", in_features=1, out_features=1, num_controls=1)
+    device = Refusing(spec, open_transport("loop://"))
+    with pytest.raises(DeviceTimeout, match="greeting"):
+        device.open()
+    assert device.closed
+    assert not device.transport.is_open
+    assert "has not closed" not in caplog.text
