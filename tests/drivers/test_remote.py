@@ -142,10 +142,12 @@ def test_the_loss_of_the_node_is_survived_once_it_returns(cluster: Any, session:
         answer = waiting.result(60)
     with local() as here:
         expected = here.apply(settings[0], inputs)
-    # The chip that has come back is the same, and begins anew.
-    assert torch.equal(answer, expected)
+    # The chip that has come back is the same, and begins anew. A vector with a known answer was passed before, so that
+    # the noise differs; it exceeds 8 standard deviations of a difference less than once in 10^14 values.
+    spec = session.spec
+    bound = 8 * 2**0.5 * spec.noise_std + (spec.output_step or 0.0)
+    assert float((answer - expected).abs().max()) <= bound
     assert session.usage.retries >= 1
-    assert session.usage.programs == 1 + session.usage.retries
 
 
 def test_ray_is_imported_only_when_used() -> None:

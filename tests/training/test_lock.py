@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -98,18 +99,20 @@ def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_does_not_hold_the_folder_of_its_parent(tmp_path: Path) -> None:
-    code = HOLD.replace("time.sleep(60)", "import os; child = os.fork()\nprint(child, flush=True)\ntime.sleep(60)")
-    process = start([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
-    child = next(number for number in (int(process.stdout.readline()) for _ in range(2)) if number)
-    process.kill()
-    process.wait(timeout=30)
-    try:
-        FolderLock(tmp_path).acquire()
-    finally:
-        os.kill(child, signal.SIGKILL)
-        process.stdout.close()
+    code = HOLD.replace("time.sleep(60)", "import os; child = os.fork()\nif child: print(child, flush=True)\ntime.sleep(60)")
+    with start([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        child = int(process.stdout.readline())
+        process.kill()
+        process.wait(timeout=30)
+        lock = FolderLock(tmp_path)
+        try:
+            lock.acquire()
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        lock.release()
 
 
 def test_a_removed_folder_is_noticed(tmp_path: Path) -> None:
