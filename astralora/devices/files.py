@@ -191,7 +191,11 @@ def write_errors(
     try:
         yield
     except (OSError, ValueError) as problem:
-        if isinstance(problem, ValueError) and type(problem) is not ValueError and not isinstance(problem, UnicodeError):
+        if (
+            isinstance(problem, ValueError)
+            and type(problem) is not ValueError
+            and not isinstance(problem, UnicodeError)
+        ):
             raise  # a sentence already
         remedy = remedy or _REMEDIES.get(getattr(problem, "errno", None) or 0)
         reason = f"{_reason(problem)}; {remedy}" if remedy else _reason(problem)

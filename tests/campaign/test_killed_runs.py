@@ -101,7 +101,7 @@ print(json.dumps({"kills": kills, "runs": runs, "before_begin": before_begin, "w
 """
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(200, marks=pytest.mark.campaign)])
+@pytest.mark.parametrize("kills", [2, pytest.param(200, marks=pytest.mark.campaign)])
 def test_killed_runs_end_with_the_same_weights_and_count_everything(kills: int, tmp_path: Path) -> None:
     child = start([sys.executable, "-c", CHILD, str(kills)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=None)
     out, _ = child.communicate()

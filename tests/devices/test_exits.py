@@ -9,7 +9,6 @@ from ..exits import check_exit
     ("kind", "name"),
     [
         ("frame", "SIGINT twice"),
-        ("tiled", "SIGINT twice without with"),
         ("numpy", "SIGTERM, session in a thread, main joins"),
         ("tiled", "half-open by Ctrl-C"),
         ("numpy", "half-open by an error"),

@@ -16,7 +16,7 @@ from ..interruptions import interrupt, interrupt_and_close, run_threads, with_la
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 TIMEOUT = 0.05
-FEW = 10
+FEW = 6
 PORTS = [
     ("minimal", "tcp"),
     ("minimal", "pty"),

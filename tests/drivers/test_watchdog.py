@@ -88,7 +88,10 @@ def beats() -> list[threading.Thread]:
 # -- the host computes -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1:0", "pty", "loop://watchdog"])
+@pytest.mark.parametrize(
+    "address",
+    ["pty", *(pytest.param(each, marks=pytest.mark.campaign) for each in ("tcp://127.0.0.1:0", "loop://watchdog"))],
+)
 def test_a_host_that_computes_keeps_its_controls(protocol: str, chip: Chip, address: str) -> None:
     with served(protocol, chip, address) as port:
         device = OPEN[protocol](port, watchdog=1.0)
@@ -142,7 +145,7 @@ def test_beats_never_interleave_with_operations(protocol: str, chip: Chip) -> No
 
         thread = threading.Thread(target=beat)
         thread.start()
-        for _ in range(80):
+        for _ in range(30):
             controls = 2 * torch.rand(N * M, generator=generator)
             inputs = torch.rand(3, N, generator=generator)
             device.program(controls)
@@ -191,7 +194,9 @@ def ask(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="processes cannot be stopped here")
-@pytest.mark.parametrize(("protocol", "address"), [("frames", "pty"), ("scpi", "tcp://127.0.0.1:0")])
+@pytest.mark.parametrize(
+    ("protocol", "address"), [("frames", "pty"), pytest.param("scpi", "tcp://127.0.0.1:0", marks=pytest.mark.campaign)]
+)
 def test_a_chip_is_safe_after_its_host_was_stopped_or_killed(protocol: str, chip: Chip, address: str) -> None:
     with served(protocol, chip, address) as port, host(protocol, port, 1.0) as process:
         assert ask(process) == "answered 0"

@@ -99,7 +99,8 @@ def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_does_not_hold_the_folder_of_its_parent(tmp_path: Path) -> None:
-    code = HOLD.replace("time.sleep(60)", "import os; child = os.fork()\nif child: print(child, flush=True)\ntime.sleep(60)")
+    fork = "import os; child = os.fork()\nif child: print(child, flush=True)\n"
+    code = HOLD.replace("time.sleep(60)", f"{fork}time.sleep(60)")
     with start([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
