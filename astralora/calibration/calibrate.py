@@ -81,17 +81,15 @@ def calibrate(
             determine a linear device.
         model: name of a registered device whose law is fitted, or ``"none"``; the device's own name if None.
         options: options of that device, such as ``response`` of ``mrr``.
-        path: path of the record. Until the record is written, measured data are stored in files beside it. After an
-            interruption, the same call resumes from these files. The budget covers all parts together: what was spent
-            and not saved is taken from the last settings. The record holds the cost of all parts; after a kill this is
-            a lower bound, since the operations after the last save are unknown.
+        path: path of the record. Until it is written, measured data are stored in files beside it, and the same call
+            resumes from them. The budget covers all parts together. The record holds the cost of all parts; after a
+            kill, this is a lower bound.
         characterise: whether to measure noise, converters and channels first; None means only if the spec claims no
             noise.
         known: characterisation of the chip, used instead of measuring again.
         steps: steps of the first fit.
         seed: seed of settings and fit.
-        listener: called with ``{"event": "measured", "done", "total"}`` and ``{"event": "fitted", "done", "total",
-            "left"}``.
+        listener: called with "event" ("measured" or "fitted"), "done", "total", and "left" after a fit.
 
     Returns:
         The record; ``fit`` holds the quality of the fit, ``findings`` the direct measurements.

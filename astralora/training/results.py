@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,18 +64,37 @@ def make_summary(
         stopped: reason for which the run ended early.
         damaged_lines: number of damaged or missing lines of metrics.jsonl.
     """
-    by_purpose = usage_by_purpose(sessions.values())
-    usage = sum(by_purpose.values(), Usage())
-    repeated = repeated_usage(sessions.values())
-    layer = fit.layers[0]
-    step = layer.estimator.step_choice
-    drifts = [drift for each in fit.layers if (drift := each.surrogate.drift) is not None]
-    healths = [each.health for each in fit.layers if each.health is not None]
-    summary: dict[str, Any] = {
+    return {
         "task": config.task,
         "device": config.device.name,
         "impairments": config.device.impairments,
         "method": config.method.name,
+        **_describe_gradients(config, fit),
+        "calibration": config.device.calibration,
+        "seed": config.seed,
+        "epochs": results.epochs,
+        "steps": fit.step,
+        "test_accuracy": results.test_accuracy,
+        "best_test_accuracy": results.best_test_accuracy,
+        "baseline_test_accuracy": fixed["baseline"],
+        **_describe_spending(sessions.values(), fit.step),
+        "wall_seconds": fit.wall_seconds,
+        "device_state": "continuous" if fixed["continuous"] else "reopened",
+        "serial_number": ", ".join(session.spec.serial_number or "unknown" for session in sessions.values()),
+        "stopped_early": stopped,
+        "damaged_lines": damaged_lines,
+        "control_unit": fit.layers[0].session.spec.control_unit,
+        "devices": {name: _describe(session) for name, session in sessions.items()},
+    }
+
+
+def _describe_gradients(config: RunConfig, fit: Fit) -> dict[str, Any]:
+    """Return how gradients were computed, and what the layers report of it."""
+    layer = fit.layers[0]
+    step = layer.estimator.step_choice
+    drifts = [drift for each in fit.layers if (drift := each.surrogate.drift) is not None]
+    healths = [each.health for each in fit.layers if each.health is not None]
+    return {
         "estimator": type(layer.estimator).__name__.lower(),
         "surrogate": type(layer.surrogate).__name__.lower(),
         "step_size": None if step is None else step.size,
@@ -85,33 +104,25 @@ def make_summary(
         "expense": expected_expense(layer.session.spec, layer.estimator) if config.method.name == "auto" else None,
         "twin_unexplained": max((d.unexplained for d in drifts if d.unexplained is not None), default=None),
         "needs_calibration": any(drift.needs_calibration for drift in drifts),
-        "calibration": config.device.calibration,
-        "seed": config.seed,
-        "epochs": results.epochs,
-        "steps": fit.step,
-        "test_accuracy": results.test_accuracy,
-        "best_test_accuracy": results.best_test_accuracy,
-        "baseline_test_accuracy": fixed["baseline"],
-        "programs": usage.programs,
-        "queries": usage.queries,
-        "vectors": usage.vectors,
-        "retries": usage.retries,
-        "programs_per_step": (usage.programs - repeated.programs) / fit.step if fit.step else None,
-        "hardware_seconds": sum(session.usage.hardware_seconds(session.spec) for session in sessions.values()),
-        "wall_seconds": fit.wall_seconds,
-        "device_state": "continuous" if fixed["continuous"] else "reopened",
-        "serial_number": ", ".join(session.spec.serial_number or "unknown" for session in sessions.values()),
-        "stopped_early": stopped,
-        "damaged_lines": damaged_lines,
-        "control_unit": layer.session.spec.control_unit,
-        "devices": {name: _describe(session) for name, session in sessions.items()},
-        "repeated": {name: getattr(repeated, name) for name in ("programs", "queries", "vectors", "retries")},
+    }
+
+
+def _describe_spending(sessions: Collection[Session], steps: int) -> dict[str, Any]:
+    """Return the operations of all devices together: all, repeated, and by purpose."""
+    by_purpose = usage_by_purpose(sessions)
+    usage = sum(by_purpose.values(), Usage())
+    repeated = repeated_usage(sessions)
+    counted = ("programs", "queries", "vectors", "retries")
+    return {
+        **{name: getattr(usage, name) for name in counted},
+        "programs_per_step": (usage.programs - repeated.programs) / steps if steps else None,
+        "hardware_seconds": sum(session.usage.hardware_seconds(session.spec) for session in sessions),
+        "repeated": {name: getattr(repeated, name) for name in counted},
         "usage_by_purpose": {
             name: {"programs": part.programs, "queries": part.queries, "vectors": part.vectors}
             for name, part in sorted(by_purpose.items())
         },
     }
-    return summary
 
 
 def _describe(session: Session) -> dict[str, Any]:
