@@ -30,7 +30,7 @@ from typing import Final, Protocol
 
 from .errors import DeviceTimeout, NotConnected
 from .ownership import Ownership
-from .signals import shielded, stop_on_signals, watch_signals
+from .signals import end_by_signal, shielded, stop_on_signals, watch_signals
 from .spec import DeviceSpec
 
 __all__ = ["PATIENCE", "Connection", "close_each", "run_within", "stop_on_signals", "undo_open"]
@@ -256,6 +256,7 @@ def _close_at_exit() -> None:
             _close_all()
             # A chip may be late because the thread that has closed it held a lock of the driver.
             wait_for(_late, _SHORT)
+            end_by_signal()
             return
 
 

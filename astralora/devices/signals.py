@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
 
-__all__ = ["shielded", "stop_on_signals", "watch_signals"]
+__all__ = ["end_by_signal", "shielded", "stop_on_signals", "watch_signals"]
 
 _log = logging.getLogger(__name__)
 
@@ -26,6 +26,8 @@ _ENDING: Final = tuple(
 
 # Pipes to the threads that wait for signals outside the main thread: (read end, write end) by signal.
 _pipes: dict[int, tuple[int, int]] = {}
+# Signals that such a thread has received.
+_received: list[int] = []
 # Handlers of the signals that are delayed at present, by signal.
 _delayed: dict[int, Any] = {}
 
@@ -131,10 +133,20 @@ def _end_after(number: int, read: int, close_all: Callable[[], object]) -> None:
     with open(read, "rb", buffering=0) as pipe:
         if not pipe.read(1):
             return  # the other end was closed
+    _received.append(number)
     _log.warning(_SAFE_FIRST, signal.Signals(number).name)
     try:
         close_all()
     finally:
+        end_by_signal()
+
+
+def end_by_signal() -> None:
+    """End the process by the signal that the thread of `watch_signals` has received; do nothing if there is none.
+
+    The main thread may come to its end before that thread, because its sessions are closed; the exit code is the same.
+    """
+    for number in _received:
         faulthandler.unregister(number)
         os.kill(os.getpid(), number)
 
@@ -153,6 +165,7 @@ def _unwatch(number: int) -> None:
 
 
 def _after_fork() -> None:
+    _received.clear()
     # The pipes of a child lead to its parent, which must not end when the child receives a signal.
     for number in list(_pipes):
         read = _pipes[number][0]
