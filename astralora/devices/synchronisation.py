@@ -220,9 +220,10 @@ class Synchronisation:
             DeviceTimeout, NotConnected, ProtocolError: the device does not answer, or its answers are out of step.
         """
         if self._state is _State.UNVERIFIED and self._compare():
-            self._settle(_State.IN_STEP)
             if self._device.spec.idempotent_program:
                 self._guarded(self._program, controls)
+            # Settled last: if the program was refused or interrupted, the controls are still in doubt.
+            self._settle(_State.IN_STEP)
 
     # -- questions ----------------------------------------------------------------------------
 

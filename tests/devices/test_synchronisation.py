@@ -344,3 +344,18 @@ def test_a_device_that_cannot_answer_late_is_not_asked(capability: type) -> None
         use(session, chip, 1)
         assert (session.usage - before).vectors == 1
         assert chip.opened == 1
+
+
+def test_the_device_stays_in_doubt_if_the_budget_refuses_the_program_after_the_comparison() -> None:
+    chip = FlushedPipe(acknowledges=False)
+    with Session(chip, retry=ONCE) as session:
+        chip.break_off(KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            session.program(controls(0))
+        session.program(controls(1))
+        session.budget = Budget(programs=chip.programs)
+        for _ in range(2):
+            with pytest.raises(BudgetExceeded, match="programs of a budget of"):
+                session.query(vectors(0))
+        session.budget = None
+        use(session, chip, 3)
