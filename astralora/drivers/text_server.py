@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Self
 
 from ..devices import DeviceError, DeviceTimeout, NotConnected
 from .emulator.ports import open_port
+from .emulator.serving import PortServer
 from .transports import Transport
 
 __all__ = ["TextServer"]
@@ -17,7 +16,7 @@ __all__ = ["TextServer"]
 _log = logging.getLogger(__name__)
 
 
-class TextServer:
+class TextServer(PortServer):
     """Answer lines of text on a port, to run a driver without its instrument.
 
     Use it as a context manager, or call `start` and `stop`. It serves one host at a time.
@@ -36,31 +35,10 @@ class TextServer:
 
     def __init__(self, answer: Callable[[str], str | None], address: str) -> None:
         self._answer = answer
-        self._port = open_port(address)
-        self.uri = self._port.uri
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"astralora text server {self.uri}", daemon=True)
-
-    def start(self) -> Self:
-        """Start to answer lines."""
-        self._thread.start()
-        return self
-
-    def stop(self) -> None:
-        """Stop answering, and close the port."""
-        self._stop.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-        self._port.close()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+        super().__init__(open_port(address))
 
     def _run(self) -> None:
-        while (line := self._port.accept(self._stop, lambda: None)) is not None:
+        while (line := self.port.accept(self._stop, lambda: None)) is not None:
             with suppress(NotConnected):
                 self._serve(line)
             with suppress(DeviceError, OSError):

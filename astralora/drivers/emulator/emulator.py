@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from contextlib import suppress
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from ...devices import Device, DeviceError, DeviceTimeout, NotConnected, ProtocolError
 from ...devices.wrappers.faults import CHIP_FAULTS, LINK_FAULTS, FaultKind, FaultPlan, FaultyDevice
@@ -18,11 +17,12 @@ from ..transports.base import Bytes
 from ..values import ByteOrder
 from .line_faults import HungUp, LineFaults
 from .ports import open_port
+from .serving import PortServer
 
 __all__ = ["Emulator", "FrameEmulator", "ScpiEmulator"]
 
 
-class Emulator:
+class Emulator(PortServer):
     """Emulate the firmware of a device on a port, in a separate thread.
 
     Use it as a context manager, or call `start` and `stop`. It serves one host at a time.
@@ -55,10 +55,7 @@ class Emulator:
         plan = faults or FaultPlan()
         self._chip = FaultyDevice(device, plan, CHIP_FAULTS)
         self._line_faults = LineFaults(plan, self._chip, self.possible_faults(plan))
-        self._stop = threading.Event()
-        self.port = open_port(address, busy=self.busy, public=public)
-        self.uri = self.port.uri
-        self._thread = threading.Thread(target=self._run, name=f"astralora emulator {self.uri}", daemon=True)
+        super().__init__(open_port(address, busy=self.busy, public=public))
 
     @classmethod
     def possible_faults(cls, plan: FaultPlan) -> tuple[FaultKind, ...]:
@@ -70,29 +67,10 @@ class Emulator:
         """Return the number of faults of each kind that were injected."""
         return self._chip.injected + self._line_faults.dice.injected
 
-    def start(self) -> Self:
-        """Start to answer requests."""
-        self._thread.start()
-        return self
-
     def stop(self) -> None:
         """Stop answering requests, close the port, and bring the device into its safe state."""
-        self._stop.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-        self.port.close()
+        super().stop()
         self.device.close()
-
-    def wait(self) -> None:
-        """Block until `stop` is called or the calling thread is interrupted."""
-        while self._thread.is_alive():
-            self._thread.join(0.2)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def _run(self) -> None:
         while True:
